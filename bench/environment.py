@@ -1,0 +1,43 @@
+"""The machine and the versions that a measurement belongs to."""
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+from dgpt2_quant.quantize.cores import usable_cores
+
+from .schema import Environment
+
+
+def describe_environment(threads: int | None) -> Environment:
+    """Everything a reader needs to judge the numbers; `threads` None means all usable cores."""
+    cores = usable_cores()
+    return {
+        "cpu": _cpu_name(),
+        "cores": cores,
+        "threads": threads or cores,
+        "ram_bytes": _ram_bytes(),
+        "os": platform.platform(terse=True),
+        "python": platform.python_version(),
+        "llama_cpp_python": version("llama-cpp-python"),
+        "dgpt2_quant": version("dgpt2-quant"),
+        "loadavg": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _ram_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return None

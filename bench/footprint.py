@@ -1,0 +1,81 @@
+"""Load time, first token and peak memory of one file, each in a fresh process.
+
+Memory of a process is only its own when it did nothing else, and its peak (VmHWM) can not be taken back; so a child
+loads the file, reads a prompt, writes a few tokens, and reports.
+"""
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from dgpt2_quant.quantize.errors import RuntimeFailure
+
+PROMPT_TOKENS = 64
+DECODE_TOKENS = 32
+_TIMEOUT = 600  # seconds; a child that takes longer hangs
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Medians over the children in milliseconds, the largest peak in bytes."""
+
+    load_ms: float
+    first_token_ms: float
+    peak_rss_bytes: int
+
+
+def measure_footprint(path: Path, *, threads: int | None = None, children: int = 3) -> Footprint:
+    """Runs the children one after another. Raises `RuntimeFailure` with what a failing one said."""
+    results = []
+    for _ in range(children):
+        command = [sys.executable, "-m", "dgpt2_quant.bench.footprint", str(path), str(threads or "auto")]
+        child = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
+        if child.returncode:
+            raise RuntimeFailure(f"measuring {path} failed: {child.stderr.strip()[-500:]}")
+        results.append(json.loads(child.stdout))
+    return Footprint(
+        load_ms=statistics.median(result["load_ms"] for result in results),
+        first_token_ms=statistics.median(result["first_token_ms"] for result in results),
+        peak_rss_bytes=max(result["peak_rss_bytes"] for result in results),
+    )
+
+
+def peak_rss_bytes() -> int:
+    """The most memory that this process ever had in RAM."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _child(path: str, threads: str) -> None:
+    from dgpt2_quant.runtime.library import bindings
+    from dgpt2_quant.runtime.model import Model
+
+    bindings()  # importing the library is no part of loading a model
+    started = time.perf_counter()
+    with Model.load(path, threads="auto" if threads == "auto" else int(threads)) as model:
+        load_ms = 1000 * (time.perf_counter() - started)
+        prompt = [index % model.vocabulary for index in range(min(PROMPT_TOKENS, model.positions // 2))]
+        generation = model.stream(prompt, max_tokens=DECODE_TOKENS, seed=0, temperature=0)
+        for _ in generation:
+            pass
+        result = {
+            "load_ms": load_ms,
+            "first_token_ms": generation.timing.first_token_ms,
+            "peak_rss_bytes": peak_rss_bytes(),
+        }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    _child(*sys.argv[1:])

@@ -1,0 +1,41 @@
+"""The text that levels are compared on."""
+
+import hashlib
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from dgpt2_quant.quantize.errors import ModelNotFoundError, UsageError
+
+BUNDLED = {"evaluation": "evaluation.txt", "calibration": "calibration.txt"}
+
+
+@dataclass(frozen=True)
+class BenchText:
+    """A text, and the hash of its bytes."""
+
+    name: str
+    sha256: str
+    text: str
+
+
+def load_text(text: str | Path = "evaluation") -> BenchText:
+    """A bundled text by name, or any UTF-8 file.
+
+    Raises `ModelNotFoundError` for a missing file, `UsageError` for one that is not UTF-8.
+    """
+    path = Path(text).expanduser()
+    if not path.is_file() and str(text) in BUNDLED:
+        data, name = files("dgpt2_quant.demo").joinpath(BUNDLED[str(text)]).read_bytes(), str(text)
+    else:
+        try:
+            data, name = path.read_bytes(), path.name
+        except OSError as error:
+            raise ModelNotFoundError(
+                f"there is no text {str(text)!r} ({error.strerror})",
+                f"Name a file, or one of: {', '.join(BUNDLED)}.",
+            ) from error
+    try:
+        return BenchText(name, hashlib.sha256(data).hexdigest(), data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8: {error}", "Convert it, for example with iconv.") from error

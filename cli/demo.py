@@ -1,0 +1,74 @@
+"""`dgpt2-quant demo`: the whole road with the bundled checkpoint, offline."""
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import OverwriteOption
+from .output import megabytes, note, print_table
+from .progress import progress_bar
+
+PROMPT = "Once upon a time"
+SEED = 7
+DEFAULT_FOLDER = "dgpt2-quant-demo"
+
+
+def demo(
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            help=f"Where files and report go; {DEFAULT_FOLDER} if not given.",
+        ),
+    ] = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Convert, run and compare the bundled checkpoint; takes about a minute and no network."""
+    from dgpt2_quant.bench.matrix import measure_levels, refuse_reports
+    from dgpt2_quant.bench.report import COLUMNS, remarks, table_rows, write_report
+    from dgpt2_quant.quantize.checkpoint import source_sha256
+    from dgpt2_quant.quantize.convert import convert_source, file_name
+    from dgpt2_quant.quantize.quant_types import DEMO_TYPES, find_type, find_types
+    from dgpt2_quant.quantize.resolve import resolve
+    from dgpt2_quant.quantize.store import StoredModel
+    from dgpt2_quant.runtime.model import Model
+
+    folder = Path(output or DEFAULT_FOLDER)
+    overwrite = overwrite or output is None  # its own folder it may write anew
+    refuse_reports(folder, overwrite)
+    source = resolve("storybook")
+    levels = {quant_type: folder / file_name(source.name, quant_type) for quant_type in find_types(DEMO_TYPES)}
+    reference = find_type("f32")
+
+    typer.echo(f"1. storybook, a small GPT-2 that has read children's books, to {len(levels)} levels")
+    with progress_bar() as progress:
+        files = convert_source(source, levels, overwrite=overwrite, progress=progress)
+    print_table(
+        ["type", "size", "bits/weight", "file"],
+        [[f.type, megabytes(f.bytes), f"{f.bits_per_weight:.2f}", f.path] for f in files],
+    )
+
+    typer.echo(f'\n2. "{PROMPT}" with each, from the same seed')
+    for quant_type, path in levels.items():
+        with Model.load(path) as model:
+            generation = model.stream(PROMPT, max_tokens=48, seed=SEED)
+            text = " ".join((PROMPT + "".join(generation)).split())
+        speed = generation.timing.decode_tps
+        typer.echo(f"{quant_type.name} ({speed:.0f} tokens/s): {text}" if speed else f"{quant_type.name}: {text}")
+
+    typer.echo("\n3. compared with F32 on the bundled evaluation text")
+    with tempfile.TemporaryDirectory() as scratch, progress_bar() as progress:
+        base = Path(scratch) / file_name(source.name, reference)
+        convert_source(source, {reference: base})
+        stored = StoredModel(source.name, source_sha256(source.folder), {**levels, reference: base})
+        document = measure_levels(stored, levels, reference, progress=progress)
+    write_report(document, folder, overwrite=overwrite)
+    print_table(COLUMNS, table_rows(document))
+    for remark in remarks(document):
+        typer.echo(remark)
+    note(f"\nReport: {folder / 'report.md'}, numbers: {folder / 'bench.json'}")
+    note(f'Next: dgpt2-quant run "{PROMPT}" -m {levels[find_type("q4_0")]}')

@@ -1,0 +1,213 @@
+"""A checkpoint to GGUF files, in one pass.
+
+The source is read once, a tensor at a time, whatever the number of types asked for; a tensor type that several of
+the files share (the norms in F32, a tied embedding in Q6_K) is computed once. While one tensor is quantized on all
+threads, the next is read and the one before is written. No intermediate file, and never more than a few tensors in
+memory.
+"""
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from .checkpoint import open_checkpoint, source_sha256
+from .cores import usable_cores
+from .errors import UsageError
+from .ggml import quantize
+from .gguf_file import encode_header, padded, tensor_bytes
+from .gpt2 import ModelTensor, model_tensors, read_hyperparameters
+from .metadata import build_metadata
+from .output_file import output_file, refuse_existing
+from .quant_types import QuantType, TensorType, find_types
+from .recipe import tensor_types
+from .resolve import DEFAULT_MODEL, Source, resolve
+from .tokenizer import read_tokenizer
+
+Progress = Callable[[int, int, str], None]  # (weights done, weights in all, what is being done)
+
+
+@dataclass(frozen=True)
+class ConvertedFile:
+    """One entry of `convert --json`. `seconds` is of the whole call, `tensors` counts them by tensor type."""
+
+    model: str
+    type: str
+    recipe: str
+    path: str
+    bytes: int
+    bits_per_weight: float
+    parameters: int
+    sha256: str
+    seconds: float
+    tensors: dict[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def convert(
+    model: str = DEFAULT_MODEL,
+    *,
+    type: Sequence[str | QuantType],
+    output: str | Path | None = None,
+    recipe: str = "stock",
+    revision: str | None = None,
+    offline: bool = False,
+    threads: int | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> list[ConvertedFile]:
+    """Writes a GGUF file for each quant type and returns what was written, in that order.
+
+    `model` is `storybook`, a Hub name or a folder; `output` a folder (default: here), or with one type also a file
+    name that ends in `.gguf`; `threads` defaults to the cores that this process may use.
+
+    Raises `DgptQuantError`: nothing is written then, or left behind.
+    """
+    quant_types = find_types(type)
+    if not quant_types:
+        raise UsageError("no quantization type was asked for", "For example `--type q4_k`; see `dgpt2-quant types`.")
+    source = resolve(model, revision=revision, offline=offline)
+    return convert_source(
+        source,
+        _targets(source, quant_types, Path(output or ".")),
+        recipe=recipe,
+        threads=threads,
+        overwrite=overwrite,
+        progress=progress,
+    )
+
+
+def convert_source(
+    source: Source,
+    targets: Mapping[QuantType, Path],
+    *,
+    recipe: str = "stock",
+    threads: int | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    known_sha256: str | None = None,
+) -> list[ConvertedFile]:
+    """`convert` for a checkpoint that is here already, to files of any name.
+
+    `known_sha256` saves hashing the source once more, for a caller who just did.
+    """
+    started = time.monotonic()
+    for path in targets.values():
+        refuse_existing(path, overwrite)
+    checkpoint = open_checkpoint(source.folder)
+    sizes = read_hyperparameters(checkpoint.config)
+    tensors = model_tensors(checkpoint, sizes)
+    shapes = {tensor.name: tensor.shape for tensor in tensors}
+    parameters = sum(map(prod, shapes.values()))
+    plans = {quant_type: tensor_types(shapes, quant_type, recipe) for quant_type in targets}
+    tokenizer = read_tokenizer(source.folder, checkpoint.config, sizes.vocabulary)
+    sha256 = known_sha256 or source_sha256(source.folder)
+    with ExitStack() as stack:
+        writers = []
+        for quant_type, path in targets.items():
+            metadata = build_metadata(
+                source, sha256, checkpoint.license(), sizes, tokenizer, parameters, quant_type, recipe
+            )
+            head = encode_header(metadata, {name: (shapes[name], plans[quant_type][name]) for name in shapes})
+            file = stack.enter_context(output_file(path, overwrite=overwrite))
+            writers.append(_Writer(file, plans[quant_type], head))
+        _stream(tensors, writers, threads or usable_cores(), parameters, progress)
+    seconds = round(time.monotonic() - started, 3)
+    return [
+        ConvertedFile(
+            model=source.name,
+            type=quant_type.name,
+            recipe=recipe,
+            path=str(path),
+            bytes=writer.bytes,
+            bits_per_weight=round(8 * _data_bytes(shapes, plans[quant_type]) / parameters, 3),
+            parameters=parameters,
+            sha256=writer.hash.hexdigest(),
+            seconds=seconds,
+            tensors=dict(Counter(t.name for t in plans[quant_type].values()).most_common()),
+        )
+        for (quant_type, path), writer in zip(targets.items(), writers, strict=True)
+    ]
+
+
+def file_name(model: str, quant_type: QuantType) -> str:
+    """`distilgpt2.Q4_K_M.gguf`, as the Hub's quantizers name them."""
+    return f"{model}.{quant_type.name}.gguf"
+
+
+class _Writer:
+    """Writes one file from front to back, and hashes it on the way."""
+
+    def __init__(self, file: BinaryIO, plan: Mapping[str, TensorType], head: bytes) -> None:
+        self.file = file
+        self.plan = plan
+        self.hash = hashlib.sha256()
+        self.bytes = 0
+        self.write(head)
+
+    def write(self, data: bytes | memoryview) -> None:
+        self.file.write(data)
+        self.hash.update(data)
+        self.bytes += len(data)
+
+    def write_tensor(self, data: npt.NDArray[np.uint8]) -> None:
+        self.write(data.reshape(-1).data)
+        self.write(bytes(padded(data.size) - data.size))
+
+
+def _stream(
+    tensors: Sequence[ModelTensor],
+    writers: Sequence[_Writer],
+    threads: int,
+    parameters: int,
+    progress: Progress | None,
+) -> None:
+    def write(name: str, blocks: dict[TensorType, npt.NDArray[np.uint8]]) -> None:
+        for writer in writers:
+            writer.write_tensor(blocks[writer.plan[name]])
+
+    with (
+        ThreadPoolExecutor(1) as reading,
+        ThreadPoolExecutor(1) as writing,
+        ThreadPoolExecutor(threads) as pool,
+    ):
+        done = 0
+        written: Future[None] | None = None
+        upcoming = reading.submit(tensors[0].read)
+        for tensor, following in zip(tensors, [*tensors[1:], None], strict=True):
+            data = upcoming.result()
+            if following is not None:
+                upcoming = reading.submit(following.read)
+            wanted = list(dict.fromkeys(writer.plan[tensor.name] for writer in writers))
+            blocks = dict(zip(wanted, quantize(tensor.name, data, wanted, pool), strict=True))
+            if written is not None:
+                written.result()
+            written = writing.submit(write, tensor.name, blocks)
+            done += data.size
+            if progress:
+                progress(done, parameters, tensor.name)
+        if written is not None:
+            written.result()
+
+
+def _targets(source: Source, quant_types: Sequence[QuantType], output: Path) -> dict[QuantType, Path]:
+    if output.suffix == ".gguf":
+        if len(quant_types) > 1:
+            raise UsageError(f"{output} is one file, but {len(quant_types)} types were asked for", "Name a folder.")
+        return {quant_types[0]: output}
+    return {quant_type: output / file_name(source.name, quant_type) for quant_type in quant_types}
+
+
+def _data_bytes(shapes: Mapping[str, tuple[int, ...]], plan: Mapping[str, TensorType]) -> int:
+    return sum(tensor_bytes(shapes[name], tensor_type) for name, tensor_type in plan.items())

@@ -1,0 +1,110 @@
+"""llama.cpp's own block quantizers, called on rows of any tensor: the only file of `quantize` that touches C.
+
+The functions are found through libllama, whose symbol look-up reaches the ggml libraries that it is linked with, so
+that the process has one copy of their tables. ctypes lets go of the GIL, so the rows of a tensor are spread over
+threads; the precision's conversion to float32 and the transposition of a view happen there too, a few rows at a time.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import CheckpointError, DgptQuantError
+from .quant_types import TensorType
+
+_CHUNK_WEIGHTS = 1 << 17  # per task: large against a call's cost, small against the second-level cache
+_F16_MAX = 65504.0
+
+FloatArray = npt.NDArray[np.floating[Any]]
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """libllama with the prototypes of what is used from ggml. Raises `DgptQuantError` when it is not installed."""
+    spec = find_spec("llama_cpp")
+    folder = Path(spec.origin).parent / "lib" if spec and spec.origin else Path()
+    for name in ("libllama.so", "libllama.dylib"):
+        if (folder / name).is_file():
+            lib = ctypes.CDLL(str(folder / name))
+            break
+    else:
+        raise DgptQuantError(
+            f"llama.cpp's library is not in {folder}",
+            "Install it again: `pip install --force-reinstall llama-cpp-python`.",
+        )
+    size, pointer = ctypes.c_int64, ctypes.c_void_p
+    lib.ggml_quantize_chunk.argtypes = [ctypes.c_int, pointer, pointer, size, size, size, pointer]
+    lib.ggml_quantize_chunk.restype = ctypes.c_size_t
+    lib.ggml_quantize_requires_imatrix.argtypes = [ctypes.c_int]
+    lib.ggml_quantize_requires_imatrix.restype = ctypes.c_bool
+    lib.ggml_row_size.argtypes = [ctypes.c_int, size]
+    lib.ggml_row_size.restype = ctypes.c_size_t
+    return lib
+
+
+def quantize(
+    name: str,
+    data: FloatArray,
+    tensor_types: Sequence[TensorType],
+    pool: ThreadPoolExecutor,
+    importance: npt.NDArray[np.float32] | None = None,
+) -> list[npt.NDArray[np.uint8]]:
+    """Quantizes one tensor to each of the types.
+
+    `data` has the shape (rows, columns) or (columns,), is float16, float32 or float64, and may be a strided view;
+    `importance` weighs the columns, shape (columns,). Returns, for each type, the bytes of the blocks in the shape
+    (rows, bytes of a row). Same result as ggml_quantize_chunk (ggml.c) on the whole tensor in float32.
+
+    Raises `CheckpointError` with the tensor's `name` for non-finite values, or values beyond F16's range where the
+    type stores F16 numbers.
+    """
+    rows = data if data.ndim == 2 else data.reshape(1, -1)
+    for tensor_type in tensor_types:
+        if rows.shape[1] % tensor_type.block:
+            raise ValueError(f"{name}: rows of {rows.shape[1]} do not divide into blocks of {tensor_type.block}")
+        if importance is None and library().ggml_quantize_requires_imatrix(tensor_type):
+            raise ValueError(f"{name}: {tensor_type.name} can not be computed without an importance matrix")
+    weights = None if importance is None else np.ascontiguousarray(importance, np.float32)
+    results = [np.empty((rows.shape[0], t.row_bytes(rows.shape[1])), np.uint8) for t in tensor_types]
+    step = max(1, _CHUNK_WEIGHTS // rows.shape[1])
+
+    def quantize_rows(first: int) -> None:
+        chunk = np.ascontiguousarray(rows[first : first + step], np.float32)
+        _check_values(name, chunk, tensor_types)
+        for tensor_type, result in zip(tensor_types, results, strict=True):
+            library().ggml_quantize_chunk(
+                tensor_type,
+                chunk.ctypes.data,
+                result[first:].ctypes.data,
+                0,
+                chunk.shape[0],
+                chunk.shape[1],
+                None if weights is None else weights.ctypes.data,
+            )
+
+    # list() waits for all of them and raises the first error
+    list(pool.map(quantize_rows, range(0, rows.shape[0], step)))
+    return results
+
+
+def _check_values(name: str, chunk: npt.NDArray[np.float32], tensor_types: Sequence[TensorType]) -> None:
+    largest = max(float(chunk.max()), -float(chunk.min()))  # NaN and infinity come through both
+    if not np.isfinite(largest):
+        raise CheckpointError(
+            f"tensor {name!r} has a value that is not finite (NaN or infinity)",
+            "The checkpoint is damaged.",
+        )
+    if largest > _F16_MAX:
+        for tensor_type in tensor_types:
+            if tensor_type not in (TensorType.F32, TensorType.BF16):
+                raise CheckpointError(
+                    f"tensor {name!r} has a value of {largest:.4g}; {tensor_type.name} goes up to {_F16_MAX:g}",
+                    "Convert it to f32 or bf16.",
+                )

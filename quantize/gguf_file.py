@@ -1,0 +1,300 @@
+"""The GGUF container: writing its head, and reading it without trusting it.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, version 3, little-endian. The head is the magic,
+the counts, the metadata (typed key-values) and one entry per tensor (name, shape, type, offset); then the tensors'
+data, each aligned. gguf-py reads and writes it too, and is the tests' oracle; this module exists because a writer
+that streams several files at once needs the head as bytes, and because gguf-py's reader takes a second for GPT-2's
+100,000 token and merge strings, does not check what it reads, and costs 0.3 s to import.
+"""
+
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from .errors import GGUFError
+from .quant_types import TensorType, name_of_file_type
+
+MAGIC = b"GGUF"
+VERSION = 3
+ALIGNMENT = 32
+_MAX_DIMENSIONS = 4
+_MAX_NAME_BYTES = 63  # ggml's GGML_MAX_NAME, with its final zero
+_MAX_ENTRIES = 1 << 16  # of metadata keys or tensors; GPT-2 XL has 580 tensors
+
+
+class ValueType(IntEnum):
+    """`enum gguf_type` in llama.cpp's gguf.h."""
+
+    UINT8 = 0
+    INT8 = 1
+    UINT16 = 2
+    INT16 = 3
+    UINT32 = 4
+    INT32 = 5
+    FLOAT32 = 6
+    BOOL = 7
+    STRING = 8
+    ARRAY = 9
+    UINT64 = 10
+    INT64 = 11
+    FLOAT64 = 12
+
+
+_FORMATS = {
+    ValueType.UINT8: "<B",
+    ValueType.INT8: "<b",
+    ValueType.UINT16: "<H",
+    ValueType.INT16: "<h",
+    ValueType.UINT32: "<I",
+    ValueType.INT32: "<i",
+    ValueType.FLOAT32: "<f",
+    ValueType.BOOL: "<?",
+    ValueType.UINT64: "<Q",
+    ValueType.INT64: "<q",
+    ValueType.FLOAT64: "<d",
+}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of a file: `shape` as NumPy has it (rows, columns), `start` and `nbytes` in bytes of the file."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: TensorType
+    start: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class GGUFHeader:
+    """What a file says of itself."""
+
+    path: Path
+    file_bytes: int
+    metadata: dict[str, Any]
+    tensors: dict[str, TensorInfo]
+
+    @property
+    def parameters(self) -> int:
+        return sum(prod(tensor.shape) for tensor in self.tensors.values())
+
+    @property
+    def quant_type(self) -> str | None:
+        """The level's name, if the file says and it is one of ours."""
+        return self.metadata.get("dgpt2_quant.type") or name_of_file_type(self.metadata.get("general.file_type"))
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Of all tensors' data; metadata does not count (as llama.cpp counts it)."""
+        return 8 * sum(tensor.nbytes for tensor in self.tensors.values()) / self.parameters
+
+
+def padded(nbytes: int) -> int:
+    """Rounds up to the alignment of tensor data."""
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def tensor_bytes(shape: Sequence[int], tensor_type: TensorType) -> int:
+    """Bytes of a tensor's data, without padding."""
+    return prod(shape[:-1]) * tensor_type.row_bytes(shape[-1])
+
+
+def encode_header(metadata: Mapping[str, Any], tensors: Mapping[str, tuple[tuple[int, ...], TensorType]]) -> bytes:
+    """The head of a file, padded to where the first tensor's data begins.
+
+    `metadata` values are str, bool, int (UINT32, or UINT64 beyond it), float (FLOAT32), and lists of str or of int
+    (INT32); `tensors` gives (shape, type) by name, in the order in which their data will follow, each padded.
+    """
+    parts = [MAGIC, struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
+    for key, value in metadata.items():
+        parts += [_encode_string(key), _encode_value(value)]
+    offset = 0
+    for name, (shape, tensor_type) in tensors.items():
+        parts.append(_encode_string(name))
+        parts.append(struct.pack("<I", len(shape)))
+        parts.append(struct.pack(f"<{len(shape)}Q", *reversed(shape)))
+        parts.append(struct.pack("<IQ", tensor_type, offset))
+        offset += padded(tensor_bytes(shape, tensor_type))
+    head = b"".join(parts)
+    return head.ljust(padded(len(head)), b"\0")
+
+
+def read_header(path: Path, *, arrays: bool = True) -> GGUFHeader:
+    """Reads metadata and tensor entries, and checks all of them against the file's size.
+
+    With `arrays=False` the arrays (the token tables) are skipped, and their values are their lengths.
+    Raises `GGUFError` that says what is wrong; a big-endian or an older file is refused by name.
+    """
+    try:
+        with path.open("rb") as file:
+            return _Reader(path, file.read(_head_bytes(path)), path.stat().st_size, arrays).read()
+    except OSError as error:
+        raise GGUFError(f"{path} can not be read: {error.strerror}", "Is the path right?") from error
+
+
+def _head_bytes(path: Path) -> int:
+    """How much to read: heads of GPT-2 files are 2 MB, of which the tokens are nearly all."""
+    return min(path.stat().st_size, 64 << 20)
+
+
+class _Reader:
+    def __init__(self, path: Path, data: bytes, file_bytes: int, arrays: bool) -> None:
+        self.path = path
+        self.data = data
+        self.file_bytes = file_bytes
+        self.arrays = arrays
+        self.at = 0
+
+    def read(self) -> GGUFHeader:
+        if self.data[:4] != MAGIC:
+            raise self._broken(f"it begins with {self.data[:4]!r}, not with {MAGIC!r}")
+        self.at = 4
+        version = self._number("<I")
+        if version != VERSION:
+            raise self._broken(f"it is of version {version}; this reads version {VERSION}, little-endian")
+        tensor_count, key_count = self._number("<Q"), self._number("<Q")
+        if max(tensor_count, key_count) > _MAX_ENTRIES:
+            raise self._broken(f"it claims {tensor_count} tensors and {key_count} keys")
+        metadata: dict[str, Any] = {}
+        for _ in range(key_count):
+            key = self._string()
+            if key in metadata:
+                raise self._broken(f"the key {key!r} stands in it twice")
+            metadata[key] = self._value(self._value_type())
+        alignment = metadata.get("general.alignment", ALIGNMENT)
+        if alignment != ALIGNMENT:
+            raise self._broken(f"its alignment is {alignment!r}; this reads {ALIGNMENT}")
+        entries = [self._tensor_entry() for _ in range(tensor_count)]
+        data_start = padded(self.at)
+        tensors: dict[str, TensorInfo] = {}
+        end = data_start
+        for name, shape, tensor_type, offset in entries:
+            if name in tensors:
+                raise self._broken(f"the tensor {name!r} stands in it twice")
+            start, nbytes = data_start + offset, tensor_bytes(shape, tensor_type)
+            if start != padded(end):
+                raise self._broken(
+                    f"tensor {name!r} begins at byte {start}, not at {padded(end)} behind the one before"
+                )
+            end = start + nbytes
+            if end > self.file_bytes:
+                raise self._broken(f"tensor {name!r} ends at byte {end}, the file at {self.file_bytes}")
+            tensors[name] = TensorInfo(name, shape, tensor_type, start, nbytes)
+        return GGUFHeader(self.path, self.file_bytes, metadata, tensors)
+
+    def _tensor_entry(self) -> tuple[str, tuple[int, ...], TensorType, int]:
+        name = self._string()
+        if not 0 < len(name.encode()) <= _MAX_NAME_BYTES:
+            raise self._broken(f"the tensor name {name[:80]!r} has not 1 to {_MAX_NAME_BYTES} bytes")
+        dimensions = self._number("<I")
+        if not 1 <= dimensions <= _MAX_DIMENSIONS:
+            raise self._broken(f"tensor {name!r} has {dimensions} dimensions")
+        shape = tuple(reversed([self._number("<Q") for _ in range(dimensions)]))
+        number, offset = self._number("<I"), self._number("<Q")
+        try:
+            tensor_type = TensorType(number)
+        except ValueError:
+            raise self._broken(f"tensor {name!r} has the type {number}, which is not known here") from None
+        if min(shape) < 1 or prod(shape) > 1 << 40 or shape[-1] % tensor_type.block:
+            raise self._broken(f"tensor {name!r} has the shape {list(shape)} in {tensor_type.name}")
+        return name, shape, tensor_type, offset
+
+    def _value_type(self) -> ValueType:
+        number = self._number("<I")
+        try:
+            return ValueType(number)
+        except ValueError:
+            raise self._broken(f"a value at byte {self.at} has the unknown type {number}") from None
+
+    def _value(self, value_type: ValueType) -> Any:
+        if value_type is ValueType.STRING:
+            return self._string()
+        if value_type is ValueType.ARRAY:
+            return self._array()
+        return self._number(_FORMATS[value_type])
+
+    def _array(self) -> Any:
+        item_type, count = self._value_type(), self._number("<Q")
+        if item_type is ValueType.ARRAY:
+            raise self._broken("it has an array of arrays")
+        smallest = 8 if item_type is ValueType.STRING else struct.calcsize(_FORMATS[item_type])
+        if count * smallest > len(self.data) - self.at:
+            raise self._broken(f"an array at byte {self.at} claims {count} values")
+        if item_type is ValueType.STRING:
+            return self._strings(count)
+        values = struct.unpack_from(f"<{count}{_FORMATS[item_type][1]}", self.data, self.at)
+        self.at += count * smallest
+        return list(values) if self.arrays else count
+
+    def _strings(self, count: int) -> Any:
+        # the one hot loop: 100,000 strings in a GPT-2 file
+        data, at, unpack = self.data, self.at, struct.Struct("<Q").unpack_from
+        spans = []
+        try:
+            for _ in range(count):
+                (length,) = unpack(data, at)
+                at += 8 + length
+                spans.append((at - length, at))
+        except struct.error:
+            at = len(data) + 1
+        if at > len(data):
+            raise self._broken("an array of strings runs over the end")
+        self.at = at
+        return [self._decode(data[begin:end]) for begin, end in spans] if self.arrays else count
+
+    def _string(self) -> str:
+        length = self._number("<Q")
+        if length > len(self.data) - self.at:
+            raise self._broken(f"a string at byte {self.at} claims {length} bytes")
+        self.at += length
+        return self._decode(self.data[self.at - length : self.at])
+
+    def _decode(self, text: bytes) -> str:
+        try:
+            return text.decode("utf-8")
+        except UnicodeDecodeError:
+            raise self._broken(f"the string {text[:40]!r} is not UTF-8") from None
+
+    def _number(self, layout: str) -> Any:
+        try:
+            (value,) = struct.unpack_from(layout, self.data, self.at)
+        except struct.error:
+            raise self._broken(f"it ends at byte {len(self.data)}, in the middle of its head") from None
+        self.at += struct.calcsize(layout)
+        return value
+
+    def _broken(self, why: str) -> GGUFError:
+        return GGUFError(
+            f"{self.path} is not a sound GGUF file: {why}",
+            "Make it again, for example with `dgpt2-quant convert`.",
+        )
+
+
+def _encode_string(text: str) -> bytes:
+    data = text.encode("utf-8")
+    return struct.pack("<Q", len(data)) + data
+
+
+def _encode_value(value: Any) -> bytes:
+    match value:
+        case str():
+            return struct.pack("<I", ValueType.STRING) + _encode_string(value)
+        case bool():
+            return struct.pack("<I?", ValueType.BOOL, value)
+        case int():
+            wide = value > 0xFFFFFFFF
+            return struct.pack("<IQ" if wide else "<II", ValueType.UINT64 if wide else ValueType.UINT32, value)
+        case float():
+            return struct.pack("<If", ValueType.FLOAT32, value)
+        case [str(), *_]:
+            return struct.pack("<IIQ", ValueType.ARRAY, ValueType.STRING, len(value)) + b"".join(
+                map(_encode_string, value)
+            )
+        case [int(), *_]:
+            return struct.pack(f"<IIQ{len(value)}i", ValueType.ARRAY, ValueType.INT32, len(value), *value)
+    raise TypeError(f"no GGUF type for {value!r}")

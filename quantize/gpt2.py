@@ -1,0 +1,210 @@
+"""What a GPT-2 is: its hyperparameters, its tensors by llama.cpp's names, and where a checkpoint keeps them.
+
+llama.cpp's GPT-2 graph has a tanh GELU and a 1/sqrt(head width) built in. Both of Transformers' attention scale
+switches fold exactly into the query third of the fused projection; another activation can not be expressed and is
+refused. `Conv1D` weights are stored (inputs, outputs): they are transposed (as views, nothing is copied here).
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .checkpoint import Checkpoint
+from .errors import CheckpointError
+
+_TANH_GELU = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh")
+_BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # causal masks; `h.0.attn.c_attn.bias` is a weight
+_OUTPUT = "lm_head.weight"
+_OUTSIDE = {
+    "output_norm.bias": "ln_f.bias",
+    "output_norm.weight": "ln_f.weight",
+    "position_embd.weight": "wpe.weight",
+    "token_embd.weight": "wte.weight",
+}
+_IN_BLOCK = {
+    "attn_norm": "ln_1",
+    "attn_output": "attn.c_proj",
+    "attn_qkv": "attn.c_attn",
+    "ffn_down": "mlp.c_proj",
+    "ffn_norm": "ln_2",
+    "ffn_up": "mlp.c_fc",
+}
+_CONV1D = ("attn_output.weight", "attn_qkv.weight", "ffn_down.weight", "ffn_up.weight")
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """The sizes of a GPT-2: `context` positions, `width` of the residual stream, `inner` width of the MLP."""
+
+    layers: int
+    width: int
+    heads: int
+    inner: int
+    context: int
+    vocabulary: int
+    norm_epsilon: float
+
+    def shapes(self, *, tied: bool = True) -> dict[str, tuple[int, ...]]:
+        """Each tensor's shape by llama.cpp's name, outputs first, in the order of our files.
+
+        It is the order in which llama-quantize walks a model (names sorted, blocks by number), because its
+        mixes count tensors as they come by.
+        """
+        width, inner = self.width, self.inner
+        outside = {
+            "output.weight": (self.vocabulary, width),
+            "output_norm.bias": (width,),
+            "output_norm.weight": (width,),
+            "position_embd.weight": (self.context, width),
+            "token_embd.weight": (self.vocabulary, width),
+        }
+        if tied:
+            del outside["output.weight"]
+        rows = {"attn_output": width, "attn_qkv": 3 * width, "ffn_down": width, "ffn_up": inner}
+        block: dict[str, tuple[int, ...]] = {}
+        for part in _IN_BLOCK:
+            block[f"{part}.bias"] = (rows.get(part, width),)
+            is_norm = part not in rows
+            columns = inner if part == "ffn_down" else width
+            block[f"{part}.weight"] = (width,) if is_norm else (rows[part], columns)
+        return outside | {f"blk.{n}.{name}": shape for n in range(self.layers) for name, shape in block.items()}
+
+
+@dataclass(frozen=True)
+class ModelTensor:
+    """One tensor under llama.cpp's name. `shape` is (outputs, inputs) for a matrix."""
+
+    name: str
+    shape: tuple[int, ...]
+    _checkpoint: Checkpoint
+    _key: str
+    _query_scale: float = 1.0
+
+    def read(self) -> npt.NDArray[np.floating[Any]]:
+        """Reads it from the checkpoint: float16, float32 or float64 as stored; a matrix may be a transposed view."""
+        data = self._checkpoint.tensors[self._key].read()
+        if self.name.endswith(_CONV1D):
+            data = data.T
+        if self._query_scale != 1.0:
+            data = data.astype(np.float32 if data.dtype == np.float16 else data.dtype)
+            data[: self.shape[0] // 3] *= self._query_scale
+        return data
+
+
+def read_hyperparameters(config: dict[str, Any]) -> Hyperparameters:
+    """The sizes from `config.json`. Raises `CheckpointError` for what is no GPT-2, or can not be expressed in GGUF."""
+    kind = config.get("model_type")
+    if kind != "gpt2":
+        raise CheckpointError(
+            f"config.json says model_type {kind!r}; this tool converts GPT-2 models (model_type 'gpt2')",
+            "For other architectures use llama.cpp's convert_hf_to_gguf.py.",
+        )
+    activation = config.get("activation_function", "gelu_new")
+    if activation not in _TANH_GELU:
+        raise CheckpointError(
+            f"config.json says activation_function {activation!r}; llama.cpp's GPT-2 computes a tanh GELU "
+            f"({', '.join(_TANH_GELU)}) and no other, so the converted model would be wrong"
+        )
+    if config.get("add_cross_attention"):
+        raise CheckpointError("config.json says add_cross_attention: llama.cpp's GPT-2 has none")
+    width = _size(config, "n_embd", 768)
+    heads = _size(config, "n_head", 12)
+    if width % heads:
+        raise CheckpointError(f"config.json: n_embd {width} is not a multiple of n_head {heads}")
+    epsilon = config.get("layer_norm_epsilon", 1e-5)
+    if not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
+        raise CheckpointError(f"config.json: layer_norm_epsilon is {epsilon!r}")
+    return Hyperparameters(
+        layers=_size(config, "n_layer", 12),
+        width=width,
+        heads=heads,
+        inner=4 * width if config.get("n_inner") is None else _size(config, "n_inner", 0),
+        context=_size(config, "n_positions", config.get("n_ctx", 1024)),
+        vocabulary=_size(config, "vocab_size", 50257),
+        norm_epsilon=float(epsilon),
+    )
+
+
+def model_tensors(checkpoint: Checkpoint, sizes: Hyperparameters) -> list[ModelTensor]:
+    """The model's tensors in the order of our files, each found in the checkpoint and of the right shape.
+
+    Mask buffers are left out; a head that is the embedding once more is left out (it costs 41 MB in DistilGPT2).
+    Raises `CheckpointError` that names a missing, misshapen or unknown tensor.
+    """
+    prefix = "transformer." if "transformer.wte.weight" in checkpoint.tensors else ""
+    tied = _is_tied(checkpoint, f"{prefix}wte.weight")
+    scales = _query_scales(checkpoint.config, sizes)
+    tensors = []
+    for name, shape in sizes.shapes(tied=tied).items():
+        key = _checkpoint_key(name, prefix)
+        stored = checkpoint.tensors.get(key)
+        if stored is None:
+            raise CheckpointError(
+                f"{checkpoint.folder} has no tensor {key!r}, which its config.json calls for",
+                "Is n_layer right, and are all shards there?",
+            )
+        expected = tuple(reversed(shape)) if name.endswith(_CONV1D) else shape
+        if stored.shape != expected:
+            raise CheckpointError(
+                f"tensor {key!r} has the shape {list(stored.shape)}; config.json calls for {list(expected)}"
+            )
+        scale = scales[int(name.split(".")[1])] if ".attn_qkv." in name else 1.0
+        tensors.append(ModelTensor(name, shape, checkpoint, key, scale))
+    _refuse_unknown(checkpoint, {tensor._key for tensor in tensors}, prefix)
+    return tensors
+
+
+def block_of(name: str) -> int | None:
+    """The number of the block that a tensor belongs to; None outside of the blocks."""
+    return int(name.split(".")[1]) if name.startswith("blk.") else None
+
+
+def _checkpoint_key(name: str, prefix: str) -> str:
+    if name == "output.weight":
+        return _OUTPUT
+    if name in _OUTSIDE:
+        return prefix + _OUTSIDE[name]
+    _, number, part, kind = name.split(".")
+    return f"{prefix}h.{number}.{_IN_BLOCK[part]}.{kind}"
+
+
+def _is_tied(checkpoint: Checkpoint, embedding_key: str) -> bool:
+    head, embedding = checkpoint.tensors.get(_OUTPUT), checkpoint.tensors.get(embedding_key)
+    if head is None or embedding is None:
+        return True
+    if (head.dtype, head.shape) != (embedding.dtype, embedding.shape):
+        return False
+    return bool(np.array_equal(head.read(), embedding.read()))
+
+
+def _query_scales(config: dict[str, Any], sizes: Hyperparameters) -> list[float]:
+    """What each layer's queries are multiplied by, so that llama.cpp's fixed 1/sqrt(head width) comes out right."""
+    unscaled = 1.0 if config.get("scale_attn_weights", True) else sqrt(sizes.width // sizes.heads)
+    by_layer = bool(config.get("scale_attn_by_inverse_layer_idx", False))
+    return [unscaled / (layer + 1 if by_layer else 1) for layer in range(sizes.layers)]
+
+
+def _refuse_unknown(checkpoint: Checkpoint, used: Iterable[str], prefix: str) -> None:
+    for key in _unknown(checkpoint.tensors, set(used), prefix):
+        raise CheckpointError(
+            f"{checkpoint.folder} has the tensor {key!r}, which no GPT-2 language model has",
+            "A classifier's or an adapter's weights can not be left out silently.",
+        )
+
+
+def _unknown(keys: Iterable[str], used: set[str], prefix: str) -> Iterator[str]:
+    for key in keys:
+        if key not in used and key != _OUTPUT and not _BUFFERS.fullmatch(key.removeprefix(prefix)):
+            yield key
+
+
+def _size(config: dict[str, Any], key: str, default: Any) -> int:
+    value = config.get(key, default)
+    if type(value) is not int or not 0 < value < 2**31:
+        raise CheckpointError(f"config.json: {key} is {value!r}, not a positive whole number")
+    return value

@@ -1,0 +1,85 @@
+"""The metadata of the files we write: what llama.cpp needs, and what a person or the Hub wants to know.
+
+Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; ours are under `dgpt2_quant.`.
+"""
+
+from importlib.metadata import version
+from typing import Any
+
+from .gpt2 import Hyperparameters
+from .quant_types import QuantType
+from .resolve import Source
+from .tokenizer import Tokenizer
+
+_QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION in ggml.h: of the block formats
+
+
+def build_metadata(
+    source: Source,
+    source_sha256: str,
+    license: str | None,
+    sizes: Hyperparameters,
+    tokenizer: Tokenizer,
+    parameters: int,
+    quant_type: QuantType,
+    recipe: str,
+) -> dict[str, Any]:
+    """All keys of one file, in the order in which they are written."""
+    metadata: dict[str, Any] = {
+        "general.architecture": "gpt2",
+        "general.type": "model",
+        "general.name": source.name,
+        "general.basename": source.name,
+        "general.size_label": size_label(parameters),
+    }
+    if license:
+        metadata["general.license"] = license
+    if source.repository:
+        organization, _, name = source.repository.rpartition("/")
+        metadata |= {
+            "general.base_model.count": 1,
+            "general.base_model.0.name": name,
+            "general.base_model.0.organization": organization,
+            "general.base_model.0.repo_url": f"https://huggingface.co/{source.repository}",
+        }
+    metadata |= {
+        "general.quantized_by": "dgpt2-quant",
+        "general.file_type": quant_type.file_type,
+        "general.quantization_version": _QUANTIZATION_VERSION,
+        "gpt2.block_count": sizes.layers,
+        "gpt2.context_length": sizes.context,
+        "gpt2.embedding_length": sizes.width,
+        "gpt2.feed_forward_length": sizes.inner,
+        "gpt2.attention.head_count": sizes.heads,
+        "gpt2.attention.layer_norm_epsilon": sizes.norm_epsilon,
+        "dgpt2_quant.version": tool_version(),
+        "dgpt2_quant.type": quant_type.name,
+        "dgpt2_quant.recipe": recipe,
+        "dgpt2_quant.source.sha256": source_sha256,
+    }
+    if source.commit:
+        metadata["dgpt2_quant.source.commit"] = source.commit
+    return metadata | {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": tokenizer.tokens,
+        "tokenizer.ggml.token_type": [int(kind) for kind in tokenizer.types],
+        "tokenizer.ggml.merges": tokenizer.merges,
+        "tokenizer.ggml.bos_token_id": tokenizer.bos,
+        "tokenizer.ggml.eos_token_id": tokenizer.eos,
+        "tokenizer.ggml.add_bos_token": False,
+    }
+
+
+def tool_version() -> str:
+    """The installed version of this project."""
+    return version("dgpt2-quant")
+
+
+def size_label(parameters: int) -> str:
+    """The parameter count as model names have it: 82M, 1.6B."""
+    if parameters >= 10**9:
+        return f"{parameters / 10**9:.1f}B"
+    if parameters >= 10**6:
+        return f"{parameters / 10**6:.0f}M"
+    return f"{max(1, round(parameters / 10**3))}K"

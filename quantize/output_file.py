@@ -1,0 +1,94 @@
+"""Files that appear whole or not at all.
+
+On Linux a file is written without a name (`O_TMPFILE`) and gets one when it is complete, so that even `kill -9` or a
+power cut leaves nothing behind. Elsewhere it is written beside its target under a hidden name, and renamed.
+"""
+
+import contextlib
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from .errors import OutputError
+
+
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    """Raises `OutputError` for a target that exists already, unless it may be overwritten, or that is a folder."""
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder", "Name a file.")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists already", "Use --overwrite to replace it, or -o to write elsewhere.")
+
+
+@contextmanager
+def output_file(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
+    """A binary file to write to; it takes its place when the block ends without an error.
+
+    Raises `OutputError` when the target exists (without `overwrite`), the folder can not be written, or the disk is
+    full. An `OSError` in the block is taken for one of writing.
+    """
+    refuse_existing(path, overwrite)
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = os.open(path.parent, os.O_RDONLY)
+        hidden = path.with_name(f".{path.name[:200]}.{secrets.token_hex(6)}.part")
+        try:
+            descriptor, nameless = _open(hidden)
+            try:
+                with open(descriptor, "wb", closefd=False) as file:
+                    yield file
+                os.fsync(descriptor)
+                if nameless:
+                    # with a folder's descriptor os.link follows the link in /proc, without one it does not
+                    name = hidden if overwrite else path
+                    os.link(f"/proc/self/fd/{descriptor}", name, src_dir_fd=folder, follow_symlinks=True)
+                if overwrite:
+                    hidden.replace(path)
+                elif not nameless:
+                    _rename_to_new(hidden, path)
+                os.fsync(folder)
+            finally:
+                os.close(descriptor)
+        finally:
+            hidden.unlink(missing_ok=True)
+            os.close(folder)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turns the operating system's errors into `OutputError`s that name the file."""
+    try:
+        yield
+    except OSError as error:
+        reasons = {
+            errno.ENOSPC: ("the disk is full", "Free some space, or use -o to write elsewhere."),
+            errno.EDQUOT: ("the disk quota is used up", "Free some space, or use -o to write elsewhere."),
+            errno.EACCES: ("no permission to write there", "Use -o to write elsewhere."),
+            errno.EROFS: ("the file system is read-only", "Use -o to write elsewhere."),
+            errno.EEXIST: ("it exists already", "Use --overwrite to replace it, or -o to write elsewhere."),
+        }
+        reason, hint = reasons.get(error.errno or 0, (error.strerror or str(error), ""))
+        raise OutputError(f"{path} can not be written: {reason}", hint) from error
+
+
+def _open(hidden: Path) -> tuple[int, bool]:
+    """A descriptor to write to, and whether the file is still without a name."""
+    if hasattr(os, "O_TMPFILE"):
+        # a file system without nameless files (some overlays, NFS) says so; then a named one has to do
+        with contextlib.suppress(OSError):
+            return os.open(hidden.parent, os.O_TMPFILE | os.O_RDWR, 0o666), True
+    return os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666), False
+
+
+def _rename_to_new(hidden: Path, path: Path) -> None:
+    """Renames, unless somebody else took the name meanwhile: a link, unlike a rename, does not replace."""
+    try:
+        os.link(hidden, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        hidden.rename(path)

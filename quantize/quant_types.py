@@ -1,0 +1,167 @@
+"""The registry of quantization levels, and the block formats that they are made of.
+
+Two words, kept apart everywhere: a *tensor type* (`TensorType`) is a block format, what one tensor is stored as; a
+*quant type* (`QuantType`) is what a user asks for, a level that gives each tensor of a model a tensor type. The
+command line's choices, the CI matrix, the documents' tables and the tests all derive from `QUANT_TYPES`.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from enum import IntEnum
+
+from dgpt2_quant.quantize.errors import UsageError
+
+
+class TensorType(IntEnum):
+    """Block formats by ggml's number for them (`enum ggml_type` in llama.cpp's ggml.h)."""
+
+    F32 = 0
+    F16 = 1
+    Q4_0 = 2
+    Q4_1 = 3
+    Q5_0 = 6
+    Q5_1 = 7
+    Q8_0 = 8
+    Q2_K = 10
+    Q3_K = 11
+    Q4_K = 12
+    Q5_K = 13
+    Q6_K = 14
+    IQ2_XXS = 16
+    IQ2_XS = 17
+    IQ3_XXS = 18
+    IQ1_S = 19
+    IQ4_NL = 20
+    IQ3_S = 21
+    IQ2_S = 22
+    IQ4_XS = 23
+    IQ1_M = 29
+    BF16 = 30
+    TQ1_0 = 34
+    TQ2_0 = 35
+
+    @property
+    def block(self) -> int:
+        """Weights in one block."""
+        return _BLOCKS[self][0]
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block."""
+        return _BLOCKS[self][1]
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.block_bytes / self.block
+
+    @property
+    def is_quantized(self) -> bool:
+        return self not in (TensorType.F32, TensorType.F16, TensorType.BF16)
+
+    def row_bytes(self, width: int) -> int:
+        """Bytes of a row of `width` weights, a multiple of `block`."""
+        return width // self.block * self.block_bytes
+
+
+# (weights, bytes) of a block: ggml's `type_traits` table in ggml.c; the tests compare each with the C library.
+_BLOCKS = {
+    TensorType.F32: (1, 4),
+    TensorType.F16: (1, 2),
+    TensorType.BF16: (1, 2),
+    TensorType.Q4_0: (32, 18),
+    TensorType.Q4_1: (32, 20),
+    TensorType.Q5_0: (32, 22),
+    TensorType.Q5_1: (32, 24),
+    TensorType.Q8_0: (32, 34),
+    TensorType.Q2_K: (256, 84),
+    TensorType.Q3_K: (256, 110),
+    TensorType.Q4_K: (256, 144),
+    TensorType.Q5_K: (256, 176),
+    TensorType.Q6_K: (256, 210),
+    TensorType.IQ2_XXS: (256, 66),
+    TensorType.IQ2_XS: (256, 74),
+    TensorType.IQ2_S: (256, 82),
+    TensorType.IQ3_XXS: (256, 98),
+    TensorType.IQ3_S: (256, 110),
+    TensorType.IQ1_S: (256, 50),
+    TensorType.IQ1_M: (256, 56),
+    TensorType.IQ4_NL: (32, 18),
+    TensorType.IQ4_XS: (256, 136),
+    TensorType.TQ1_0: (256, 54),
+    TensorType.TQ2_0: (256, 66),
+}
+
+
+@dataclass(frozen=True)
+class QuantType:
+    """A quantization level.
+
+    `base` is the tensor type that most weights get, `file_type` the number in `general.file_type` (llama.cpp's
+    `enum llama_ftype`), `bits_per_weight` nominal: that of the base type or, for a mix, what llama-quantize's own
+    table gives for Llama-3-8B. A GPT-2 comes out higher, because its embedding is a large part of it.
+    """
+
+    name: str
+    base: TensorType
+    file_type: int
+    bits_per_weight: float
+    description: str
+    aliases: tuple[str, ...] = ()
+    needs_imatrix: bool = False
+    ci: bool = False
+
+    def __str__(self) -> str:
+        return self.name
+
+
+QUANT_TYPES: dict[str, QuantType] = {
+    quant_type.name: quant_type
+    for quant_type in (
+        QuantType("F32", TensorType.F32, 0, 32.0, "the weights as they were trained; the reference", ci=True),
+        QuantType("F16", TensorType.F16, 1, 16.0, "half precision; no visible loss", ci=True),
+        QuantType("BF16", TensorType.BF16, 32, 16.0, "F32's range with 8 bits of precision; for sources in BF16"),
+        QuantType("Q8_0", TensorType.Q8_0, 7, 8.5, "8 bits in blocks of 32; nearly lossless", ci=True),
+        QuantType("Q5_K_M", TensorType.Q5_K, 17, 5.7, "5 bits, the sensitive tensors 6", ("q5_k",), ci=True),
+        QuantType("Q4_K_M", TensorType.Q4_K, 15, 4.9, "4 bits, the sensitive tensors 5 or 6", ("q4_k",), ci=True),
+        QuantType("Q4_0", TensorType.Q4_0, 2, 4.5, "4 bits in blocks of 32; the fastest kernels", ci=True),
+    )
+}
+
+DEFAULT_TYPE = "Q4_K_M"  # of the verbs that run one model
+BENCH_TYPES = ("F16", "Q8_0", "Q5_K_M", "Q4_K_M", "Q4_0")
+DEMO_TYPES = ("F16", "Q8_0", "Q5_K_M", "Q4_0")
+
+_BY_SPELLING = {
+    spelling.lower(): quant_type
+    for quant_type in QUANT_TYPES.values()
+    for spelling in (quant_type.name, *quant_type.aliases)
+}
+
+
+def find_type(name: str | QuantType) -> QuantType:
+    """The quant type of that name or alias, in any case.
+
+    Raises `UsageError` that suggests the nearest name.
+    """
+    if isinstance(name, QuantType):
+        return name
+    found = _BY_SPELLING.get(name.strip().lower())
+    if found is None:
+        near = get_close_matches(name.strip().lower(), _BY_SPELLING, n=1, cutoff=0.5)
+        hint = f"Did you mean {near[0]}? " if near else ""
+        raise UsageError(
+            f"unknown quantization type {name!r}; there are {' '.join(t.lower() for t in QUANT_TYPES)}",
+            hint + "See `dgpt2-quant types`.",
+        )
+    return found
+
+
+def find_types(names: Iterable[str | QuantType]) -> list[QuantType]:
+    """The quant types of these names, in their order, each once. Raises `UsageError` as `find_type` does."""
+    return list(dict.fromkeys(find_type(name) for name in names))
+
+
+def name_of_file_type(file_type: int | None) -> str | None:
+    """The level's name for a `general.file_type` number; None where it is not one of ours."""
+    return next((t.name for t in QUANT_TYPES.values() if t.file_type == file_type), None)

@@ -1,0 +1,110 @@
+"""GPT-2's forward pass in plain NumPy: slow, obvious, and independent of llama.cpp.
+
+It is the oracle of the tests (a converted file through llama.cpp must give the same distribution) and will collect
+activations for calibration. Formulas: Radford et al. 2019 as implemented in Transformers' `modeling_gpt2.py`:
+pre-norm blocks, learned positions, tanh GELU, an output matrix that may be the embedding.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import pi, sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .checkpoint import open_checkpoint
+from .gguf_file import TensorInfo, read_header
+from .gpt2 import Hyperparameters, model_tensors, read_hyperparameters
+
+Array = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A GPT-2 with its weights under llama.cpp's names, matrices as (outputs, inputs), all of one dtype."""
+
+    sizes: Hyperparameters
+    weights: Mapping[str, Array]
+
+    def hidden(self, tokens: Sequence[int]) -> Array:
+        """The final norm's output for each position, shape (len(tokens), width): GPT2Model's last_hidden_state."""
+        if not 0 < len(tokens) <= self.sizes.context:
+            raise ValueError(f"{len(tokens)} tokens; this model has {self.sizes.context} positions")
+        weights = self.weights
+        x = weights["token_embd.weight"][list(tokens)] + weights["position_embd.weight"][: len(tokens)]
+        for block in range(self.sizes.layers):
+            name = f"blk.{block}"
+            x = x + self._attention(name, self._norm(f"{name}.attn_norm", x))
+            inner = gelu(self._linear(f"{name}.ffn_up", self._norm(f"{name}.ffn_norm", x)))
+            x = x + self._linear(f"{name}.ffn_down", inner)
+        return self._norm("output_norm", x)
+
+    def logits(self, tokens: Sequence[int]) -> Array:
+        """Shape (len(tokens), vocabulary)."""
+        head = self.weights.get("output.weight", self.weights["token_embd.weight"])
+        return self.hidden(tokens) @ head.T
+
+    def _attention(self, name: str, x: Array) -> Array:
+        length, width = x.shape
+        heads = self.sizes.heads
+        fused = self._linear(f"{name}.attn_qkv", x)
+        # (3, heads, length, head width)
+        query, key, value = fused.reshape(length, 3, heads, width // heads).transpose(1, 2, 0, 3)
+        scores = query @ key.transpose(0, 2, 1) / x.dtype.type(sqrt(width // heads))
+        mixed = softmax(np.where(np.tri(length, dtype=bool), scores, -np.inf)) @ value
+        return self._linear(f"{name}.attn_output", mixed.transpose(1, 0, 2).reshape(length, width))
+
+    def _linear(self, name: str, x: Array) -> Array:
+        return x @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
+
+    def _norm(self, name: str, x: Array) -> Array:
+        centered = x - x.mean(axis=-1, keepdims=True)
+        scale = np.sqrt((centered**2).mean(axis=-1, keepdims=True) + x.dtype.type(self.sizes.norm_epsilon))
+        return centered / scale * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
+
+
+def gelu(x: Array) -> Array:
+    """The tanh approximation (`gelu_new`)."""
+    return x.dtype.type(0.5) * x * (1 + np.tanh(x.dtype.type(sqrt(2 / pi)) * (x + x.dtype.type(0.044715) * x**3)))
+
+
+def softmax(x: Array) -> Array:
+    """Along the last axis."""
+    exponentials = np.exp(x - x.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+def from_checkpoint(folder: str | Path, dtype: npt.DTypeLike = np.float32) -> Reference:
+    """The model of a checkpoint folder, computed in float32 or float64. Raises `CheckpointError`."""
+    checkpoint = open_checkpoint(Path(folder))
+    sizes = read_hyperparameters(checkpoint.config)
+    weights = {t.name: np.ascontiguousarray(t.read(), dtype) for t in model_tensors(checkpoint, sizes)}
+    return Reference(sizes, weights)
+
+
+def from_gguf(path: str | Path, dtype: npt.DTypeLike = np.float32) -> Reference:
+    """The model of a GGUF file of ours, its tensors dequantized by gguf-py. Raises `GGUFError`."""
+    header = read_header(Path(path))
+    metadata = header.metadata
+    sizes = Hyperparameters(
+        layers=metadata["gpt2.block_count"],
+        width=metadata["gpt2.embedding_length"],
+        heads=metadata["gpt2.attention.head_count"],
+        inner=metadata["gpt2.feed_forward_length"],
+        context=metadata["gpt2.context_length"],
+        vocabulary=len(metadata["tokenizer.ggml.tokens"]),
+        norm_epsilon=metadata["gpt2.attention.layer_norm_epsilon"],
+    )
+    weights = {t.name: _dequantized(header.path, t).astype(dtype) for t in header.tensors.values()}
+    return Reference(sizes, weights)
+
+
+def _dequantized(path: Path, tensor: TensorInfo) -> npt.NDArray[np.float32]:
+    from gguf import GGMLQuantizationType, dequantize
+
+    rows = tensor.shape[0] if len(tensor.shape) == 2 else 1
+    data = np.fromfile(path, np.uint8, tensor.nbytes, offset=tensor.start).reshape(rows, -1)
+    values: npt.NDArray[np.float32] = dequantize(data, GGMLQuantizationType(tensor.type))
+    return values.reshape(tensor.shape)

@@ -1,0 +1,135 @@
+"""Reading a safetensors file without mapping it.
+
+A mapped file counts as the process's memory and faults page by page; here one tensor at a time is read with
+`pread` into a buffer of its own. The header is not trusted: every length, offset, dtype and shape is checked
+against the file before a byte of data is read.
+Format: https://github.com/huggingface/safetensors (8 bytes of header length, a JSON object, the data).
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import CheckpointError
+
+MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+# what else the format knows: such tensors (mask buffers are U8 or BOOL) are listed, but can not be read as weights
+_OTHER_BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "U32": 4, "I32": 4, "U64": 8, "I64": 8}
+_OTHER_BYTES |= {"F8_E4M3": 1, "F8_E5M2": 1}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where one tensor lies: `start` and `nbytes` are bytes from the beginning of the file `path`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path
+    start: int
+    nbytes: int
+
+    def read(self) -> npt.NDArray[np.floating[Any]]:
+        """The tensor as float64, float32 or float16, as it is stored; BF16, which NumPy has not, as float32.
+
+        Raises `CheckpointError` for a dtype that holds no weights, or when the file ends too early.
+        """
+        if self.dtype not in _DTYPES:
+            raise CheckpointError(
+                f"{self.path}: tensor {self.name!r} is {self.dtype}; weights are {', '.join(_DTYPES)}",
+                "Save the checkpoint in one of these dtypes.",
+            )
+        data = np.empty(self.shape, _DTYPES[self.dtype])
+        _read_into(self.path, self.start, memoryview(data.reshape(-1).view(np.uint8)))
+        if self.dtype == "BF16":
+            return (data.astype(np.uint32) << 16).view(np.float32)
+        return data
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of the file by name, in the order of their data. Raises `CheckpointError` when it lies."""
+    size = path.stat().st_size
+    if size < 8:
+        raise _broken(path, f"{size} bytes are too few for a header")
+    prefix = bytearray(8)
+    _read_into(path, 0, memoryview(prefix))
+    length = int.from_bytes(prefix, "little")
+    if length > min(size - 8, MAX_HEADER_BYTES):
+        raise _broken(path, f"its header claims {length} bytes, the file has {size}")
+    text = bytearray(length)
+    _read_into(path, 8, memoryview(text))
+    try:
+        entries = json.loads(text, object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise _broken(path, f"its header is not sound JSON ({error})") from error
+    if not isinstance(entries, dict):
+        raise _broken(path, "its header is not a JSON object")
+    entries.pop("__metadata__", None)
+    tensors = [_tensor(path, name, entry, 8 + length, size) for name, entry in entries.items()]
+    tensors.sort(key=lambda tensor: (tensor.start, tensor.nbytes))
+    end = 8 + length
+    for tensor in tensors:
+        if tensor.start < end:
+            raise _broken(path, f"tensor {tensor.name!r} overlaps another one")
+        end = tensor.start + tensor.nbytes
+    return {tensor.name: tensor for tensor in tensors}
+
+
+def _tensor(path: Path, name: str, entry: Any, data_start: int, file_size: int) -> StoredTensor:
+    match entry:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)]}:
+            pass
+        case _:
+            raise _broken(path, f"tensor {name!r} has no sound dtype, shape and data_offsets")
+    if not all(type(n) is int and n >= 0 for n in shape):
+        raise _broken(path, f"tensor {name!r} has the shape {shape}")
+    if dtype in _DTYPES:
+        item_bytes = np.dtype(_DTYPES[dtype]).itemsize
+    elif dtype in _OTHER_BYTES:
+        item_bytes = _OTHER_BYTES[dtype]
+    else:
+        raise _broken(path, f"tensor {name!r} has the unknown dtype {dtype!r}")
+    nbytes = prod(shape) * item_bytes
+    if not 0 <= begin <= end or end - begin != nbytes:
+        raise _broken(path, f"tensor {name!r} of shape {shape} needs {nbytes} bytes, its offsets say {begin}:{end}")
+    if data_start + end > file_size:
+        raise _broken(path, f"tensor {name!r} ends at byte {data_start + end}, the file at {file_size}")
+    return StoredTensor(name, dtype, tuple(shape), path, data_start + begin, nbytes)
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = dict(pairs)
+    if len(keys) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} stands in it twice")
+    return keys
+
+
+def _read_into(path: Path, start: int, buffer: memoryview) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            done = 0
+            while done < len(buffer):
+                count = os.preadv(descriptor, [buffer[done : done + (1 << 30)]], start + done)
+                if count == 0:
+                    raise _broken(path, f"it ends at byte {start + done} while it is being read")
+                done += count
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise CheckpointError(f"{path} can not be read: {error.strerror}") from error
+
+
+def _broken(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is not a sound safetensors file: {why}",
+        "Fetch or save the checkpoint again; it may be truncated.",
+    )

@@ -1,0 +1,134 @@
+"""From a model's name to a file that runs: converted once, kept, and found again quickly.
+
+Converted files are kept by the source's content, recipe and tool version. Hashing 352 MB on every start would cost
+more than loading the model, so the hash is remembered together with path, size and modification time of every file
+that went into it, and made again when one of these has changed.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .checkpoint import source_files, source_sha256
+from .errors import ModelNotFoundError, UsageError
+from .metadata import tool_version
+from .output_file import output_file
+from .quant_types import DEFAULT_TYPE, QuantType, find_type, find_types
+from .resolve import DEFAULT_MODEL, Source, resolve
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """The files of one model by quant type, and what they were made from (the hash as `source_sha256` makes it)."""
+
+    name: str
+    source_sha256: str
+    files: dict[QuantType, Path]
+
+
+def cache_folder() -> Path:
+    """$DGPT2_QUANT_CACHE, else $XDG_CACHE_HOME/dgpt2-quant, else ~/.cache/dgpt2-quant."""
+    if own := os.environ.get("DGPT2_QUANT_CACHE"):
+        return Path(own).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "dgpt2-quant"
+
+
+def model_file(
+    model: str = DEFAULT_MODEL,
+    *,
+    type: str | QuantType | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    announce: Callable[[str], None] | None = None,
+) -> tuple[str, Path]:
+    """The model's name and a GGUF file of it: the one named by `model`, or one from the cache (converted if need be).
+
+    `announce` is told, in a sentence, when something has to be converted. Raises `DgptQuantError`.
+    """
+    if model.endswith(".gguf"):
+        path = Path(model).expanduser()
+        if not path.is_file():
+            raise ModelNotFoundError(f"there is no file {path}", "Make one with `dgpt2-quant convert`.")
+        if type is not None:
+            raise UsageError(f"{model} is a file already, so --type says nothing", "Leave one of the two out.")
+        return path.stem, path
+    quant_type = find_type(type or DEFAULT_TYPE)
+    stored = model_files(
+        model,
+        types=[quant_type],
+        revision=revision,
+        offline=offline,
+        threads=threads,
+        progress=progress,
+        announce=announce,
+    )
+    return stored.name, stored.files[quant_type]
+
+
+def model_files(
+    model: str = DEFAULT_MODEL,
+    *,
+    types: Sequence[str | QuantType],
+    revision: str | None = None,
+    offline: bool = False,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    announce: Callable[[str], None] | None = None,
+) -> StoredModel:
+    """The model's files of several types, those that are missing converted in one pass over the source."""
+    wanted = find_types(types)
+    source = resolve(model, revision=revision, offline=offline, prefer_cache=True)
+    sha256 = remembered_sha256(source.folder)
+    folder = cache_folder() / "models" / f"{source.name}-{sha256[:16]}" / f"stock-{tool_version()}"
+    files = {quant_type: folder / f"{source.name}.{quant_type.name}.gguf" for quant_type in wanted}
+    if not all(path.is_file() for path in files.values()):
+        _convert_missing(source, files, sha256, threads, progress, announce)
+    return StoredModel(source.name, sha256, files)
+
+
+def remembered_sha256(folder: Path) -> str:
+    """`source_sha256` of a checkpoint folder, remembered for as long as its files do not change."""
+    folder = folder.resolve()
+    stamp = [[path.name, (status := path.stat()).st_size, status.st_mtime_ns] for path in source_files(folder)]
+    memo = cache_folder() / "sources" / f"{hashlib.sha256(str(folder).encode()).hexdigest()[:32]}.json"
+    try:
+        known = json.loads(memo.read_bytes())
+        if known["files"] == stamp and isinstance(known["sha256"], str):
+            return str(known["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # none yet, or a broken one: it is made again
+    sha256 = source_sha256(folder)
+    with output_file(memo, overwrite=True) as file:
+        file.write(json.dumps({"folder": str(folder), "files": stamp, "sha256": sha256}).encode())
+    return sha256
+
+
+def _convert_missing(
+    source: Source,
+    files: dict[QuantType, Path],
+    sha256: str,
+    threads: int | None,
+    progress: Progress | None,
+    announce: Callable[[str], None] | None,
+) -> None:
+    # imported late: a run from the cache needs neither
+    from filelock import FileLock
+
+    from .convert import convert_source
+
+    folder = next(iter(files.values())).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        missing = {quant_type: path for quant_type, path in files.items() if not path.is_file()}
+        if missing:
+            if announce:
+                announce(f"Converting {source.name} to {', '.join(t.name for t in missing)}, kept in {folder}")
+            convert_source(source, missing, threads=threads, progress=progress, known_sha256=sha256)

@@ -1,0 +1,147 @@
+"""GPT-2's byte-level BPE as llama.cpp wants it: a list of tokens, their types, and the merges.
+
+Read from `vocab.json` + `merges.txt`, or from `tokenizer.json` where these are missing. Encoding and decoding are
+llama.cpp's business (`pre = gpt-2`); what its pre-tokenizer could not reproduce is refused here.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import read_json
+from .errors import CheckpointError
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+class TokenType(IntEnum):
+    """llama.cpp's `enum llama_token_type`."""
+
+    NORMAL = 1
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """`tokens[i]` is token i's text in GPT-2's printable-bytes spelling; `merges` are "left right", best first."""
+
+    tokens: list[str]
+    types: list[TokenType]
+    merges: list[str]
+    bos: int
+    eos: int
+
+
+def read_tokenizer(folder: Path, config: dict[str, Any], vocabulary: int) -> Tokenizer:
+    """The tokenizer of a checkpoint folder, padded with unused tokens to the `vocabulary` rows of the embedding.
+
+    Raises `CheckpointError` when it is missing, broken, or larger than the embedding.
+    """
+    ids, merges, added = _read_files(folder)
+    special = {text for text, is_special in added.items() if is_special} | {END_OF_TEXT}
+    tokens = _by_number(folder, ids, vocabulary)
+    types = [_type(token, added, special) for token in tokens]
+    missing = range(len(tokens), vocabulary)
+    tokens += [f"[PAD{number}]" for number in missing]
+    types += [TokenType.UNUSED for _ in missing]
+    end = ids.get(END_OF_TEXT, len(ids) - 1)
+    return Tokenizer(
+        tokens,
+        types,
+        merges,
+        bos=_special_id(config, "bos_token_id", end, vocabulary),
+        eos=_special_id(config, "eos_token_id", end, vocabulary),
+    )
+
+
+def _read_files(folder: Path) -> tuple[dict[str, int], list[str], dict[str, bool]]:
+    """(token -> id, merges, added token -> is it special)."""
+    settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+    if settings.get("add_prefix_space"):
+        raise CheckpointError(
+            f"{folder / 'tokenizer_config.json'} says add_prefix_space: llama.cpp's GPT-2 tokenizer puts no space"
+            " before a text, so every prompt would be read differently"
+        )
+    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        ids, merges = read_json(folder / "vocab.json"), _read_merges(folder / "merges.txt")
+        extra = read_json(folder / "added_tokens.json") if (folder / "added_tokens.json").is_file() else {}
+        added = {text: text == END_OF_TEXT for text in extra}
+    elif (folder / "tokenizer.json").is_file():
+        ids, merges, extra, added = _read_fast_tokenizer(folder / "tokenizer.json")
+    else:
+        raise CheckpointError(f"{folder} has no tokenizer: neither vocab.json with merges.txt nor tokenizer.json")
+    ids = {**ids, **extra}
+    if not all(type(number) is int and number >= 0 for number in ids.values()):
+        raise CheckpointError(f"{folder}: the vocabulary has a token without a number")
+    for entry in settings.get("added_tokens_decoder", {}).values():
+        if entry.get("content") in ids:
+            added[entry["content"]] = bool(entry.get("special"))
+    return ids, merges, added
+
+
+def _read_fast_tokenizer(path: Path) -> tuple[dict[str, int], list[str], dict[str, int], dict[str, bool]]:
+    content = read_json(path)
+    model = content.get("model") or {}
+    pre = content.get("pre_tokenizer") or {}
+    if model.get("type", "BPE") != "BPE" or pre.get("type") != "ByteLevel":
+        raise CheckpointError(
+            f"{path}: a {model.get('type')} model behind a {pre.get('type')} pre-tokenizer;"
+            " GPT-2 has a BPE behind ByteLevel"
+        )
+    if pre.get("add_prefix_space") or not pre.get("use_regex", True):
+        raise CheckpointError(f"{path}: its pre-tokenizer is not GPT-2's (add_prefix_space, or no splitting at all)")
+    try:
+        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+        extra = {entry["content"]: entry["id"] for entry in content.get("added_tokens", [])}
+        added = {entry["content"]: bool(entry.get("special")) for entry in content.get("added_tokens", [])}
+        return dict(model["vocab"]), merges, extra, added
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is not a tokenizers file: {error!r}") from error
+
+
+def _read_merges(path: Path) -> list[str]:
+    try:
+        lines = path.read_text("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not UTF-8: {error}") from error
+    merges = [line for line in lines if line and not line.startswith("#version")]
+    for line in merges:
+        if len(line.split(" ")) != 2:
+            raise CheckpointError(f"{path}: {line!r} is no merge of two tokens")
+    return merges
+
+
+def _by_number(folder: Path, ids: dict[str, int], vocabulary: int) -> list[str]:
+    if len(ids) > vocabulary:
+        raise CheckpointError(
+            f"{folder}: the tokenizer has {len(ids)} tokens, the embedding only {vocabulary} rows",
+            "Resize the model's embedding to its tokenizer, and save both.",
+        )
+    tokens: list[str | None] = [None] * len(ids)
+    for token, number in ids.items():
+        if number >= len(ids) or tokens[number] is not None:
+            raise CheckpointError(
+                f"{folder}: token {token!r} has the number {number}; {len(ids)} tokens are numbered from 0, each once"
+            )
+        tokens[number] = token
+    return [token for token in tokens if token is not None]
+
+
+def _type(token: str, added: dict[str, bool], special: set[str]) -> TokenType:
+    if token in special:
+        return TokenType.CONTROL
+    return TokenType.USER_DEFINED if token in added else TokenType.NORMAL
+
+
+def _special_id(config: dict[str, Any], key: str, default: int, vocabulary: int) -> int:
+    value = config.get(key)
+    if isinstance(value, list) and value:
+        value = value[0]
+    if value is None:
+        return default
+    if type(value) is not int or not 0 <= value < vocabulary:
+        raise CheckpointError(f"config.json: {key} is {value!r}; the vocabulary has {vocabulary} tokens")
+    return value

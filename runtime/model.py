@@ -1,0 +1,236 @@
+"""A loaded model: text to tokens, tokens to text, generation and logits, from Python.
+
+from dgpt2_quant.runtime import Model
+
+with Model.load("distilgpt2.Q4_K_M.gguf") as model:
+    for piece in model.stream("Once upon a time", max_tokens=64, seed=1):
+        print(piece, end="", flush=True)
+"""
+
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+from dgpt2_quant.quantize.cores import usable_cores
+from dgpt2_quant.quantize.errors import ModelNotFoundError, RuntimeFailure, UsageError
+
+from .generate import Completion, Generation
+from .library import NativeContext, NativeModel
+from .sampling import Sampling
+from .validate import check_model_file
+
+DEFAULT_MAX_TOKENS = 128
+
+
+class Model:
+    """A GGUF file in memory with one context. Not for use by several threads at once.
+
+    `positions` is the context's length in tokens, `vocabulary` the number of logits, `threads` what decoding uses,
+    `quant_type` the level's name (None where the file does not say).
+    """
+
+    def __init__(
+        self, path: Path, native: NativeModel, positions: int, threads: int, quant_type: str | None = None
+    ) -> None:
+        self.path = path
+        self.quant_type = quant_type
+        self.positions = positions
+        self.threads = threads
+        self.vocabulary = native.vocabulary
+        self._native: NativeModel | None = native
+        self._context: NativeContext | None = None
+        self._context = NativeContext(native, positions, threads)
+        self._bytes: dict[int, bytes] = {}
+        self._head: list[int] | None = None  # the prompt, its last token aside, that the KV cache begins with
+        self._turn: Generation | None = None
+
+    @classmethod
+    def load(cls, path: str | Path, *, ctx_size: int | None = None, threads: int | Literal["auto"] = "auto") -> Self:
+        """Loads a GGUF file, checked first (llama.cpp aborts the process on a malformed one).
+
+        `ctx_size` positions at the most (default: the model's own number, which it can not exceed); `threads`
+        defaults to the usable cores. Raises `ModelNotFoundError`, `GGUFError`, `UsageError` or `RuntimeFailure`.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise ModelNotFoundError(f"there is no file {path}", "Make one with `dgpt2-quant convert`.")
+        if ctx_size is not None and ctx_size < 1:
+            raise UsageError(f"the context size is {ctx_size}; it is at least 1")
+        count = usable_cores() if threads == "auto" else threads
+        if not 1 <= count <= 512:
+            raise UsageError(f"{count} threads were asked for; 1 to 512 are possible, or auto")
+        header = check_model_file(path)
+        trained: int = header.metadata["gpt2.context_length"]
+        native = NativeModel(path)
+        try:
+            return cls(path, native, min(ctx_size or trained, trained), count, header.quant_type)
+        except BaseException:
+            native.close()
+            raise
+
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int = DEFAULT_MAX_TOKENS,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        **sampling: Any,
+    ) -> Generation:
+        """Starts a generation: iterate over it for pieces of text.
+
+        `sampling` takes the fields of `Sampling` (temperature, top_k, ...). An empty prompt begins a new text. The
+        seed fixes the text (default: a random one, found in `.seed`). Raises `UsageError` for a prompt that does
+        not fit the context.
+        """
+        tokens = self.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
+        tokens = tokens or [self._open().bos]
+        if len(tokens) > self.positions:
+            raise UsageError(
+                f"the prompt has {len(tokens)} tokens; this model has {self.positions} positions",
+                "Shorten the prompt.",
+            )
+        if not all(0 <= token < self.vocabulary for token in tokens):
+            raise UsageError(f"the prompt has a token outside of the vocabulary of {self.vocabulary}")
+        if max_tokens < 0:
+            raise UsageError(f"{max_tokens} tokens were asked for")
+        return Generation(
+            self,
+            tokens,
+            max_tokens,
+            Sampling(**sampling),
+            secrets.randbits(32) if seed is None else seed % 2**32,
+            [stop] if isinstance(stop, str) else stop,
+        )
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        num_return_sequences: int = 1,
+        max_tokens: int = DEFAULT_MAX_TOKENS,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        **sampling: Any,
+    ) -> list[list[Completion]]:
+        """`num_return_sequences` completions for each prompt; sequence i has the seed `seed + i`."""
+        first = secrets.randbits(32) if seed is None else seed
+        results = []
+        for prompt in [prompts] if isinstance(prompts, str) else prompts:
+            completions = []
+            for number in range(num_return_sequences):
+                generation = self.stream(prompt, max_tokens=max_tokens, seed=first + number, stop=stop, **sampling)
+                for _ in generation:
+                    pass
+                assert generation.completion is not None
+                completions.append(generation.completion)
+            results.append(completions)
+        return results
+
+    def tokenize(self, text: str, *, special: bool = True) -> list[int]:
+        """The text's token ids. With `special`, `<|endoftext|>` in it is the control token of that name."""
+        return self._open().tokenize(text, special)
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """The tokens' text; control tokens have none, bytes that are no UTF-8 become U+FFFD."""
+        return b"".join(map(self.token_bytes, tokens)).decode("utf-8", "replace")
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that one token stands for."""
+        found = self._bytes.get(token)
+        if found is None:
+            found = self._bytes[token] = self._open().token_bytes(token)
+        return found
+
+    def is_end(self, token: int) -> bool:
+        """Whether this token ends a text."""
+        return self._open().is_end(token)
+
+    def logits(self, tokens: Sequence[int], first: int = 0) -> npt.NDArray[np.float32]:
+        """Logits for the positions `first` and later of a text of its own, shape (len(tokens) - first, vocabulary).
+
+        The tokens may not be more than `positions`. Where they fit one batch (512) it is a view, valid until the
+        next call.
+        """
+        if not 0 < len(tokens) <= self.positions:
+            raise UsageError(f"{len(tokens)} tokens; 1 to {self.positions} can be scored at once")
+        context = self.begin(None)
+        context.keep(0)
+        size = context.batch_size
+        parts = []
+        for start in range(0, len(tokens), size):
+            batch = tokens[start : start + size]
+            scored_from = max(0, first - start)
+            context.decode(batch, start, min(scored_from, len(batch)))
+            if scored_from < len(batch):
+                rows = context.logits(len(batch) - scored_from)
+                parts.append(rows if len(tokens) <= size else rows.copy())
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def close(self) -> None:
+        """Frees the memory; closing twice is fine."""
+        context, native = self._context, self._native
+        self._context = self._native = self._turn = None
+        if context is not None:
+            context.close()
+        if native is not None:
+            native.close()
+
+    def begin(self, generation: Generation | None) -> NativeContext:
+        """Gives the context to a generation (or to nobody, for scoring): whoever had it before has ended."""
+        self._open()
+        assert self._context is not None
+        self._turn = generation
+        if generation is None:
+            self._head = None
+        return self._context
+
+    def check_turn(self, generation: Generation) -> None:
+        """Raises `RuntimeFailure` when the model was closed, or another generation has begun."""
+        self._open()
+        if self._turn is not generation:
+            raise RuntimeFailure("another generation of this model has begun, so this one can not go on")
+
+    def feed(self, tokens: Sequence[int]) -> int:
+        """Brings the KV cache to just these tokens, with logits for the last; returns how many were computed.
+
+        The last one is always decoded by itself, after the others as a batch: so the numbers are the same, bit for
+        bit, whether the others were computed now or kept from the call before (several sequences of one prompt).
+        """
+        self._open()
+        assert self._context is not None
+        *head, last = tokens
+        kept = head == self._head
+        if kept:
+            self._context.keep(len(head))
+        else:
+            self._head = None
+            self._context.keep(0)
+            size = self._context.batch_size
+            for start in range(0, len(head), size):
+                batch = head[start : start + size]
+                self._context.decode(batch, start, scored_from=len(batch))
+            self._head = head
+        self._context.decode((last,), len(head))
+        return 1 if kept else len(tokens)
+
+    def _open(self) -> NativeModel:
+        if self._native is None:
+            raise RuntimeFailure(f"the model {self.path} is closed", "Load it again.")
+        return self._native
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_native", None) is not None:
+            self.close()

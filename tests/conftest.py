@@ -1,0 +1,31 @@
+"""What every test gets: caches of its own, no Hub; and what many use: storybook's files, made once a session."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from dgpt2_quant.quantize.convert import convert
+from dgpt2_quant.quantize.quant_types import QUANT_TYPES
+
+
+@pytest.fixture(autouse=True)
+def _own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test finds what another or the user left, and none reaches for the network."""
+    monkeypatch.setenv("DGPT2_QUANT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf-home"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_CACHE", "DGPT2_QUANT_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def storybook_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The bundled checkpoint at every level, by the level's name. Not to be changed by a test."""
+    folder = tmp_path_factory.mktemp("storybook")
+    return {file.type: Path(file.path) for file in convert("storybook", type=list(QUANT_TYPES), output=folder)}
+
+
+@pytest.fixture(scope="session")
+def sha256() -> Callable[[Path], str]:
+    return lambda path: hashlib.sha256(path.read_bytes()).hexdigest()
