@@ -1,7 +1,6 @@
 """The benchmark: every level of one model, side by side."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from dgpt2_quant.quantize.errors import UsageError
@@ -16,8 +15,8 @@ from .environment import describe_environment
 from .footprint import Footprint, measure_footprint
 from .quality import compare
 from .report import REPORT_FILES, write_report
-from .schema import SCHEMA_VERSION, BenchJson, Recommended, Result
-from .speed import Speed, measure
+from .schema import SCHEMA_VERSION, BenchJson, RateJson, Recommended, Result
+from .speed import Rate, Speed, measure
 from .text import load_text
 
 Progress = Callable[[int, int, str], None]
@@ -164,8 +163,12 @@ def _result(
         "kld_max": divergence.kld_max,
         "top1_agreement": divergence.top1,
         "rms_dp": divergence.rms_dp,
-        "prompt_tps": {**asdict(speed.prompt_tps)},
-        "decode_tps": {**asdict(speed.decode_tps)},
+        "prompt_tps": _rate(speed.prompt_tps),
+        "decode_tps": _rate(speed.decode_tps),
         "first_token_ms": footprint.first_token_ms,
         "disturbed": speed.disturbed,
     }
+
+
+def _rate(rate: Rate) -> RateJson:
+    return {"median": rate.median, "min": rate.min, "max": rate.max, "rounds": rate.rounds}

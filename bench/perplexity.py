@@ -43,7 +43,7 @@ def scored_half(chunk: Sequence[int]) -> tuple[int, npt.NDArray[np.int64]]:
 
 def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Log-probabilities along the last axis, shape (rows, vocabulary); the sums are taken in float64."""
-    shifted = logits - logits.max(axis=-1, keepdims=True)
+    shifted: npt.NDArray[np.float32] = logits - logits.max(axis=-1, keepdims=True)
     total = np.exp(shifted).sum(axis=-1, keepdims=True, dtype=np.float64)
     shifted -= np.log(total).astype(np.float32)
     return shifted

@@ -68,7 +68,7 @@ def markdown(document: BenchJson) -> str:
     lines = [
         f"# {model['name']}: {len(document['results'])} quantization levels",
         "",
-        *_markdown_table(COLUMNS, table_rows(document)),
+        *markdown_table(COLUMNS, table_rows(document)),
         "",
         *(f"- {remark}" for remark in remarks(document)),
         "",
@@ -81,7 +81,7 @@ def markdown(document: BenchJson) -> str:
         "",
         "## More of each level",
         "",
-        *_markdown_table(
+        *markdown_table(
             ["type", "PPL ratio", "KLD median", "KLD 99 %", "KLD max", "RMS dp", "first token ms"],
             [_second_row(result) for result in document["results"]],
         ),
@@ -126,7 +126,8 @@ def _second_row(result: Result) -> list[str]:
     ]
 
 
-def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table, numbers to the right."""
     head = f"| {' | '.join(columns)} |"
     rule = f"| --- |{' ---: |' * (len(columns) - 1)}"
     return [head, rule, *(f"| {' | '.join(row)} |" for row in rows)]

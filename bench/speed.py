@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from dgpt2_quant.quantize.errors import RuntimeFailure
 from dgpt2_quant.runtime.model import Model
 
 Progress = Callable[[int, int, str], None]
@@ -50,7 +51,10 @@ def measure(
     decode_tokens: int = DECODE_TOKENS,
     progress: Progress | None = None,
 ) -> list[Speed]:
-    """Times each file in each round: a prompt, then greedy decoding behind it, both at batch 1."""
+    """Times each file in each round: a prompt, then greedy decoding behind it, both at batch 1.
+
+    Raises `RuntimeFailure` for a file with nothing to time, because it never gets to a second token.
+    """
     prompts: list[list[float]] = [[] for _ in files]
     decodes: list[list[float]] = [[] for _ in files]
     meters = [_OthersMeter() for _ in files]
@@ -70,6 +74,9 @@ def measure(
                 decodes[index].append(timing.decode_tps)
             if progress:
                 progress(number + 2, rounds + 1, "speed")
+    for path, rates in zip(files, decodes, strict=True):
+        if not rates:
+            raise RuntimeFailure(f"the speed of {path} can not be measured: it ends each text at the first token")
     return [
         Speed(_rate(prompt), _rate(decode), meter.disturbed())
         for prompt, decode, meter in zip(prompts, decodes, meters, strict=True)

@@ -45,7 +45,9 @@ def bench(
     overwrite: OverwriteOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Compare quantization types: size, perplexity, KL divergence, speed, memory.
+    """Compare types by quality, speed and size.
+
+    Size, load time, peak memory, perplexity, KL divergence against F32, prompt and decode speed.
 
     Types that are not given: f16 q8_0 q5_k_m q4_k_m q4_0. Example: dgpt2-quant bench -m storybook -t q8_0 -t q4_k
     """

@@ -27,7 +27,10 @@ def demo(
     ] = None,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Convert, run and compare the bundled checkpoint; takes about a minute and no network."""
+    """Convert, run and compare the bundled model.
+
+    Takes less than a minute and no network.
+    """
     from dgpt2_quant.bench.matrix import measure_levels, refuse_reports
     from dgpt2_quant.bench.report import COLUMNS, remarks, table_rows, write_report
     from dgpt2_quant.quantize.checkpoint import source_sha256

@@ -14,7 +14,10 @@ def inspect(
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor, and all metadata.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Show what a GGUF file holds; its data is not read."""
+    """Show what a GGUF file holds.
+
+    Only its head is read.
+    """
     from dgpt2_quant.quantize.describe import describe
 
     described = describe(file)

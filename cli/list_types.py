@@ -5,7 +5,10 @@ from .output import print_json, print_table
 
 
 def types(json: JsonOption = False) -> None:
-    """List the quantization types, with nominal bits per weight."""
+    """List the quantization types.
+
+    Bits per weight are nominal: of the mix on a large model.
+    """
     from dgpt2_quant.quantize.quant_types import QUANT_TYPES
 
     if json:

@@ -7,7 +7,7 @@ import typer
 ModelArgument = Annotated[
     str,
     typer.Argument(
-        metavar="[MODEL]",
+        metavar="MODEL",
         help="storybook (bundled, works offline), a Hub name (distilgpt2, gpt2-medium, owner/name), or a folder with"
         " config.json, safetensors and tokenizer.",
         show_default=True,

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 def run(
     prompt: Annotated[
         str,
-        typer.Argument(
-            metavar="[PROMPT|-]", help="What to continue; - reads it from stdin; nothing begins a new text."
-        ),
+        typer.Argument(metavar="PROMPT|-", help="What to continue; - reads it from stdin; nothing begins a new text."),
     ] = "",
     model: ModelOption = "distilbert/distilgpt2",
     type: TypeOption = None,

@@ -76,6 +76,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is missing", "A checkpoint folder holds config, weights and tokenizer."
         ) from None
+    except OSError as error:
+        raise CheckpointError(f"{path} can not be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not sound JSON: {error}") from error
     if not isinstance(content, dict):
@@ -84,9 +86,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def file_sha256(path: Path) -> str:
-    """The hash of the file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """The hash of the file's bytes, in hexadecimal. Raises `CheckpointError` when it can not be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path} can not be read: {error.strerror}") from error
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -102,8 +107,8 @@ def _weight_files(folder: Path) -> list[Path]:
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
         raise CheckpointError(f"{index} has no sound weight_map")
-    paths = [folder / name for name in sorted(set(shards.values()))]
-    for path in paths:
-        if path.parent != folder or not path.is_file():
-            raise CheckpointError(f"{index.name} names the shard {path.name!r}, which is not in {folder}")
-    return paths
+    names, present = sorted(set(shards.values())), {path.name for path in folder.iterdir() if path.is_file()}
+    for name in names:
+        if name not in present:
+            raise CheckpointError(f"{index.name} names the shard {name[:255]!r}, which is not in {folder}")
+    return [folder / name for name in names]

@@ -76,7 +76,8 @@ def quantize(
     step = max(1, _CHUNK_WEIGHTS // rows.shape[1])
 
     def quantize_rows(first: int) -> None:
-        chunk = np.ascontiguousarray(rows[first : first + step], np.float32)
+        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes an infinity, which is refused
+            chunk = np.ascontiguousarray(rows[first : first + step], np.float32)
         _check_values(name, chunk, tensor_types)
         for tensor_type, result in zip(tensor_types, results, strict=True):
             library().ggml_quantize_chunk(

@@ -227,9 +227,10 @@ class _Reader:
             raise self._broken(f"an array at byte {self.at} claims {count} values")
         if item_type is ValueType.STRING:
             return self._strings(count)
-        values = struct.unpack_from(f"<{count}{_FORMATS[item_type][1]}", self.data, self.at)
-        self.at += count * smallest
-        return list(values) if self.arrays else count
+        begin, self.at = self.at, self.at + count * smallest
+        if not self.arrays:
+            return count
+        return list(struct.unpack_from(f"<{count}{_FORMATS[item_type][1]}", self.data, begin))
 
     def _strings(self, count: int) -> Any:
         # the one hot loop: 100,000 strings in a GPT-2 file

@@ -20,6 +20,7 @@ from .errors import CheckpointError
 _TANH_GELU = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh")
 _BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # causal masks; `h.0.attn.c_attn.bias` is a weight
 _OUTPUT = "lm_head.weight"
+_MAX_LAYERS = 512  # LLAMA_MAX_LAYERS in llama.cpp's src/llama-hparams.h
 _OUTSIDE = {
     "output_norm.bias": "ln_f.bias",
     "output_norm.weight": "ln_f.weight",
@@ -120,7 +121,7 @@ def read_hyperparameters(config: dict[str, Any]) -> Hyperparameters:
     if not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
         raise CheckpointError(f"config.json: layer_norm_epsilon is {epsilon!r}")
     return Hyperparameters(
-        layers=_size(config, "n_layer", 12),
+        layers=_size(config, "n_layer", 12, _MAX_LAYERS),
         width=width,
         heads=heads,
         inner=4 * width if config.get("n_inner") is None else _size(config, "n_inner", 0),
@@ -136,7 +137,7 @@ def model_tensors(checkpoint: Checkpoint, sizes: Hyperparameters) -> list[ModelT
     Mask buffers are left out; a head that is the embedding once more is left out (it costs 41 MB in DistilGPT2).
     Raises `CheckpointError` that names a missing, misshapen or unknown tensor.
     """
-    prefix = "transformer." if "transformer.wte.weight" in checkpoint.tensors else ""
+    prefix = "transformer." if any(key.startswith("transformer.") for key in checkpoint.tensors) else ""
     tied = _is_tied(checkpoint, f"{prefix}wte.weight")
     scales = _query_scales(checkpoint.config, sizes)
     tensors = []
@@ -203,8 +204,8 @@ def _unknown(keys: Iterable[str], used: set[str], prefix: str) -> Iterator[str]:
             yield key
 
 
-def _size(config: dict[str, Any], key: str, default: Any) -> int:
+def _size(config: dict[str, Any], key: str, default: Any, largest: int = 2**31 - 1) -> int:
     value = config.get(key, default)
-    if type(value) is not int or not 0 < value < 2**31:
-        raise CheckpointError(f"config.json: {key} is {value!r}, not a positive whole number")
+    if type(value) is not int or not 0 < value <= largest:
+        raise CheckpointError(f"config.json: {key} is {value!r}, not a whole number from 1 to {largest}")
     return value

@@ -17,7 +17,9 @@ from .errors import OutputError
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Raises `OutputError` for a target that exists already, unless it may be overwritten, or that is a folder."""
+    """Raises `OutputError` for a target that is a folder or in none, or that exists and may not be overwritten."""
+    if path.parent.is_file():
+        raise OutputError(f"{path.parent} is a file, not a folder", "Name a folder, or a file that ends in .gguf.")
     if path.is_dir():
         raise OutputError(f"{path} is a folder", "Name a file.")
     if path.exists() and not overwrite:
@@ -35,7 +37,7 @@ def output_file(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = os.open(path.parent, os.O_RDONLY)
-        hidden = path.with_name(f".{path.name[:200]}.{secrets.token_hex(6)}.part")
+        hidden = path.with_name(f".{path.name[:50]}.{secrets.token_hex(6)}.part")
         try:
             descriptor, nameless = _open(hidden)
             try:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import IntEnum
 
-from dgpt2_quant.quantize.errors import UsageError
+from .errors import UsageError
 
 
 class TensorType(IntEnum):

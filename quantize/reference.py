@@ -52,28 +52,32 @@ class Reference:
         fused = self._linear(f"{name}.attn_qkv", x)
         # (3, heads, length, head width)
         query, key, value = fused.reshape(length, 3, heads, width // heads).transpose(1, 2, 0, 3)
-        scores = query @ key.transpose(0, 2, 1) / x.dtype.type(sqrt(width // heads))
+        scores = query @ key.transpose(0, 2, 1) / sqrt(width // heads)
         mixed = softmax(np.where(np.tri(length, dtype=bool), scores, -np.inf)) @ value
         return self._linear(f"{name}.attn_output", mixed.transpose(1, 0, 2).reshape(length, width))
 
     def _linear(self, name: str, x: Array) -> Array:
-        return x @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
+        y: Array = x @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
+        return y
 
     def _norm(self, name: str, x: Array) -> Array:
         centered = x - x.mean(axis=-1, keepdims=True)
-        scale = np.sqrt((centered**2).mean(axis=-1, keepdims=True) + x.dtype.type(self.sizes.norm_epsilon))
-        return centered / scale * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
+        scale = np.sqrt((centered**2).mean(axis=-1, keepdims=True) + self.sizes.norm_epsilon)
+        y: Array = centered / scale * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
+        return y
 
 
 def gelu(x: Array) -> Array:
     """The tanh approximation (`gelu_new`)."""
-    return x.dtype.type(0.5) * x * (1 + np.tanh(x.dtype.type(sqrt(2 / pi)) * (x + x.dtype.type(0.044715) * x**3)))
+    y: Array = 0.5 * x * (1 + np.tanh(sqrt(2 / pi) * (x + 0.044715 * x**3)))
+    return y
 
 
 def softmax(x: Array) -> Array:
     """Along the last axis."""
     exponentials = np.exp(x - x.max(axis=-1, keepdims=True))
-    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+    y: Array = exponentials / exponentials.sum(axis=-1, keepdims=True)
+    return y
 
 
 def from_checkpoint(folder: str | Path, dtype: npt.DTypeLike = np.float32) -> Reference:

@@ -8,6 +8,7 @@ Format: https://github.com/huggingface/safetensors (8 bytes of header length, a 
 
 import json
 import os
+from collections import Counter
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -47,7 +48,7 @@ class StoredTensor:
                 "Save the checkpoint in one of these dtypes.",
             )
         data = np.empty(self.shape, _DTYPES[self.dtype])
-        _read_into(self.path, self.start, memoryview(data.reshape(-1).view(np.uint8)))
+        _read_into(self.path, self.start, data.reshape(-1).view(np.uint8).data)
         if self.dtype == "BF16":
             return (data.astype(np.uint32) << 16).view(np.float32)
         return data
@@ -88,7 +89,8 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int, file_size: int) 
             pass
         case _:
             raise _broken(path, f"tensor {name!r} has no sound dtype, shape and data_offsets")
-    if not all(type(n) is int and n >= 0 for n in shape):
+    # the bounds are NumPy's, which an empty tensor's huge shape would break
+    if not all(type(n) is int and n >= 0 for n in shape) or len(shape) > 32 or prod(n or 1 for n in shape) > 1 << 48:
         raise _broken(path, f"tensor {name!r} has the shape {shape}")
     if dtype in _DTYPES:
         item_bytes = np.dtype(_DTYPES[dtype]).itemsize
@@ -107,8 +109,8 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int, file_size: int) 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = dict(pairs)
     if len(keys) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} stands in it twice")
+        name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"{name!r} stands in it twice")
     return keys
 
 

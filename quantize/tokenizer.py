@@ -41,6 +41,12 @@ def read_tokenizer(folder: Path, config: dict[str, Any], vocabulary: int) -> Tok
     Raises `CheckpointError` when it is missing, broken, or larger than the embedding.
     """
     ids, merges, added = _read_files(folder)
+    if not merges:
+        raise CheckpointError(f"{folder}: its tokenizer has no merges", "Fetch or save it again; it may be truncated.")
+    try:
+        "".join([*ids, *merges]).encode("utf-8")
+    except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair, UTF-8 can not
+        raise CheckpointError(f"{folder}: a token is no Unicode text ({error.reason})") from error
     special = {text for text, is_special in added.items() if is_special} | {END_OF_TEXT}
     tokens = _by_number(folder, ids, vocabulary)
     types = [_type(token, added, special) for token in tokens]
@@ -76,16 +82,18 @@ def _read_files(folder: Path) -> tuple[dict[str, int], list[str], dict[str, bool
     ids = {**ids, **extra}
     if not all(type(number) is int and number >= 0 for number in ids.values()):
         raise CheckpointError(f"{folder}: the vocabulary has a token without a number")
-    for entry in settings.get("added_tokens_decoder", {}).values():
-        if entry.get("content") in ids:
-            added[entry["content"]] = bool(entry.get("special"))
+    try:
+        for entry in settings.get("added_tokens_decoder", {}).values():
+            if entry.get("content") in ids:
+                added[entry["content"]] = bool(entry.get("special"))
+    except (AttributeError, TypeError) as error:
+        raise CheckpointError(f"{folder / 'tokenizer_config.json'}: bad added_tokens_decoder ({error})") from error
     return ids, merges, added
 
 
 def _read_fast_tokenizer(path: Path) -> tuple[dict[str, int], list[str], dict[str, int], dict[str, bool]]:
     content = read_json(path)
-    model = content.get("model") or {}
-    pre = content.get("pre_tokenizer") or {}
+    model, pre = (value if isinstance(value := content.get(key), dict) else {} for key in ("model", "pre_tokenizer"))
     if model.get("type", "BPE") != "BPE" or pre.get("type") != "ByteLevel":
         raise CheckpointError(
             f"{path}: a {model.get('type')} model behind a {pre.get('type')} pre-tokenizer;"
@@ -97,14 +105,19 @@ def _read_fast_tokenizer(path: Path) -> tuple[dict[str, int], list[str], dict[st
         merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
         extra = {entry["content"]: entry["id"] for entry in content.get("added_tokens", [])}
         added = {entry["content"]: bool(entry.get("special")) for entry in content.get("added_tokens", [])}
-        return dict(model["vocab"]), merges, extra, added
-    except (KeyError, TypeError, AttributeError) as error:
+        ids = dict(model["vocab"])
+        if not all(isinstance(text, str) for text in (*ids, *extra)):
+            raise TypeError("a token is not a string")
+        return ids, merges, extra, added
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path} is not a tokenizers file: {error!r}") from error
 
 
 def _read_merges(path: Path) -> list[str]:
     try:
         lines = path.read_text("utf-8").split("\n")
+    except OSError as error:
+        raise CheckpointError(f"{path} can not be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path} is not UTF-8: {error}") from error
     merges = [line for line in lines if line and not line.startswith("#version")]

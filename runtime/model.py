@@ -24,6 +24,7 @@ from .sampling import Sampling
 from .validate import check_model_file
 
 DEFAULT_MAX_TOKENS = 128
+_SEEDS = 2**32 - 1  # llama.cpp takes the last number of 32 bits (LLAMA_DEFAULT_SEED) for "draw one yourself"
 
 
 class Model:
@@ -94,8 +95,7 @@ class Model:
                 f"the prompt has {len(tokens)} tokens; this model has {self.positions} positions",
                 "Shorten the prompt.",
             )
-        if not all(0 <= token < self.vocabulary for token in tokens):
-            raise UsageError(f"the prompt has a token outside of the vocabulary of {self.vocabulary}")
+        self._check_tokens(tokens)
         if max_tokens < 0:
             raise UsageError(f"{max_tokens} tokens were asked for")
         return Generation(
@@ -103,7 +103,7 @@ class Model:
             tokens,
             max_tokens,
             Sampling(**sampling),
-            secrets.randbits(32) if seed is None else seed % 2**32,
+            secrets.randbelow(_SEEDS) if seed is None else seed % _SEEDS,
             [stop] if isinstance(stop, str) else stop,
         )
 
@@ -118,7 +118,7 @@ class Model:
         **sampling: Any,
     ) -> list[list[Completion]]:
         """`num_return_sequences` completions for each prompt; sequence i has the seed `seed + i`."""
-        first = secrets.randbits(32) if seed is None else seed
+        first = secrets.randbelow(_SEEDS) if seed is None else seed
         results = []
         for prompt in [prompts] if isinstance(prompts, str) else prompts:
             completions = []
@@ -133,7 +133,12 @@ class Model:
 
     def tokenize(self, text: str, *, special: bool = True) -> list[int]:
         """The text's token ids. With `special`, `<|endoftext|>` in it is the control token of that name."""
-        return self._open().tokenize(text, special)
+        try:
+            return self._open().tokenize(text, special)
+        except UnicodeEncodeError as error:  # a lone surrogate
+            raise UsageError(
+                f"the text has U+{ord(text[error.start]):04X} at index {error.start}, which is no character"
+            ) from error
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The tokens' text; control tokens have none, bytes that are no UTF-8 become U+FFFD."""
@@ -143,11 +148,13 @@ class Model:
         """The bytes that one token stands for."""
         found = self._bytes.get(token)
         if found is None:
+            self._check_tokens((token,))
             found = self._bytes[token] = self._open().token_bytes(token)
         return found
 
     def is_end(self, token: int) -> bool:
         """Whether this token ends a text."""
+        self._check_tokens((token,))
         return self._open().is_end(token)
 
     def logits(self, tokens: Sequence[int], first: int = 0) -> npt.NDArray[np.float32]:
@@ -158,6 +165,9 @@ class Model:
         """
         if not 0 < len(tokens) <= self.positions:
             raise UsageError(f"{len(tokens)} tokens; 1 to {self.positions} can be scored at once")
+        if not 0 <= first < len(tokens):
+            raise UsageError(f"the first row is {first}; it goes from 0 to {len(tokens) - 1}")
+        self._check_tokens(tokens)
         context = self.begin(None)
         context.keep(0)
         size = context.batch_size
@@ -217,6 +227,12 @@ class Model:
             self._head = head
         self._context.decode((last,), len(head))
         return 1 if kept else len(tokens)
+
+    def _check_tokens(self, tokens: Sequence[int]) -> None:
+        """Raises `UsageError` for an id outside of the vocabulary: llama.cpp ends the process on some of them."""
+        for token in tokens:
+            if not 0 <= token < self.vocabulary:
+                raise UsageError(f"there is no token {token}; this vocabulary goes from 0 to {self.vocabulary - 1}")
 
     def _open(self) -> NativeModel:
         if self._native is None:

@@ -7,20 +7,24 @@ from dgpt2_quant.quantize.errors import GGUFError
 from dgpt2_quant.quantize.gguf_file import GGUFHeader, read_header
 
 _SIZES = {
-    "gpt2.block_count": 1 << 10,
+    "gpt2.block_count": 512,  # llama.cpp's LLAMA_MAX_LAYERS
     "gpt2.context_length": 1 << 20,
     "gpt2.embedding_length": 1 << 16,
     "gpt2.feed_forward_length": 1 << 18,
     "gpt2.attention.head_count": 1 << 10,
 }
+# llama.cpp reads many more (expert_count, rope.scaling.type, attention.key_length ...) for every architecture, and
+# ends the process on values that do not fit; those beside `_SIZES` were tried out
+_KNOWN = {*_SIZES, "gpt2.attention.layer_norm_epsilon", "gpt2.attention.head_count_kv", "gpt2.vocab_size"}
+_MAX_TOKENS = 1 << 22
 
 
 def check_model_file(path: Path) -> GGUFHeader:
-    """Reads the head of a GPT-2 GGUF, token tables aside, and checks that its parts agree.
+    """Reads the head of a GPT-2 GGUF and checks that its parts agree.
 
     Raises `GGUFError` that names what is wrong.
     """
-    header = read_header(path, arrays=False)
+    header = read_header(path)
     metadata = header.metadata
     if (architecture := metadata.get("general.architecture")) != "gpt2":
         raise _refused(path, f"its architecture is {architecture!r}; this runtime is for gpt2")
@@ -28,6 +32,9 @@ def check_model_file(path: Path) -> GGUFHeader:
         raise _refused(path, f"it is a {kind!r}, not a model")
     for key, largest in _SIZES.items():
         _check_size(path, key, metadata.get(key), largest)
+    for key in metadata:
+        if key.startswith("gpt2.") and key not in _KNOWN:
+            raise _refused(path, f"it has the key {key!r}, which is none of a GPT-2")
     epsilon = metadata.get("gpt2.attention.layer_norm_epsilon")
     if not isinstance(epsilon, float) or not 0 < epsilon < 1:
         raise _refused(path, f"its gpt2.attention.layer_norm_epsilon is {epsilon!r}")
@@ -35,7 +42,7 @@ def check_model_file(path: Path) -> GGUFHeader:
         raise _refused(path, "its heads do not divide its width")
     if metadata.get("tokenizer.ggml.model") != "gpt2":
         raise _refused(path, f"its tokenizer is {metadata.get('tokenizer.ggml.model')!r}, not gpt2")
-    _check_size(path, "tokenizer.ggml.tokens", metadata.get("tokenizer.ggml.tokens"), 1 << 22)
+    _check_vocabulary(path, metadata.get("tokenizer.ggml.tokens"))
     _check_tensors(header)
     return header
 
@@ -65,6 +72,16 @@ def expected_shapes(metadata: dict[str, Any]) -> dict[str, tuple[int, ...]]:
             shapes[f"blk.{block}.{part}.weight"] = shape
             shapes[f"blk.{block}.{part}.bias"] = shape[:1]
     return shapes
+
+
+def _check_vocabulary(path: Path, tokens: Any) -> None:
+    if not isinstance(tokens, list) or not all(isinstance(text, str) for text in tokens):
+        raise _refused(path, "its tokenizer.ggml.tokens is no list of texts")
+    _check_size(path, "number of tokens", len(tokens), _MAX_TOKENS)
+    # llama.cpp ends the process when two are the same, as it reads them: up to a zero byte, and the empty ones renamed
+    texts = {text.partition("\0")[0] or f"[EMPTY_{index}]" for index, text in enumerate(tokens)}
+    if len(texts) != len(tokens):
+        raise _refused(path, f"{len(tokens) - len(texts)} of its {len(tokens)} tokens have the text of another one")
 
 
 def _check_tensors(header: GGUFHeader) -> None:

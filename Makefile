@@ -1,0 +1,49 @@
+# The tool belt. Every target sets up what it needs: uv (its own copy where there is none), then .venv with the
+# versions of constraints.txt. The first set-up compiles llama.cpp for this processor, which takes some minutes.
+.DEFAULT_GOAL := help
+.PHONY: help demo test check types docs bench constraints clean
+
+UV := $(shell command -v uv || echo .tools/bin/uv)
+READY := .venv/.ready
+
+help:            ## this list
+	@sed -n 's/^\([a-z]*\): .*## /\1\t/p;s/^\([a-z]*\): *## /\1\t/p' $(MAKEFILE_LIST)
+
+demo: $(READY)   ## convert, run and compare the bundled model
+	.venv/bin/dgpt2-quant demo
+
+test: $(READY)   ## the whole test suite
+	.venv/bin/pytest
+
+check: $(READY)  ## lint and formatting
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+types: $(READY)  ## type-check the built package (checkers do not follow the editable install)
+	rm -rf build .types
+	$(UV) pip install --quiet --no-deps --target .types .
+	MYPYPATH=.types .venv/bin/mypy -p dgpt2_quant
+
+docs: $(READY)   ## write the generated pages anew (the tests fail when they are stale)
+	.venv/bin/python tools/generate_docs.py
+
+bench: $(READY)  ## all levels of the bundled model, side by side
+	.venv/bin/dgpt2-quant bench -m storybook
+
+constraints: $(UV)  ## resolve the dependencies anew, to the newest versions that pyproject.toml allows
+	rm -f uv.lock
+	$(UV) export --quiet --no-emit-project --all-groups --no-header --no-annotate -o constraints.txt
+
+clean:           ## remove what the targets made
+	rm -rf .venv .tools .types build dist *.egg-info dgpt2-quant-demo dgpt2-quant-bench
+
+.tools/bin/uv:
+	python3 -m venv .tools
+	.tools/bin/pip install --quiet uv
+
+$(READY): pyproject.toml constraints.txt | $(UV)
+	@echo "Setting up .venv; the first time compiles llama.cpp, which takes some minutes."
+	$(UV) venv --quiet --allow-existing
+	$(UV) pip install --quiet -r constraints.txt
+	$(UV) pip install --quiet --no-deps --editable .
+	@touch $(READY)

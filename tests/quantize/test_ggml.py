@@ -1,0 +1,155 @@
+"""The block quantizers: the same bytes as one call of llama.cpp's own function, however the rows are spread."""
+
+import ctypes
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+import pytest
+from dgpt2_quant.quantize import ggml
+from dgpt2_quant.quantize.errors import CheckpointError
+from dgpt2_quant.quantize.ggml import library, quantize
+from dgpt2_quant.quantize.quant_types import QUANT_TYPES, TensorType
+
+# more than one task's worth of weights, and a last task that is smaller
+ROWS, COLUMNS = 600, 256
+WEIGHTS = np.random.default_rng(0).normal(0, 0.1, (ROWS, COLUMNS))
+IMPORTANCE = np.random.default_rng(1).gamma(2, 1, COLUMNS).astype(np.float32)
+
+NEED_IMPORTANCE = [t for t in TensorType if library().ggml_quantize_requires_imatrix(t)]
+SLOW = (TensorType.IQ2_S, TensorType.IQ1_M)  # their tables take the C library seconds to set up
+FREE = [pytest.param(t, marks=pytest.mark.slow) if t in SLOW else t for t in TensorType if t not in NEED_IMPORTANCE]
+OF_LEVELS = sorted({t.base for t in QUANT_TYPES.values()} | {TensorType.Q6_K, TensorType.Q5_0, TensorType.Q5_1})
+
+# the root mean square of the error, as a part of that of the weights; measured, and a fifth more
+ERRORS = {"F32": 0.0, "F16": 2.5e-4, "BF16": 2.1e-3, "Q8_0": 7e-3, "Q6_K": 0.022, "Q5_K": 0.044, "Q5_1": 0.046}
+ERRORS |= {"Q5_0": 0.051, "Q4_K": 0.086, "IQ4_NL": 0.093, "IQ4_XS": 0.094, "Q4_1": 0.095, "Q4_0": 0.105, "Q3_K": 0.19}
+ERRORS |= {"IQ3_S": 0.21, "IQ3_XXS": 0.26, "IQ2_S": 0.32, "Q2_K": 0.36, "IQ1_M": 0.72, "TQ1_0": 0.98, "TQ2_0": 0.98}
+
+
+@pytest.fixture(params=[1, 3], ids=["1 thread", "3 threads"])
+def pool(request: pytest.FixtureRequest) -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(request.param) as threads:
+        yield threads
+
+
+def in_one_call(
+    data: npt.NDArray[Any], tensor_type: TensorType, importance: npt.NDArray[np.float32] | None = None
+) -> npt.NDArray[np.uint8]:
+    source = np.ascontiguousarray(data, np.float32)
+    result = np.zeros((source.shape[0], tensor_type.row_bytes(source.shape[1])), np.uint8)
+    weights = None if importance is None else importance.ctypes.data_as(ctypes.c_void_p)
+    written = library().ggml_quantize_chunk(
+        tensor_type, source.ctypes.data, result.ctypes.data, 0, *source.shape, weights
+    )
+    assert written == result.nbytes
+    return result
+
+
+@pytest.mark.parametrize("tensor_type", FREE, ids=lambda t: t.name)
+def test_rows_over_threads_give_the_bytes_of_one_call(tensor_type: TensorType, pool: ThreadPoolExecutor) -> None:
+    (ours,) = quantize("w", WEIGHTS.astype(np.float32), [tensor_type], pool)
+    np.testing.assert_array_equal(ours, in_one_call(WEIGHTS, tensor_type))
+    decoded = gguf.dequantize(ours, gguf.GGMLQuantizationType(tensor_type)).reshape(WEIGHTS.shape)
+    error = np.sqrt(np.mean((decoded - WEIGHTS.astype(np.float32)) ** 2) / np.mean(WEIGHTS**2))
+    assert error <= ERRORS[tensor_type.name]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("tensor_type", OF_LEVELS, ids=lambda t: t.name)
+def test_every_precision_and_a_transposed_view_give_the_same_bytes(
+    tensor_type: TensorType, dtype: type, pool: ThreadPoolExecutor
+) -> None:
+    data = WEIGHTS.astype(dtype)
+    view = np.asfortranarray(data)  # as a Conv1D weight arrives: stored (inputs, outputs)
+    assert not view.flags.c_contiguous
+    expected = in_one_call(data, tensor_type)
+    for source in (data, view):
+        np.testing.assert_array_equal(quantize("w", source, [tensor_type], pool)[0], expected)
+
+
+def test_several_types_at_once_are_each_as_alone(pool: ThreadPoolExecutor) -> None:
+    together = quantize("w", WEIGHTS, OF_LEVELS, pool)
+    for tensor_type, ours in zip(OF_LEVELS, together, strict=True):
+        np.testing.assert_array_equal(ours, in_one_call(WEIGHTS, tensor_type))
+
+
+@pytest.mark.parametrize("tensor_type", [t for t in OF_LEVELS if t.is_quantized], ids=lambda t: t.name)
+def test_importance_is_handed_to_every_row(tensor_type: TensorType, pool: ThreadPoolExecutor) -> None:
+    (weighed,) = quantize("w", WEIGHTS, [tensor_type], pool, IMPORTANCE)
+    np.testing.assert_array_equal(weighed, in_one_call(WEIGHTS, tensor_type, IMPORTANCE))
+    if tensor_type is not TensorType.Q8_0:  # which has nothing to decide
+        assert (weighed != in_one_call(WEIGHTS, tensor_type)).any()
+
+
+def test_importance_may_be_of_any_precision_and_strided(pool: ThreadPoolExecutor) -> None:
+    strided = np.repeat(IMPORTANCE.astype(np.float64), 2)[::2]
+    (weighed,) = quantize("w", WEIGHTS, [TensorType.Q4_K], pool, strided)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(weighed, in_one_call(WEIGHTS, TensorType.Q4_K, IMPORTANCE))
+
+
+@pytest.mark.parametrize("tensor_type", NEED_IMPORTANCE, ids=lambda t: t.name)
+def test_a_type_that_needs_importance_is_not_tried_without(tensor_type: TensorType, pool: ThreadPoolExecutor) -> None:
+    with pytest.raises(ValueError, match=f"{tensor_type.name} can not be computed without"):  # C would abort
+        quantize("w", WEIGHTS, [tensor_type], pool)
+
+
+def test_a_vector_is_one_row(pool: ThreadPoolExecutor) -> None:
+    (ours,) = quantize("norm", WEIGHTS[0], [TensorType.F32], pool)
+    assert ours.shape == (1, 4 * COLUMNS)
+    np.testing.assert_array_equal(ours.view(np.float32)[0], WEIGHTS[0].astype(np.float32))
+
+
+def test_a_row_longer_than_a_task_is_one_task(pool: ThreadPoolExecutor) -> None:
+    wide = np.resize(WEIGHTS, (3, ggml._CHUNK_WEIGHTS + 256))
+    np.testing.assert_array_equal(quantize("w", wide, [TensorType.Q8_0], pool)[0], in_one_call(wide, TensorType.Q8_0))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("tensor_type", [TensorType.F32, TensorType.BF16, TensorType.Q4_K], ids=lambda t: t.name)
+@pytest.mark.parametrize("place", [(0, 0), (ROWS - 1, COLUMNS - 1)])
+def test_a_value_that_is_not_finite_is_refused_with_the_tensors_name(
+    value: float, tensor_type: TensorType, place: tuple[int, int], pool: ThreadPoolExecutor
+) -> None:
+    data = WEIGHTS.copy()
+    data[place] = value
+    with pytest.raises(CheckpointError, match=r"'blk.3.ffn_up.weight' has a value that is not finite"):
+        quantize("blk.3.ffn_up.weight", data, [tensor_type], pool)
+
+
+def test_a_float64_beyond_float32_is_refused_without_a_warning(pool: ThreadPoolExecutor) -> None:
+    data = WEIGHTS.copy()
+    data[5, 5] = 1e300
+    with pytest.raises(CheckpointError, match="not finite"):
+        quantize("w", data, [TensorType.F32], pool)
+
+
+@pytest.mark.parametrize("value", [1e5, -1e5])
+def test_a_value_beyond_f16_is_refused_where_f16_is_stored(value: float, pool: ThreadPoolExecutor) -> None:
+    data = WEIGHTS.copy()
+    data[ROWS // 2, 7] = value
+    for tensor_type in (TensorType.F16, TensorType.Q8_0, TensorType.Q4_K):
+        with pytest.raises(CheckpointError) as caught:
+            quantize("token_embd.weight", data, [TensorType.F32, tensor_type], pool)
+        assert "'token_embd.weight' has a value of 1e+05" in caught.value.message
+        assert tensor_type.name in caught.value.message
+        assert "f32 or bf16" in caught.value.hint
+    exact, rounded = quantize("token_embd.weight", data, [TensorType.F32, TensorType.BF16], pool)
+    assert exact.view(np.float32)[ROWS // 2, 7] == value
+    decoded = gguf.dequantize(rounded, gguf.GGMLQuantizationType.BF16)
+    assert decoded[ROWS // 2, 7] == pytest.approx(value, rel=2**-8)
+
+
+def test_the_largest_f16_is_still_taken(pool: ThreadPoolExecutor) -> None:
+    data = WEIGHTS.copy()
+    data[0, 0] = -65504
+    (ours,) = quantize("w", data, [TensorType.F16], pool)
+    assert ours.view(np.float16)[0, 0] == -65504
+
+
+def test_rows_that_do_not_divide_into_blocks_are_a_mistake_of_the_caller(pool: ThreadPoolExecutor) -> None:
+    with pytest.raises(ValueError, match="rows of 48 do not divide into blocks of 32"):
+        quantize("w", WEIGHTS[:, :48], [TensorType.Q8_0], pool)

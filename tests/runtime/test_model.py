@@ -1,0 +1,372 @@
+"""A loaded model: the exact text, the same text again, every way for it to end, and every way to use it wrongly."""
+
+import gc
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dgpt2_quant.quantize.errors import ModelNotFoundError, RuntimeFailure, UsageError
+from dgpt2_quant.quantize.reference import from_gguf
+from dgpt2_quant.runtime import Completion, Model
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from .gguf_edit import rewrite
+
+PROMPT = "Once upon a time"
+GREEDY = ", and the King's daughter was so beautiful that she was so beautiful that she was so beautiful that she"
+POSITIONS = 512
+
+
+def greedy(model: Model, max_tokens: int = 24, **options: str | list[str]) -> Completion:
+    ((completion,),) = model.generate(PROMPT, max_tokens=max_tokens, temperature=0, **options)
+    return completion
+
+
+def sampled(model: Model, prompt: str = PROMPT, seed: int = 1, max_tokens: int = 40) -> str:
+    return "".join(model.stream(prompt, seed=seed, max_tokens=max_tokens, temperature=1, top_k=0, top_p=1, min_p=0))
+
+
+class TestText:
+    def test_exact_greedy_text(self, storybook: Model) -> None:
+        assert greedy(storybook) == Completion(GREEDY, 24, "length")
+
+    @pytest.mark.parametrize("level", ["F32", "Q8_0", "Q4_K_M", "Q4_0"])
+    def test_the_same_whatever_the_thread_count(self, storybook_files: dict[str, Path], level: str) -> None:
+        with (
+            Model.load(storybook_files[level], threads=1) as one,
+            Model.load(storybook_files[level], threads=2) as two,
+        ):
+            assert sampled(one) == sampled(two)
+
+    def test_the_same_after_other_generations_and_in_a_fresh_model(
+        self, storybook: Model, storybook_files: dict[str, Path]
+    ) -> None:
+        first = sampled(storybook)
+        others = [sampled(storybook, "The wolf"), sampled(storybook, seed=2), sampled(storybook, "")]
+        assert sampled(storybook) == first
+        assert first not in others
+        with Model.load(storybook_files["F32"], threads=1) as fresh:
+            assert sampled(fresh) == first
+
+    def test_the_same_whether_the_prompt_is_computed_or_kept(self, storybook: Model) -> None:
+        storybook.logits([1, 2, 3])  # forgets the prompt before
+        generations = [storybook.stream(PROMPT, seed=1, max_tokens=40) for _ in range(2)]
+        assert "".join(generations[0]) == "".join(generations[1])
+        assert [generation.timing.prompt_computed for generation in generations] == [len(PROMPT.split()), 1]
+
+    def test_the_pieces_are_the_completion(self, storybook: Model) -> None:
+        generation = storybook.stream(PROMPT, max_tokens=24, temperature=0)
+        assert generation.completion is None
+        pieces = list(generation)
+        assert len(pieces) > 10
+        assert generation.completion == Completion("".join(pieces), 24, "length")
+
+    def test_a_prompt_longer_than_a_batch(self, long_file: Path) -> None:
+        prompt = [7 * index % 250 for index in range(700)]
+        with Model.load(long_file, threads=1) as model:
+            logits = model.logits(prompt, 699)
+            text = "".join(model.stream(prompt, max_tokens=1, temperature=0))
+            assert text == model.detokenize([int(logits.argmax())])
+
+
+class TestGenerate:
+    def test_one_list_for_each_prompt(self, storybook: Model) -> None:
+        results = storybook.generate([PROMPT, "The wolf"], num_return_sequences=2, max_tokens=5, seed=1)
+        assert [len(completions) for completions in results] == [2, 2]
+        assert storybook.generate(PROMPT, num_return_sequences=2, max_tokens=5, seed=1) == results[:1]
+        assert storybook.generate([], max_tokens=5) == []
+
+    def test_sequence_i_has_the_seed_plus_i(self, storybook: Model) -> None:
+        (completions,) = storybook.generate(PROMPT, num_return_sequences=3, max_tokens=16, seed=5)
+        alone = [storybook.generate(PROMPT, max_tokens=16, seed=5 + number)[0][0] for number in range(3)]
+        assert completions == alone
+        assert len({completion.text for completion in completions}) == 3
+
+    def test_without_a_seed_texts_differ(self, storybook: Model) -> None:
+        (completions,) = storybook.generate(PROMPT, num_return_sequences=3, max_tokens=24)
+        assert len({completion.text for completion in completions}) == 3
+
+    def test_timing_counts(self, storybook: Model) -> None:
+        generation = storybook.stream(PROMPT, max_tokens=10, temperature=0)
+        for _ in generation:
+            pass
+        timing = generation.timing
+        assert (timing.prompt_tokens, timing.decode_tokens, timing.decode_steps) == (4, 10, 9)
+        found = timing.to_json()
+        assert set(found) == {"prompt_tokens", "prompt_tps", "decode_tokens", "decode_tps", "first_token_ms"}
+        assert all(value > 0 for value in found.values())
+
+
+class TestEnd:
+    @pytest.mark.parametrize(
+        ("stop", "expected"),
+        [
+            (" daughter", ", and the King's"),
+            ("g's daugh", ", and the Kin"),  # begins and ends inside tokens
+            (["nothing", "so beautiful", "was"], ", and the King's daughter "),
+            (",", ""),
+        ],
+    )
+    def test_stop(self, storybook: Model, stop: str | list[str], expected: str) -> None:
+        completion = greedy(storybook, stop=stop)
+        assert completion.text == expected
+        assert completion.finish_reason == "stop"
+        assert completion.tokens < 12
+
+    def test_a_stop_string_begun_at_the_end_is_shown(self, storybook: Model) -> None:
+        assert greedy(storybook, stop=" that she never") == Completion(GREEDY, 24, "length")
+
+    def test_a_stop_string_in_the_prompt_does_not_stop(self, storybook: Model) -> None:
+        assert greedy(storybook, stop=PROMPT).text == GREEDY
+
+    def test_end_of_text_token(self, storybook: Model, storybook_files: dict[str, Path], tmp_path: Path) -> None:
+        (daughter,) = storybook.tokenize(" daughter")
+        ends = {"tokenizer.ggml.eos_token_id": daughter}
+        file = rewrite(storybook_files["F32"], tmp_path / "ends.gguf", metadata=ends)
+        with Model.load(file, threads=1) as model:
+            assert greedy(model) == Completion(", and the King's", 6, "eos")
+            assert model.is_end(daughter)
+        assert not storybook.is_end(daughter)
+        assert storybook.is_end(0)
+
+    def test_no_tokens(self, storybook: Model) -> None:
+        assert greedy(storybook, 0) == Completion("", 0, "length")
+
+    def test_a_negative_number_of_tokens_is_refused(self, storybook: Model) -> None:
+        with pytest.raises(UsageError, match="-1 tokens"):
+            storybook.stream(PROMPT, max_tokens=-1)
+
+    @pytest.mark.parametrize(("length", "tokens"), [(POSITIONS - 2, 3), (POSITIONS - 1, 2), (POSITIONS, 1)])
+    def test_the_end_of_the_context(self, storybook: Model, length: int, tokens: int) -> None:
+        generation = storybook.stream([5] * length, max_tokens=100, seed=1)
+        text = "".join(generation)
+        assert generation.completion == Completion(text, tokens, "length")
+
+    def test_a_longer_prompt_is_refused(self, storybook: Model) -> None:
+        with pytest.raises(UsageError, match="513 tokens; this model has 512 positions"):
+            storybook.stream([5] * 513)
+
+
+class TestContextSize:
+    def test_smaller_than_the_model(self, storybook: Model, storybook_files: dict[str, Path]) -> None:
+        with Model.load(storybook_files["F32"], ctx_size=10, threads=1) as model:
+            assert model.positions == 10
+            assert greedy(model, 100) == Completion(greedy(storybook, 7).text, 7, "length")
+            with pytest.raises(UsageError, match="11 tokens; this model has 10 positions"):
+                model.stream([5] * 11)
+            with pytest.raises(UsageError, match="11 tokens; 1 to 10"):
+                model.logits([5] * 11)
+
+    def test_of_one_position(self, storybook_files: dict[str, Path]) -> None:
+        with Model.load(storybook_files["F32"], ctx_size=1, threads=1) as model:
+            assert model.generate("", max_tokens=9)[0][0].tokens == 1
+
+    def test_never_larger_than_the_model(self, storybook_files: dict[str, Path]) -> None:
+        with Model.load(storybook_files["F32"], ctx_size=100_000, threads=1) as model:
+            assert model.positions == POSITIONS
+
+    @pytest.mark.parametrize("size", [0, -1])
+    def test_out_of_range(self, storybook_files: dict[str, Path], size: int) -> None:
+        with pytest.raises(UsageError, match=f"context size is {size}"):
+            Model.load(storybook_files["F32"], ctx_size=size)
+
+    @pytest.mark.parametrize("threads", [0, -1, 513])
+    def test_threads_out_of_range(self, storybook_files: dict[str, Path], threads: int) -> None:
+        with pytest.raises(UsageError, match=f"{threads} threads"):
+            Model.load(storybook_files["F32"], threads=threads)
+
+
+class TestPrompt:
+    def test_an_empty_one_begins_a_text(self, storybook: Model) -> None:
+        from_nothing = [sampled(storybook, prompt) for prompt in ("", "<|endoftext|>")]
+        assert from_nothing == ["".join(storybook.stream([0], seed=1, max_tokens=40, **_UNFILTERED))] * 2
+
+    def test_tokens_instead_of_text(self, storybook: Model) -> None:
+        tokens = storybook.tokenize(PROMPT)
+        assert "".join(storybook.stream(tokens, max_tokens=24, temperature=0)) == GREEDY
+
+    @pytest.mark.parametrize("token", [-1, 8189, 2**40])
+    def test_tokens_outside_of_the_vocabulary_are_refused(self, storybook: Model, token: int) -> None:
+        for use in (storybook.stream, storybook.logits, storybook.detokenize):
+            with pytest.raises(UsageError, match=f"no token {token}; this vocabulary goes from 0 to 8188"):
+                use([1, token])
+        with pytest.raises(UsageError, match=f"no token {token}"):
+            storybook.is_end(token)
+        assert greedy(storybook).text == GREEDY  # and it still works
+
+
+_UNFILTERED = {"temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0}
+
+
+class TestTokens:
+    @given(st.text(max_size=60))
+    @example("👩‍👩‍👧 語 é\0\r\n\n\t  <|endoftext|>  ")
+    @settings(deadline=None)
+    def test_any_text_comes_back(self, storybook: Model, text: str) -> None:
+        tokens = storybook.tokenize(text, special=False)
+        assert storybook.detokenize(tokens) == text
+        assert b"".join(map(storybook.token_bytes, tokens)) == text.encode()
+        assert all(0 <= token < storybook.vocabulary for token in tokens)
+
+    def test_known_ids(self, storybook: Model) -> None:
+        tokens = storybook.tokenize("Once upon a time")
+        assert [storybook.detokenize([token]) for token in tokens] == ["Once", " upon", " a", " time"]
+        assert storybook.tokenize("") == []
+
+    def test_a_control_token_in_the_text(self, storybook: Model) -> None:
+        assert storybook.tokenize("<|endoftext|>") == [0]
+        assert 0 not in storybook.tokenize("<|endoftext|>", special=False)
+        assert storybook.detokenize([0]) == ""
+
+    def test_bytes_that_are_no_text(self, storybook: Model) -> None:
+        first, *_ = storybook.tokenize("😀")
+        assert storybook.detokenize([first]) == "�"
+
+    @pytest.mark.parametrize(("text", "message"), [("a\ud83db", "U.D83D at index 1"), ("\udc80", "U.DC80 at index 0")])
+    def test_lone_surrogates_are_refused(self, storybook: Model, text: str, message: str) -> None:
+        for use in (storybook.tokenize, storybook.stream, storybook.generate):
+            with pytest.raises(UsageError, match=message):
+                use(text)
+
+
+class TestLogits:
+    def test_shape_and_rows(self, storybook: Model) -> None:
+        tokens = storybook.tokenize("There was once a poor woodcutter who lived in the forest.")
+        everything = storybook.logits(tokens).copy()
+        assert everything.shape == (len(tokens), 8189)
+        assert everything.dtype == np.float32
+        half = len(tokens) // 2
+        assert np.array_equal(storybook.logits(tokens, half), everything[half:])
+        assert np.array_equal(storybook.logits(tokens, len(tokens) - 1), everything[-1:])
+
+    def test_the_logits_of_a_beginning_are_the_same_rows(self, storybook: Model) -> None:
+        tokens = storybook.tokenize("There was once a poor woodcutter who lived in the forest.")
+        everything = storybook.logits(tokens).copy()
+        for length in (1, 5, len(tokens) - 1):
+            assert np.allclose(storybook.logits(tokens[:length]), everything[:length], atol=1e-2)
+
+    def test_they_are_those_of_the_forward_pass_in_numpy(
+        self, storybook: Model, storybook_files: dict[str, Path]
+    ) -> None:
+        tokens = storybook.tokenize("There was once a poor woodcutter who lived in the forest.")
+        expected = from_gguf(storybook_files["F32"], np.float64).logits(tokens)
+        # 16 bits of the cache are the difference
+        assert np.abs(storybook.logits(tokens) - expected).max() < 0.05
+
+    @pytest.mark.parametrize("first", [0, 300, 512, 700])
+    def test_of_more_tokens_than_a_batch(self, long_file: Path, first: int) -> None:
+        tokens = [7 * index % 250 for index in range(800)]
+        expected = from_gguf(long_file, np.float64).logits(tokens)
+        with Model.load(long_file, threads=1) as model:
+            found = model.logits(tokens, first)
+        assert found.shape == (800 - first, model.vocabulary)
+        assert np.abs(found - expected[first:]).max() < 0.02
+
+    def test_they_do_not_depend_on_what_was_done_before(self, storybook: Model) -> None:
+        before = storybook.logits([1, 2, 3]).copy()
+        greedy(storybook)
+        assert np.array_equal(storybook.logits([1, 2, 3]), before)
+
+    @pytest.mark.parametrize("first", [-1, 3, 4])
+    def test_rows_that_are_not_there(self, storybook: Model, first: int) -> None:
+        with pytest.raises(UsageError, match=f"first row is {first}; it goes from 0 to 2"):
+            storybook.logits([1, 2, 3], first)
+
+    def test_of_nothing(self, storybook: Model) -> None:
+        with pytest.raises(UsageError, match="0 tokens; 1 to 512"):
+            storybook.logits([])
+
+
+class TestLife:
+    def test_missing_file(self, tmp_path: Path) -> None:
+        with pytest.raises(ModelNotFoundError, match="absent.gguf"):
+            Model.load(tmp_path / "absent.gguf")
+
+    def test_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(ModelNotFoundError, match="no file"):
+            Model.load(tmp_path)
+
+    def test_what_a_file_says_of_itself(self, storybook_files: dict[str, Path]) -> None:
+        with Model.load(str(storybook_files["Q4_K_M"]), threads=2) as model:
+            assert (model.quant_type, model.positions, model.vocabulary) == ("Q4_K_M", POSITIONS, 8189)
+            assert (model.path, model.threads) == (storybook_files["Q4_K_M"], 2)
+
+    def test_use_after_close(self, storybook_files: dict[str, Path]) -> None:
+        with Model.load(storybook_files["Q4_0"], threads=1) as model:
+            late = model.stream(PROMPT)
+            begun = model.stream(PROMPT)
+            next(begun)
+        model.close()  # a second time
+        uses = [
+            lambda: model.tokenize(PROMPT),
+            lambda: model.detokenize([1, 2]),
+            lambda: model.stream(PROMPT),
+            lambda: model.generate(PROMPT),
+            lambda: model.logits([1]),
+            lambda: model.is_end(1),
+            lambda: next(late),
+            lambda: next(begun),
+        ]
+        for use in uses:
+            with pytest.raises(RuntimeFailure, match=r"Q4_0\.gguf is closed"):
+                use()
+
+    def test_closed_when_an_error_leaves_the_block(self, storybook_files: dict[str, Path]) -> None:
+        with pytest.raises(KeyboardInterrupt), Model.load(storybook_files["Q4_0"], threads=1) as model:
+            raise KeyboardInterrupt
+        with pytest.raises(RuntimeFailure, match="is closed"):
+            model.tokenize(PROMPT)
+
+    def test_forgotten_without_close(self, storybook_files: dict[str, Path]) -> None:
+        model = Model.load(storybook_files["Q4_0"], threads=1)
+        generation = model.stream(PROMPT)
+        next(generation)
+        gone = weakref.ref(model)
+        del model, generation
+        gc.collect()
+        assert gone() is None
+
+    def test_a_program_may_end_in_the_middle(self, storybook_files: dict[str, Path]) -> None:
+        program = (
+            "import sys; from dgpt2_quant.runtime import Model; model = Model.load(sys.argv[1], threads=1);"
+            "generation = model.stream('Once'); next(generation); other = Model.load(sys.argv[1], threads=1)"
+        )
+        command = [sys.executable, "-c", program, str(storybook_files["Q4_0"])]
+        child = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert (child.returncode, child.stdout, child.stderr) == (0, "", "")
+
+    def test_a_second_generation_ends_the_first(self, storybook: Model) -> None:
+        first, second = (storybook.stream(PROMPT, max_tokens=24, temperature=0) for _ in range(2))
+        next(first)
+        start = next(second)
+        with pytest.raises(RuntimeFailure, match="another generation"):
+            next(first)
+        assert start + "".join(second) == GREEDY
+        assert first.completion is None
+
+    def test_scoring_ends_a_generation(self, storybook: Model) -> None:
+        generation = storybook.stream(PROMPT)
+        next(generation)
+        storybook.logits([1, 2])
+        with pytest.raises(RuntimeFailure, match="another generation"):
+            next(generation)
+
+    def test_a_generation_may_be_dropped(self, storybook: Model) -> None:
+        next(storybook.stream("The wolf"))
+        assert greedy(storybook).text == GREEDY
+
+    def test_two_models_at_once(self, storybook: Model, storybook_files: dict[str, Path]) -> None:
+        alone = sampled(storybook)
+        with Model.load(storybook_files["Q4_0"], threads=1) as other:
+            other_alone = sampled(other)
+            streams = [model.stream(PROMPT, seed=1, max_tokens=40, **_UNFILTERED) for model in (storybook, other)]
+            texts = ["", ""]
+            while not all(stream.completion for stream in streams):
+                for number, stream in enumerate(streams):
+                    texts[number] += next(stream, "")
+        assert texts == [alone, other_alone]
+        assert alone != other_alone

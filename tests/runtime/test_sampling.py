@@ -1,0 +1,137 @@
+"""Sampling settings: what is refused, what they become, and what they do to storybook's text."""
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from dgpt2_quant.quantize.errors import UsageError
+from dgpt2_quant.runtime import Model, Sampling
+
+PROMPT = "Once upon a time"
+
+
+def text(model: Model, max_tokens: int = 24, seed: int = 0, **sampling: Any) -> str:
+    ((completion,),) = model.generate(PROMPT, max_tokens=max_tokens, seed=seed, **sampling)
+    return completion.text
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", -0.1),
+        ("temperature", 101),
+        ("temperature", math.nan),
+        ("temperature", math.inf),
+        ("top_k", -1),
+        ("top_k", 2**31),
+        ("top_p", -0.01),
+        ("top_p", 1.01),
+        ("min_p", -0.01),
+        ("min_p", 1.5),
+        ("min_p", math.nan),
+        ("repeat_penalty", 0),
+        ("repeat_penalty", -1.1),
+        ("repeat_penalty", 101),
+    ],
+)
+def test_out_of_range_values_are_refused_by_name(name: str, value: float) -> None:
+    with pytest.raises(UsageError, match=rf"{name} is {value}; it goes from ") as caught:
+        Sampling(**{name: value})
+    assert caught.value.exit_status == 2
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"temperature": 0},
+        {"temperature": 100},
+        {"top_k": 0},
+        {"top_k": 2**31 - 1},
+        {"top_p": 0},
+        {"top_p": 1},
+        {"min_p": 0},
+        {"min_p": 1},
+        {"repeat_penalty": 0.01},
+        {"repeat_penalty": 100},
+    ],
+)
+def test_the_ends_of_the_ranges_generate(storybook: Model, sampling: dict[str, Any]) -> None:
+    ((completion,),) = storybook.generate(PROMPT, max_tokens=3, seed=0, **sampling)
+    assert completion.tokens == 3
+
+
+def test_an_unknown_setting_is_named(storybook: Model) -> None:
+    with pytest.raises(TypeError, match="top_kk"):
+        storybook.stream(PROMPT, top_kk=3)
+
+
+def test_greedy_needs_one_step() -> None:
+    assert Sampling(temperature=0).steps(8189, 1) == [("greedy",)]
+
+
+def test_greedy_with_a_penalty() -> None:
+    steps = Sampling(temperature=0, repeat_penalty=1.1).steps(8189, 1)
+    assert steps == [("penalties", 8189, 64, 1.1, 0.0, 0.0), ("greedy",)]
+
+
+def test_the_defaults_are_those_of_llama_cpp() -> None:
+    assert Sampling().steps(8189, 7) == [
+        ("top_k", 40),
+        ("top_p", 0.95, 1),
+        ("min_p", 0.05, 1),
+        ("temp", 0.8),
+        ("dist", 7),
+    ]
+
+
+def test_what_is_switched_off_costs_no_step() -> None:
+    assert Sampling(temperature=1, top_k=0, top_p=1, min_p=0).steps(8189, 7) == [("temp", 1), ("dist", 7)]
+
+
+def test_temperature_0_takes_the_likeliest_token_at_each_step(storybook: Model) -> None:
+    tokens = storybook.tokenize(PROMPT)
+    prompt = len(tokens)
+    for _ in range(12):
+        tokens.append(int(storybook.logits(tokens, len(tokens) - 1).argmax()))
+    assert text(storybook, 12, temperature=0) == storybook.detokenize(tokens[prompt:])
+
+
+@pytest.mark.parametrize("sampling", [{"top_k": 1}, {"min_p": 1}, {"top_p": 0}, {"temperature": 1e-6}])
+def test_settings_that_leave_one_token_are_greedy(storybook: Model, sampling: dict[str, Any]) -> None:
+    greedy = text(storybook, temperature=0)
+    assert text(storybook, seed=1, **{"temperature": 2, **sampling}) == greedy
+    assert text(storybook, seed=2, **{"temperature": 2, **sampling}) == greedy
+
+
+def test_the_repeat_penalty_ends_a_loop(storybook: Model) -> None:
+    loop = text(storybook, 60, temperature=0)
+    assert loop.count("so beautiful that she was") > 3
+    assert text(storybook, 60, temperature=0, repeat_penalty=1.3).count("so beautiful that she was") <= 1
+
+
+def test_the_repeat_penalty_knows_the_prompt(storybook: Model) -> None:
+    loop = storybook.tokenize(PROMPT + text(storybook, 40, temperature=0))
+    words = {storybook.detokenize([token]) for token in loop}
+    assert next(storybook.stream(loop, temperature=0, max_tokens=1)) in words
+    assert next(storybook.stream(loop, temperature=0, max_tokens=1, repeat_penalty=100)) not in words
+
+
+def test_the_seed_fixes_the_text(storybook: Model) -> None:
+    texts = [text(storybook, seed=seed) for seed in range(5)]
+    assert [text(storybook, seed=seed) for seed in range(5)] == texts
+    assert all(one != other for one, other in pairwise(texts))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32 - 1, 2**32 - 2, 2**40 + 3])
+def test_every_number_is_a_seed(storybook: Model, seed: int) -> None:
+    # llama.cpp draws a seed of its own for 2**32 - 1
+    assert text(storybook, seed=seed) == text(storybook, seed=seed)
+
+
+def test_without_a_seed_the_drawn_one_gives_the_text_again(storybook: Model) -> None:
+    first, second = storybook.stream(PROMPT, max_tokens=16), storybook.stream(PROMPT, max_tokens=16)
+    assert first.seed != second.seed
+    written = "".join(first)
+    assert "".join(storybook.stream(PROMPT, max_tokens=16, seed=first.seed)) == written
+    assert "".join(second) != written

@@ -1,0 +1,125 @@
+"""Bytes of tokens to text: nothing lost, nothing shown too early, whatever the tokens' borders."""
+
+from collections.abc import Iterator, Sequence
+
+import pytest
+from dgpt2_quant.runtime.text_stream import TextStream
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+# few different characters, so that stop strings are found often, and with one to four bytes each
+TEXTS = st.text(st.sampled_from("ab é😀\n"), max_size=30)
+STOPS = st.lists(st.text(st.sampled_from("ab é😀\n"), max_size=5), max_size=4)
+CUTS = st.lists(st.integers(0, 120), max_size=30)
+
+
+def split(data: bytes, cuts: Sequence[int]) -> Iterator[bytes]:
+    borders = [0, *sorted(cut for cut in cuts if cut < len(data)), len(data)]
+    for begin, end in zip(borders, borders[1:], strict=False):
+        yield data[begin:end]
+
+
+def shown(stream: TextStream, pieces: Iterator[bytes]) -> str:
+    return "".join([*map(stream.feed, pieces), stream.finish()])
+
+
+def up_to_stop(text: str, stops: Sequence[str]) -> str:
+    """The text before the stop string that is the first to be complete."""
+    for end in range(1, len(text) + 1):
+        if lengths := [len(stop) for stop in stops if stop and text[:end].endswith(stop)]:
+            return text[: end - max(lengths)]
+    return text
+
+
+@given(TEXTS, STOPS, CUTS)
+@example("abé", ["abéb", "b"], [])
+@example("abé", ["abé", "b"], [1, 2, 3])
+def test_text_up_to_the_first_stop_string_whatever_the_split(text: str, stops: list[str], cuts: list[int]) -> None:
+    stream = TextStream(stops)
+    assert shown(stream, split(text.encode(), cuts)) == up_to_stop(text, stops)
+    assert stream.stopped == (up_to_stop(text, stops) != text)
+
+
+@given(TEXTS, STOPS, CUTS)
+def test_nothing_is_shown_too_early_and_nothing_held_too_long(text: str, stops: list[str], cuts: list[int]) -> None:
+    expected, stream = up_to_stop(text, stops), TextStream(stops)
+    fed, so_far = b"", ""
+    for piece in split(text.encode(), cuts):
+        fed += piece
+        so_far += stream.feed(piece)
+        assert expected.startswith(so_far)
+        if stream.stopped:
+            assert so_far == expected
+        else:  # what waits, but for half a character, may become a stop string
+            waiting = fed.decode(errors="ignore").removeprefix(so_far)
+            assert not waiting or any(stop.startswith(waiting) and stop != waiting for stop in stops)
+
+
+@given(st.binary(max_size=40), CUTS)
+def test_any_bytes_become_text(data: bytes, cuts: list[int]) -> None:
+    assert shown(TextStream(), split(data, cuts)) == data.decode("utf-8", "replace")
+
+
+@given(st.text(max_size=60), CUTS)
+def test_any_text_comes_out_as_it_was(text: str, cuts: list[int]) -> None:
+    assert shown(TextStream(), split(text.encode(), cuts)) == text
+
+
+@pytest.mark.parametrize("character", ["é", "語", "😀"])
+def test_a_character_appears_when_its_last_byte_comes(character: str) -> None:
+    stream = TextStream()
+    *others, last = (bytes([byte]) for byte in character.encode())
+    assert [stream.feed(byte) for byte in others] == [""] * len(others)
+    assert stream.feed(last) == character
+
+
+def test_an_emoji_of_several_characters_is_put_together_again() -> None:
+    family = "👩‍👩‍👧 and 🇫🇷"
+    assert shown(TextStream(), (bytes([byte]) for byte in family.encode())) == family
+
+
+def test_half_a_character_at_the_end_becomes_a_replacement_character() -> None:
+    stream = TextStream()
+    assert stream.feed("a😀".encode()[:-1]) == "a"
+    assert stream.finish() == "�"
+
+
+def test_an_invalid_byte_does_not_swallow_what_follows() -> None:
+    stream = TextStream()
+    assert stream.feed(b"a\xf0\x9fb") == "a�b"
+    assert stream.feed(b"\xff") == "�"
+
+
+def test_the_beginning_of_a_stop_string_waits_and_comes_out_at_the_end() -> None:
+    stream = TextStream(["THE END"])
+    assert stream.feed(b"so THE E") == "so "
+    assert stream.finish() == "THE E"
+    assert not stream.stopped
+
+
+def test_the_beginning_of_a_stop_string_comes_out_when_it_goes_on_otherwise() -> None:
+    stream = TextStream(["THE END"])
+    assert stream.feed(b"THE E") == ""
+    assert stream.feed(b"LF") == "THE ELF"
+
+
+def test_nothing_comes_after_a_stop_string() -> None:
+    stream = TextStream(["\n\n"])
+    assert stream.feed(b"one\n") == "one"
+    assert stream.feed(b"\ntwo") == ""
+    assert stream.stopped
+    assert stream.feed(b"three") == ""
+    assert stream.finish() == ""
+
+
+def test_a_stop_string_may_be_completed_by_a_replacement_character() -> None:
+    stream = TextStream(["b�"])
+    assert stream.feed(b"ab\xf0") == "a"
+    assert stream.finish() == ""
+    assert stream.stopped
+
+
+def test_empty_stop_strings_stop_nothing() -> None:
+    stream = TextStream(["", ""])
+    assert stream.feed(b"text") == "text"
+    assert not stream.stopped

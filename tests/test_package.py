@@ -1,0 +1,74 @@
+"""The wheel, installed where nothing else of ours is: an editable install hides what is missing from it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ("bench", "cli", "demo", "quantize", "runtime", "pyproject.toml", "README.md", "LICENSE")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("build")
+    ignored = shutil.ignore_patterns("__pycache__")
+    for name in SOURCES:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=ignored)
+        else:
+            shutil.copyfile(source, folder / name)
+    code = "import setuptools.build_meta as backend; print(backend.build_wheel('dist'))"
+    subprocess.run([sys.executable, "-c", code], cwd=folder, check=True, capture_output=True)
+    [built] = (folder / "dist").glob("*.whl")
+    return built
+
+
+def test_the_wheel_has_one_import_name_and_all_files(wheel: Path) -> None:
+    names = ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"dgpt2_quant"}
+    expected = {
+        f"dgpt2_quant/{path.relative_to(ROOT)}"
+        for folder in ("bench", "cli", "demo", "quantize", "runtime")
+        for path in (ROOT / folder).iterdir()
+        if path.is_file()
+    }
+    assert {name for name in names if ".dist-info" not in name} == expected
+
+
+def test_demo_runs_from_the_installed_wheel(wheel: Path, tmp_path: Path) -> None:
+    home = tmp_path / "env"
+    venv.create(home, with_pip=True)
+    python = home / "bin" / "python"
+    offline = ["--quiet", "--no-index", "--no-deps", "--disable-pip-version-check"]
+    subprocess.run([python, "-m", "pip", "install", *offline, wheel], check=True, capture_output=True)
+    # the dependencies, the compiled llama.cpp among them, are those of the environment that runs the tests; a folder
+    # that a .pth file names is searched, but the .pth files in it (our editable install) are not read
+    [packages] = home.glob("lib/python*/site-packages")
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    work = tmp_path / "work"
+    work.mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    where = "import dgpt2_quant.cli.main as m; print(m.__file__)"
+    found = subprocess.run([python, "-c", where], cwd=work, env=environment, check=True, capture_output=True, text=True)
+    assert Path(found.stdout.strip()).is_relative_to(home)
+    demo = subprocess.run(
+        [home / "bin" / "dgpt2-quant", "demo"], cwd=work, env=environment, check=False, capture_output=True, text=True
+    )
+    assert demo.returncode == 0, demo.stderr
+    results = json.loads((work / "dgpt2-quant-demo" / "bench.json").read_text())["results"]
+    assert [result["type"] for result in results] == ["F16", "Q8_0", "Q5_K_M", "Q4_0"]
+    assert [result["kld_mean"] for result in results] == sorted(result["kld_mean"] for result in results)
+    assert all(f"| {result['type']} |" in (work / "dgpt2-quant-demo" / "report.md").read_text() for result in results)
+    assert demo.stdout.count("Once upon a time") == 5  # the heading, and once a level
+    for line in ("Q4_0", "Reference F32", "Within 1 %"):
+        assert line in demo.stdout
