@@ -103,6 +103,8 @@ def convert_source(
     `known_sha256` saves hashing the source once more, for a caller who just did.
     """
     started = time.monotonic()
+    if threads is not None and threads < 1:
+        raise UsageError(f"{threads} threads were asked for; at least 1 is needed")
     for path in targets.values():
         refuse_existing(path, overwrite)
     checkpoint = open_checkpoint(source.folder)

@@ -5,8 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import ModelNotFoundError
-from .gguf_file import read_header
+from .gguf_file import read_header, require_file
 
 
 @dataclass(frozen=True)
@@ -45,9 +44,7 @@ class Description:
 
 def describe(path: str | Path) -> Description:
     """Reads a file's head. Raises `ModelNotFoundError` or `GGUFError`."""
-    path = Path(path)
-    if not path.is_file():
-        raise ModelNotFoundError(f"there is no file {path}", "Make one with `dgpt2-quant convert`.")
+    path = require_file(Path(path))
     header = read_header(path)
     metadata = header.metadata
     architecture = metadata.get("general.architecture")

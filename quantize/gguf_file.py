@@ -15,7 +15,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from .errors import GGUFError
+from .errors import GGUFError, ModelNotFoundError
 from .quant_types import TensorType, name_of_file_type
 
 MAGIC = b"GGUF"
@@ -23,6 +23,7 @@ VERSION = 3
 ALIGNMENT = 32
 _MAX_DIMENSIONS = 4
 _MAX_NAME_BYTES = 63  # ggml's GGML_MAX_NAME, with its final zero
+_USUAL_HEAD, _LARGEST_HEAD = 4 << 20, 64 << 20  # bytes
 _MAX_ENTRIES = 1 << 16  # of metadata keys or tensors; GPT-2 XL has 580 tensors
 
 
@@ -94,6 +95,17 @@ class GGUFHeader:
         return 8 * sum(tensor.nbytes for tensor in self.tensors.values()) / self.parameters
 
 
+def require_file(path: Path) -> Path:
+    """The path itself. Raises `ModelNotFoundError` when no file is there, or it can not be looked at."""
+    why = ""
+    try:
+        if path.is_file():
+            return path
+    except (OSError, ValueError) as error:  # no permission, a name too long, a NUL in it
+        why = f" ({getattr(error, 'strerror', None) or error})"
+    raise ModelNotFoundError(f"there is no file {path}{why}", "Make one with `dgpt2-quant convert`.")
+
+
 def padded(nbytes: int) -> int:
     """Rounds up to the alignment of tensor data."""
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
@@ -131,15 +143,19 @@ def read_header(path: Path, *, arrays: bool = True) -> GGUFHeader:
     Raises `GGUFError` that says what is wrong; a big-endian or an older file is refused by name.
     """
     try:
+        file_bytes = path.stat().st_size
         with path.open("rb") as file:
-            return _Reader(path, file.read(_head_bytes(path)), path.stat().st_size, arrays).read()
+            # a GPT-2's head has 2 MB, nearly all of it tokens and merges; only another one has to be read on
+            data = file.read(_USUAL_HEAD)
+            try:
+                return _Reader(path, data, file_bytes, arrays).read()
+            except GGUFError:
+                if len(data) == file_bytes:
+                    raise
+            data += file.read(_LARGEST_HEAD - len(data))
+            return _Reader(path, data, file_bytes, arrays).read()
     except OSError as error:
         raise GGUFError(f"{path} can not be read: {error.strerror}", "Is the path right?") from error
-
-
-def _head_bytes(path: Path) -> int:
-    """How much to read: heads of GPT-2 files are 2 MB, of which the tokens are nearly all."""
-    return min(path.stat().st_size, 64 << 20)
 
 
 class _Reader:
@@ -235,18 +251,20 @@ class _Reader:
     def _strings(self, count: int) -> Any:
         # the one hot loop: 100,000 strings in a GPT-2 file
         data, at, unpack = self.data, self.at, struct.Struct("<Q").unpack_from
-        spans = []
+        ends = []
         try:
             for _ in range(count):
-                (length,) = unpack(data, at)
-                at += 8 + length
-                spans.append((at - length, at))
-        except struct.error:
+                at += 8 + unpack(data, at)[0]
+                ends.append(at)
+        except (struct.error, OverflowError):  # the latter where a length is beyond C's integers
             at = len(data) + 1
         if at > len(data):
             raise self._broken("an array of strings runs over the end")
+        begins = [self.at, *ends]
         self.at = at
-        return [self._decode(data[begin:end]) for begin, end in spans] if self.arrays else count
+        if not self.arrays:
+            return count
+        return [self._decode(data[begin + 8 : end]) for begin, end in zip(begins, ends, strict=False)]
 
     def _string(self) -> str:
         length = self._number("<Q")

@@ -1,7 +1,8 @@
 """Files that appear whole or not at all.
 
 On Linux a file is written without a name (`O_TMPFILE`) and gets one when it is complete, so that even `kill -9` or a
-power cut leaves nothing behind. Elsewhere it is written beside its target under a hidden name, and renamed.
+power cut leaves nothing behind (when a file is replaced, there is an instant in which the new one lies beside the old
+under a hidden name). Elsewhere it is written beside its target under a hidden name, and renamed.
 """
 
 import contextlib
@@ -18,12 +19,13 @@ from .errors import OutputError
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
     """Raises `OutputError` for a target that is a folder or in none, or that exists and may not be overwritten."""
-    if path.parent.is_file():
-        raise OutputError(f"{path.parent} is a file, not a folder", "Name a folder, or a file that ends in .gguf.")
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder", "Name a file.")
-    if path.exists() and not overwrite:
-        raise OutputError(f"{path} exists already", "Use --overwrite to replace it, or -o to write elsewhere.")
+    with _explained(path):  # looking is refused where a folder may not be entered
+        if path.parent.is_file():
+            raise OutputError(f"{path.parent} is a file, not a folder", "Name a folder, or a file that ends in .gguf.")
+        if path.is_dir():
+            raise OutputError(f"{path} is a folder", "Name a file.")
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path} exists already", "Use --overwrite to replace it, or -o to write elsewhere.")
 
 
 @contextmanager

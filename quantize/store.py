@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .checkpoint import source_files, source_sha256
-from .errors import ModelNotFoundError, UsageError
+from .errors import UsageError
+from .gguf_file import require_file
 from .metadata import tool_version
 from .output_file import output_file
 from .quant_types import DEFAULT_TYPE, QuantType, find_type, find_types
@@ -54,9 +55,7 @@ def model_file(
     `announce` is told, in a sentence, when something has to be converted. Raises `DgptQuantError`.
     """
     if model.endswith(".gguf"):
-        path = Path(model).expanduser()
-        if not path.is_file():
-            raise ModelNotFoundError(f"there is no file {path}", "Make one with `dgpt2-quant convert`.")
+        path = require_file(Path(model).expanduser())
         if type is not None:
             raise UsageError(f"{model} is a file already, so --type says nothing", "Leave one of the two out.")
         return path.stem, path

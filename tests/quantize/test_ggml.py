@@ -20,14 +20,14 @@ WEIGHTS = np.random.default_rng(0).normal(0, 0.1, (ROWS, COLUMNS))
 IMPORTANCE = np.random.default_rng(1).gamma(2, 1, COLUMNS).astype(np.float32)
 
 NEED_IMPORTANCE = [t for t in TensorType if library().ggml_quantize_requires_imatrix(t)]
-SLOW = (TensorType.IQ2_S, TensorType.IQ1_M)  # their tables take the C library seconds to set up
-FREE = [pytest.param(t, marks=pytest.mark.slow) if t in SLOW else t for t in TensorType if t not in NEED_IMPORTANCE]
+SLOW = (TensorType.IQ2_S, TensorType.IQ1_M)  # no level has them, and their tables take seconds to set up
+FREE = [t for t in TensorType if t not in NEED_IMPORTANCE and t not in SLOW]
 OF_LEVELS = sorted({t.base for t in QUANT_TYPES.values()} | {TensorType.Q6_K, TensorType.Q5_0, TensorType.Q5_1})
 
 # the root mean square of the error, as a part of that of the weights; measured, and a fifth more
 ERRORS = {"F32": 0.0, "F16": 2.5e-4, "BF16": 2.1e-3, "Q8_0": 7e-3, "Q6_K": 0.022, "Q5_K": 0.044, "Q5_1": 0.046}
 ERRORS |= {"Q5_0": 0.051, "Q4_K": 0.086, "IQ4_NL": 0.093, "IQ4_XS": 0.094, "Q4_1": 0.095, "Q4_0": 0.105, "Q3_K": 0.19}
-ERRORS |= {"IQ3_S": 0.21, "IQ3_XXS": 0.26, "IQ2_S": 0.32, "Q2_K": 0.36, "IQ1_M": 0.72, "TQ1_0": 0.98, "TQ2_0": 0.98}
+ERRORS |= {"IQ3_S": 0.21, "IQ3_XXS": 0.26, "Q2_K": 0.36, "TQ1_0": 0.98, "TQ2_0": 0.98}
 
 
 @pytest.fixture(params=[1, 3], ids=["1 thread", "3 threads"])

@@ -1,0 +1,184 @@
+"""Conversion as a user sees it: the files, what is said of them, and what is refused before it begins."""
+
+import hashlib
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+from dgpt2_quant.quantize.checkpoint import source_sha256
+from dgpt2_quant.quantize.convert import ConvertedFile, convert, convert_source
+from dgpt2_quant.quantize.errors import OutputError, UsageError
+from dgpt2_quant.quantize.gguf_file import read_header
+from dgpt2_quant.quantize.quant_types import QUANT_TYPES
+from dgpt2_quant.quantize.resolve import Source, resolve
+from dgpt2_quant.runtime.library import bindings
+
+from .checkpoints import make_checkpoint
+
+LEVELS = list(QUANT_TYPES)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[ConvertedFile]:
+    return convert("storybook", type=LEVELS, output=tmp_path_factory.mktemp("all"), threads=2)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_each_level_gives_a_file_of_its_name(results: list[ConvertedFile]) -> None:
+    folder = Path(results[0].path).parent
+    assert names(folder) == sorted(f"storybook.{name}.gguf" for name in LEVELS)
+    assert [Path(result.path).name for result in results] == [f"storybook.{name}.gguf" for name in LEVELS]
+
+
+def test_what_is_said_of_a_file_is_so(results: list[ConvertedFile]) -> None:
+    for result in results:
+        path = Path(result.path)
+        header = read_header(path)
+        assert (result.model, result.recipe, result.type) == ("storybook", "stock", header.quant_type)
+        assert result.bytes == path.stat().st_size
+        assert result.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert result.parameters == header.parameters == 8189 * 256 + 512 * 256 + 6 * (12 * 256 * 256 + 13 * 256) + 512
+        assert result.bits_per_weight == pytest.approx(header.bits_per_weight, abs=5e-4)
+        assert sum(result.tensors.values()) == len(header.tensors) == 4 + 6 * 12
+        assert result.tensors["F32"] >= 4 + 6 * 8 - 1
+        assert header.metadata["general.file_type"] == QUANT_TYPES[result.type].file_type
+        assert result.seconds > 0
+        assert json.loads(json.dumps(result.to_json()))["sha256"] == result.sha256
+    assert [result.bits_per_weight for result in results] == sorted((r.bits_per_weight for r in results), reverse=True)
+
+
+def test_the_metadata_names_the_model_and_where_it_is_from(results: list[ConvertedFile]) -> None:
+    metadata = read_header(Path(results[-1].path)).metadata
+    assert metadata["general.name"] == "storybook"
+    assert metadata["general.size_label"] == "7M"
+    assert metadata["general.quantization_version"] == gguf.GGML_QUANT_VERSION
+    assert metadata["dgpt2_quant.type"] == results[-1].type
+    assert metadata["dgpt2_quant.version"] == version("dgpt2-quant")
+    assert metadata["dgpt2_quant.source.sha256"] == source_sha256(resolve("storybook").folder)
+    assert "general.base_model.count" not in metadata  # storybook is nobody's derivative
+
+
+def test_a_model_of_the_hub_is_named_as_what_it_was_made_from(tmp_path: Path) -> None:
+    source = Source("tiny", make_checkpoint(tmp_path / "snapshot"), "owner/tiny", "c" * 40)
+    (result,) = convert_source(source, {QUANT_TYPES["Q8_0"]: tmp_path / "it.gguf"})
+    metadata = read_header(Path(result.path)).metadata
+    assert metadata["general.name"] == "tiny"
+    assert metadata["general.base_model.count"] == 1
+    assert metadata["general.base_model.0.name"] == "tiny"
+    assert metadata["general.base_model.0.organization"] == "owner"
+    assert metadata["general.base_model.0.repo_url"] == "https://huggingface.co/owner/tiny"
+    assert metadata["dgpt2_quant.source.commit"] == "c" * 40
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_one_level_alone_and_any_number_of_threads_give_the_same_bytes(
+    threads: int, results: list[ConvertedFile], tmp_path: Path
+) -> None:
+    together = {result.type: result.sha256 for result in results}
+    alone = {name: convert("storybook", type=[name], output=tmp_path, threads=threads)[0] for name in LEVELS[-3:]}
+    assert {name: file.sha256 for name, file in alone.items()} == {name: together[name] for name in alone}
+    every = convert("storybook", type=LEVELS[::-1], output=tmp_path / "every", threads=threads)
+    assert {file.type: file.sha256 for file in every} == together
+
+
+def test_the_folders_name_is_all_that_changes_with_the_folder(tmp_path: Path) -> None:
+    one, other = (make_checkpoint(tmp_path / place / "model", seed=3) for place in ("one", "other"))
+    assert convert(str(one), type=["q8_0"], output=tmp_path / "a.gguf")[0].sha256 == (
+        convert(str(other), type=["q8_0"], output=tmp_path / "b.gguf")[0].sha256
+    )
+
+
+def test_progress_counts_every_weight_once(tmp_path: Path) -> None:
+    seen: list[tuple[int, int, str]] = []
+    convert("storybook", type=["f16", "q4_0"], output=tmp_path, progress=lambda *news: seen.append(news))
+    done = [count for count, _, _ in seen]
+    assert done == sorted(set(done))
+    assert done[-1] == seen[0][1]
+    assert len({name for _, _, name in seen}) == len(seen) == 76
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_llama_cpp_takes_it_without_a_warning(
+    level: str, results: list[ConvertedFile], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = next(result.path for result in results if result.type == level)
+    llama_cpp = bindings()  # hands what llama.cpp says to Python's logging, with its levels
+    model = llama_cpp.llama_model_load_from_file(path.encode(), llama_cpp.llama_model_default_params())
+    assert model
+    params = llama_cpp.llama_context_default_params()
+    try:
+        for positions, warnings in ((0, 0), (2048, 1)):  # the second to see that a warning would arrive here
+            params.n_ctx = positions
+            context = llama_cpp.llama_init_from_model(model, params)
+            assert context
+            llama_cpp.llama_free(context)
+            assert len([r for r in caplog.records if r.levelname in ("WARNING", "ERROR")]) >= warnings
+            assert warnings or not caplog.records, caplog.text
+    finally:
+        llama_cpp.llama_model_free(model)
+
+
+def test_a_file_name_is_taken_as_the_target(tmp_path: Path) -> None:
+    (result,) = convert("storybook", type=["q8_0"], output=tmp_path / "new" / "mine.gguf")
+    assert result.path == str(tmp_path / "new" / "mine.gguf")
+    assert names(tmp_path / "new") == ["mine.gguf"]
+
+
+def test_the_current_folder_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (result,) = convert(str(make_checkpoint(tmp_path / "tiny")), type=["f16"])
+    assert (tmp_path / "tiny.F16.gguf").stat().st_size == result.bytes
+
+
+def test_an_existing_target_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    target = tmp_path / "storybook.Q8_0.gguf"
+    target.write_bytes(b"precious")
+    with pytest.raises(OutputError) as caught:
+        convert("storybook", type=["f16", "q8_0"], output=tmp_path)
+    assert str(target) in caught.value.message
+    assert "--overwrite" in caught.value.hint
+    assert target.read_bytes() == b"precious"
+    assert names(tmp_path) == [target.name]
+
+
+def test_overwrite_replaces(tmp_path: Path, results: list[ConvertedFile]) -> None:
+    target = tmp_path / "storybook.Q8_0.gguf"
+    target.write_bytes(b"old")
+    (result,) = convert("storybook", type=["q8_0"], output=tmp_path, overwrite=True)
+    assert result.sha256 == next(r.sha256 for r in results if r.type == "Q8_0")
+    assert hashlib.sha256(target.read_bytes()).hexdigest() == result.sha256
+    assert names(tmp_path) == [target.name]
+
+
+@pytest.mark.parametrize(
+    ("call", "message", "hint"),
+    [
+        ({"type": []}, "no quantization type", "--type q4_k"),
+        ({"type": ["q4_k_x"]}, "'q4_k_x'", "q4_k"),
+        ({"type": ["f16"], "recipe": "magic"}, "'magic'", ""),
+        ({"type": ["f16", "q8_0"], "output": "one.gguf"}, "one.gguf is one file, but 2 types", "folder"),
+    ],
+)
+def test_a_wrong_call_is_a_usage_error(
+    call: dict[str, Any], message: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError) as caught:
+        convert("storybook", **call)
+    assert message in caught.value.message
+    assert hint in caught.value.hint
+    assert names(tmp_path) == []
+
+
+def test_a_file_where_the_folder_should_be_is_refused_as_such(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("notes")
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match="out is a file, not a folder"):
+            convert("storybook", type=["q8_0"], output=tmp_path / "out", overwrite=overwrite)
+    assert (tmp_path / "out").read_text() == "notes"

@@ -1,0 +1,124 @@
+"""Conversions that end badly: whatever happens, and when, nothing is left behind and nothing is lost."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dgpt2_quant.quantize.convert import convert
+from dgpt2_quant.quantize.errors import CheckpointError, OutputError
+from dgpt2_quant.quantize.quant_types import QUANT_TYPES
+
+from .checkpoints import make_checkpoint
+
+LEVELS = list(QUANT_TYPES)
+
+# converts and says so, tensor by tensor; errors of ours go to stdout as well
+CHILD = """
+import json, resource, sys
+from dgpt2_quant.quantize.convert import convert
+from dgpt2_quant.quantize.errors import DgptQuantError
+model, output, types, overwrite, limits = json.loads(sys.argv[1])
+for limit in limits:
+    if limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        convert(model, type=types, output=output, overwrite=overwrite,
+                progress=lambda done, total, name: print(name, flush=True))
+        print("done", flush=True)
+    except DgptQuantError as error:
+        print(f"{type(error).__name__}: {error.message}", flush=True)
+"""
+
+
+def child(output: Path, types: list[str], overwrite: bool = False, limits: tuple[int, ...] = (0,)) -> list[str]:
+    return [sys.executable, "-c", CHILD, json.dumps(["storybook", str(output), types, overwrite, limits])]
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("tensor", ["wte.weight", "ln_f.bias", "h.1.mlp.c_proj.weight"])
+def test_a_damaged_weight_leaves_nothing(tensor: str, tmp_path: Path) -> None:
+    shape = {"wte.weight": (262, 64), "ln_f.bias": (64,), "h.1.mlp.c_proj.weight": (256, 64)}[tensor]
+    damaged = np.zeros(shape)
+    damaged.flat[-1] = np.nan
+    folder = make_checkpoint(tmp_path / "model", changed={tensor: damaged})
+    (tmp_path / "out").mkdir()
+    with pytest.raises(CheckpointError, match="not finite"):
+        convert(str(folder), type=LEVELS, output=tmp_path / "out")
+    assert names(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_failing_disk_leaves_what_was_there(overwrite: bool, tmp_path: Path) -> None:
+    (tmp_path / "storybook.F16.gguf").write_bytes(b"old")
+    types = ["f16", "q8_0"] if overwrite else ["q8_0", "q4_0"]
+    # no file may grow beyond these: in the head, in the embedding, shortly before the end
+    limits = (1000, 1_000_000, 5_000_000)
+    command = child(tmp_path, types, overwrite, limits)
+    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    errors = [line for line in said.stdout.splitlines() if "Error" in line]
+    assert len(errors) == len(limits)
+    assert all(line.startswith("OutputError") and "File too large" in line for line in errors)
+    assert said.stderr == ""
+    assert names(tmp_path) == ["storybook.F16.gguf"]
+    assert (tmp_path / "storybook.F16.gguf").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"), [("size=3m", "the disk is full"), ("ro", "the file system is read-only")]
+)
+def test_a_full_or_read_only_disk_is_called_so(options: str, reason: str, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = f'mount -t tmpfs -o {options} tmpfs "$0" || exit 77; "$@"; ls -A "$0" >&2'
+    inside = ["unshare", "--map-root-user", "--mount", "sh", "-c", mount, str(disk)]
+    try:
+        command = [*inside, *child(disk, ["q8_0"])]
+        said = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except FileNotFoundError:
+        pytest.skip("there is no unshare here")
+    if said.returncode in (1, 77):
+        pytest.skip(f"no file system of one's own here: {said.stderr}")
+    target = disk / "storybook.Q8_0.gguf"
+    assert said.stdout.splitlines()[-1] == f"OutputError: {target} can not be written: {reason}"
+    assert said.stderr == ""
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+@pytest.mark.parametrize("mode", [0o500, 0o000])
+def test_a_folder_without_permission_is_called_so(mode: int, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir(mode=mode)
+    with pytest.raises(OutputError, match="no permission to write there"):
+        convert("storybook", type=["q8_0"], output=tmp_path / "out")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere files have a hidden name while they are written")
+@pytest.mark.parametrize(
+    "moment", ["output_norm.bias", "token_embd.weight", "blk.2.ffn_up.weight", "blk.5.ffn_up.weight"]
+)
+def test_a_kill_leaves_nothing(moment: str, tmp_path: Path) -> None:
+    with subprocess.Popen(child(tmp_path, LEVELS), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        try:
+            assert any(line.strip() == moment for line in process.stdout)
+        finally:
+            process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert names(tmp_path) == []
+
+
+def test_a_progress_that_is_interrupted_leaves_nothing(tmp_path: Path) -> None:
+    def interrupt(done: int, total: int, name: str) -> None:
+        if name == "blk.3.attn_qkv.weight":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert("storybook", type=LEVELS, output=tmp_path / "out", progress=interrupt)
+    assert names(tmp_path / "out") == []
