@@ -49,7 +49,7 @@ def score(reference: FloatArray, log_probs: FloatArray, targets: npt.NDArray[np.
         nll=nll,
         kld=np.maximum(kld, 0.0),  # never negative but for rounding
         same_top=reference.argmax(axis=-1) == log_probs.argmax(axis=-1),
-        dp=np.exp(-nll) - expected[rows, targets],
+        dp=np.exp(-nll) - np.exp(reference[rows, targets].astype(np.float64)),
     )
 
 

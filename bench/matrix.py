@@ -50,6 +50,7 @@ def bench(
     refuse_reports(output, overwrite)
     quant_types = find_types(type or BENCH_TYPES)
     base = find_type(reference)
+    load_text(text)  # a wrong name is told before the work, not after it
     stored = model_files(
         model,
         types=[*quant_types, base],

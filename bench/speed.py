@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from dgpt2_quant.quantize.errors import RuntimeFailure
+from dgpt2_quant.quantize.errors import UsageError
 from dgpt2_quant.runtime.model import Model
 
 Progress = Callable[[int, int, str], None]
@@ -53,7 +53,8 @@ def measure(
 ) -> list[Speed]:
     """Times each file in each round: a prompt, then greedy decoding behind it, both at batch 1.
 
-    Raises `RuntimeFailure` for a file with nothing to time, because it never gets to a second token.
+    An end-of-text token does not end it: every file decodes the same number of tokens. Raises `UsageError` for a
+    model with too few positions for that.
     """
     prompts: list[list[float]] = [[] for _ in files]
     decodes: list[list[float]] = [[] for _ in files]
@@ -63,20 +64,18 @@ def measure(
         for number in range(-1, rounds):
             for index, model in enumerate(models):
                 prompt = _prompt(model, prompt_tokens, number)
-                generation = model.stream(prompt, max_tokens=decode_tokens, seed=0, temperature=0)
+                generation = model.stream(prompt, max_tokens=decode_tokens, seed=0, temperature=0, ignore_eos=True)
                 with meters[index]:
                     for _ in generation:
                         pass
-                timing = generation.timing
-                if number < 0 or timing.prompt_tps is None or timing.decode_tps is None:
-                    continue  # the warm-up
-                prompts[index].append(timing.prompt_tps)
-                decodes[index].append(timing.decode_tps)
+                prompt_tps, decode_tps = generation.timing.prompt_tps, generation.timing.decode_tps
+                if prompt_tps is None or decode_tps is None:
+                    raise UsageError(f"{files[index]} has {model.positions} positions, too few to measure speed with")
+                if number >= 0:  # the one before is the warm-up
+                    prompts[index].append(prompt_tps)
+                    decodes[index].append(decode_tps)
             if progress:
                 progress(number + 2, rounds + 1, "speed")
-    for path, rates in zip(files, decodes, strict=True):
-        if not rates:
-            raise RuntimeFailure(f"the speed of {path} can not be measured: it ends each text at the first token")
     return [
         Speed(_rate(prompt), _rate(decode), meter.disturbed())
         for prompt, decode, meter in zip(prompts, decodes, meters, strict=True)

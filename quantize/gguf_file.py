@@ -87,7 +87,8 @@ class GGUFHeader:
     @property
     def quant_type(self) -> str | None:
         """The level's name, if the file says and it is one of ours."""
-        return self.metadata.get("dgpt2_quant.type") or name_of_file_type(self.metadata.get("general.file_type"))
+        own = self.metadata.get("dgpt2_quant.type")
+        return own if isinstance(own, str) else name_of_file_type(self.metadata.get("general.file_type"))
 
     @property
     def bits_per_weight(self) -> float:

@@ -76,6 +76,7 @@ class Generation(Iterator[str]):
     sampling: Sampling
     seed: int
     stop: Sequence[str] = ()
+    ignore_eos: bool = False
     timing: Timing = field(default_factory=Timing)
     completion: Completion | None = None
 
@@ -116,7 +117,7 @@ class Generation(Iterator[str]):
                 else:
                     timing.first_token_ms = 1000 * (now - started)
                 timing.decode_tokens += 1
-                if model.is_end(token):
+                if model.is_end(token) and not self.ignore_eos:
                     reason = "eos"
                     break
                 if piece := stream.feed(model.token_bytes(token)):

@@ -16,7 +16,8 @@ from typing import Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 from dgpt2_quant.quantize.cores import usable_cores
-from dgpt2_quant.quantize.errors import ModelNotFoundError, RuntimeFailure, UsageError
+from dgpt2_quant.quantize.errors import RuntimeFailure, UsageError
+from dgpt2_quant.quantize.gguf_file import require_file
 
 from .generate import Completion, Generation
 from .library import NativeContext, NativeModel
@@ -56,9 +57,7 @@ class Model:
         `ctx_size` positions at the most (default: the model's own number, which it can not exceed); `threads`
         defaults to the usable cores. Raises `ModelNotFoundError`, `GGUFError`, `UsageError` or `RuntimeFailure`.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise ModelNotFoundError(f"there is no file {path}", "Make one with `dgpt2-quant convert`.")
+        path = require_file(Path(path))
         if ctx_size is not None and ctx_size < 1:
             raise UsageError(f"the context size is {ctx_size}; it is at least 1")
         count = usable_cores() if threads == "auto" else threads
@@ -80,12 +79,14 @@ class Model:
         max_tokens: int = DEFAULT_MAX_TOKENS,
         seed: int | None = None,
         stop: str | Sequence[str] = (),
+        ignore_eos: bool = False,
         **sampling: Any,
     ) -> Generation:
         """Starts a generation: iterate over it for pieces of text.
 
         `sampling` takes the fields of `Sampling` (temperature, top_k, ...). An empty prompt begins a new text. The
-        seed fixes the text (default: a random one, found in `.seed`). Raises `UsageError` for a prompt that does
+        seed fixes the text (default: a random one, found in `.seed`). `ignore_eos` goes on behind an end-of-text
+        token, so that a measurement has its full length. Raises `UsageError` for a prompt that does
         not fit the context.
         """
         tokens = self.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
@@ -105,6 +106,7 @@ class Model:
             Sampling(**sampling),
             secrets.randbelow(_SEEDS) if seed is None else seed % _SEEDS,
             [stop] if isinstance(stop, str) else stop,
+            ignore_eos,
         )
 
     def generate(
@@ -118,6 +120,8 @@ class Model:
         **sampling: Any,
     ) -> list[list[Completion]]:
         """`num_return_sequences` completions for each prompt; sequence i has the seed `seed + i`."""
+        if num_return_sequences < 1:
+            raise UsageError(f"{num_return_sequences} sequences were asked for; at least 1 is needed")
         first = secrets.randbelow(_SEEDS) if seed is None else seed
         results = []
         for prompt in [prompts] if isinstance(prompts, str) else prompts:

@@ -27,6 +27,8 @@ class Sampling:
     def __post_init__(self) -> None:
         _check("temperature", self.temperature, 0, 100)
         _check("top_k", self.top_k, 0, 2**31 - 1)
+        if type(self.top_k) is not int:
+            raise UsageError(f"top_k is {self.top_k}, not a whole number")
         _check("top_p", self.top_p, 0, 1)
         _check("min_p", self.min_p, 0, 1)
         _check("repeat_penalty", self.repeat_penalty, 0.01, 100)
@@ -48,5 +50,5 @@ class Sampling:
 
 
 def _check(name: str, value: float, low: float, high: float) -> None:
-    if not isfinite(value) or not low <= value <= high:
+    if type(value) not in (int, float) or not isfinite(value) or not low <= value <= high:
         raise UsageError(f"{name} is {value}; it goes from {low} to {high}")

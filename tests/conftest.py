@@ -1,12 +1,17 @@
 """What every test gets: caches of its own, no Hub; and what many use: storybook's files, made once a session."""
 
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from dgpt2_quant.quantize.convert import convert
 from dgpt2_quant.quantize.quant_types import QUANT_TYPES
+
+# OpenMP's threads spin while they wait, and beside a busy neighbour a test would take ten times as long. It has to be
+# said before the library loads, and children inherit it.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """Bytes of tokens to text: nothing lost, nothing shown too early, whatever the tokens' borders."""
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import pytest
 from dgpt2_quant.runtime.text_stream import TextStream
@@ -9,13 +10,21 @@ from hypothesis import strategies as st
 
 # few different characters, so that stop strings are found often, and with one to four bytes each
 TEXTS = st.text(st.sampled_from("ab é😀\n"), max_size=30)
-STOPS = st.lists(st.text(st.sampled_from("ab é😀\n"), max_size=5), max_size=4)
+FEW_LETTERS = st.text(st.sampled_from("ab é😀\n"), max_size=5)
 CUTS = st.lists(st.integers(0, 120), max_size=30)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[str, list[str], list[int]]:
+    """A text, stop strings (some of them parts of it), and where its bytes are cut."""
+    text = draw(TEXTS)
+    parts = st.builds(lambda at, length: text[at : at + length], st.integers(0, 30), st.integers(0, 6))
+    return text, draw(st.lists(parts | FEW_LETTERS, max_size=4)), draw(CUTS)
 
 
 def split(data: bytes, cuts: Sequence[int]) -> Iterator[bytes]:
     borders = [0, *sorted(cut for cut in cuts if cut < len(data)), len(data)]
-    for begin, end in zip(borders, borders[1:], strict=False):
+    for begin, end in pairwise(borders):
         yield data[begin:end]
 
 
@@ -31,17 +40,20 @@ def up_to_stop(text: str, stops: Sequence[str]) -> str:
     return text
 
 
-@given(TEXTS, STOPS, CUTS)
-@example("abé", ["abéb", "b"], [])
-@example("abé", ["abé", "b"], [1, 2, 3])
-def test_text_up_to_the_first_stop_string_whatever_the_split(text: str, stops: list[str], cuts: list[int]) -> None:
+@given(cases())
+@example(("aab b", ["aab ", "b"], []))
+@example(("aab b", ["aab ", "b"], [1, 2, 3, 4]))
+@example(("aab b", ["b", "ab"], []))
+def test_text_up_to_the_first_stop_string_whatever_the_split(case: tuple[str, list[str], list[int]]) -> None:
+    text, stops, cuts = case
     stream = TextStream(stops)
     assert shown(stream, split(text.encode(), cuts)) == up_to_stop(text, stops)
     assert stream.stopped == (up_to_stop(text, stops) != text)
 
 
-@given(TEXTS, STOPS, CUTS)
-def test_nothing_is_shown_too_early_and_nothing_held_too_long(text: str, stops: list[str], cuts: list[int]) -> None:
+@given(cases())
+def test_nothing_is_shown_too_early_and_nothing_held_too_long(case: tuple[str, list[str], list[int]]) -> None:
+    text, stops, cuts = case
     expected, stream = up_to_stop(text, stops), TextStream(stops)
     fed, so_far = b"", ""
     for piece in split(text.encode(), cuts):

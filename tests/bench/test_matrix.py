@@ -1,0 +1,194 @@
+"""The whole benchmark on the bundled checkpoint, and what it recommends."""
+
+import json
+import math
+import types
+import typing
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from dgpt2_quant.bench.matrix import bench, recommend
+from dgpt2_quant.bench.schema import BenchJson
+from dgpt2_quant.bench.text import load_text
+from dgpt2_quant.quantize.cores import usable_cores
+from dgpt2_quant.quantize.errors import ModelNotFoundError, OutputError, UsageError
+from dgpt2_quant.quantize.gguf_file import read_header
+
+from .documents import result
+
+
+class Run(NamedTuple):
+    document: BenchJson
+    folder: Path
+    text: Path
+    announced: list[str]
+    progress: list[tuple[int, int, str]]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """A benchmark of two types, one round, a short text."""
+    folder = tmp_path_factory.mktemp("bench")
+    text = folder / "tale.txt"
+    text.write_text(load_text().text[:3000], "utf-8")
+    announced: list[str] = []
+    progress: list[tuple[int, int, str]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DGPT2_QUANT_CACHE", str(folder / "cache"))
+        document = bench(
+            "storybook",
+            type=["q8_0", "Q4_0"],
+            text=text,
+            rounds=1,
+            threads=1,
+            output=folder / "report",
+            announce=announced.append,
+            progress=lambda *arguments: progress.append(arguments),
+        )
+        yield Run(document, folder / "report", text, announced, progress)
+
+
+def check(value: Any, hint: Any, where: str = "bench.json") -> None:
+    """That a value is what the type says, with just its keys, and without NaN and Infinity."""
+    if typing.is_typeddict(hint):
+        assert isinstance(value, dict), where
+        hints = typing.get_type_hints(hint)
+        assert set(value) == set(hints), where
+        for key, of_key in hints.items():
+            check(value[key], of_key, f"{where}.{key}")
+    elif typing.get_origin(hint) is list:
+        assert isinstance(value, list), where
+        for index, item in enumerate(value):
+            check(item, typing.get_args(hint)[0], f"{where}[{index}]")
+    elif isinstance(hint, types.UnionType):
+        (of_value,) = (part for part in typing.get_args(hint) if part is not type(None))
+        if value is not None:
+            check(value, of_value, where)
+    else:
+        assert type(value) in ((int, float) if hint is float else (hint,)), f"{where} is {value!r}"
+        assert not isinstance(value, float) or math.isfinite(value), f"{where} is {value!r}"
+
+
+def test_every_key_is_there_and_no_other(run: Run) -> None:
+    check(run.document, BenchJson)
+
+
+def test_the_file_is_the_document(run: Run) -> None:
+    def refuse(number: str) -> None:
+        raise AssertionError(number)
+
+    text = (run.folder / "bench.json").read_text("utf-8")
+    assert json.loads(text, parse_constant=refuse) == run.document
+
+
+def test_one_row_a_type(run: Run) -> None:
+    assert [row["type"] for row in run.document["results"]] == ["Q8_0", "Q4_0"]
+    report = (run.folder / "report.md").read_text("utf-8").splitlines()
+    for name in ("Q8_0", "Q4_0"):
+        assert sum(line.startswith(f"| {name} |") for line in report) == 2  # in both tables
+
+
+def test_what_was_measured(run: Run) -> None:
+    model, text, reference = (run.document[key] for key in ("model", "text", "reference"))
+    assert model["name"] == "storybook"
+    assert len(model["source_sha256"]) == 64
+    assert (text["name"], text["sha256"]) == ("tale.txt", load_text(run.text).sha256)
+    assert (text["context"], reference["type"], reference["tokens_scored"]) == (512, "F32", 255)
+    assert 512 <= text["tokens"] < 1024
+
+
+def test_the_rows_are_those_of_the_files(run: Run) -> None:
+    large, small = run.document["results"]
+    for row in (large, small):
+        header = read_header(Path(row["path"]))
+        assert header.quant_type == row["type"]
+        assert row["bytes"] == Path(row["path"]).stat().st_size
+        assert row["bits_per_weight"] == pytest.approx(header.bits_per_weight, abs=1e-3)
+        assert run.document["model"]["parameters"] == header.parameters
+        assert row["ppl_ratio"] == pytest.approx(row["perplexity"] / run.document["reference"]["perplexity"])
+        assert row["recipe"] == "stock"
+        assert row["prompt_tps"]["rounds"] == row["decode_tps"]["rounds"] == 1
+        assert 0 < row["top1_agreement"] <= 1
+    assert large["bytes"] > small["bytes"]
+    assert large["kld_mean"] < small["kld_mean"]
+
+
+def test_where_it_was_measured(run: Run) -> None:
+    environment = run.document["environment"]
+    assert (environment["threads"], environment["cores"]) == (1, usable_cores())
+    assert environment["llama_cpp_python"] == version("llama-cpp-python")
+    assert environment["dgpt2_quant"] == version("dgpt2-quant")
+    assert environment["cpu"]
+
+
+def test_the_reader_is_told_what_goes_on(run: Run) -> None:
+    (announced,) = run.announced
+    assert announced.startswith("Converting storybook to Q8_0, Q4_0, F32")
+    topics = list(dict.fromkeys(topic for *_, topic in run.progress))
+    assert topics[-3:] == ["perplexity and KL divergence", "speed", "load time and memory"]
+    for topic in topics[-3:]:
+        steps = [(step, of) for step, of, found in run.progress if found == topic]
+        assert steps == [(number + 1, steps[0][1]) for number in range(steps[0][1])]
+
+
+def refused(error: type[Exception], message: str, model: str = "storybook", **options: Any) -> None:
+    """That it is refused before any work, so that nobody waits for it."""
+    work: list[Any] = []
+    with pytest.raises(error, match=message):
+        bench(model, announce=work.append, progress=lambda *step: work.append(step), **options)
+    assert work == []
+
+
+@pytest.mark.parametrize("name", ["bench.json", "report.md"])
+def test_an_existing_report_is_not_overwritten(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    refused(OutputError, f"{name} exists already", output=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_one_file_is_refused(storybook_files: dict[str, Path]) -> None:
+    refused(UsageError, "is one file; a benchmark compares", model=str(storybook_files["Q4_0"]))
+
+
+def test_wrong_arguments(tmp_path: Path) -> None:
+    refused(UsageError, "unknown quantization type 'q4_z'", type=["q4_z"])
+    refused(UsageError, "unknown quantization type 'best'", reference="best")
+    refused(UsageError, "0 rounds", rounds=0)
+    refused(ModelNotFoundError, "there is no text 'absent.txt'", text="absent.txt")
+    (tmp_path / "latin.txt").write_bytes(b"\xe4" * 9999)
+    refused(UsageError, r"latin\.txt is not UTF-8", text=tmp_path / "latin.txt")
+
+
+def test_an_unknown_model() -> None:
+    refused(ModelNotFoundError, "no-such-model", model="./no-such-model")
+
+
+def test_a_short_text(tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("The end.")
+    with pytest.raises(UsageError, match="the text has 3 tokens; at least one chunk of 512"):
+        bench("storybook", type=["q4_0"], reference="q4_0", text=tmp_path / "short.txt")
+
+
+def row(name: str, ratio: float, size: int, speed: float) -> Any:
+    rate = {"median": speed, "min": speed / 2, "max": speed * 2, "rounds": 5}
+    return result(name, ppl_ratio=ratio, bytes=size, decode_tps=rate)
+
+
+@pytest.mark.parametrize(
+    ("rows", "smallest", "fastest"),
+    [
+        ([], None, None),
+        ([row("Q4_0", 1.011, 1, 9)], None, None),
+        ([row("Q4_0", 1.01, 1, 9)], "Q4_0", "Q4_0"),
+        ([row("Q4_0", 0.98, 1, 9)], "Q4_0", "Q4_0"),  # better than the reference is no loss
+        ([row("Q8_0", 1.0, 8, 3), row("Q5_K_M", 1.004, 5, 2), row("Q4_0", 1.1, 4, 9)], "Q5_K_M", "Q8_0"),
+        ([row("Q8_0", 1.0, 5, 3), row("Q5_K_M", 1.0, 5, 3)], "Q8_0", "Q8_0"),  # ties: the first that was asked for
+        ([row("Q8_0", math.nan, 1, 9), row("F16", 1.0, 16, 1)], "F16", "F16"),
+    ],
+)
+def test_recommendations(rows: list[Any], smallest: str | None, fastest: str | None) -> None:
+    assert recommend(rows) == {"smallest_within_1pct_ppl": smallest, "fastest_within_1pct_ppl": fastest}
