@@ -26,7 +26,7 @@ from .errors import UsageError
 from .ggml import quantize
 from .gguf_file import encode_header, padded, tensor_bytes
 from .gpt2 import ModelTensor, model_tensors, read_hyperparameters
-from .metadata import build_metadata
+from .metadata import level_metadata, model_metadata, tokenizer_metadata
 from .output_file import output_file, refuse_existing
 from .quant_types import QuantType, TensorType, find_types
 from .recipe import tensor_types
@@ -113,14 +113,15 @@ def convert_source(
     shapes = {tensor.name: tensor.shape for tensor in tensors}
     parameters = sum(map(prod, shapes.values()))
     plans = {quant_type: tensor_types(shapes, quant_type, recipe) for quant_type in targets}
-    tokenizer = read_tokenizer(source.folder, checkpoint.config, sizes.vocabulary)
-    sha256 = known_sha256 or source_sha256(source.folder)
+    with ThreadPoolExecutor(1) as aside:  # the hash takes as long as reading the tokenizer
+        hashing = None if known_sha256 else aside.submit(source_sha256, source.folder)
+        tokens = tokenizer_metadata(read_tokenizer(source.folder, checkpoint.config, sizes.vocabulary))
+        sha256 = hashing.result() if hashing else known_sha256 or ""
+    common = model_metadata(source, sha256, checkpoint.license(), sizes, parameters)
     with ExitStack() as stack:
         writers = []
         for quant_type, path in targets.items():
-            metadata = build_metadata(
-                source, sha256, checkpoint.license(), sizes, tokenizer, parameters, quant_type, recipe
-            )
+            metadata = {**common, **level_metadata(quant_type, recipe), **tokens}
             head = encode_header(metadata, {name: (shapes[name], plans[quant_type][name]) for name in shapes})
             file = stack.enter_context(output_file(path, overwrite=overwrite))
             writers.append(_Writer(file, plans[quant_type], head))

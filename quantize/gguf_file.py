@@ -60,6 +60,10 @@ _FORMATS = {
 }
 
 
+class EncodedValue(bytes):
+    """A metadata value as it lies in a file, for one that several files share (the token tables)."""
+
+
 @dataclass(frozen=True)
 class TensorInfo:
     """One tensor of a file: `shape` as NumPy has it (rows, columns), `start` and `nbytes` in bytes of the file."""
@@ -120,12 +124,13 @@ def tensor_bytes(shape: Sequence[int], tensor_type: TensorType) -> int:
 def encode_header(metadata: Mapping[str, Any], tensors: Mapping[str, tuple[tuple[int, ...], TensorType]]) -> bytes:
     """The head of a file, padded to where the first tensor's data begins.
 
-    `metadata` values are str, bool, int (UINT32, or UINT64 beyond it), float (FLOAT32), and lists of str or of int
-    (INT32); `tensors` gives (shape, type) by name, in the order in which their data will follow, each padded.
+    `metadata` values are str, bool, int (UINT32, or UINT64 beyond it), float (FLOAT32), lists of str or of int
+    (INT32), and what `encode_value` made of one of these; `tensors` gives (shape, type) by name, in the order in which
+    their data will follow, each padded.
     """
     parts = [MAGIC, struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
     for key, value in metadata.items():
-        parts += [_encode_string(key), _encode_value(value)]
+        parts += [_encode_string(key), encode_value(value)]
     offset = 0
     for name, (shape, tensor_type) in tensors.items():
         parts.append(_encode_string(name))
@@ -135,6 +140,11 @@ def encode_header(metadata: Mapping[str, Any], tensors: Mapping[str, tuple[tuple
         offset += padded(tensor_bytes(shape, tensor_type))
     head = b"".join(parts)
     return head.ljust(padded(len(head)), b"\0")
+
+
+def encode_value(value: Any) -> EncodedValue:
+    """Type and value as they lie in a file. Raises `TypeError` for what has no GGUF type."""
+    return value if isinstance(value, EncodedValue) else EncodedValue(_encode(value))
 
 
 def read_header(path: Path, *, arrays: bool = True) -> GGUFHeader:
@@ -296,11 +306,11 @@ class _Reader:
 
 
 def _encode_string(text: str) -> bytes:
-    data = text.encode("utf-8")
+    data = text.encode("utf-8", "replace")  # a folder's name need not be Unicode
     return struct.pack("<Q", len(data)) + data
 
 
-def _encode_value(value: Any) -> bytes:
+def _encode(value: Any) -> bytes:
     match value:
         case str():
             return struct.pack("<I", ValueType.STRING) + _encode_string(value)

@@ -1,4 +1,4 @@
-"""What a GPT-2 is: its hyperparameters, its tensors by llama.cpp's names, and where a checkpoint keeps them.
+"""A GPT-2 checkpoint in llama.cpp's terms: its hyperparameters, and where each tensor lies.
 
 llama.cpp's GPT-2 graph has a tanh GELU and a 1/sqrt(head width) built in. Both of Transformers' attention scale
 switches fold exactly into the query third of the fused projection; another activation can not be expressed and is
@@ -16,11 +16,11 @@ import numpy.typing as npt
 
 from .checkpoint import Checkpoint
 from .errors import CheckpointError
+from .hyperparameters import MAX_LAYERS, Hyperparameters
 
 _TANH_GELU = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh")
 _BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # causal masks; `h.0.attn.c_attn.bias` is a weight
 _OUTPUT = "lm_head.weight"
-_MAX_LAYERS = 512  # LLAMA_MAX_LAYERS in llama.cpp's src/llama-hparams.h
 _OUTSIDE = {
     "output_norm.bias": "ln_f.bias",
     "output_norm.weight": "ln_f.weight",
@@ -36,44 +36,6 @@ _IN_BLOCK = {
     "ffn_up": "mlp.c_fc",
 }
 _CONV1D = ("attn_output.weight", "attn_qkv.weight", "ffn_down.weight", "ffn_up.weight")
-
-
-@dataclass(frozen=True)
-class Hyperparameters:
-    """The sizes of a GPT-2: `context` positions, `width` of the residual stream, `inner` width of the MLP."""
-
-    layers: int
-    width: int
-    heads: int
-    inner: int
-    context: int
-    vocabulary: int
-    norm_epsilon: float
-
-    def shapes(self, *, tied: bool = True) -> dict[str, tuple[int, ...]]:
-        """Each tensor's shape by llama.cpp's name, outputs first, in the order of our files.
-
-        It is the order in which llama-quantize walks a model (names sorted, blocks by number), because its
-        mixes count tensors as they come by.
-        """
-        width, inner = self.width, self.inner
-        outside = {
-            "output.weight": (self.vocabulary, width),
-            "output_norm.bias": (width,),
-            "output_norm.weight": (width,),
-            "position_embd.weight": (self.context, width),
-            "token_embd.weight": (self.vocabulary, width),
-        }
-        if tied:
-            del outside["output.weight"]
-        rows = {"attn_output": width, "attn_qkv": 3 * width, "ffn_down": width, "ffn_up": inner}
-        block: dict[str, tuple[int, ...]] = {}
-        for part in _IN_BLOCK:
-            block[f"{part}.bias"] = (rows.get(part, width),)
-            is_norm = part not in rows
-            columns = inner if part == "ffn_down" else width
-            block[f"{part}.weight"] = (width,) if is_norm else (rows[part], columns)
-        return outside | {f"blk.{n}.{name}": shape for n in range(self.layers) for name, shape in block.items()}
 
 
 @dataclass(frozen=True)
@@ -121,7 +83,7 @@ def read_hyperparameters(config: dict[str, Any]) -> Hyperparameters:
     if not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
         raise CheckpointError(f"config.json: layer_norm_epsilon is {epsilon!r}")
     return Hyperparameters(
-        layers=_size(config, "n_layer", 12, _MAX_LAYERS),
+        layers=_size(config, "n_layer", 12, MAX_LAYERS),
         width=width,
         heads=heads,
         inner=4 * width if config.get("n_inner") is None else _size(config, "n_inner", 0),
@@ -158,11 +120,6 @@ def model_tensors(checkpoint: Checkpoint, sizes: Hyperparameters) -> list[ModelT
         tensors.append(ModelTensor(name, shape, checkpoint, key, scale))
     _refuse_unknown(checkpoint, {tensor._key for tensor in tensors}, prefix)
     return tensors
-
-
-def block_of(name: str) -> int | None:
-    """The number of the block that a tensor belongs to; None outside of the blocks."""
-    return int(name.split(".")[1]) if name.startswith("blk.") else None
 
 
 def _checkpoint_key(name: str, prefix: str) -> str:

@@ -6,7 +6,8 @@ Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; ours are under 
 from importlib.metadata import version
 from typing import Any
 
-from .gpt2 import Hyperparameters
+from .gguf_file import EncodedValue, encode_value
+from .hyperparameters import Hyperparameters
 from .quant_types import QuantType
 from .resolve import Source
 from .tokenizer import Tokenizer
@@ -14,17 +15,10 @@ from .tokenizer import Tokenizer
 _QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION in ggml.h: of the block formats
 
 
-def build_metadata(
-    source: Source,
-    source_sha256: str,
-    license: str | None,
-    sizes: Hyperparameters,
-    tokenizer: Tokenizer,
-    parameters: int,
-    quant_type: QuantType,
-    recipe: str,
+def model_metadata(
+    source: Source, source_sha256: str, license: str | None, sizes: Hyperparameters, parameters: int
 ) -> dict[str, Any]:
-    """All keys of one file, in the order in which they are written."""
+    """What is the same for every level of a model."""
     metadata: dict[str, Any] = {
         "general.architecture": "gpt2",
         "general.type": "model",
@@ -42,24 +36,27 @@ def build_metadata(
             "general.base_model.0.organization": organization,
             "general.base_model.0.repo_url": f"https://huggingface.co/{source.repository}",
         }
-    metadata |= {
+    metadata |= {"dgpt2_quant.source.sha256": source_sha256}
+    if source.commit:
+        metadata["dgpt2_quant.source.commit"] = source.commit
+    return metadata | sizes.to_metadata()
+
+
+def level_metadata(quant_type: QuantType, recipe: str) -> dict[str, Any]:
+    """What tells one level's file from another's."""
+    return {
         "general.quantized_by": "dgpt2-quant",
         "general.file_type": quant_type.file_type,
         "general.quantization_version": _QUANTIZATION_VERSION,
-        "gpt2.block_count": sizes.layers,
-        "gpt2.context_length": sizes.context,
-        "gpt2.embedding_length": sizes.width,
-        "gpt2.feed_forward_length": sizes.inner,
-        "gpt2.attention.head_count": sizes.heads,
-        "gpt2.attention.layer_norm_epsilon": sizes.norm_epsilon,
         "dgpt2_quant.version": tool_version(),
         "dgpt2_quant.type": quant_type.name,
         "dgpt2_quant.recipe": recipe,
-        "dgpt2_quant.source.sha256": source_sha256,
     }
-    if source.commit:
-        metadata["dgpt2_quant.source.commit"] = source.commit
-    return metadata | {
+
+
+def tokenizer_metadata(tokenizer: Tokenizer) -> dict[str, EncodedValue]:
+    """The token tables, encoded once for all levels: 100,000 strings in a GPT-2."""
+    values = {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "gpt-2",
         "tokenizer.ggml.tokens": tokenizer.tokens,
@@ -69,6 +66,7 @@ def build_metadata(
         "tokenizer.ggml.eos_token_id": tokenizer.eos,
         "tokenizer.ggml.add_bos_token": False,
     }
+    return {key: encode_value(value) for key, value in values.items()}
 
 
 def tool_version() -> str:

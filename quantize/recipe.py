@@ -9,7 +9,7 @@ with `llama_model_quantize`.
 from collections.abc import Mapping
 
 from .errors import UsageError
-from .gpt2 import block_of
+from .hyperparameters import block_of
 from .quant_types import QuantType, TensorType
 
 RECIPES = ("stock",)

@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from .checkpoint import open_checkpoint
 from .gguf_file import TensorInfo, read_header
-from .gpt2 import Hyperparameters, model_tensors, read_hyperparameters
+from .gpt2 import model_tensors, read_hyperparameters
+from .hyperparameters import Hyperparameters
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -91,16 +92,7 @@ def from_checkpoint(folder: str | Path, dtype: npt.DTypeLike = np.float32) -> Re
 def from_gguf(path: str | Path, dtype: npt.DTypeLike = np.float32) -> Reference:
     """The model of a GGUF file of ours, its tensors dequantized by gguf-py. Raises `GGUFError`."""
     header = read_header(Path(path))
-    metadata = header.metadata
-    sizes = Hyperparameters(
-        layers=metadata["gpt2.block_count"],
-        width=metadata["gpt2.embedding_length"],
-        heads=metadata["gpt2.attention.head_count"],
-        inner=metadata["gpt2.feed_forward_length"],
-        context=metadata["gpt2.context_length"],
-        vocabulary=len(metadata["tokenizer.ggml.tokens"]),
-        norm_epsilon=metadata["gpt2.attention.layer_norm_epsilon"],
-    )
+    sizes = Hyperparameters.from_metadata(header.metadata)
     weights = {t.name: _dequantized(header.path, t).astype(dtype) for t in header.tensors.values()}
     return Reference(sizes, weights)
 

@@ -5,17 +5,18 @@ from typing import Any
 
 from dgpt2_quant.quantize.errors import GGUFError
 from dgpt2_quant.quantize.gguf_file import GGUFHeader, read_header
+from dgpt2_quant.quantize.hyperparameters import KEYS, MAX_LAYERS, Hyperparameters
 
 _SIZES = {
-    "gpt2.block_count": 512,  # llama.cpp's LLAMA_MAX_LAYERS
+    "gpt2.block_count": MAX_LAYERS,
     "gpt2.context_length": 1 << 20,
     "gpt2.embedding_length": 1 << 16,
     "gpt2.feed_forward_length": 1 << 18,
     "gpt2.attention.head_count": 1 << 10,
 }
 # llama.cpp reads many more (expert_count, rope.scaling.type, attention.key_length ...) for every architecture, and
-# ends the process on values that do not fit; those beside `_SIZES` were tried out
-_KNOWN = {*_SIZES, "gpt2.attention.layer_norm_epsilon", "gpt2.attention.head_count_kv", "gpt2.vocab_size"}
+# ends the process on values that do not fit; the two beside our own were tried out
+_KNOWN = {*KEYS, "gpt2.attention.head_count_kv", "gpt2.vocab_size"}
 _MAX_TOKENS = 1 << 22
 
 
@@ -47,33 +48,6 @@ def check_model_file(path: Path) -> GGUFHeader:
     return header
 
 
-def expected_shapes(metadata: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor by the file's own sizes; `output.weight` may be missing (tied to the embedding)."""
-    width, inner = metadata["gpt2.embedding_length"], metadata["gpt2.feed_forward_length"]
-    vocabulary = metadata["tokenizer.ggml.tokens"]
-    vocabulary = vocabulary if isinstance(vocabulary, int) else len(vocabulary)
-    shapes: dict[str, tuple[int, ...]] = {
-        "token_embd.weight": (vocabulary, width),
-        "position_embd.weight": (metadata["gpt2.context_length"], width),
-        "output_norm.weight": (width,),
-        "output_norm.bias": (width,),
-        "output.weight": (vocabulary, width),
-    }
-    linear = {
-        "attn_qkv": (3 * width, width),
-        "attn_output": (width, width),
-        "ffn_up": (inner, width),
-        "ffn_down": (width, inner),
-    }
-    for block in range(metadata["gpt2.block_count"]):
-        for part in ("attn_norm", "ffn_norm"):
-            shapes[f"blk.{block}.{part}.weight"] = shapes[f"blk.{block}.{part}.bias"] = (width,)
-        for part, shape in linear.items():
-            shapes[f"blk.{block}.{part}.weight"] = shape
-            shapes[f"blk.{block}.{part}.bias"] = shape[:1]
-    return shapes
-
-
 def _check_vocabulary(path: Path, tokens: Any) -> None:
     if not isinstance(tokens, list) or not all(isinstance(text, str) for text in tokens):
         raise _refused(path, "its tokenizer.ggml.tokens is no list of texts")
@@ -85,12 +59,11 @@ def _check_vocabulary(path: Path, tokens: Any) -> None:
 
 
 def _check_tensors(header: GGUFHeader) -> None:
-    expected = expected_shapes(header.metadata)
+    tied = "output.weight" not in header.tensors
+    expected = Hyperparameters.from_metadata(header.metadata).shapes(tied=tied)
     for name, shape in expected.items():
         tensor = header.tensors.get(name)
         if tensor is None:
-            if name == "output.weight":
-                continue
             raise _refused(header.path, f"it has no tensor {name!r}")
         if tensor.shape != shape:
             raise _refused(header.path, f"tensor {name!r} has the shape {list(tensor.shape)}, not {list(shape)}")

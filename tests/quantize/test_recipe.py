@@ -14,7 +14,7 @@ import pytest
 from dgpt2_quant.quantize.convert import convert
 from dgpt2_quant.quantize.errors import UsageError
 from dgpt2_quant.quantize.gguf_file import read_header
-from dgpt2_quant.quantize.gpt2 import Hyperparameters
+from dgpt2_quant.quantize.hyperparameters import Hyperparameters
 from dgpt2_quant.quantize.quant_types import QUANT_TYPES, TensorType
 from dgpt2_quant.quantize.recipe import tensor_types
 from dgpt2_quant.runtime.library import bindings

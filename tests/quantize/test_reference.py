@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from dgpt2_quant.quantize import reference
-from dgpt2_quant.quantize.gpt2 import Hyperparameters
+from dgpt2_quant.quantize.hyperparameters import Hyperparameters
 from dgpt2_quant.quantize.reference import Reference, from_checkpoint, from_gguf
 from dgpt2_quant.quantize.resolve import resolve
 from dgpt2_quant.runtime import Model

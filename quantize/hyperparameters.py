@@ -1,0 +1,78 @@
+"""The sizes of a GPT-2, as a GGUF file states them, and the shapes of the tensors that follow from them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+MAX_LAYERS = 512  # LLAMA_MAX_LAYERS in llama.cpp's src/llama-hparams.h
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """`context` positions, `width` of the residual stream, `inner` width of the MLP, `vocabulary` rows."""
+
+    layers: int
+    width: int
+    heads: int
+    inner: int
+    context: int
+    vocabulary: int
+    norm_epsilon: float
+
+    def shapes(self, *, tied: bool = True) -> dict[str, tuple[int, ...]]:
+        """Each tensor's shape by llama.cpp's name, a matrix as (outputs, inputs), in the order of our files.
+
+        It is the order in which llama-quantize walks a model (names sorted, blocks by number), because its
+        mixes count tensors as they come by. When `tied`, the embedding is the output matrix too.
+        """
+        width, inner = self.width, self.inner
+        outside = {
+            "output.weight": (self.vocabulary, width),
+            "output_norm.bias": (width,),
+            "output_norm.weight": (width,),
+            "position_embd.weight": (self.context, width),
+            "token_embd.weight": (self.vocabulary, width),
+        }
+        if tied:
+            del outside["output.weight"]
+        block = {
+            "attn_norm.bias": (width,),
+            "attn_norm.weight": (width,),
+            "attn_output.bias": (width,),
+            "attn_output.weight": (width, width),
+            "attn_qkv.bias": (3 * width,),
+            "attn_qkv.weight": (3 * width, width),
+            "ffn_down.bias": (width,),
+            "ffn_down.weight": (width, inner),
+            "ffn_norm.bias": (width,),
+            "ffn_norm.weight": (width,),
+            "ffn_up.bias": (inner,),
+            "ffn_up.weight": (inner, width),
+        }
+        return outside | {f"blk.{n}.{name}": shape for n in range(self.layers) for name, shape in block.items()}
+
+    def to_metadata(self) -> dict[str, Any]:
+        """The keys under `gpt2.`; the vocabulary's size is that of the token table."""
+        return {key: getattr(self, field) for key, field in KEYS.items()}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any]) -> "Hyperparameters":
+        """From a file's metadata, read with its token table. Raises `KeyError` for a missing key."""
+        sizes = {field: metadata[key] for key, field in KEYS.items()}
+        return cls(**sizes, vocabulary=len(metadata["tokenizer.ggml.tokens"]))
+
+
+# https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+KEYS = {
+    "gpt2.block_count": "layers",
+    "gpt2.context_length": "context",
+    "gpt2.embedding_length": "width",
+    "gpt2.feed_forward_length": "inner",
+    "gpt2.attention.head_count": "heads",
+    "gpt2.attention.layer_norm_epsilon": "norm_epsilon",
+}
+
+
+def block_of(name: str) -> int | None:
+    """The number of the block that a tensor belongs to; None outside of the blocks."""
+    return int(name.split(".")[1]) if name.startswith("blk.") else None
