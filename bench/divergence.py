@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .perplexity import Perplexity, summarize
+from .perplexity import Perplexity, negative_log_likelihood, summarize
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -42,7 +42,7 @@ class Divergence:
 def score(reference: FloatArray, log_probs: FloatArray, targets: npt.NDArray[np.int64]) -> TokenScores:
     """Compares log-probabilities, both (rows, vocabulary), on the tokens that came, (rows,)."""
     rows = np.arange(len(targets))
-    nll = -log_probs[rows, targets].astype(np.float64)
+    nll = negative_log_likelihood(log_probs, targets)
     expected = np.exp(reference)
     kld = (expected * (reference - log_probs)).sum(axis=-1, dtype=np.float64)
     return TokenScores(

@@ -34,9 +34,13 @@ def measure_footprint(path: Path, *, threads: int | None = None, children: int =
     results = []
     for _ in range(children):
         command = [sys.executable, "-m", "dgpt2_quant.bench.footprint", str(path), str(threads or "auto")]
-        child = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
+        try:
+            child = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise RuntimeFailure(f"measuring {path} took more than {_TIMEOUT} s") from error
         if child.returncode:
-            raise RuntimeFailure(f"measuring {path} failed: {child.stderr.strip()[-500:]}")
+            reason = child.stderr.strip()[-500:] or f"the process ended with status {child.returncode}"
+            raise RuntimeFailure(f"measuring {path} failed: {reason}")
         results.append(json.loads(child.stdout))
     return Footprint(
         load_ms=statistics.median(result["load_ms"] for result in results),

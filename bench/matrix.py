@@ -6,8 +6,9 @@ from pathlib import Path
 from dgpt2_quant.quantize.errors import UsageError
 from dgpt2_quant.quantize.gguf_file import GGUFHeader, read_header
 from dgpt2_quant.quantize.output_file import refuse_existing
+from dgpt2_quant.quantize.progress import Progress
 from dgpt2_quant.quantize.quant_types import BENCH_TYPES, QuantType, find_type, find_types
-from dgpt2_quant.quantize.resolve import DEFAULT_MODEL
+from dgpt2_quant.quantize.resolve import DEFAULT_MODEL, is_gguf_name
 from dgpt2_quant.quantize.store import StoredModel, model_files
 
 from .divergence import Divergence
@@ -19,14 +20,13 @@ from .schema import SCHEMA_VERSION, BenchJson, RateJson, Recommended, Result
 from .speed import Rate, Speed, measure
 from .text import load_text
 
-Progress = Callable[[int, int, str], None]
 _WITHIN = 1.01  # of the reference's perplexity: what counts as no real loss
 
 
 def bench(
     model: str = DEFAULT_MODEL,
     *,
-    type: Sequence[str | QuantType] | None = None,
+    type: str | QuantType | Sequence[str | QuantType] | None = None,
     text: str | Path = "evaluation",
     reference: str = "f32",
     rounds: int = 5,
@@ -43,13 +43,15 @@ def bench(
     `type` defaults to `BENCH_TYPES`; `text` is a bundled text's name or a file; with `output` a folder gets
     `bench.json` and `report.md`. Missing files are converted into the cache first. Raises `DgptQuantError`.
     """
-    if model.endswith(".gguf"):
+    if is_gguf_name(model):
         raise UsageError(f"{model} is one file; a benchmark compares the types of a checkpoint", "Name its checkpoint.")
     if rounds < 1:
         raise UsageError(f"{rounds} rounds were asked for; at least 1 is needed")
     refuse_reports(output, overwrite)
     quant_types = find_types(type or BENCH_TYPES)
     base = find_type(reference)
+    if base.base.is_quantized:
+        raise UsageError(f"{base} can not be the reference: it is quantized itself", "Take f32 or f16.")
     load_text(text)  # a wrong name is told before the work, not after it
     stored = model_files(
         model,

@@ -49,6 +49,14 @@ def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return shifted
 
 
+def negative_log_likelihood(
+    log_probs: npt.NDArray[np.float32], targets: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    """Of the tokens that came, (rows,), in nats."""
+    nll: npt.NDArray[np.float64] = -log_probs[np.arange(len(targets)), targets].astype(np.float64)
+    return nll
+
+
 def summarize(nll: npt.NDArray[np.floating]) -> Perplexity:
     """From each scored token's negative log-likelihood; the standard error is llama-perplexity's, by the delta rule."""
     count = nll.size

@@ -4,18 +4,29 @@ Chunk by chunk, the reference's logits are computed once and every file's are co
 nothing has to be stored: 255 rows of DistilGPT2's 50,257 logits are 51 MB, a text's would be gigabytes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 from dgpt2_quant.quantize.errors import UsageError
+from dgpt2_quant.quantize.progress import Progress
 from dgpt2_quant.runtime.model import Model
 
 from .divergence import Divergence, TokenScores, combine, score
-from .perplexity import CONTEXT, Perplexity, chunks, log_softmax, scored_half
+from .perplexity import (
+    CONTEXT,
+    Perplexity,
+    chunks,
+    log_softmax,
+    negative_log_likelihood,
+    scored_half,
+    summarize,
+)
 
-Progress = Callable[[int, int, str], None]
+_SHORTEST = 4  # positions of a chunk
 
 
 @dataclass(frozen=True)
@@ -43,21 +54,24 @@ def compare(
     """
     with ExitStack() as stack:
         base, *models = (
-            stack.enter_context(Model.load(path, threads=threads or "auto")) for path in (reference, *files)
+            stack.enter_context(Model.load(path, ctx_size=context, threads=threads or "auto"))
+            for path in (reference, *files)
         )
         if any(model.vocabulary != base.vocabulary for model in models):
             raise UsageError(f"the files have not all the vocabulary of {reference}")
         context = min(context, base.positions)
+        if context < _SHORTEST:
+            raise UsageError(f"{context} positions are too few to score a text; at least {_SHORTEST} are needed")
         tokens = base.tokenize(text, special=False)
         parts = chunks(tokens, context)
-        base_nll: list[TokenScores] = []
+        base_nll: list[npt.NDArray[np.float64]] = []
         scores: list[list[TokenScores]] = [[] for _ in models]
         for number, chunk in enumerate(parts):
             first, targets = scored_half(chunk)
             expected = log_softmax(base.logits(chunk, first)[:-1])
-            base_nll.append(score(expected, expected, targets))
+            base_nll.append(negative_log_likelihood(expected, targets))
             for model, found in zip(models, scores, strict=True):
                 found.append(score(expected, log_softmax(model.logits(chunk, first)[:-1]), targets))
             if progress:
                 progress(number + 1, len(parts), "perplexity and KL divergence")
-    return Quality(len(tokens), context, combine(base_nll).perplexity, [combine(found) for found in scores])
+    return Quality(len(tokens), context, summarize(np.concatenate(base_nll)), [combine(found) for found in scores])

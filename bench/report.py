@@ -1,9 +1,9 @@
 """The benchmark's result for people: a table, and `report.md`."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from dgpt2_quant.quantize.json_text import to_json_text
 from dgpt2_quant.quantize.output_file import output_file
 
 from .schema import BenchJson, RateJson, Result
@@ -28,7 +28,7 @@ COLUMNS = (
 def write_report(document: BenchJson, folder: Path, *, overwrite: bool = False) -> list[Path]:
     """Writes `bench.json` and `report.md` into the folder. Raises `OutputError`."""
     texts = {
-        "bench.json": json.dumps(document, indent=2, allow_nan=False) + "\n",
+        "bench.json": to_json_text(document) + "\n",
         "report.md": markdown(document),
     }
     for name in REPORT_FILES:
@@ -128,9 +128,13 @@ def _second_row(result: Result) -> list[str]:
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """The lines of a Markdown table, numbers to the right."""
-    head = f"| {' | '.join(columns)} |"
-    rule = f"| --- |{' ---: |' * (len(columns) - 1)}"
-    return [head, rule, *(f"| {' | '.join(row)} |" for row in rows)]
+    rules = ["---:" if all(is_number(row[index]) for row in rows) else "---" for index in range(len(columns))]
+    return [f"| {' | '.join(cells)} |" for cells in (columns, rules, *rows)]
+
+
+def is_number(cell: str) -> bool:
+    """Whether a cell of a table is to be aligned as a number."""
+    return bool(cell) and cell[0] in "+-0123456789"
 
 
 def _with_error(value: float, error: float) -> str:

@@ -8,15 +8,14 @@ something. Where other processes used the cores meanwhile, that is marked.
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from dgpt2_quant.quantize.errors import UsageError
+from dgpt2_quant.quantize.progress import Progress
 from dgpt2_quant.runtime.model import Model
-
-Progress = Callable[[int, int, str], None]
 
 PROMPT_TOKENS = 128
 DECODE_TOKENS = 64
@@ -65,13 +64,13 @@ def measure(
             for index, model in enumerate(models):
                 prompt = _prompt(model, prompt_tokens, number)
                 generation = model.stream(prompt, max_tokens=decode_tokens, seed=0, temperature=0, ignore_eos=True)
-                with meters[index]:
+                with meters[index] if number >= 0 else nullcontext():  # the first round warms up
                     for _ in generation:
                         pass
                 prompt_tps, decode_tps = generation.timing.prompt_tps, generation.timing.decode_tps
                 if prompt_tps is None or decode_tps is None:
                     raise UsageError(f"{files[index]} has {model.positions} positions, too few to measure speed with")
-                if number >= 0:  # the one before is the warm-up
+                if number >= 0:
                     prompts[index].append(prompt_tps)
                     decodes[index].append(decode_tps)
             if progress:

@@ -24,17 +24,17 @@ def load_text(text: str | Path = "evaluation") -> BenchText:
 
     Raises `ModelNotFoundError` for a missing file, `UsageError` for one that is not UTF-8.
     """
-    path = Path(text).expanduser()
-    if not path.is_file() and str(text) in BUNDLED:
-        data, name = files("dgpt2_quant.demo").joinpath(BUNDLED[str(text)]).read_bytes(), str(text)
-    else:
-        try:
+    path = Path(text)
+    try:
+        if str(text) in BUNDLED and not path.is_file():
+            data, name = files("dgpt2_quant.demo").joinpath(BUNDLED[str(text)]).read_bytes(), str(text)
+        else:
             data, name = path.read_bytes(), path.name
-        except OSError as error:
-            raise ModelNotFoundError(
-                f"there is no text {str(text)!r} ({error.strerror})",
-                f"Name a file, or one of: {', '.join(BUNDLED)}.",
-            ) from error
+    except (OSError, ValueError) as error:  # none there, no permission, a name too long, a NUL in it
+        reason = getattr(error, "strerror", None) or error
+        raise ModelNotFoundError(
+            f"there is no text {str(text)[:200]!r} ({reason})", f"Name a file, or one of: {', '.join(BUNDLED)}."
+        ) from error
     try:
         return BenchText(name, hashlib.sha256(data).hexdigest(), data.decode("utf-8"))
     except UnicodeDecodeError as error:

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from .options import (
+    CheckpointOption,
     JsonOption,
-    ModelOption,
     OfflineOption,
     OverwriteOption,
     RevisionOption,
@@ -20,7 +20,7 @@ from .progress import progress_bar
 
 
 def bench(
-    model: ModelOption = "distilbert/distilgpt2",
+    model: CheckpointOption = "distilbert/distilgpt2",
     type: TypesOption = None,
     text: Annotated[
         str,

@@ -44,8 +44,11 @@ def convert(
     Several types read the source once. Example: dgpt2-quant convert -t q4_k -t q8_0 -o models/
     """
     from dgpt2_quant.quantize.convert import convert as convert_model
+    from dgpt2_quant.quantize.errors import UsageError
     from dgpt2_quant.quantize.quant_types import QUANT_TYPES
 
+    if all and type:
+        raise UsageError("--all and --type were both given", "Leave one of the two out.")
     with progress_bar() as progress:
         files = convert_model(
             model,

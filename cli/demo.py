@@ -34,7 +34,7 @@ def demo(
     from dgpt2_quant.bench.matrix import measure_levels, refuse_reports
     from dgpt2_quant.bench.report import COLUMNS, remarks, table_rows, write_report
     from dgpt2_quant.quantize.checkpoint import source_sha256
-    from dgpt2_quant.quantize.convert import convert_source, file_name
+    from dgpt2_quant.quantize.convert import convert_source
     from dgpt2_quant.quantize.quant_types import DEMO_TYPES, find_type, find_types
     from dgpt2_quant.quantize.resolve import resolve
     from dgpt2_quant.quantize.store import StoredModel
@@ -44,7 +44,7 @@ def demo(
     overwrite = overwrite or output is None  # its own folder it may write anew
     refuse_reports(folder, overwrite)
     source = resolve("storybook")
-    levels = {quant_type: folder / file_name(source.name, quant_type) for quant_type in find_types(DEMO_TYPES)}
+    levels = {quant_type: folder / quant_type.file_name(source.name) for quant_type in find_types(DEMO_TYPES)}
     reference = find_type("f32")
 
     typer.echo(f"1. storybook, a small GPT-2 that has read children's books, to {len(levels)} levels")
@@ -65,7 +65,7 @@ def demo(
 
     typer.echo("\n3. compared with F32 on the bundled evaluation text")
     with tempfile.TemporaryDirectory() as scratch, progress_bar() as progress:
-        base = Path(scratch) / file_name(source.name, reference)
+        base = Path(scratch) / reference.file_name(source.name)
         convert_source(source, {reference: base})
         stored = StoredModel(source.name, source_sha256(source.folder), {**levels, reference: base})
         document = measure_levels(stored, levels, reference, progress=progress)

@@ -1,7 +1,9 @@
 """What an exception becomes on the command line: a sentence, a hint, and an exit status."""
 
+import errno
 import os
 import sys
+import traceback
 
 import typer
 from dgpt2_quant.quantize.errors import DgptQuantError
@@ -12,7 +14,7 @@ INTERRUPTED = 130
 def report(error: BaseException) -> int:
     """Tells the user of the error on stderr, and returns the exit status.
 
-    What is no error of the user's, and everything when DGPT2_QUANT_DEBUG=1, is raised again, with its traceback.
+    DGPT2_QUANT_DEBUG=1 shows the traceback too. What is no error of the user's is raised again.
     """
     match error:
         case typer.Exit():
@@ -24,11 +26,17 @@ def report(error: BaseException) -> int:
             # the reader went away (`| head`); Python would complain once more when it flushes at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-        case DgptQuantError() if os.environ.get("DGPT2_QUANT_DEBUG") != "1":
+        case DgptQuantError():
+            if os.environ.get("DGPT2_QUANT_DEBUG") == "1":
+                traceback.print_exception(error)
             typer.echo(f"Error: {error.message}", err=True)
             if error.hint:
                 typer.echo(f"Hint: {error.hint}", err=True)
             return error.exit_status
+        case OSError() if error.filename is None and error.errno == errno.ENOSPC:  # `> /dev/full`
+            typer.echo(f"Error: can not write the result: {error.strerror}", err=True)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
         case MemoryError():
             typer.echo("Error: not enough memory for this", err=True)
             return 1

@@ -22,6 +22,10 @@ ModelOption = Annotated[
         help="storybook (bundled), a Hub name, a checkpoint folder, or a .gguf file.",
     ),
 ]
+CheckpointOption = Annotated[
+    str,
+    typer.Option("--model", "-m", metavar="MODEL", help="storybook (bundled), a Hub name, or a checkpoint folder."),
+]
 TypesOption = Annotated[
     list[str] | None,
     typer.Option("--type", "-t", metavar="TYPE", help="Quantization type, in any case; repeat for several."),

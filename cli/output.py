@@ -1,22 +1,22 @@
 """What goes to stdout: one JSON document, or a table and text for people."""
 
-import json
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import typer
+from dgpt2_quant.bench.report import is_number
+from dgpt2_quant.quantize.json_text import to_json_text
 
 
 def print_json(document: Any) -> None:
     """One document, UTF-8; NaN and infinity, which JSON has not, become null."""
-    typer.echo(json.dumps(_finite(document), ensure_ascii=False, indent=2, allow_nan=False))
+    typer.echo(to_json_text(document))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Aligned columns, the first to the left, the others to the right unless they hold words."""
     widths = [max(len(cell) for cell in cells) for cells in zip(columns, *rows, strict=True)]
-    right = [index > 0 and all(_is_number(row[index]) for row in rows) for index in range(len(columns))]
+    right = [index > 0 and all(is_number(row[index]) for row in rows) for index in range(len(columns))]
     for row in (columns, ["-" * width for width in widths], *rows):
         cells = zip(row, widths, right, strict=True)
         line = "  ".join(cell.rjust(width) if to_right else cell.ljust(width) for cell, width, to_right in cells)
@@ -31,17 +31,3 @@ def note(text: str) -> None:
 def megabytes(count: int) -> str:
     """62.8 MB: millions of bytes, as the Hub shows sizes."""
     return f"{count / 1e6:.1f} MB" if count < 1e9 else f"{count / 1e9:.2f} GB"
-
-
-def _is_number(cell: str) -> bool:
-    return not cell or cell[0] in "+-0123456789"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value

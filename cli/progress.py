@@ -27,6 +27,7 @@ def progress_bar() -> Iterator[Callable[[int, int, str], None] | None]:
                 bar = stack.enter_context(_new_bar())
                 bar.add_task("")
             bar.update(bar.task_ids[0], completed=done, total=total, description=what)
+            bar.refresh()
 
         yield update
 
@@ -36,4 +37,5 @@ def _new_bar() -> "Progress":
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     columns = (BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    # without a thread that draws it: it would run beside what is measured
+    return Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False)

@@ -114,9 +114,10 @@ def _follow(generation: "Generation", prompt: str, *, quiet: bool, at_once: bool
 
 def _read_stdin() -> str:
     try:
-        return sys.stdin.buffer.read().decode("utf-8")
+        text = sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(f"the prompt on stdin is not UTF-8: {error}", "Convert it, for example with iconv.") from error
+    return text.removesuffix("\n")  # `echo` puts it there, and a model would take it for the end of a paragraph
 
 
 def _thread_count(text: str) -> int | Literal["auto"]:

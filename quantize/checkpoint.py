@@ -37,8 +37,8 @@ class Checkpoint:
         if not card.is_file():
             return None
         text = card.read_text("utf-8", errors="replace")
-        front = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
-        found = re.search(r"^license:\s*[\"']?([\w.+-]+)", front[1], re.MULTILINE) if front else None
+        front = re.match(r"---\r?\n(.*?)\n---", text, re.DOTALL)
+        found = re.search(r"^license:[ \t]*[\"']?(\w[\w.+-]*)", front[1], re.MULTILINE) if front else None
         return found[1] if found else None
 
 

@@ -7,9 +7,10 @@ memory.
 """
 
 import hashlib
+import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -27,13 +28,12 @@ from .ggml import quantize
 from .gguf_file import encode_header, padded, tensor_bytes
 from .gpt2 import ModelTensor, model_tensors, read_hyperparameters
 from .metadata import level_metadata, model_metadata, tokenizer_metadata
-from .output_file import output_file, refuse_existing
+from .output_file import explain_errors, output_file, refuse_existing
+from .progress import Progress
 from .quant_types import QuantType, TensorType, find_types
 from .recipe import tensor_types
-from .resolve import DEFAULT_MODEL, Source, resolve
+from .resolve import DEFAULT_MODEL, Source, is_gguf_name, resolve
 from .tokenizer import read_tokenizer
-
-Progress = Callable[[int, int, str], None]  # (weights done, weights in all, what is being done)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class ConvertedFile:
 def convert(
     model: str = DEFAULT_MODEL,
     *,
-    type: Sequence[str | QuantType],
+    type: str | QuantType | Sequence[str | QuantType],
     output: str | Path | None = None,
     recipe: str = "stock",
     revision: str | None = None,
@@ -124,8 +124,10 @@ def convert_source(
             metadata = {**common, **level_metadata(quant_type, recipe), **tokens}
             head = encode_header(metadata, {name: (shapes[name], plans[quant_type][name]) for name in shapes})
             file = stack.enter_context(output_file(path, overwrite=overwrite))
-            writers.append(_Writer(file, plans[quant_type], head))
+            writers.append(_Writer(path, file, plans[quant_type], head))
         _stream(tensors, writers, threads or usable_cores(), parameters, progress)
+        for writer in writers:
+            writer.sync()
     seconds = round(time.monotonic() - started, 3)
     return [
         ConvertedFile(
@@ -144,15 +146,11 @@ def convert_source(
     ]
 
 
-def file_name(model: str, quant_type: QuantType) -> str:
-    """`distilgpt2.Q4_K_M.gguf`, as the Hub's quantizers name them."""
-    return f"{model}.{quant_type.name}.gguf"
-
-
 class _Writer:
     """Writes one file from front to back, and hashes it on the way."""
 
-    def __init__(self, file: BinaryIO, plan: Mapping[str, TensorType], head: bytes) -> None:
+    def __init__(self, path: Path, file: BinaryIO, plan: Mapping[str, TensorType], head: bytes) -> None:
+        self.path = path
         self.file = file
         self.plan = plan
         self.hash = hashlib.sha256()
@@ -160,9 +158,16 @@ class _Writer:
         self.write(head)
 
     def write(self, data: bytes | memoryview) -> None:
-        self.file.write(data)
+        with explain_errors(self.path):
+            self.file.write(data)
         self.hash.update(data)
         self.bytes += len(data)
+
+    def sync(self) -> None:
+        """Brings everything to the disk: a full one shows here, before any of the files takes its place."""
+        with explain_errors(self.path):
+            self.file.flush()
+            os.fsync(self.file.fileno())
 
     def write_tensor(self, data: npt.NDArray[np.uint8]) -> None:
         self.write(data.reshape(-1).data)
@@ -205,11 +210,11 @@ def _stream(
 
 
 def _targets(source: Source, quant_types: Sequence[QuantType], output: Path) -> dict[QuantType, Path]:
-    if output.suffix == ".gguf":
+    if is_gguf_name(output.name):
         if len(quant_types) > 1:
             raise UsageError(f"{output} is one file, but {len(quant_types)} types were asked for", "Name a folder.")
         return {quant_types[0]: output}
-    return {quant_type: output / file_name(source.name, quant_type) for quant_type in quant_types}
+    return {quant_type: output / quant_type.file_name(source.name) for quant_type in quant_types}
 
 
 def _data_bytes(shapes: Mapping[str, tuple[int, ...]], plan: Mapping[str, TensorType]) -> int:

@@ -19,7 +19,7 @@ from .errors import OutputError
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
     """Raises `OutputError` for a target that is a folder or in none, or that exists and may not be overwritten."""
-    with _explained(path):  # looking is refused where a folder may not be entered
+    with explain_errors(path):  # looking is refused where a folder may not be entered
         if path.parent.is_file():
             raise OutputError(f"{path.parent} is a file, not a folder", "Name a folder, or a file that ends in .gguf.")
         if path.is_dir():
@@ -36,7 +36,7 @@ def output_file(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
     full. An `OSError` in the block is taken for one of writing.
     """
     refuse_existing(path, overwrite)
-    with _explained(path):
+    with explain_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = os.open(path.parent, os.O_RDONLY)
         hidden = path.with_name(f".{path.name[:50]}.{secrets.token_hex(6)}.part")
@@ -63,7 +63,7 @@ def output_file(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explain_errors(path: Path) -> Iterator[None]:
     """Turns the operating system's errors into `OutputError`s that name the file."""
     try:
         yield

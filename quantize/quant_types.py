@@ -114,6 +114,10 @@ class QuantType:
     def __str__(self) -> str:
         return self.name
 
+    def file_name(self, model: str) -> str:
+        """`distilgpt2.Q4_K_M.gguf`, as the Hub's quantizers name them."""
+        return f"{model}.{self.name}.gguf"
+
 
 QUANT_TYPES: dict[str, QuantType] = {
     quant_type.name: quant_type
@@ -123,7 +127,7 @@ QUANT_TYPES: dict[str, QuantType] = {
         QuantType("BF16", TensorType.BF16, 32, 16.0, "F32's range with 8 bits of precision; for sources in BF16"),
         QuantType("Q8_0", TensorType.Q8_0, 7, 8.5, "8 bits in blocks of 32; nearly lossless", ci=True),
         QuantType("Q5_K_M", TensorType.Q5_K, 17, 5.7, "5 bits, the sensitive tensors 6", ("q5_k",), ci=True),
-        QuantType("Q4_K_M", TensorType.Q4_K, 15, 4.9, "4 bits, the sensitive tensors 5 or 6", ("q4_k",), ci=True),
+        QuantType("Q4_K_M", TensorType.Q4_K, 15, 4.9, "4 bits, the sensitive tensors 6", ("q4_k",), ci=True),
         QuantType("Q4_0", TensorType.Q4_0, 2, 4.5, "4 bits in blocks of 32; the fastest kernels", ci=True),
     )
 }
@@ -157,8 +161,10 @@ def find_type(name: str | QuantType) -> QuantType:
     return found
 
 
-def find_types(names: Iterable[str | QuantType]) -> list[QuantType]:
-    """The quant types of these names, in their order, each once. Raises `UsageError` as `find_type` does."""
+def find_types(names: str | QuantType | Iterable[str | QuantType]) -> list[QuantType]:
+    """The quant types of these names (or of one), in their order, each once. Raises `UsageError` as `find_type`."""
+    if isinstance(names, str | QuantType):
+        names = [names]
     return list(dict.fromkeys(find_type(name) for name in names))
 
 

@@ -75,6 +75,11 @@ def resolve(model: str, *, revision: str | None = None, offline: bool = False, p
     return Source(repository.split("/")[-1], snapshot, repository, snapshot.name)
 
 
+def is_gguf_name(name: str) -> bool:
+    """Whether a user who types this means a GGUF file."""
+    return name.lower().endswith(".gguf")
+
+
 def _bundled_folder() -> Path:
     spec = importlib.util.find_spec("dgpt2_quant.demo")  # finds the folder and runs none of its code
     for location in (spec and spec.submodule_search_locations) or ():
@@ -86,7 +91,7 @@ def _bundled_folder() -> Path:
 
 def _local_folder(model: str) -> Path | None:
     """The checkpoint folder of that path, or None when `model` is a name to look up on the Hub."""
-    if model.lower().endswith(".gguf"):
+    if is_gguf_name(model):
         raise UsageError(f"{model} is a GGUF file; this wants a checkpoint", f"{_KINDS} Or: inspect {model}")
     if not model or model in SHORT_NAMES:
         return None

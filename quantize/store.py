@@ -5,6 +5,7 @@ more than loading the model, so the hash is remembered together with path, size 
 that went into it, and made again when one of these has changed.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -13,14 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .checkpoint import source_files, source_sha256
-from .errors import UsageError
+from .errors import OutputError, UsageError
 from .gguf_file import require_file
 from .metadata import tool_version
-from .output_file import output_file
+from .output_file import explain_errors, output_file
+from .progress import Progress
 from .quant_types import DEFAULT_TYPE, QuantType, find_type, find_types
-from .resolve import DEFAULT_MODEL, Source, resolve
-
-Progress = Callable[[int, int, str], None]
+from .resolve import DEFAULT_MODEL, Source, is_gguf_name, resolve
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class StoredModel:
 def cache_folder() -> Path:
     """$DGPT2_QUANT_CACHE, else $XDG_CACHE_HOME/dgpt2-quant, else ~/.cache/dgpt2-quant."""
     if own := os.environ.get("DGPT2_QUANT_CACHE"):
-        return Path(own).expanduser()
+        return Path(own)
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "dgpt2-quant"
+    return Path(base or os.path.expanduser("~/.cache")) / "dgpt2-quant"  # noqa: PTH111  Path.expanduser raises
 
 
 def model_file(
@@ -54,8 +54,10 @@ def model_file(
 
     `announce` is told, in a sentence, when something has to be converted. Raises `DgptQuantError`.
     """
-    if model.endswith(".gguf"):
-        path = require_file(Path(model).expanduser())
+    if is_gguf_name(model):
+        path = require_file(Path(os.path.expanduser(model)))  # noqa: PTH111  never raises
+        if revision is not None:
+            raise UsageError(f"{model} is a file, so --revision says nothing", "Leave one of the two out.")
         if type is not None:
             raise UsageError(f"{model} is a file already, so --type says nothing", "Leave one of the two out.")
         return path.stem, path
@@ -86,10 +88,14 @@ def model_files(
     wanted = find_types(types)
     source = resolve(model, revision=revision, offline=offline, prefer_cache=True)
     sha256 = remembered_sha256(source.folder)
-    folder = cache_folder() / "models" / f"{source.name}-{sha256[:16]}" / f"stock-{tool_version()}"
-    files = {quant_type: folder / f"{source.name}.{quant_type.name}.gguf" for quant_type in wanted}
+    key = "-".join(filter(None, [source.name, sha256[:16], source.commit and source.commit[:12]]))
+    folder = cache_folder() / "models" / key / f"stock-{tool_version()}"
+    files = {quant_type: folder / quant_type.file_name(source.name) for quant_type in wanted}
     if not all(path.is_file() for path in files.values()):
-        _convert_missing(source, files, sha256, threads, progress, announce)
+        try:
+            _convert_missing(source, files, sha256, threads, progress, announce)
+        except OutputError as error:
+            raise OutputError(error.message, "Set DGPT2_QUANT_CACHE to a folder with room.") from error
     return StoredModel(source.name, sha256, files)
 
 
@@ -97,7 +103,7 @@ def remembered_sha256(folder: Path) -> str:
     """`source_sha256` of a checkpoint folder, remembered for as long as its files do not change."""
     folder = folder.resolve()
     stamp = [[path.name, (status := path.stat()).st_size, status.st_mtime_ns] for path in source_files(folder)]
-    memo = cache_folder() / "sources" / f"{hashlib.sha256(str(folder).encode()).hexdigest()[:32]}.json"
+    memo = cache_folder() / "sources" / f"{hashlib.sha256(os.fsencode(folder)).hexdigest()[:32]}.json"
     try:
         known = json.loads(memo.read_bytes())
         if known["files"] == stamp and isinstance(known["sha256"], str):
@@ -105,7 +111,7 @@ def remembered_sha256(folder: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         pass  # none yet, or a broken one: it is made again
     sha256 = source_sha256(folder)
-    with output_file(memo, overwrite=True) as file:
+    with contextlib.suppress(OutputError), output_file(memo, overwrite=True) as file:  # it only saves time
         file.write(json.dumps({"folder": str(folder), "files": stamp, "sha256": sha256}).encode())
     return sha256
 
@@ -124,8 +130,11 @@ def _convert_missing(
     from .convert import convert_source
 
     folder = next(iter(files.values())).parent
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
+    with explain_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        lock.acquire()
+    with lock:
         missing = {quant_type: path for quant_type, path in files.items() if not path.is_file()}
         if missing:
             if announce:

@@ -40,7 +40,8 @@ def read_tokenizer(folder: Path, config: dict[str, Any], vocabulary: int) -> Tok
 
     Raises `CheckpointError` when it is missing, broken, or larger than the embedding.
     """
-    ids, merges, added = _read_files(folder)
+    settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+    ids, merges, added = _read_files(folder, settings)
     if not merges:
         raise CheckpointError(f"{folder}: its tokenizer has no merges", "Fetch or save it again; it may be truncated.")
     try:
@@ -53,19 +54,12 @@ def read_tokenizer(folder: Path, config: dict[str, Any], vocabulary: int) -> Tok
     missing = range(len(tokens), vocabulary)
     tokens += [f"[PAD{number}]" for number in missing]
     types += [TokenType.UNUSED for _ in missing]
-    end = ids.get(END_OF_TEXT, len(ids) - 1)
-    return Tokenizer(
-        tokens,
-        types,
-        merges,
-        bos=_special_id(config, "bos_token_id", end, vocabulary),
-        eos=_special_id(config, "eos_token_id", end, vocabulary),
-    )
+    bos, eos = (_special_id(config, settings, name, ids, vocabulary) for name in ("bos_token", "eos_token"))
+    return Tokenizer(tokens, types, merges, bos, eos)
 
 
-def _read_files(folder: Path) -> tuple[dict[str, int], list[str], dict[str, bool]]:
+def _read_files(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, int], list[str], dict[str, bool]]:
     """(token -> id, merges, added token -> is it special)."""
-    settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
     if settings.get("add_prefix_space"):
         raise CheckpointError(
             f"{folder / 'tokenizer_config.json'} says add_prefix_space: llama.cpp's GPT-2 tokenizer puts no space"
@@ -75,6 +69,9 @@ def _read_files(folder: Path) -> tuple[dict[str, int], list[str], dict[str, bool
         ids, merges = read_json(folder / "vocab.json"), _read_merges(folder / "merges.txt")
         extra = read_json(folder / "added_tokens.json") if (folder / "added_tokens.json").is_file() else {}
         added = {text: text == END_OF_TEXT for text in extra}
+        if (folder / "tokenizer.json").is_file():  # it knows the added tokens' kinds, and what comes before the BPE
+            _, _, more, kinds = _read_fast_tokenizer(folder / "tokenizer.json")
+            extra, added = {**more, **extra}, {**added, **kinds}
     elif (folder / "tokenizer.json").is_file():
         ids, merges, extra, added = _read_fast_tokenizer(folder / "tokenizer.json")
     else:
@@ -83,10 +80,10 @@ def _read_files(folder: Path) -> tuple[dict[str, int], list[str], dict[str, bool
     if not all(type(number) is int and number >= 0 for number in ids.values()):
         raise CheckpointError(f"{folder}: the vocabulary has a token without a number")
     try:
-        for entry in settings.get("added_tokens_decoder", {}).values():
-            if entry.get("content") in ids:
-                added[entry["content"]] = bool(entry.get("special"))
-    except (AttributeError, TypeError) as error:
+        for number, entry in settings.get("added_tokens_decoder", {}).items():
+            ids.setdefault(entry["content"], int(number))
+            added[entry["content"]] = bool(entry.get("special"))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / 'tokenizer_config.json'}: bad added_tokens_decoder ({error})") from error
     return ids, merges, added
 
@@ -149,12 +146,26 @@ def _type(token: str, added: dict[str, bool], special: set[str]) -> TokenType:
     return TokenType.USER_DEFINED if token in added else TokenType.NORMAL
 
 
-def _special_id(config: dict[str, Any], key: str, default: int, vocabulary: int) -> int:
-    value = config.get(key)
+def _special_id(
+    config: dict[str, Any], settings: dict[str, Any], name: str, ids: dict[str, int], vocabulary: int
+) -> int:
+    """By the config; else by the tokenizer's settings; else `<|endoftext|>`.
+
+    A config may well name a token that is not there: GPT-2's own number is the default for every vocabulary.
+    """
+    value = config.get(f"{name}_id")
     if isinstance(value, list) and value:
         value = value[0]
-    if value is None:
-        return default
-    if type(value) is not int or not 0 <= value < vocabulary:
-        raise CheckpointError(f"config.json: {key} is {value!r}; the vocabulary has {vocabulary} tokens")
-    return value
+    if value is not None and type(value) is not int:
+        raise CheckpointError(f"config.json: {name}_id is {value!r}, not a token's number")
+    if value is not None and 0 <= value < vocabulary:
+        return value
+    text = settings.get(name)
+    text = text.get("content") if isinstance(text, dict) else text
+    for candidate in (text, END_OF_TEXT):
+        if isinstance(candidate, str) and candidate in ids:
+            return ids[candidate]
+    raise CheckpointError(
+        f"config.json: {name}_id is {value!r}; the vocabulary has {vocabulary} tokens, and none is {END_OF_TEXT}",
+        f"Set {name}_id in config.json to the token that ends a text.",
+    )

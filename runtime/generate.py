@@ -33,7 +33,7 @@ class Timing:
 
     @property
     def prompt_tps(self) -> float | None:
-        return self.prompt_computed / self.prompt_seconds if self.prompt_seconds else None
+        return self.prompt_computed / self.prompt_seconds if self.prompt_computed else None
 
     @property
     def decode_tps(self) -> float | None:
@@ -88,7 +88,7 @@ class Generation(Iterator[str]):
 
     def _run(self) -> Iterator[str]:
         model, timing = self.model, self.timing
-        context = model.begin(self)
+        context = model._begin(self)
         sampler = NativeSampler(self.sampling.steps(model.vocabulary, self.seed))
         stream = TextStream(self.stop)
         shown: list[str] = []
@@ -99,23 +99,22 @@ class Generation(Iterator[str]):
                 sampler.accept(token)
             position = timing.prompt_tokens = len(self.prompt)
             started = time.perf_counter()
-            timing.prompt_computed = model.feed(self.prompt)
+            logits, timing.prompt_computed = model._feed(list(self.prompt))
             timing.prompt_seconds = time.perf_counter() - started
             # the last position's output can be sampled, but a token there has no position of its own to be fed at
             room = min(self.max_tokens, model.positions - position + 1)
             for number in range(room):
-                model.check_turn(self)
+                model._check_turn(self)
                 step_started = time.perf_counter()
-                if number:
+                if number == 0:
+                    token = sampler.sample_from(logits)
+                    timing.first_token_ms = 1000 * (time.perf_counter() - started)
+                else:
                     context.decode((token,), position)
                     position += 1
-                token = sampler.sample(context)
-                now = time.perf_counter()
-                if number:
+                    token = sampler.sample(context)
                     timing.decode_steps += 1
-                    timing.decode_seconds += now - step_started
-                else:
-                    timing.first_token_ms = 1000 * (now - started)
+                    timing.decode_seconds += time.perf_counter() - step_started
                 timing.decode_tokens += 1
                 if model.is_end(token) and not self.ignore_eos:
                     reason = "eos"

@@ -7,6 +7,7 @@ unless the program sets up a handler for it.
 
 import ctypes
 import logging
+import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,7 @@ log.addHandler(logging.NullHandler())
 
 # `enum ggml_log_level` (ggml.h); 5 continues the line before
 _LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR, 5: logging.DEBUG}
+_TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # struct llama_token_data
 _MAX_BATCH = 512  # tokens that are decoded in one go; the logits of a whole batch are kept, so it bounds memory
 
 
@@ -38,9 +40,21 @@ def bindings() -> Any:
 def _log_callback(llama_cpp: Any) -> Any:
     @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
     def write(level: int, text: bytes, _user_data: object) -> None:
-        log.log(_LEVELS.get(level, logging.INFO), text.decode("utf-8", "replace").rstrip())
+        try:
+            log.log(_LEVELS.get(level, logging.INFO), text.decode("utf-8", "replace").rstrip())
+        except BaseException as error:
+            # a Ctrl-C while C works arrives here, where ctypes would swallow it: it waits for `_raise_pending`
+            _pending.append(error)
 
     return write  # kept by the cache: C holds a pointer to it
+
+
+_pending: list[BaseException] = []
+
+
+def _raise_pending() -> None:
+    if _pending:
+        raise _pending.pop()
 
 
 class NativeModel:
@@ -49,7 +63,14 @@ class NativeModel:
     def __init__(self, path: Path) -> None:
         lib = bindings()
         params = lib.llama_model_default_params()
-        self.handle = lib.llama_model_load_from_file(str(path).encode(), params)
+        # the CPU, even where the library was built with something else (on a Mac always with Metal)
+        no_devices = (ctypes.c_void_p * 1)(None)
+        params.devices = ctypes.cast(no_devices, ctypes.c_void_p)
+        params.n_gpu_layers = 0
+        self.handle = lib.llama_model_load_from_file(os.fsencode(path), params)
+        if _pending:
+            self.close()
+            _raise_pending()
         if not self.handle:
             raise RuntimeFailure(
                 f"llama.cpp can not load {path}",
@@ -84,7 +105,9 @@ class NativeModel:
         return bool(bindings().llama_vocab_is_eog(self.vocab, token))
 
     def close(self) -> None:
-        bindings().llama_model_free(self.handle)
+        if self.handle:
+            bindings().llama_model_free(self.handle)
+        self.handle = None
 
 
 class NativeContext:
@@ -99,6 +122,7 @@ class NativeContext:
         # its sums over the cache are split by the thread count, so that threads would change the text
         params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.no_perf = True
+        params.offload_kqv = params.op_offload = False
         self.handle = lib.llama_init_from_model(model.handle, params)
         if not self.handle:
             raise RuntimeFailure(
@@ -125,6 +149,7 @@ class NativeContext:
         status = bindings().llama_decode(self.handle, batch)
         if status:
             raise RuntimeFailure(f"llama_decode failed with status {status} at position {position}")
+        _raise_pending()
 
     def logits(self, rows: int) -> npt.NDArray[np.float32]:
         """The logits of the last decode's `rows` scored tokens, (rows, vocabulary): a view until the next decode."""
@@ -136,8 +161,10 @@ class NativeContext:
         bindings().llama_memory_seq_rm(self._memory, 0, positions, -1)
 
     def close(self) -> None:
-        bindings().llama_batch_free(self._batch)
-        bindings().llama_free(self.handle)
+        if self.handle:
+            bindings().llama_batch_free(self._batch)
+            bindings().llama_free(self.handle)
+        self.handle = None
 
 
 class NativeSampler:
@@ -153,9 +180,24 @@ class NativeSampler:
         """Chooses a token by the logits of the last decoded one, and remembers it."""
         return int(bindings().llama_sampler_sample(self.handle, context.handle, -1))
 
+    def sample_from(self, logits: npt.NDArray[np.float32]) -> int:
+        """The same by logits that were kept, shape (vocabulary,)."""
+        lib = bindings()
+        candidates = np.zeros(len(logits), _TOKEN_DATA)
+        candidates["id"] = np.arange(len(logits))
+        candidates["logit"] = logits
+        pointer = candidates.ctypes.data_as(ctypes.POINTER(lib.llama_token_data))
+        array = lib.llama_token_data_array(pointer, len(logits), -1, False)
+        lib.llama_sampler_apply(self.handle, ctypes.byref(array))
+        token = int(array.data[array.selected].id)
+        self.accept(token)
+        return token
+
     def accept(self, token: int) -> None:
         """Lets the penalties know of a token that was not sampled."""
         bindings().llama_sampler_accept(self.handle, token)
 
     def close(self) -> None:
-        bindings().llama_sampler_free(self.handle)
+        if self.handle:
+            bindings().llama_sampler_free(self.handle)
+        self.handle = None

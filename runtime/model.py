@@ -47,7 +47,7 @@ class Model:
         self._context: NativeContext | None = None
         self._context = NativeContext(native, positions, threads)
         self._bytes: dict[int, bytes] = {}
-        self._head: list[int] | None = None  # the prompt, its last token aside, that the KV cache begins with
+        self._prompt: tuple[list[int], npt.NDArray[np.float32]] | None = None  # what the KV cache begins with
         self._turn: Generation | None = None
 
     @classmethod
@@ -164,15 +164,14 @@ class Model:
     def logits(self, tokens: Sequence[int], first: int = 0) -> npt.NDArray[np.float32]:
         """Logits for the positions `first` and later of a text of its own, shape (len(tokens) - first, vocabulary).
 
-        The tokens may not be more than `positions`. Where they fit one batch (512) it is a view, valid until the
-        next call.
+        Raises `UsageError` for more tokens than `positions`.
         """
         if not 0 < len(tokens) <= self.positions:
             raise UsageError(f"{len(tokens)} tokens; 1 to {self.positions} can be scored at once")
         if not 0 <= first < len(tokens):
             raise UsageError(f"the first row is {first}; it goes from 0 to {len(tokens) - 1}")
         self._check_tokens(tokens)
-        context = self.begin(None)
+        context = self._begin(None)
         context.keep(0)
         size = context.batch_size
         parts = []
@@ -181,8 +180,7 @@ class Model:
             scored_from = max(0, first - start)
             context.decode(batch, start, min(scored_from, len(batch)))
             if scored_from < len(batch):
-                rows = context.logits(len(batch) - scored_from)
-                parts.append(rows if len(tokens) <= size else rows.copy())
+                parts.append(context.logits(len(batch) - scored_from).copy())
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def close(self) -> None:
@@ -194,43 +192,41 @@ class Model:
         if native is not None:
             native.close()
 
-    def begin(self, generation: Generation | None) -> NativeContext:
+    def _begin(self, generation: Generation | None) -> NativeContext:
         """Gives the context to a generation (or to nobody, for scoring): whoever had it before has ended."""
         self._open()
         assert self._context is not None
         self._turn = generation
         if generation is None:
-            self._head = None
+            self._prompt = None
         return self._context
 
-    def check_turn(self, generation: Generation) -> None:
+    def _check_turn(self, generation: Generation) -> None:
         """Raises `RuntimeFailure` when the model was closed, or another generation has begun."""
         self._open()
         if self._turn is not generation:
             raise RuntimeFailure("another generation of this model has begun, so this one can not go on")
 
-    def feed(self, tokens: Sequence[int]) -> int:
-        """Brings the KV cache to just these tokens, with logits for the last; returns how many were computed.
+    def _feed(self, tokens: list[int]) -> tuple[npt.NDArray[np.float32], int]:
+        """Brings the KV cache to just these tokens; returns the last one's logits, and how many were computed.
 
-        The last one is always decoded by itself, after the others as a batch: so the numbers are the same, bit for
-        bit, whether the others were computed now or kept from the call before (several sequences of one prompt).
+        A prompt is always computed in the same way, from its beginning, and its logits are kept: several sequences
+        of one prompt compute it once, and each is, bit for bit, the text that it would be on its own.
         """
         self._open()
         assert self._context is not None
-        *head, last = tokens
-        kept = head == self._head
-        if kept:
-            self._context.keep(len(head))
-        else:
-            self._head = None
-            self._context.keep(0)
-            size = self._context.batch_size
-            for start in range(0, len(head), size):
-                batch = head[start : start + size]
-                self._context.decode(batch, start, scored_from=len(batch))
-            self._head = head
-        self._context.decode((last,), len(head))
-        return 1 if kept else len(tokens)
+        if self._prompt is not None and self._prompt[0] == tokens:
+            self._context.keep(len(tokens))
+            return self._prompt[1], 0
+        self._prompt = None
+        self._context.keep(0)
+        size = self._context.batch_size
+        for start in range(0, len(tokens), size):
+            batch = tokens[start : start + size]
+            is_last = start + size >= len(tokens)
+            self._context.decode(batch, start, scored_from=None if is_last else len(batch))
+        self._prompt = tokens, self._context.logits(1)[0].copy()
+        return self._prompt[1], len(tokens)
 
     def _check_tokens(self, tokens: Sequence[int]) -> None:
         """Raises `UsageError` for an id outside of the vocabulary: llama.cpp ends the process on some of them."""

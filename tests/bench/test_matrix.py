@@ -170,7 +170,7 @@ def test_an_unknown_model() -> None:
 def test_a_short_text(tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("The end.")
     with pytest.raises(UsageError, match="the text has 3 tokens; at least one chunk of 512"):
-        bench("storybook", type=["q4_0"], reference="q4_0", text=tmp_path / "short.txt")
+        bench("storybook", type=["q4_0"], reference="f16", text=tmp_path / "short.txt")
 
 
 def row(name: str, ratio: float, size: int, speed: float) -> Any:

@@ -1,5 +1,7 @@
 """What scripts rely on: exit statuses, what goes to which stream, and the shapes of the JSON."""
 
+import dataclasses
+import inspect
 import json
 import os
 import signal
@@ -11,7 +13,10 @@ from typing import Any
 
 import pytest
 from dgpt2_quant.cli.main import VERBS
-from dgpt2_quant.quantize.quant_types import QUANT_TYPES
+from dgpt2_quant.quantize.quant_types import BENCH_TYPES, QUANT_TYPES
+from dgpt2_quant.quantize.resolve import DEFAULT_MODEL
+from dgpt2_quant.runtime.model import DEFAULT_MAX_TOKENS
+from dgpt2_quant.runtime.sampling import Sampling
 
 TOOL = str(Path(sys.executable).with_name("dgpt2-quant"))
 
@@ -133,6 +138,9 @@ def test_stop_text_is_not_printed(storybook_files: dict[str, Path]) -> None:
     [
         (["convert", "storybook", "-t", "q4_z"], 2, "q4_z"),
         (["convert", "storybook"], 2, "--type"),
+        (["convert", "storybook", "--all", "-t", "f16"], 2, "--all"),
+        (["bench", "-m", "storybook", "--reference", "q8_0"], 2, "Q8_0"),
+        (["bench", "-m", "storybook", "--text", "word " * 100], 1, "no text"),
         (["convert", "no/such/folder", "-t", "q8_0"], 1, "no/such/folder"),
         (["convert", "storybook", "-t", "f16", "-t", "q8_0", "-o", "x.gguf"], 2, "x.gguf"),
         (["run", "x", "-m", "missing.gguf"], 1, "missing.gguf"),
@@ -164,6 +172,7 @@ def test_debug_shows_the_traceback() -> None:
     result = dgpt2("inspect", "missing.gguf", DGPT2_QUANT_DEBUG="1")
     assert result.returncode == 1
     assert b"Traceback" in result.stderr
+    assert b"Error: there is no file missing.gguf" in result.stderr
 
 
 def test_ctrl_c_ends_a_run_cleanly(storybook_files: dict[str, Path]) -> None:
@@ -210,3 +219,22 @@ def test_a_reader_that_goes_away_is_no_error(storybook_files: dict[str, Path]) -
 
 def test_version() -> None:
     assert dgpt2("--version").stdout.startswith(b"dgpt2-quant 0.")
+
+
+def test_the_defaults_of_run_are_those_of_the_library() -> None:
+    defaults = {name: p.default for name, p in inspect.signature(VERBS["run"]).parameters.items()}
+    for field in dataclasses.fields(Sampling):
+        assert defaults[field.name] == field.default
+    assert (defaults["max_tokens"], defaults["model"]) == (DEFAULT_MAX_TOKENS, DEFAULT_MODEL)
+    assert " ".join(name.lower() for name in BENCH_TYPES) in (VERBS["bench"].__doc__ or "")
+
+
+def test_a_prompt_from_echo_has_no_line_end(storybook_files: dict[str, Path]) -> None:
+    call = ("run", "-", "-m", storybook_files["Q8_0"], "-n", "3", "--seed", "1")
+    assert dgpt2(*call, stdin=b"The king\n").stdout == dgpt2(*call, stdin=b"The king").stdout
+
+
+def test_a_full_disk_behind_stdout_is_said() -> None:
+    result = subprocess.run(f"'{TOOL}' types > /dev/full", shell=True, capture_output=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr.decode().startswith("Error: ")

@@ -57,9 +57,16 @@ def test_merges_as_strings_are_read_as_well(fast: Path) -> None:
     assert read(fast).merges == MERGES
 
 
-def test_the_two_files_come_before_tokenizer_json(files: Path) -> None:
+def test_tokenizer_json_beside_the_two_files_adds_its_added_tokens(files: Path) -> None:
+    number = len(TOKENS)
+    added = [{"id": number, "content": "<|user|>", "special": False}]
+    write_json(files / "tokenizer.json", fast_tokenizer() | {"added_tokens": added})
+    tokenizer = read_tokenizer(files, {}, number + 1)
+    assert tokenizer.tokens == [*TOKENS, "<|user|>"]
+    assert tokenizer.types[number] is TokenType.USER_DEFINED
     (files / "tokenizer.json").write_text("broken")
-    assert read(files).tokens == TOKENS
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is not sound JSON"):
+        read(files)
 
 
 def test_windows_line_ends_and_a_missing_version_line_change_nothing(files: Path) -> None:
@@ -184,10 +191,35 @@ def test_what_is_wrong_with_tokenizer_json_is_said(damage: str, fast: Path) -> N
     assert str(fast) in caught.value.message
 
 
-@pytest.mark.parametrize("number", [-1, SIZE, "0", 1.0, True])
-def test_a_special_token_outside_of_the_vocabulary_is_refused(number: Any, files: Path) -> None:
-    with pytest.raises(CheckpointError, match=f"eos_token_id is {number!r}; the vocabulary has {SIZE} tokens"):
+@pytest.mark.parametrize("number", ["0", 1.0, True])
+def test_a_special_token_that_is_no_number_is_refused(number: Any, files: Path) -> None:
+    with pytest.raises(CheckpointError, match=f"eos_token_id is {number!r}, not a token's number"):
         read(files, eos_token_id=number)
+
+
+@pytest.mark.parametrize("number", [-1, SIZE, 50256])
+def test_a_special_token_outside_of_the_vocabulary_is_looked_up_by_name(number: int, files: Path) -> None:
+    # a config that was never told its vocabulary has GPT-2's own 50256
+    assert read(files, eos_token_id=number).eos == END
+    write_json(files / "tokenizer_config.json", {"eos_token": {"content": "!"}})
+    assert read(files, eos_token_id=number).eos == read(files).tokens.index("!")
+
+
+def test_a_vocabulary_without_an_end_is_refused(files: Path) -> None:
+    vocabulary = json.loads((files / "vocab.json").read_text("utf-8"))
+    vocabulary["other"] = vocabulary.pop("<|endoftext|>")
+    write_json(files / "vocab.json", vocabulary)
+    with pytest.raises(CheckpointError, match=f"eos_token_id is 99999; the vocabulary has {SIZE} tokens"):
+        read(files, bos_token_id=0, eos_token_id=99999)
+
+
+def test_tokens_that_only_the_settings_know_are_added(files: Path) -> None:
+    number = len(json.loads((files / "vocab.json").read_text("utf-8")))
+    entry = {"content": "<|user|>", "special": True}
+    write_json(files / "tokenizer_config.json", {"added_tokens_decoder": {str(number): entry}})
+    tokenizer = read_tokenizer(files, {}, number + 3)
+    assert tokenizer.tokens[number:] == ["<|user|>", f"[PAD{number + 1}]", f"[PAD{number + 2}]"]
+    assert tokenizer.types[number] is TokenType.CONTROL
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
