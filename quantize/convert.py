@@ -9,9 +9,9 @@ memory.
 import hashlib
 import os
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from math import prod
@@ -24,7 +24,7 @@ import numpy.typing as npt
 from .checkpoint import open_checkpoint, source_sha256
 from .cores import usable_cores
 from .errors import UsageError
-from .ggml import quantize
+from .ggml import Quantization, quantize
 from .gguf_file import encode_header, padded, tensor_bytes
 from .gpt2 import ModelTensor, model_tensors, read_hyperparameters
 from .metadata import level_metadata, model_metadata, tokenizer_metadata
@@ -113,20 +113,23 @@ def convert_source(
     shapes = {tensor.name: tensor.shape for tensor in tensors}
     parameters = sum(map(prod, shapes.values()))
     plans = {quant_type: tensor_types(shapes, quant_type, recipe) for quant_type in targets}
-    with ThreadPoolExecutor(1) as aside:  # the hash takes as long as reading the tokenizer
-        hashing = None if known_sha256 else aside.submit(source_sha256, source.folder)
+    with ThreadPoolExecutor(1) as aside, ExitStack() as stack:
+        hashing = aside.submit(lambda: known_sha256 or source_sha256(source.folder))
         tokens = tokenizer_metadata(read_tokenizer(source.folder, checkpoint.config, sizes.vocabulary))
-        sha256 = hashing.result() if hashing else known_sha256 or ""
-    common = model_metadata(source, sha256, checkpoint.license(), sizes, parameters)
-    with ExitStack() as stack:
-        writers = []
-        for quant_type, path in targets.items():
-            metadata = {**common, **level_metadata(quant_type, recipe), **tokens}
-            head = encode_header(metadata, {name: (shapes[name], plans[quant_type][name]) for name in shapes})
-            file = stack.enter_context(output_file(path, overwrite=overwrite))
-            writers.append(_Writer(path, file, plans[quant_type], head))
-        _stream(tensors, writers, threads or usable_cores(), parameters, progress)
-        for writer in writers:
+        writers = {
+            quant_type: _Writer(path, stack.enter_context(output_file(path, overwrite=overwrite)), plans[quant_type])
+            for quant_type, path in targets.items()
+        }
+
+        def write_heads() -> None:
+            common = model_metadata(source, hashing.result(), checkpoint.license(), sizes, parameters)
+            for quant_type, writer in writers.items():
+                metadata = {**common, **level_metadata(quant_type, recipe), **tokens}
+                plan = plans[quant_type]
+                writer.write(encode_header(metadata, {name: (shape, plan[name]) for name, shape in shapes.items()}))
+
+        _stream(tensors, list(writers.values()), write_heads, threads or usable_cores(), parameters, progress)
+        for writer in writers.values():
             writer.sync()
     seconds = round(time.monotonic() - started, 3)
     return [
@@ -142,20 +145,24 @@ def convert_source(
             seconds=seconds,
             tensors=dict(Counter(t.name for t in plans[quant_type].values()).most_common()),
         )
-        for (quant_type, path), writer in zip(targets.items(), writers, strict=True)
+        for (quant_type, path), writer in zip(targets.items(), writers.values(), strict=True)
     ]
+
+
+# Tensors that may wait to be written. Enough for the embedding to be quantized while the source is still being
+# hashed, on which the heads wait.
+_WRITES_AHEAD = 4
 
 
 class _Writer:
     """Writes one file from front to back, and hashes it on the way."""
 
-    def __init__(self, path: Path, file: BinaryIO, plan: Mapping[str, TensorType], head: bytes) -> None:
+    def __init__(self, path: Path, file: BinaryIO, plan: Mapping[str, TensorType]) -> None:
         self.path = path
         self.file = file
         self.plan = plan
         self.hash = hashlib.sha256()
         self.bytes = 0
-        self.write(head)
 
     def write(self, data: bytes | memoryview) -> None:
         with explain_errors(self.path):
@@ -177,10 +184,13 @@ class _Writer:
 def _stream(
     tensors: Sequence[ModelTensor],
     writers: Sequence[_Writer],
+    write_heads: Callable[[], None],
     threads: int,
     parameters: int,
     progress: Progress | None,
 ) -> None:
+    """Reads, quantizes and writes the tensors, these three at once, in their order."""
+
     def write(name: str, blocks: dict[TensorType, npt.NDArray[np.uint8]]) -> None:
         for writer in writers:
             writer.write_tensor(blocks[writer.plan[name]])
@@ -191,22 +201,33 @@ def _stream(
         ThreadPoolExecutor(threads) as pool,
     ):
         done = 0
-        written: Future[None] | None = None
+        writes = deque([writing.submit(write_heads)])
+        running: deque[tuple[ModelTensor, list[TensorType], Quantization]] = deque()
+
+        def finish_oldest() -> None:
+            nonlocal done
+            tensor, wanted, quantization = running.popleft()
+            blocks = dict(zip(wanted, quantization.result(), strict=True))
+            writes.append(writing.submit(write, tensor.name, blocks))
+            if len(writes) > _WRITES_AHEAD:
+                writes.popleft().result()
+            done += prod(tensor.shape)
+            if progress:
+                progress(done, parameters, tensor.name)
+
         upcoming = reading.submit(tensors[0].read)
         for tensor, following in zip(tensors, [*tensors[1:], None], strict=True):
             data = upcoming.result()
             if following is not None:
                 upcoming = reading.submit(following.read)
             wanted = list(dict.fromkeys(writer.plan[tensor.name] for writer in writers))
-            blocks = dict(zip(wanted, quantize(tensor.name, data, wanted, pool), strict=True))
-            if written is not None:
-                written.result()
-            written = writing.submit(write, tensor.name, blocks)
-            done += data.size
-            if progress:
-                progress(done, parameters, tensor.name)
-        if written is not None:
-            written.result()
+            running.append((tensor, wanted, quantize(tensor.name, data, wanted, pool)))
+            if len(running) > 1:  # two at a time: the threads need not wait for the last rows of one
+                finish_oldest()
+        while running:
+            finish_oldest()
+        for write_task in writes:
+            write_task.result()
 
 
 def _targets(source: Source, quant_types: Sequence[QuantType], output: Path) -> dict[QuantType, Path]:

@@ -7,7 +7,8 @@ threads; the precision's conversion to float32 and the transposition of a view h
 
 import ctypes
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -49,21 +50,36 @@ def library() -> ctypes.CDLL:
     return lib
 
 
+@dataclass(frozen=True)
+class Quantization:
+    """A tensor that is being quantized to each of some types."""
+
+    blocks: list[npt.NDArray[np.uint8]]
+    tasks: list[Future[None]]
+
+    def result(self) -> list[npt.NDArray[np.uint8]]:
+        """Waits, and returns for each type the bytes of the blocks in the shape (rows, bytes of a row).
+
+        Raises `CheckpointError` with the tensor's name for non-finite values, or values beyond F16's range where
+        the type stores F16 numbers.
+        """
+        for task in self.tasks:
+            task.result()
+        return self.blocks
+
+
 def quantize(
     name: str,
     data: FloatArray,
     tensor_types: Sequence[TensorType],
     pool: ThreadPoolExecutor,
     importance: npt.NDArray[np.float32] | None = None,
-) -> list[npt.NDArray[np.uint8]]:
-    """Quantizes one tensor to each of the types.
+) -> Quantization:
+    """Begins to quantize one tensor to each of the types, on the pool's threads.
 
     `data` has the shape (rows, columns) or (columns,), is float16, float32 or float64, and may be a strided view;
-    `importance` weighs the columns, shape (columns,). Returns, for each type, the bytes of the blocks in the shape
-    (rows, bytes of a row). Same result as ggml_quantize_chunk (ggml.c) on the whole tensor in float32.
-
-    Raises `CheckpointError` with the tensor's `name` for non-finite values, or values beyond F16's range where the
-    type stores F16 numbers.
+    `importance` weighs the columns, shape (columns,). Same result as ggml_quantize_chunk (ggml.c) on the whole
+    tensor in float32.
     """
     rows = data if data.ndim == 2 else data.reshape(1, -1)
     for tensor_type in tensor_types:
@@ -90,9 +106,7 @@ def quantize(
                 None if weights is None else weights.ctypes.data,
             )
 
-    # list() waits for all of them and raises the first error
-    list(pool.map(quantize_rows, range(0, rows.shape[0], step)))
-    return results
+    return Quantization(results, [pool.submit(quantize_rows, first) for first in range(0, rows.shape[0], step)])
 
 
 def _check_values(name: str, chunk: npt.NDArray[np.float32], tensor_types: Sequence[TensorType]) -> None:

@@ -51,7 +51,7 @@ def in_one_call(
 
 @pytest.mark.parametrize("tensor_type", FREE, ids=lambda t: t.name)
 def test_rows_over_threads_give_the_bytes_of_one_call(tensor_type: TensorType, pool: ThreadPoolExecutor) -> None:
-    (ours,) = quantize("w", WEIGHTS.astype(np.float32), [tensor_type], pool)
+    (ours,) = quantize("w", WEIGHTS.astype(np.float32), [tensor_type], pool).result()
     np.testing.assert_array_equal(ours, in_one_call(WEIGHTS, tensor_type))
     decoded = gguf.dequantize(ours, gguf.GGMLQuantizationType(tensor_type)).reshape(WEIGHTS.shape)
     error = np.sqrt(np.mean((decoded - WEIGHTS.astype(np.float32)) ** 2) / np.mean(WEIGHTS**2))
@@ -68,18 +68,18 @@ def test_every_precision_and_a_transposed_view_give_the_same_bytes(
     assert not view.flags.c_contiguous
     expected = in_one_call(data, tensor_type)
     for source in (data, view):
-        np.testing.assert_array_equal(quantize("w", source, [tensor_type], pool)[0], expected)
+        np.testing.assert_array_equal(quantize("w", source, [tensor_type], pool).result()[0], expected)
 
 
 def test_several_types_at_once_are_each_as_alone(pool: ThreadPoolExecutor) -> None:
-    together = quantize("w", WEIGHTS, OF_LEVELS, pool)
+    together = quantize("w", WEIGHTS, OF_LEVELS, pool).result()
     for tensor_type, ours in zip(OF_LEVELS, together, strict=True):
         np.testing.assert_array_equal(ours, in_one_call(WEIGHTS, tensor_type))
 
 
 @pytest.mark.parametrize("tensor_type", [t for t in OF_LEVELS if t.is_quantized], ids=lambda t: t.name)
 def test_importance_is_handed_to_every_row(tensor_type: TensorType, pool: ThreadPoolExecutor) -> None:
-    (weighed,) = quantize("w", WEIGHTS, [tensor_type], pool, IMPORTANCE)
+    (weighed,) = quantize("w", WEIGHTS, [tensor_type], pool, IMPORTANCE).result()
     np.testing.assert_array_equal(weighed, in_one_call(WEIGHTS, tensor_type, IMPORTANCE))
     if tensor_type is not TensorType.Q8_0:  # which has nothing to decide
         assert (weighed != in_one_call(WEIGHTS, tensor_type)).any()
@@ -87,25 +87,27 @@ def test_importance_is_handed_to_every_row(tensor_type: TensorType, pool: Thread
 
 def test_importance_may_be_of_any_precision_and_strided(pool: ThreadPoolExecutor) -> None:
     strided = np.repeat(IMPORTANCE.astype(np.float64), 2)[::2]
-    (weighed,) = quantize("w", WEIGHTS, [TensorType.Q4_K], pool, strided)  # type: ignore[arg-type]
+    (weighed,) = quantize("w", WEIGHTS, [TensorType.Q4_K], pool, strided).result()  # type: ignore[arg-type]
     np.testing.assert_array_equal(weighed, in_one_call(WEIGHTS, TensorType.Q4_K, IMPORTANCE))
 
 
 @pytest.mark.parametrize("tensor_type", NEED_IMPORTANCE, ids=lambda t: t.name)
 def test_a_type_that_needs_importance_is_not_tried_without(tensor_type: TensorType, pool: ThreadPoolExecutor) -> None:
     with pytest.raises(ValueError, match=f"{tensor_type.name} can not be computed without"):  # C would abort
-        quantize("w", WEIGHTS, [tensor_type], pool)
+        quantize("w", WEIGHTS, [tensor_type], pool).result()
 
 
 def test_a_vector_is_one_row(pool: ThreadPoolExecutor) -> None:
-    (ours,) = quantize("norm", WEIGHTS[0], [TensorType.F32], pool)
+    (ours,) = quantize("norm", WEIGHTS[0], [TensorType.F32], pool).result()
     assert ours.shape == (1, 4 * COLUMNS)
     np.testing.assert_array_equal(ours.view(np.float32)[0], WEIGHTS[0].astype(np.float32))
 
 
 def test_a_row_longer_than_a_task_is_one_task(pool: ThreadPoolExecutor) -> None:
     wide = np.resize(WEIGHTS, (3, ggml._CHUNK_WEIGHTS + 256))
-    np.testing.assert_array_equal(quantize("w", wide, [TensorType.Q8_0], pool)[0], in_one_call(wide, TensorType.Q8_0))
+    np.testing.assert_array_equal(
+        quantize("w", wide, [TensorType.Q8_0], pool).result()[0], in_one_call(wide, TensorType.Q8_0)
+    )
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -117,14 +119,14 @@ def test_a_value_that_is_not_finite_is_refused_with_the_tensors_name(
     data = WEIGHTS.copy()
     data[place] = value
     with pytest.raises(CheckpointError, match=r"'blk.3.ffn_up.weight' has a value that is not finite"):
-        quantize("blk.3.ffn_up.weight", data, [tensor_type], pool)
+        quantize("blk.3.ffn_up.weight", data, [tensor_type], pool).result()
 
 
 def test_a_float64_beyond_float32_is_refused_without_a_warning(pool: ThreadPoolExecutor) -> None:
     data = WEIGHTS.copy()
     data[5, 5] = 1e300
     with pytest.raises(CheckpointError, match="not finite"):
-        quantize("w", data, [TensorType.F32], pool)
+        quantize("w", data, [TensorType.F32], pool).result()
 
 
 @pytest.mark.parametrize("value", [1e5, -1e5])
@@ -133,11 +135,11 @@ def test_a_value_beyond_f16_is_refused_where_f16_is_stored(value: float, pool: T
     data[ROWS // 2, 7] = value
     for tensor_type in (TensorType.F16, TensorType.Q8_0, TensorType.Q4_K):
         with pytest.raises(CheckpointError) as caught:
-            quantize("token_embd.weight", data, [TensorType.F32, tensor_type], pool)
+            quantize("token_embd.weight", data, [TensorType.F32, tensor_type], pool).result()
         assert "'token_embd.weight' has a value of 1e+05" in caught.value.message
         assert tensor_type.name in caught.value.message
         assert "f32 or bf16" in caught.value.hint
-    exact, rounded = quantize("token_embd.weight", data, [TensorType.F32, TensorType.BF16], pool)
+    exact, rounded = quantize("token_embd.weight", data, [TensorType.F32, TensorType.BF16], pool).result()
     assert exact.view(np.float32)[ROWS // 2, 7] == value
     decoded = gguf.dequantize(rounded, gguf.GGMLQuantizationType.BF16)
     assert decoded[ROWS // 2, 7] == pytest.approx(value, rel=2**-8)
@@ -146,10 +148,10 @@ def test_a_value_beyond_f16_is_refused_where_f16_is_stored(value: float, pool: T
 def test_the_largest_f16_is_still_taken(pool: ThreadPoolExecutor) -> None:
     data = WEIGHTS.copy()
     data[0, 0] = -65504
-    (ours,) = quantize("w", data, [TensorType.F16], pool)
+    (ours,) = quantize("w", data, [TensorType.F16], pool).result()
     assert ours.view(np.float16)[0, 0] == -65504
 
 
 def test_rows_that_do_not_divide_into_blocks_are_a_mistake_of_the_caller(pool: ThreadPoolExecutor) -> None:
     with pytest.raises(ValueError, match="rows of 48 do not divide into blocks of 32"):
-        quantize("w", WEIGHTS[:, :48], [TensorType.Q8_0], pool)
+        quantize("w", WEIGHTS[:, :48], [TensorType.Q8_0], pool).result()
