@@ -1,9 +1,9 @@
-"""Writes what in the documents comes from the code or from a measurement: `docs/cli.md`, and the README's tables.
+"""Writes what in the documents comes from the code or from a measurement: `docs/cli.md`, and tables in other pages.
 
 usage: generate_docs.py [--check]
 
-With --check it writes nothing, and fails when something is stale. The README's benchmark is that of
-`docs/bench/storybook.json`, a `bench.json` as the command that stands above the table wrote it.
+With --check it writes nothing, and fails when something is stale. Benchmarks are those of `docs/bench/*.json`, each a
+`bench.json` as the command beside the table wrote it; `docs/bench/demo.txt` is what `make demo` printed.
 """
 
 import json
@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def main() -> None:
     check = "--check" in sys.argv[1:]
-    pages = {ROOT / "docs" / "cli.md": cli_page(), ROOT / "README.md": readme(ROOT / "README.md")}
+    pages = {ROOT / "docs" / "cli.md": cli_page()}
+    pages |= {path: filled(path, tables()) for path in (ROOT / "README.md", ROOT / "docs" / "performance.md")}
     stale = [path for path, text in pages.items() if not path.is_file() or path.read_text("utf-8") != text]
     if check and stale:
         names = ", ".join(str(path.relative_to(ROOT)) for path in stale)
@@ -47,19 +48,29 @@ def cli_page() -> str:
     return "\n".join(parts)
 
 
-def readme(path: Path) -> str:
-    text = path.read_text("utf-8")
-    document = json.loads((ROOT / "docs" / "bench" / "storybook.json").read_text("utf-8"))
+def tables() -> dict[str, list[str]]:
+    """What stands between `<!-- name -->` and `<!-- /name -->`."""
     types = [
         [f"`{t.name.lower()}`", " ".join(f"`{a}`" for a in t.aliases), f"{t.bits_per_weight:g}", t.description]
         for t in QUANT_TYPES.values()
     ]
-    tables = {
+    return {
         "types": markdown_table(["type", "alias", "bits per weight", "what it is"], types),
-        "bench": [*markdown_table(COLUMNS, table_rows(document)), "", *remarks(document)],
+        "demo": fenced((ROOT / "docs" / "bench" / "demo.txt").read_text("utf-8")).splitlines(),
+        "bench": bench_table("storybook"),
+        "random": bench_table("distilgpt2-random"),
     }
-    for name, lines in tables.items():
-        block = "\n".join([f"<!-- {name} -->", *lines, f"<!-- /{name} -->"])
+
+
+def bench_table(name: str) -> list[str]:
+    document = json.loads((ROOT / "docs" / "bench" / f"{name}.json").read_text("utf-8"))
+    return [*markdown_table(COLUMNS, table_rows(document)), "", *(f"- {remark}" for remark in remarks(document))]
+
+
+def filled(path: Path, blocks: dict[str, list[str]]) -> str:
+    text = path.read_text("utf-8")
+    for name in re.findall(r"<!-- (\w+) -->", text):
+        block = "\n".join([f"<!-- {name} -->", *blocks[name], f"<!-- /{name} -->"])
         text, count = re.subn(f"<!-- {name} -->.*?<!-- /{name} -->", lambda _, b=block: b, text, flags=re.DOTALL)
         if count != 1:
             raise SystemExit(f"{path.name} has {count} places for the table {name!r}")
