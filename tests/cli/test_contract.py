@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,15 @@ def test_debug_shows_the_traceback() -> None:
     assert b"Error: there is no file missing.gguf" in result.stderr
 
 
+@pytest.fixture
+def _sigint_arrives() -> Iterator[None]:
+    """A shell starts background jobs with Ctrl-C ignored, and children inherit that: a handler of ours they do not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_sigint_arrives")
 def test_ctrl_c_ends_a_run_cleanly(storybook_files: dict[str, Path]) -> None:
     call = [TOOL, "run", "Once", "-m", str(storybook_files["F32"]), "-n", "100000", "--seed", "1"]
     with subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
@@ -187,6 +197,7 @@ def test_ctrl_c_ends_a_run_cleanly(storybook_files: dict[str, Path]) -> None:
     assert b"Traceback" not in error
 
 
+@pytest.mark.usefixtures("_sigint_arrives")
 def test_ctrl_c_leaves_no_half_written_file(tmp_path: Path) -> None:
     for delay in (0.25, 0.35, 0.45):
         with subprocess.Popen(
