@@ -1,5 +1,7 @@
 """`dgpt2-quant demo`: the whole road with the bundled checkpoint, offline."""
 
+import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -74,4 +76,5 @@ def demo(
     for remark in remarks(document):
         typer.echo(remark)
     note(f"\nReport: {folder / 'report.md'}, numbers: {folder / 'bench.json'}")
-    note(f'Next: dgpt2-quant run "{PROMPT}" -m {levels[find_type("q4_0")]}')
+    program = "dgpt2-quant" if shutil.which("dgpt2-quant") else sys.argv[0]  # `make demo` has it not on the PATH
+    note(f'Next: {program} run "{PROMPT}" -m {levels[find_type("q4_0")]}')
