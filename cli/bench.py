@@ -52,9 +52,11 @@ def bench(
     Types that are not given: f16 q8_0 q5_k_m q4_k_m q4_0. Example: dgpt2-quant bench -m storybook -t q8_0 -t q4_k
     """
     from dgpt2_quant.bench.matrix import bench as run_bench
-    from dgpt2_quant.bench.report import COLUMNS, remarks, table_rows
+    from dgpt2_quant.bench.matrix import refuse_reports
+    from dgpt2_quant.bench.report import COLUMNS, remarks, table_rows, write_report
 
     folder = Path(output or time.strftime("dgpt2-quant-bench/%Y%m%d-%H%M%S"))
+    refuse_reports(folder, overwrite)
     with progress_bar() as progress:
         document = run_bench(
             model,
@@ -63,10 +65,8 @@ def bench(
             reference=reference,
             rounds=rounds,
             threads=threads,
-            output=folder,
             revision=revision,
             offline=offline,
-            overwrite=overwrite,
             progress=progress,
             announce=note,
         )
@@ -76,4 +76,5 @@ def bench(
         print_table(COLUMNS, table_rows(document))
         for remark in remarks(document):
             typer.echo(remark)
+    write_report(document, folder, overwrite=overwrite)  # after the table: a full disk must not lose the results
     note(f"Report: {folder / 'report.md'}")

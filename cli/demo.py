@@ -71,10 +71,10 @@ def demo(
         convert_source(source, {reference: base})
         stored = StoredModel(source.name, source_sha256(source.folder), {**levels, reference: base})
         document = measure_levels(stored, levels, reference, progress=progress)
-    write_report(document, folder, overwrite=overwrite)
     print_table(COLUMNS, table_rows(document))
     for remark in remarks(document):
         typer.echo(remark)
+    write_report(document, folder, overwrite=overwrite)
     note(f"\nReport: {folder / 'report.md'}, numbers: {folder / 'bench.json'}")
     program = "dgpt2-quant" if shutil.which("dgpt2-quant") else sys.argv[0]  # `make demo` has it not on the PATH
     note(f'Next: {program} run "{PROMPT}" -m {levels[find_type("q4_0")]}')

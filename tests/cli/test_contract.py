@@ -249,3 +249,17 @@ def test_a_full_disk_behind_stdout_is_said() -> None:
     result = subprocess.run(f"'{TOOL}' types > /dev/full", shell=True, capture_output=True, check=False)
     assert result.returncode == 1
     assert result.stderr.decode().startswith("Error: ")
+
+
+def test_bench_prints_the_table_and_writes_the_report(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("The king went into the wood, and there he met an old woman. " * 40)
+    call = ("bench", "-m", "storybook", "-t", "q4_0", "--text", tmp_path / "text.txt", "--rounds", "1")
+    first = document(dgpt2(*call, "-o", tmp_path / "out", "--json"))
+    assert first == json.loads((tmp_path / "out" / "bench.json").read_text("utf-8"))
+    again = dgpt2(*call, "-o", tmp_path / "out")
+    assert again.returncode == 1
+    assert b"--overwrite" in again.stderr
+    assert again.stdout == b""  # refused before anything was measured
+    (tmp_path / "file").write_text("in the way")
+    lost = dgpt2(*call, "-o", tmp_path / "file" / "out")
+    assert lost.returncode == 1
