@@ -53,5 +53,5 @@ def inspect(
 def _short(value: object) -> str:
     if isinstance(value, list):
         return f"[{len(value)}] {', '.join(map(repr, value[:4]))}, ..."
-    text = str(value)
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)  # a float32 has no more digits
     return text if len(text) <= 80 else text[:77] + "..."
