@@ -5,7 +5,6 @@ from pathlib import Path
 
 from dgpt2_quant.quantize.errors import UsageError
 from dgpt2_quant.quantize.gguf_file import GGUFHeader, read_header
-from dgpt2_quant.quantize.output_file import refuse_existing
 from dgpt2_quant.quantize.progress import Progress
 from dgpt2_quant.quantize.quant_types import BENCH_TYPES, QuantType, find_type, find_types
 from dgpt2_quant.quantize.resolve import DEFAULT_MODEL, is_gguf_name
@@ -15,10 +14,9 @@ from .divergence import Divergence
 from .environment import describe_environment
 from .footprint import Footprint, measure_footprint
 from .quality import compare
-from .report import REPORT_FILES, write_report
 from .schema import SCHEMA_VERSION, BenchJson, RateJson, Recommended, Result
 from .speed import Rate, Speed, measure
-from .text import load_text
+from .text import BenchText, load_text
 
 _WITHIN = 1.01  # of the reference's perplexity: what counts as no real loss
 
@@ -31,28 +29,25 @@ def bench(
     reference: str = "f32",
     rounds: int = 5,
     threads: int | None = None,
-    output: str | Path | None = None,
     revision: str | None = None,
     offline: bool = False,
-    overwrite: bool = False,
     progress: Progress | None = None,
     announce: Callable[[str], None] | None = None,
 ) -> BenchJson:
     """Measures each type of a checkpoint: size, load, memory, perplexity, KL divergence against `reference`, speed.
 
-    `type` defaults to `BENCH_TYPES`; `text` is a bundled text's name or a file; with `output` a folder gets
-    `bench.json` and `report.md`. Missing files are converted into the cache first. Raises `DgptQuantError`.
+    `type` defaults to `BENCH_TYPES`; `text` is a bundled text's name or a file. Missing files are converted into the
+    cache first. `write_report` makes files of the result. Raises `DgptQuantError`.
     """
     if is_gguf_name(model):
         raise UsageError(f"{model} is one file; a benchmark compares the types of a checkpoint", "Name its checkpoint.")
     if rounds < 1:
         raise UsageError(f"{rounds} rounds were asked for; at least 1 is needed")
-    refuse_reports(output, overwrite)
     quant_types = find_types(type or BENCH_TYPES)
     base = find_type(reference)
     if base.base.is_quantized:
         raise UsageError(f"{base} can not be the reference: it is quantized itself", "Take f32 or f16.")
-    load_text(text)  # a wrong name is told before the work, not after it
+    source = load_text(text)  # a wrong name is told before the work, not after it
     stored = model_files(
         model,
         types=[*quant_types, base],
@@ -63,27 +58,23 @@ def bench(
         announce=announce,
     )
     levels = {quant_type: stored.files[quant_type] for quant_type in quant_types}
-    document = measure_levels(stored, levels, base, text=text, rounds=rounds, threads=threads, progress=progress)
-    if output is not None:
-        write_report(document, Path(output), overwrite=overwrite)
-    return document
+    return measure_levels(stored, levels, base, source, rounds=rounds, threads=threads, progress=progress)
 
 
 def measure_levels(
     model: StoredModel,
     levels: Mapping[QuantType, Path],
     reference: QuantType,
+    text: BenchText,
     *,
-    text: str | Path = "evaluation",
     rounds: int = 5,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> BenchJson:
     """`bench` for files that are here already; the reference's is among `model.files`."""
     environment = describe_environment(threads)
-    source = load_text(text)
     paths = list(levels.values())
-    quality = compare(model.files[reference], paths, source.text, threads=threads, progress=progress)
+    quality = compare(model.files[reference], paths, text.text, threads=threads, progress=progress)
     speeds = measure(paths, rounds=rounds, threads=threads, progress=progress)
     footprints = []
     for number, path in enumerate(paths):
@@ -105,8 +96,8 @@ def measure_levels(
             "parameters": headers[0].parameters,
         },
         "text": {
-            "name": source.name,
-            "sha256": source.sha256,
+            "name": text.name,
+            "sha256": text.sha256,
             "tokens": quality.tokens,
             "context": quality.context,
         },
@@ -130,13 +121,6 @@ def recommend(results: Sequence[Result]) -> Recommended:
         "smallest_within_1pct_ppl": smallest["type"] if smallest else None,
         "fastest_within_1pct_ppl": fastest["type"] if fastest else None,
     }
-
-
-def refuse_reports(output: str | Path | None, overwrite: bool) -> None:
-    """Raises `OutputError` before anything is measured, when the results could not be written afterwards."""
-    if output is not None:
-        for name in REPORT_FILES:
-            refuse_existing(Path(output) / name, overwrite)
 
 
 def _result(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dgpt2_quant.quantize.json_text import to_json_text
-from dgpt2_quant.quantize.output_file import output_file
+from dgpt2_quant.quantize.output_file import output_file, refuse_existing
 
 from .schema import BenchJson, RateJson, Result
 
@@ -23,6 +23,12 @@ COLUMNS = (
     "load ms",
     "peak MB",
 )
+
+
+def refuse_reports(folder: Path, *, overwrite: bool = False) -> None:
+    """Raises `OutputError` before anything is measured, when the results could not be written afterwards."""
+    for name in REPORT_FILES:
+        refuse_existing(folder / name, overwrite)
 
 
 def write_report(document: BenchJson, folder: Path, *, overwrite: bool = False) -> list[Path]:

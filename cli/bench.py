@@ -52,11 +52,10 @@ def bench(
     Types that are not given: f16 q8_0 q5_k_m q4_k_m q4_0. Example: dgpt2-quant bench -m storybook -t q8_0 -t q4_k
     """
     from dgpt2_quant.bench.matrix import bench as run_bench
-    from dgpt2_quant.bench.matrix import refuse_reports
-    from dgpt2_quant.bench.report import COLUMNS, remarks, table_rows, write_report
+    from dgpt2_quant.bench.report import COLUMNS, refuse_reports, remarks, table_rows, write_report
 
     folder = Path(output or time.strftime("dgpt2-quant-bench/%Y%m%d-%H%M%S"))
-    refuse_reports(folder, overwrite)
+    refuse_reports(folder, overwrite=overwrite)
     with progress_bar() as progress:
         document = run_bench(
             model,

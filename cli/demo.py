@@ -33,8 +33,9 @@ def demo(
 
     Takes less than a minute and no network.
     """
-    from dgpt2_quant.bench.matrix import measure_levels, refuse_reports
-    from dgpt2_quant.bench.report import COLUMNS, remarks, table_rows, write_report
+    from dgpt2_quant.bench.matrix import measure_levels
+    from dgpt2_quant.bench.report import COLUMNS, refuse_reports, remarks, table_rows, write_report
+    from dgpt2_quant.bench.text import load_text
     from dgpt2_quant.quantize.checkpoint import source_sha256
     from dgpt2_quant.quantize.convert import convert_source
     from dgpt2_quant.quantize.quant_types import DEMO_TYPES, find_type, find_types
@@ -44,14 +45,15 @@ def demo(
 
     folder = Path(output or DEFAULT_FOLDER)
     overwrite = overwrite or output is None  # its own folder it may write anew
-    refuse_reports(folder, overwrite)
+    refuse_reports(folder, overwrite=overwrite)
     source = resolve("storybook")
     levels = {quant_type: folder / quant_type.file_name(source.name) for quant_type in find_types(DEMO_TYPES)}
     reference = find_type("f32")
+    sha256 = source_sha256(source.folder)
 
     typer.echo(f"1. storybook, a small GPT-2 that has read children's books, to {len(levels)} levels")
     with progress_bar() as progress:
-        files = convert_source(source, levels, overwrite=overwrite, progress=progress)
+        files = convert_source(source, levels, overwrite=overwrite, progress=progress, known_sha256=sha256)
     print_table(
         ["type", "size", "bits/weight", "file"],
         [[f.type, megabytes(f.bytes), f"{f.bits_per_weight:.2f}", f.path] for f in files],
@@ -68,9 +70,9 @@ def demo(
     typer.echo("\n3. compared with F32 on the bundled evaluation text")
     with tempfile.TemporaryDirectory() as scratch, progress_bar() as progress:
         base = Path(scratch) / reference.file_name(source.name)
-        convert_source(source, {reference: base})
-        stored = StoredModel(source.name, source_sha256(source.folder), {**levels, reference: base})
-        document = measure_levels(stored, levels, reference, progress=progress)
+        convert_source(source, {reference: base}, known_sha256=sha256)
+        stored = StoredModel(source.name, sha256, {**levels, reference: base})
+        document = measure_levels(stored, levels, reference, load_text(), progress=progress)
     print_table(COLUMNS, table_rows(document))
     for remark in remarks(document):
         typer.echo(remark)

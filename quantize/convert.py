@@ -1,9 +1,9 @@
 """A checkpoint to GGUF files, in one pass.
 
 The source is read once, a tensor at a time, whatever the number of types asked for; a tensor type that several of
-the files share (the norms in F32, a tied embedding in Q6_K) is computed once. While one tensor is quantized on all
-threads, the next is read and the one before is written. No intermediate file, and never more than a few tensors in
-memory.
+the files share (the norms in F32, a tied embedding in Q6_K) is computed once. While two tensors are quantized on all
+threads, the next is read, those before are written, and the source is hashed. No intermediate file, and never more than
+a few tensors in memory.
 """
 
 import hashlib
@@ -34,6 +34,10 @@ from .quant_types import QuantType, TensorType, find_types
 from .recipe import tensor_types
 from .resolve import DEFAULT_MODEL, Source, is_gguf_name, resolve
 from .tokenizer import read_tokenizer
+
+# Tensors that may wait to be written. Enough for the embedding to be quantized while the source is still being
+# hashed, on which the heads wait.
+_WRITES_AHEAD = 4
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ def convert(
     `model` is `storybook`, a Hub name or a folder; `output` a folder (default: here), or with one type also a file
     name that ends in `.gguf`; `threads` defaults to the cores that this process may use.
 
-    Raises `DgptQuantError`: nothing is written then, or left behind.
+    Raises `DgptQuantError`: nothing half-written is left behind then.
     """
     quant_types = find_types(type)
     if not quant_types:
@@ -147,11 +151,6 @@ def convert_source(
         )
         for (quant_type, path), writer in zip(targets.items(), writers.values(), strict=True)
     ]
-
-
-# Tensors that may wait to be written. Enough for the embedding to be quantized while the source is still being
-# hashed, on which the heads wait.
-_WRITES_AHEAD = 4
 
 
 class _Writer:

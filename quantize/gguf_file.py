@@ -3,8 +3,8 @@
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, version 3, little-endian. The head is the magic,
 the counts, the metadata (typed key-values) and one entry per tensor (name, shape, type, offset); then the tensors'
 data, each aligned. gguf-py reads and writes it too, and is the tests' oracle; this module exists because a writer
-that streams several files at once needs the head as bytes, and because gguf-py's reader takes a second for GPT-2's
-100,000 token and merge strings, does not check what it reads, and costs 0.3 s to import.
+that streams several files at once needs the head as bytes, and because gguf-py's reader is slow on GPT-2's
+100,000 token and merge strings, does not check what it reads, and takes long to import.
 """
 
 import struct

@@ -6,7 +6,6 @@ refused. `Conv1D` weights are stored (inputs, outputs): they are transposed (as 
 """
 
 import re
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any
@@ -147,18 +146,13 @@ def _query_scales(config: dict[str, Any], sizes: Hyperparameters) -> list[float]
     return [unscaled / (layer + 1 if by_layer else 1) for layer in range(sizes.layers)]
 
 
-def _refuse_unknown(checkpoint: Checkpoint, used: Iterable[str], prefix: str) -> None:
-    for key in _unknown(checkpoint.tensors, set(used), prefix):
-        raise CheckpointError(
-            f"{checkpoint.folder} has the tensor {key!r}, which no GPT-2 language model has",
-            "A classifier's or an adapter's weights can not be left out silently.",
-        )
-
-
-def _unknown(keys: Iterable[str], used: set[str], prefix: str) -> Iterator[str]:
-    for key in keys:
+def _refuse_unknown(checkpoint: Checkpoint, used: set[str], prefix: str) -> None:
+    for key in checkpoint.tensors:
         if key not in used and key != _OUTPUT and not _BUFFERS.fullmatch(key.removeprefix(prefix)):
-            yield key
+            raise CheckpointError(
+                f"{checkpoint.folder} has the tensor {key!r}, which no GPT-2 language model has",
+                "A classifier's or an adapter's weights can not be left out silently.",
+            )
 
 
 def _size(config: dict[str, Any], key: str, default: Any, largest: int = 2**31 - 1) -> int:

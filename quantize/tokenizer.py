@@ -1,6 +1,7 @@
 """GPT-2's byte-level BPE as llama.cpp wants it: a list of tokens, their types, and the merges.
 
-Read from `vocab.json` + `merges.txt`, or from `tokenizer.json` where these are missing. Encoding and decoding are
+Read from `vocab.json` + `merges.txt`, or from `tokenizer.json` where these are missing; added tokens from wherever one
+is named (`added_tokens.json`, `tokenizer.json`, `tokenizer_config.json`). Encoding and decoding are
 llama.cpp's business (`pre = gpt-2`); what its pre-tokenizer could not reproduce is refused here.
 """
 

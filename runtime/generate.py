@@ -93,10 +93,10 @@ class Generation(Iterator[str]):
         stream = TextStream(self.stop)
         shown: list[str] = []
         reason: FinishReason = "length"
-        token = -1
+        token = -1  # nothing is decoded before the first one is sampled
         try:
-            for token in self.prompt[-PENALTY_WINDOW:]:
-                sampler.accept(token)
+            for earlier in self.prompt[-PENALTY_WINDOW:]:
+                sampler.accept(earlier)
             position = timing.prompt_tokens = len(self.prompt)
             started = time.perf_counter()
             logits, timing.prompt_computed = model._feed(list(self.prompt))

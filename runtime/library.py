@@ -1,8 +1,8 @@
 """llama.cpp's C interface in Python's terms: the only file of `runtime` that touches ctypes.
 
-It wraps the low-level bindings of llama-cpp-python (`llama_cpp.llama_*`), not its `Llama` class, which costs a third
-of the speed on a model this small. What llama.cpp logs goes to the logger `dgpt2_quant.llama_cpp`, which is silent
-unless the program sets up a handler for it.
+It wraps the low-level bindings of llama-cpp-python (`llama_cpp.llama_*`), not its `Llama` class, which can not batch,
+defaults to half the cores, and keeps a matrix of all logits. What llama.cpp logs goes to the logger
+`dgpt2_quant.llama_cpp`, which is silent unless the program sets up a handler for it.
 """
 
 import ctypes
@@ -26,9 +26,12 @@ _TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float3
 _MAX_BATCH = 512  # tokens that are decoded in one go; the logits of a whole batch are kept, so it bounds memory
 
 
+_pending: list[BaseException] = []  # what was raised in a callback from C
+
+
 @cache
 def bindings() -> Any:
-    """The bindings, initialised once. Their import takes 0.15 s, so it waits until a model is loaded."""
+    """The bindings, initialised once. Their import is slow, so it waits until a model is loaded."""
     import llama_cpp
 
     llama_cpp.llama_log_set(_log_callback(llama_cpp), ctypes.c_void_p(0))
@@ -47,9 +50,6 @@ def _log_callback(llama_cpp: Any) -> Any:
             _pending.append(error)
 
     return write  # kept by the cache: C holds a pointer to it
-
-
-_pending: list[BaseException] = []
 
 
 def _raise_pending() -> None:
@@ -135,6 +135,9 @@ class NativeContext:
         for index in range(self.batch_size):
             self._batch.n_seq_id[index] = 1
             self._batch.seq_id[index][0] = 0
+        if _pending:
+            self.close()
+            _raise_pending()
 
     def decode(self, tokens: Sequence[int], position: int, scored_from: int | None = None) -> None:
         """Appends at most `batch_size` tokens at `position`; logits are kept of the last, or from an index on."""

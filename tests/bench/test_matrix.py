@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from dgpt2_quant.bench.matrix import bench, recommend
+from dgpt2_quant.bench.report import refuse_reports, write_report
 from dgpt2_quant.bench.schema import BenchJson
 from dgpt2_quant.bench.text import load_text
 from dgpt2_quant.quantize.cores import usable_cores
@@ -44,10 +45,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
             text=text,
             rounds=1,
             threads=1,
-            output=folder / "report",
             announce=announced.append,
             progress=lambda *arguments: progress.append(arguments),
         )
+        write_report(document, folder / "report")
         yield Run(document, folder / "report", text, announced, progress)
 
 
@@ -145,7 +146,9 @@ def refused(error: type[Exception], message: str, model: str = "storybook", **op
 @pytest.mark.parametrize("name", ["bench.json", "report.md"])
 def test_an_existing_report_is_not_overwritten(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("mine")
-    refused(OutputError, f"{name} exists already", output=tmp_path)
+    with pytest.raises(OutputError, match=f"{name} exists already"):
+        refuse_reports(tmp_path)
+    refuse_reports(tmp_path, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_text() == "mine"
 
