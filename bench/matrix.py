@@ -9,6 +9,7 @@ from dgpt2_quant.quantize.progress import Progress
 from dgpt2_quant.quantize.quant_types import BENCH_TYPES, QuantType, find_type, find_types
 from dgpt2_quant.quantize.resolve import DEFAULT_MODEL, is_gguf_name
 from dgpt2_quant.quantize.store import StoredModel, model_files
+from dgpt2_quant.quantize.text import NamedText, load_text
 
 from .divergence import Divergence
 from .environment import describe_environment
@@ -16,7 +17,6 @@ from .footprint import Footprint, measure_footprint
 from .quality import compare
 from .schema import SCHEMA_VERSION, BenchJson, RateJson, Recommended, Result
 from .speed import Rate, Speed, measure
-from .text import BenchText, load_text
 
 _WITHIN = 1.01  # of the reference's perplexity: what counts as no real loss
 
@@ -65,7 +65,7 @@ def measure_levels(
     model: StoredModel,
     levels: Mapping[QuantType, Path],
     reference: QuantType,
-    text: BenchText,
+    text: NamedText,
     *,
     rounds: int = 5,
     threads: int | None = None,

@@ -1,12 +1,13 @@
-"""`dgpt2-quant convert`: a checkpoint to GGUF files."""
+"""`dgpt2-quant convert`: a model to GGUF files."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .options import (
+    ConvertibleArgument,
     JsonOption,
-    ModelArgument,
     OfflineOption,
     OverwriteOption,
     RevisionOption,
@@ -16,11 +17,16 @@ from .options import (
 from .output import megabytes, note, print_json, print_table
 from .progress import progress_bar
 
+if TYPE_CHECKING:
+    from dgpt2_quant.quantize.convert import ConvertedFile
+
 
 def convert(
-    model: ModelArgument = "distilbert/distilgpt2",
+    model: ConvertibleArgument = "distilbert/distilgpt2",
     type: TypesOption = None,
-    all: Annotated[bool, typer.Option("--all", help="Every type there is.")] = False,
+    all: Annotated[
+        bool, typer.Option("--all", help="Every type; those that need an importance matrix only with one.")
+    ] = False,
     output: Annotated[
         str | None,
         typer.Option(
@@ -33,10 +39,31 @@ def convert(
     recipe: Annotated[
         str, typer.Option("--recipe", metavar="NAME", help="stock: as llama-quantize mixes types.")
     ] = "stock",
+    imatrix: Annotated[
+        Path | None, typer.Option("--imatrix", metavar="FILE", help="Importance matrix (GGUF), see `imatrix`.")
+    ] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option("--calibrate", metavar="TEXTFILE", help="Collect an importance matrix over this text first."),
+    ] = None,
+    tensor_type: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tensor-type",
+            metavar="REGEX=TYPE",
+            help="Type of the matrices that match, for example ffn_down=q6_k; the first that matches counts.",
+        ),
+    ] = None,
     revision: RevisionOption = None,
     offline: OfflineOption = False,
     threads: ThreadsOption = None,
+    allow_requantize: Annotated[
+        bool, typer.Option("--allow-requantize", help="Take a quantized GGUF file too, at a loss of quality.")
+    ] = False,
     overwrite: OverwriteOption = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show each tensor's type and the file's exact size; write nothing.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Write a model as GGUF, at one quantization type or several.
@@ -49,25 +76,35 @@ def convert(
 
     if all and type:
         raise UsageError("--all and --type were both given", "Leave one of the two out.")
+    every = [t.name for t in QUANT_TYPES.values() if imatrix or calibrate or not t.needs_imatrix]
+    if all and len(every) < len(QUANT_TYPES):
+        note(f"Without {' '.join(t for t in QUANT_TYPES if t not in every)}: they need --imatrix or --calibrate.")
     with progress_bar() as progress:
         files = convert_model(
             model,
-            type=list(QUANT_TYPES) if all else type or [],
+            type=every if all else type or [],
             output=output,
             recipe=recipe,
+            imatrix=imatrix,
+            calibrate=calibrate,
+            tensor_type=tensor_type or [],
             revision=revision,
             offline=offline,
             threads=threads,
+            allow_requantize=allow_requantize,
             overwrite=overwrite,
+            dry_run=dry_run,
             progress=progress,
         )
     if json:
         print_json([file.to_json() for file in files])
         return
+    if dry_run:
+        _print_plans(files)
     rows = [
         [
             f.type,
-            megabytes(f.bytes),
+            f"{f.bytes:,} bytes" if dry_run else megabytes(f.bytes),
             f"{f.bits_per_weight:.2f}",
             ", ".join(f"{n} {t}" for t, n in f.tensors.items()),
             f.path,
@@ -75,4 +112,15 @@ def convert(
         for f in files
     ]
     print_table(["type", "size", "bits/weight", "tensors", "file"], rows)
-    note(f"{files[0].parameters:,} parameters of {files[0].model} in {files[0].seconds:.1f} s")
+    what = "nothing was written" if dry_run else f"in {files[0].seconds:.1f} s"
+    note(f"{files[0].parameters:,} parameters of {files[0].model}, {what}")
+
+
+def _print_plans(files: "list[ConvertedFile]") -> None:
+    """Every tensor's type, a column a file."""
+    shapes = files[0].plan.shapes
+    rows = [
+        [name, " x ".join(map(str, shape)), *(f.plan.types[name].name for f in files)] for name, shape in shapes.items()
+    ]
+    print_table(["tensor", "shape", *(f.type for f in files)], rows)
+    typer.echo("")

@@ -35,25 +35,24 @@ def demo(
     """
     from dgpt2_quant.bench.matrix import measure_levels
     from dgpt2_quant.bench.report import COLUMNS, refuse_reports, remarks, table_rows, write_report
-    from dgpt2_quant.bench.text import load_text
     from dgpt2_quant.quantize.checkpoint import source_sha256
-    from dgpt2_quant.quantize.convert import convert_source
-    from dgpt2_quant.quantize.quant_types import DEMO_TYPES, find_type, find_types
+    from dgpt2_quant.quantize.convert import convert
+    from dgpt2_quant.quantize.quant_types import DEMO_TYPES, find_type
     from dgpt2_quant.quantize.resolve import resolve
     from dgpt2_quant.quantize.store import StoredModel
+    from dgpt2_quant.quantize.text import load_text
     from dgpt2_quant.runtime.model import Model
 
     folder = Path(output or DEFAULT_FOLDER)
     overwrite = overwrite or output is None  # its own folder it may write anew
     refuse_reports(folder, overwrite=overwrite)
     source = resolve("storybook")
-    levels = {quant_type: folder / quant_type.file_name(source.name) for quant_type in find_types(DEMO_TYPES)}
     reference = find_type("f32")
-    sha256 = source_sha256(source.folder)
 
-    typer.echo(f"1. storybook, a small GPT-2 that has read children's books, to {len(levels)} levels")
+    typer.echo(f"1. storybook, a small GPT-2 that has read children's books, to {len(DEMO_TYPES)} levels")
     with progress_bar() as progress:
-        files = convert_source(source, levels, overwrite=overwrite, progress=progress, known_sha256=sha256)
+        files = convert(source.name, type=DEMO_TYPES, output=folder, overwrite=overwrite, progress=progress)
+    levels = {find_type(file.type): Path(file.path) for file in files}
     print_table(
         ["type", "size", "bits/weight", "file"],
         [[f.type, megabytes(f.bytes), f"{f.bits_per_weight:.2f}", f.path] for f in files],
@@ -69,9 +68,9 @@ def demo(
 
     typer.echo("\n3. compared with F32 on the bundled evaluation text")
     with tempfile.TemporaryDirectory() as scratch, progress_bar() as progress:
-        base = Path(scratch) / reference.file_name(source.name)
-        convert_source(source, {reference: base}, known_sha256=sha256)
-        stored = StoredModel(source.name, sha256, {**levels, reference: base})
+        (base,) = convert(source.name, type=reference, output=scratch)
+        files_by_type = {**levels, reference: Path(base.path)}
+        stored = StoredModel(source.name, source_sha256(source.folder), files_by_type)
         document = measure_levels(stored, levels, reference, load_text(), progress=progress)
     print_table(COLUMNS, table_rows(document))
     for remark in remarks(document):

@@ -16,6 +16,7 @@ from .bench import bench
 from .convert import convert
 from .demo import demo
 from .errors import report
+from .imatrix import imatrix
 from .inspect_file import inspect
 from .list_types import types
 from .run import run
@@ -26,6 +27,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "run": run,
     "bench": bench,
     "inspect": inspect,
+    "imatrix": imatrix,
     "demo": demo,
 }
 

@@ -4,12 +4,12 @@ from typing import Annotated
 
 import typer
 
-ModelArgument = Annotated[
+ConvertibleArgument = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="storybook (bundled, works offline), a Hub name (distilgpt2, gpt2-medium, owner/name), or a folder with"
-        " config.json, safetensors and tokenizer.",
+        help="storybook (bundled, works offline), a Hub name (distilgpt2, gpt2-medium, owner/name), a folder with"
+        " config.json, safetensors and tokenizer, or a .gguf file.",
         show_default=True,
     ),
 ]

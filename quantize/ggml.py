@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import CheckpointError, DgptQuantError
+from .errors import CheckpointError, DgptQuantError, GGUFError
 from .quant_types import TensorType
 
 _CHUNK_WEIGHTS = 1 << 17  # per task: large against a call's cost, small against the second-level cache
@@ -47,7 +47,24 @@ def library() -> ctypes.CDLL:
     lib.ggml_quantize_requires_imatrix.restype = ctypes.c_bool
     lib.ggml_row_size.argtypes = [ctypes.c_int, size]
     lib.ggml_row_size.restype = ctypes.c_size_t
+    lib.ggml_validate_row_data.argtypes = [ctypes.c_int, pointer, ctypes.c_size_t]
+    lib.ggml_validate_row_data.restype = ctypes.c_bool
+    lib.ggml_get_type_traits.argtypes = [ctypes.c_int]
+    lib.ggml_get_type_traits.restype = ctypes.POINTER(_TypeTraits)
     return lib
+
+
+class _TypeTraits(ctypes.Structure):
+    """The beginning of `struct ggml_type_traits` in ggml.h."""
+
+    _fields_ = (
+        ("type_name", ctypes.c_char_p),
+        ("blck_size", ctypes.c_int64),
+        ("blck_size_interleave", ctypes.c_int64),
+        ("type_size", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
+    )
 
 
 @dataclass(frozen=True)
@@ -78,8 +95,8 @@ def quantize(
     """Begins to quantize one tensor to each of the types, on the pool's threads.
 
     `data` has the shape (rows, columns) or (columns,), is float16, float32 or float64, and may be a strided view;
-    `importance` weighs the columns, shape (columns,). Same result as ggml_quantize_chunk (ggml.c) on the whole
-    tensor in float32.
+    `importance` weighs the columns, shape (columns,); `name` is for messages. Same result as ggml_quantize_chunk
+    (ggml.c) on the whole tensor in float32.
     """
     rows = data if data.ndim == 2 else data.reshape(1, -1)
     for tensor_type in tensor_types:
@@ -96,30 +113,50 @@ def quantize(
             chunk = np.ascontiguousarray(rows[first : first + step], np.float32)
         _check_values(name, chunk, tensor_types)
         for tensor_type, result in zip(tensor_types, results, strict=True):
-            library().ggml_quantize_chunk(
-                tensor_type,
-                chunk.ctypes.data,
-                result[first:].ctypes.data,
-                0,
-                chunk.shape[0],
-                chunk.shape[1],
-                None if weights is None else weights.ctypes.data,
-            )
+            begin = result[first:].ctypes.data
+            weighing = None if weights is None else weights.ctypes.data
+            written = library().ggml_quantize_chunk(tensor_type, chunk.ctypes.data, begin, 0, *chunk.shape, weighing)
+            if not library().ggml_validate_row_data(tensor_type, begin, written):
+                raise CheckpointError(f"tensor {name} can not be expressed in {tensor_type.name}: a scale overflows")
 
     return Quantization(results, [pool.submit(quantize_rows, first) for first in range(0, rows.shape[0], step)])
+
+
+def dequantize(
+    name: str, blocks: npt.NDArray[np.uint8], tensor_type: TensorType, shape: tuple[int, ...]
+) -> npt.NDArray[np.float32]:
+    """The weights that the blocks stand for, by the C library; `blocks` holds exactly those of the shape.
+
+    Raises `GGUFError` as `validated`.
+    """
+    validated(name, blocks, tensor_type)
+    if tensor_type is TensorType.F32:  # which the C library has no function for
+        return blocks.reshape(-1).view(np.float32).reshape(shape)
+    values = np.empty(shape, np.float32)
+    library().ggml_get_type_traits(tensor_type).contents.to_float(blocks.ctypes.data, values.ctypes.data, values.size)
+    return values
+
+
+def validated(name: str, blocks: npt.NDArray[np.uint8], tensor_type: TensorType) -> npt.NDArray[np.uint8]:
+    """The blocks themselves. Raises `GGUFError` with the tensor's name when they hold a scale that is not finite."""
+    if not library().ggml_validate_row_data(tensor_type, blocks.ctypes.data, blocks.nbytes):
+        raise GGUFError(
+            f"tensor {name} has a value or a scale that is not finite (NaN or infinity)", "The file is damaged."
+        )
+    return blocks
 
 
 def _check_values(name: str, chunk: npt.NDArray[np.float32], tensor_types: Sequence[TensorType]) -> None:
     largest = max(float(chunk.max()), -float(chunk.min()))  # NaN and infinity come through both
     if not np.isfinite(largest):
         raise CheckpointError(
-            f"tensor {name!r} has a value that is not finite (NaN or infinity)",
+            f"tensor {name} has a value that is not finite (NaN or infinity)",
             "The checkpoint is damaged.",
         )
     if largest > _F16_MAX:
         for tensor_type in tensor_types:
             if tensor_type not in (TensorType.F32, TensorType.BF16):
                 raise CheckpointError(
-                    f"tensor {name!r} has a value of {largest:.4g}; {tensor_type.name} goes up to {_F16_MAX:g}",
+                    f"tensor {name} has a value of {largest:.4g}; {tensor_type.name} goes up to {_F16_MAX:g}",
                     "Convert it to f32 or bf16.",
                 )

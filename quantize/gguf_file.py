@@ -77,11 +77,12 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class GGUFHeader:
-    """What a file says of itself."""
+    """What a file says of itself; `encoded` are its metadata as they lie in it, to be copied with their types."""
 
     path: Path
     file_bytes: int
     metadata: dict[str, Any]
+    encoded: dict[str, EncodedValue]
     tensors: dict[str, TensorInfo]
 
     @property
@@ -188,11 +189,14 @@ class _Reader:
         if max(tensor_count, key_count) > _MAX_ENTRIES:
             raise self._broken(f"it claims {tensor_count} tensors and {key_count} keys")
         metadata: dict[str, Any] = {}
+        encoded: dict[str, EncodedValue] = {}
         for _ in range(key_count):
             key = self._string()
             if key in metadata:
                 raise self._broken(f"the key {key!r} stands in it twice")
+            begin = self.at
             metadata[key] = self._value(self._value_type())
+            encoded[key] = EncodedValue(self.data[begin : self.at])
         alignment = metadata.get("general.alignment", ALIGNMENT)
         if alignment != ALIGNMENT:
             raise self._broken(f"its alignment is {alignment!r}; this reads {ALIGNMENT}")
@@ -212,7 +216,7 @@ class _Reader:
             if end > self.file_bytes:
                 raise self._broken(f"tensor {name!r} ends at byte {end}, the file at {self.file_bytes}")
             tensors[name] = TensorInfo(name, shape, tensor_type, start, nbytes)
-        return GGUFHeader(self.path, self.file_bytes, metadata, tensors)
+        return GGUFHeader(self.path, self.file_bytes, metadata, encoded, tensors)
 
     def _tensor_entry(self) -> tuple[str, tuple[int, ...], TensorType, int]:
         name = self._string()

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from .checkpoint import Checkpoint
 from .errors import CheckpointError
 from .hyperparameters import MAX_LAYERS, Hyperparameters
+from .quant_types import TensorType
 
 _TANH_GELU = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh")
 _BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # causal masks; `h.0.attn.c_attn.bias` is a weight
@@ -38,7 +39,7 @@ _CONV1D = ("attn_output.weight", "attn_qkv.weight", "ffn_down.weight", "ffn_up.w
 
 
 @dataclass(frozen=True)
-class ModelTensor:
+class CheckpointTensor:
     """One tensor under llama.cpp's name. `shape` is (outputs, inputs) for a matrix."""
 
     name: str
@@ -46,6 +47,12 @@ class ModelTensor:
     _checkpoint: Checkpoint
     _key: str
     _query_scale: float = 1.0
+    stored: TensorType | None = None  # not as blocks that could be copied
+
+    @property
+    def label(self) -> str:
+        """What messages call it: by the checkpoint's name, and llama.cpp's."""
+        return f"{self._key!r} ({self.name})"
 
     def read(self) -> npt.NDArray[np.floating[Any]]:
         """Reads it from the checkpoint: float16, float32 or float64 as stored; a matrix may be a transposed view."""
@@ -56,6 +63,9 @@ class ModelTensor:
             data = data.astype(np.float32 if data.dtype == np.float16 else data.dtype)
             data[: self.shape[0] // 3] *= self._query_scale
         return data
+
+    def blocks(self) -> npt.NDArray[np.uint8]:
+        raise TypeError(f"{self.label} is not stored as blocks")
 
 
 def read_hyperparameters(config: dict[str, Any]) -> Hyperparameters:
@@ -92,7 +102,7 @@ def read_hyperparameters(config: dict[str, Any]) -> Hyperparameters:
     )
 
 
-def model_tensors(checkpoint: Checkpoint, sizes: Hyperparameters) -> list[ModelTensor]:
+def model_tensors(checkpoint: Checkpoint, sizes: Hyperparameters) -> list[CheckpointTensor]:
     """The model's tensors in the order of our files, each found in the checkpoint and of the right shape.
 
     Mask buffers are left out; a head that is the embedding once more is left out (it costs 41 MB in DistilGPT2).
@@ -116,7 +126,7 @@ def model_tensors(checkpoint: Checkpoint, sizes: Hyperparameters) -> list[ModelT
                 f"tensor {key!r} has the shape {list(stored.shape)}; config.json calls for {list(expected)}"
             )
         scale = scales[int(name.split(".")[1])] if ".attn_qkv." in name else 1.0
-        tensors.append(ModelTensor(name, shape, checkpoint, key, scale))
+        tensors.append(CheckpointTensor(name, shape, checkpoint, key, scale))
     _refuse_unknown(checkpoint, {tensor._key for tensor in tensors}, prefix)
     return tensors
 
@@ -132,6 +142,11 @@ def _checkpoint_key(name: str, prefix: str) -> str:
 
 def _is_tied(checkpoint: Checkpoint, embedding_key: str) -> bool:
     head, embedding = checkpoint.tensors.get(_OUTPUT), checkpoint.tensors.get(embedding_key)
+    if head is None and checkpoint.config.get("tie_word_embeddings", True) is False:
+        raise CheckpointError(
+            f"config.json says tie_word_embeddings false, but {checkpoint.folder} has no tensor {_OUTPUT!r}",
+            "Are all shards there? A model whose head is its embedding says tie_word_embeddings true.",
+        )
     if head is None or embedding is None:
         return True
     if (head.dtype, head.shape) != (embedding.dtype, embedding.shape):

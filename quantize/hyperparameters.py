@@ -76,3 +76,9 @@ KEYS = {
 def block_of(name: str) -> int | None:
     """The number of the block that a tensor belongs to; None outside of the blocks."""
     return int(name.split(".")[1]) if name.startswith("blk.") else None
+
+
+def multiplied(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """The names of the matrices that activations meet: not the position table, nor an untied embedding."""
+    looked_up = {"position_embd.weight", "token_embd.weight" if "output.weight" in shapes else ""}
+    return [name for name, shape in shapes.items() if len(shape) == 2 and name not in looked_up]

@@ -3,16 +3,20 @@
 Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; ours are under `dgpt2_quant.`.
 """
 
+from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any
 
 from .gguf_file import EncodedValue, encode_value
 from .hyperparameters import Hyperparameters
+from .importance import ImportanceMatrix
 from .quant_types import QuantType
 from .resolve import Source
 from .tokenizer import Tokenizer
 
 _QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION in ggml.h: of the block formats
+_LEVEL_KEYS = {f"general.{name}" for name in ("quantized_by", "file_type", "quantization_version")}
+_LEVEL_KEYS |= {f"dgpt2_quant.{name}" for name in ("version", "type", "recipe", "tensor_types", "requantized_from")}
 
 
 def model_metadata(
@@ -42,9 +46,11 @@ def model_metadata(
     return metadata | sizes.to_metadata()
 
 
-def level_metadata(quant_type: QuantType, recipe: str) -> dict[str, Any]:
+def level_metadata(
+    quant_type: QuantType, recipe: str, overrides: Iterable[str] = (), importance: ImportanceMatrix | None = None
+) -> dict[str, Any]:
     """What tells one level's file from another's."""
-    return {
+    metadata: dict[str, Any] = {
         "general.quantized_by": "dgpt2-quant",
         "general.file_type": quant_type.file_type,
         "general.quantization_version": _QUANTIZATION_VERSION,
@@ -52,6 +58,22 @@ def level_metadata(quant_type: QuantType, recipe: str) -> dict[str, Any]:
         "dgpt2_quant.type": quant_type.name,
         "dgpt2_quant.recipe": recipe,
     }
+    if by_hand := list(overrides):
+        metadata["dgpt2_quant.tensor_types"] = by_hand
+    if importance:
+        metadata |= {
+            "dgpt2_quant.imatrix.sha256": importance.sha256,
+            # llama-quantize's own; not the path, which is not the same on another machine
+            "quantize.imatrix.dataset": ", ".join(importance.datasets),
+            "quantize.imatrix.entries_count": len(importance.entries),
+            "quantize.imatrix.chunks_count": importance.chunk_count,
+        }
+    return metadata
+
+
+def is_of_level(key: str) -> bool:
+    """Whether a key of a file is about its level, and says nothing of one that is made from it."""
+    return key in _LEVEL_KEYS or key.startswith(("dgpt2_quant.imatrix.", "quantize.imatrix."))
 
 
 def tokenizer_metadata(tokenizer: Tokenizer) -> dict[str, EncodedValue]:

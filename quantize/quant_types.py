@@ -7,7 +7,7 @@ command line's choices, the CI matrix, the documents' tables and the tests all d
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 from enum import IntEnum
 
 from .errors import UsageError
@@ -40,6 +40,10 @@ class TensorType(IntEnum):
     BF16 = 30
     TQ1_0 = 34
     TQ2_0 = 35
+    MXFP4 = 39
+    NVFP4 = 40
+    Q1_0 = 41
+    Q2_0 = 42
 
     @property
     def block(self) -> int:
@@ -90,6 +94,10 @@ _BLOCKS = {
     TensorType.IQ4_XS: (256, 136),
     TensorType.TQ1_0: (256, 54),
     TensorType.TQ2_0: (256, 66),
+    TensorType.MXFP4: (32, 17),
+    TensorType.NVFP4: (64, 36),
+    TensorType.Q1_0: (128, 18),
+    TensorType.Q2_0: (64, 18),
 }
 
 
@@ -98,8 +106,9 @@ class QuantType:
     """A quantization level.
 
     `base` is the tensor type that most weights get, `file_type` the number in `general.file_type` (llama.cpp's
-    `enum llama_ftype`), `bits_per_weight` nominal: that of the base type or, for a mix, what llama-quantize's own
-    table gives for Llama-3-8B. A GPT-2 comes out higher, because its embedding is a large part of it.
+    `enum llama_ftype`), `bits_per_weight` nominal: that of the base type or, for a mix, what llama.cpp's
+    tools/quantize/README.md measured on Llama-3.1-8B. A GPT-2 comes out higher, because its embedding is a large part
+    of it. `needs_imatrix`: llama.cpp refuses to make it without an importance matrix.
     """
 
     name: str
@@ -126,9 +135,37 @@ QUANT_TYPES: dict[str, QuantType] = {
         QuantType("F16", TensorType.F16, 1, 16.0, "half precision; no visible loss", ci=True),
         QuantType("BF16", TensorType.BF16, 32, 16.0, "F32's range with 8 bits of precision; for sources in BF16"),
         QuantType("Q8_0", TensorType.Q8_0, 7, 8.5, "8 bits in blocks of 32; nearly lossless", ci=True),
+        QuantType("Q6_K", TensorType.Q6_K, 18, 6.56, "6 bits in blocks of 256", ci=True),
         QuantType("Q5_K_M", TensorType.Q5_K, 17, 5.7, "5 bits, the sensitive tensors 6", ("q5_k",), ci=True),
+        QuantType("Q5_K_S", TensorType.Q5_K, 16, 5.57, "5 bits in blocks of 256"),
+        QuantType("Q5_1", TensorType.Q5_1, 9, 6.0, "5 bits and a minimum in blocks of 32; older than Q5_K"),
+        QuantType("Q5_0", TensorType.Q5_0, 8, 5.5, "5 bits in blocks of 32; older than Q5_K"),
         QuantType("Q4_K_M", TensorType.Q4_K, 15, 4.9, "4 bits, the sensitive tensors 6", ("q4_k",), ci=True),
+        QuantType("Q4_K_S", TensorType.Q4_K, 14, 4.67, "4 bits, the first sensitive tensors 5"),
+        QuantType("IQ4_NL", TensorType.IQ4_NL, 25, 4.5, "4 bits on an uneven scale, in blocks of 32"),
+        QuantType("IQ4_XS", TensorType.IQ4_XS, 30, 4.46, "4 bits on an uneven scale, in blocks of 256"),
+        QuantType("Q4_1", TensorType.Q4_1, 3, 5.0, "4 bits and a minimum in blocks of 32; older than Q4_K"),
         QuantType("Q4_0", TensorType.Q4_0, 2, 4.5, "4 bits in blocks of 32; the fastest kernels", ci=True),
+        QuantType("Q3_K_L", TensorType.Q3_K, 13, 4.3, "3 bits, the sensitive tensors 5"),
+        QuantType("Q3_K_M", TensorType.Q3_K, 12, 4.0, "3 bits, the sensitive tensors 4 or 5", ("q3_k",), ci=True),
+        QuantType("IQ3_M", TensorType.IQ3_S, 27, 3.76, "3 bits from a codebook, the sensitive tensors 4"),
+        QuantType("IQ3_S", TensorType.IQ3_S, 26, 3.66, "3 bits from a codebook"),
+        QuantType("Q3_K_S", TensorType.Q3_K, 11, 3.64, "3 bits in blocks of 256"),
+        QuantType("IQ3_XS", TensorType.IQ3_S, 22, 3.5, "3 bits from a codebook, some 3.06", needs_imatrix=True),
+        QuantType("IQ3_XXS", TensorType.IQ3_XXS, 23, 3.25, "3 bits from a smaller codebook", needs_imatrix=True),
+        QuantType("Q2_K", TensorType.Q2_K, 10, 3.16, "2 bits, the sensitive tensors 3"),
+        QuantType("Q2_K_S", TensorType.Q2_K, 21, 2.97, "2 bits in blocks of 256", needs_imatrix=True),
+        QuantType("IQ2_M", TensorType.IQ2_S, 29, 2.93, "2 bits from a codebook, the sensitive 3", needs_imatrix=True),
+        QuantType("IQ2_S", TensorType.IQ2_XS, 28, 2.74, "IQ2_XS, the sensitive tensors 3 bits", needs_imatrix=True),
+        QuantType("IQ2_XS", TensorType.IQ2_XS, 20, 2.59, "2 bits from a codebook", needs_imatrix=True),
+        QuantType("IQ2_XXS", TensorType.IQ2_XXS, 19, 2.38, "2 bits from a smaller codebook", needs_imatrix=True),
+        QuantType("Q2_0", TensorType.Q2_0, 41, 2.25, "2 bits in blocks of 64; for models trained so"),
+        QuantType("TQ2_0", TensorType.TQ2_0, 37, 2.06, "ternary, fast; for models trained so"),
+        QuantType("IQ1_M", TensorType.IQ1_M, 31, 2.15, "below 2 bits", needs_imatrix=True),
+        QuantType("IQ1_S", TensorType.IQ1_S, 24, 2.0, "below 2 bits, the least that is not noise", needs_imatrix=True),
+        QuantType("TQ1_0", TensorType.TQ1_0, 36, 1.69, "ternary, small; for models trained so"),
+        QuantType("Q1_0", TensorType.Q1_0, 40, 1.125, "1 bit in blocks of 128; for models trained so"),
+        QuantType("MXFP4_MOE", TensorType.MXFP4, 38, 8.5, "for mixtures of experts; a GPT-2 comes out as Q8_0"),
     )
 }
 
@@ -152,8 +189,8 @@ def find_type(name: str | QuantType) -> QuantType:
         return name
     found = _BY_SPELLING.get(name.strip().lower())
     if found is None:
-        near = get_close_matches(name.strip().lower(), _BY_SPELLING, n=1, cutoff=0.5)
-        hint = f"Did you mean {near[0]}? " if near else ""
+        near = nearest(name.strip().lower(), _BY_SPELLING)
+        hint = f"Did you mean {near}? " if near else ""
         raise UsageError(
             f"unknown quantization type {name!r}; there are {' '.join(t.lower() for t in QUANT_TYPES)}",
             hint + "See `dgpt2-quant types`.",
@@ -166,6 +203,13 @@ def find_types(names: str | QuantType | Iterable[str | QuantType]) -> list[Quant
     if isinstance(names, str | QuantType):
         names = [names]
     return list(dict.fromkeys(find_type(name) for name in names))
+
+
+def nearest(word: str, words: Iterable[str]) -> str | None:
+    """The one that resembles it most, of several the first; None where none does."""
+    likeness = {other: SequenceMatcher(None, word, other).ratio() for other in words}
+    best = max(likeness, key=lambda other: likeness[other])
+    return best if likeness[best] >= 0.5 else None
 
 
 def name_of_file_type(file_type: int | None) -> str | None:

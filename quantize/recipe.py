@@ -1,73 +1,132 @@
 """Recipes: which tensor type each tensor of a model gets at a quant type.
 
-`stock` is what llama-quantize does, so that our files can stand in for its files. The rules are those of
-`llama_tensor_get_type` and `tensor_type_fallback` in llama.cpp's src/llama-quant.cpp (as vendored in
-llama-cpp-python 0.3.36), for the architecture gpt2 and the levels of the registry; the tests compare them live
-with `llama_model_quantize`.
+A recipe chooses; what the user sets by hand (`--tensor-type`) goes before it; and a type whose blocks do not divide a
+row is replaced by one whose blocks do. These three, and which of them comes first, are as in llama.cpp's
+`llama_tensor_get_type` and `tensor_type_fallback` (src/llama-quant.cpp).
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 
 from .errors import UsageError
 from .hyperparameters import block_of
-from .quant_types import QuantType, TensorType
+from .quant_types import QuantType, TensorType, nearest
+from .stock import StockMix
 
 RECIPES = ("stock",)
 
 # Where a row does not divide into the type's blocks: the nearest type with blocks of 32.
-_FALLBACK = {
-    TensorType.Q4_K: TensorType.Q5_0,
-    TensorType.Q5_K: TensorType.Q5_1,
-    TensorType.Q6_K: TensorType.Q8_0,
-}
-_MIXES_WITH_MORE_BITS = ("Q4_K_M", "Q5_K_M")
+_FALLBACK: dict[TensorType, TensorType] = dict.fromkeys(
+    (t for t in TensorType if t.name.startswith("IQ") and t is not TensorType.IQ4_NL), TensorType.IQ4_NL
+)
+_FALLBACK |= dict.fromkeys(
+    (TensorType.Q2_0, TensorType.Q2_K, TensorType.Q3_K, TensorType.TQ1_0, TensorType.TQ2_0), TensorType.Q4_0
+)
+_FALLBACK |= {TensorType.Q4_K: TensorType.Q5_0, TensorType.Q5_K: TensorType.Q5_1, TensorType.Q6_K: TensorType.Q8_0}
+_NEED_IMPORTANCE = ("IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S")
+_ABORT_WITHOUT = ("IQ2_XXS", "IQ2_XS", "IQ1_S")  # even for an embedding: ggml_quantize_requires_imatrix
+
+
+@dataclass(frozen=True)
+class Override:
+    """What `--tensor-type REGEX=TYPE` says: a type for every matrix in whose name the expression is found."""
+
+    pattern: re.Pattern[str]
+    type: TensorType
+
+    def __str__(self) -> str:
+        return f"{self.pattern.pattern}={self.type.name}"
+
+
+def find_override(text: str | Override) -> Override:
+    """Reads `REGEX=TYPE`, for example `ffn_down=q6_k`. Raises `UsageError` that says which half is wrong."""
+    if isinstance(text, Override):
+        return text
+    expression, _, name = text.rpartition("=")
+    if not expression:
+        raise UsageError(f"{text!r} is no REGEX=TYPE", "For example --tensor-type 'ffn_down=q6_k'.")
+    names = {tensor_type.name.lower(): tensor_type for tensor_type in TensorType}
+    if (found := names.get(name.strip().lower())) is None:
+        near = nearest(name.strip().lower(), names)
+        raise UsageError(
+            f"unknown tensor type {name!r} in {text!r}; there are {' '.join(names)}",
+            f"Did you mean {near}?" if near else "See `dgpt2-quant convert --help`.",
+        )
+    try:
+        return Override(re.compile(expression), found)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise UsageError(f"{expression!r} is no regular expression: {error}", "'.*' matches every matrix.") from error
 
 
 def tensor_types(
-    shapes: Mapping[str, tuple[int, ...]], quant_type: QuantType, recipe: str = "stock"
+    shapes: Mapping[str, tuple[int, ...]],
+    quant_type: QuantType,
+    recipe: str = "stock",
+    *,
+    overrides: Iterable[Override] = (),
+    has_imatrix: bool = False,
+    stored: Mapping[str, TensorType] | None = None,
 ) -> dict[str, TensorType]:
     """A tensor type for each tensor of the model. `shapes` are in llama-quantize's order (`Hyperparameters.shapes`).
 
-    Raises `UsageError` for an unknown recipe.
+    The first of the `overrides` that matches a matrix counts; as in llama-quantize they change nothing at F32, F16 and
+    BF16. The position table, which no recipe touches, keeps the type that it is `stored` in (F32 if that is not said).
+
+    Raises `UsageError` for an unknown recipe, or a type whose blocks fit the rows in no way.
     """
     if recipe not in RECIPES:
         raise UsageError(f"unknown recipe {recipe!r}; there are {', '.join(RECIPES)}")
     layers = 1 + max((block_of(name) or 0 for name in shapes), default=0)
     head = "output.weight" if "output.weight" in shapes else "token_embd.weight"
-    return {name: _stock(name, shape, quant_type, layers, head) for name, shape in shapes.items()}
+    mix, overrides = StockMix(quant_type, layers, head, has_imatrix), tuple(overrides)
+    types = {}
+    for name, shape in shapes.items():
+        if len(shape) == 1:
+            types[name] = TensorType.F32
+        elif name == "position_embd.weight":
+            types[name] = (stored or {}).get(name, TensorType.F32)
+        elif not quant_type.base.is_quantized:
+            types[name] = quant_type.base
+        else:
+            by_hand = next((override for override in overrides if override.pattern.search(name)), None)
+            chosen = by_hand.type if by_hand else mix.choose(name, shape[1])
+            types[name] = _fitting(name, chosen, shape[1])
+    return types
 
 
-def _stock(name: str, shape: tuple[int, ...], quant_type: QuantType, layers: int, head: str) -> TensorType:
-    if len(shape) == 1 or name == "position_embd.weight":
-        return TensorType.F32
-    base = quant_type.base
-    if not base.is_quantized:
-        return base
-    columns = shape[1]
-    if name == head:
-        chosen = TensorType.Q8_0 if base is TensorType.Q8_0 or columns % base.block else TensorType.Q6_K
-    elif (
-        quant_type.name in _MIXES_WITH_MORE_BITS
-        and _is_sensitive(name)
-        and _gets_more_bits(block_of(name) or 0, layers)
-    ):
-        chosen = TensorType.Q6_K
-    else:
-        chosen = base
-    return _fitting(chosen, columns)
+def without_effect(overrides: Iterable[Override], shapes: Mapping[str, tuple[int, ...]]) -> list[Override]:
+    """Those that match no matrix which a recipe gives a type."""
+    names = [name for name, shape in shapes.items() if len(shape) == 2 and name != "position_embd.weight"]
+    return [override for override in overrides if not any(map(override.pattern.search, names))]
 
 
-def _is_sensitive(name: str) -> bool:
-    return name.endswith((".attn_qkv.weight", ".ffn_down.weight"))
+def lacking_importance(
+    types: Mapping[str, TensorType], quant_type: QuantType, present: Collection[str] = ()
+) -> str | None:
+    """The first tensor whose type can not be made, as its importance is not `present`; None if all is well.
+
+    llama.cpp's rule (`tensor_requires_imatrix`), which lets embeddings pass; but there its C code would then end the
+    process for some types, so these are not let pass here.
+    """
+    for name, tensor_type in types.items():
+        if name in present:
+            continue
+        needed: tuple[str, ...] = _ABORT_WITHOUT
+        if name not in ("token_embd.weight", "output.weight"):
+            needed = (*_NEED_IMPORTANCE, "Q2_K") if quant_type.name == "Q2_K_S" else _NEED_IMPORTANCE
+        if tensor_type.name in needed:
+            return name
+    return None
 
 
-def _gets_more_bits(layer: int, layers: int) -> bool:
-    """The first and the last eighth of the layers, and every third between (`use_more_bits`)."""
-    eighth = layers // 8
-    return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
-
-
-def _fitting(tensor_type: TensorType, columns: int) -> TensorType:
-    if columns % tensor_type.block:
-        tensor_type = _FALLBACK.get(tensor_type, tensor_type)
-    return TensorType.F16 if columns % tensor_type.block else tensor_type
+def _fitting(name: str, tensor_type: TensorType, columns: int) -> TensorType:
+    if columns % tensor_type.block == 0:
+        return tensor_type
+    if tensor_type not in _FALLBACK and tensor_type.block > 32:
+        raise UsageError(
+            f"{tensor_type.name} has blocks of {tensor_type.block}, and the rows of {name} have {columns} weights",
+            "llama.cpp knows no replacement for it; choose another type for this model.",
+        )
+    fallback = _FALLBACK.get(tensor_type, tensor_type)
+    return TensorType.F16 if columns % fallback.block else fallback

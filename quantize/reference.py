@@ -1,11 +1,11 @@
 """GPT-2's forward pass in plain NumPy: slow, obvious, and independent of llama.cpp.
 
-It is the oracle of the tests (a converted file through llama.cpp must give the same distribution) and will collect
-activations for calibration. Formulas: Radford et al. 2019 as implemented in Transformers' `modeling_gpt2.py`:
+It is the oracle of the tests (a converted file through llama.cpp must give the same distribution) and shows the input
+of each matrix to those who calibrate. Formulas: Radford et al. 2019 as implemented in Transformers' `modeling_gpt2.py`:
 pre-norm blocks, learned positions, tanh GELU, an output matrix that may be the embedding.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import pi, sqrt
 from pathlib import Path
@@ -14,12 +14,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .checkpoint import open_checkpoint
+from .errors import GGUFError
 from .gguf_file import TensorInfo, read_header
-from .gpt2 import model_tensors, read_hyperparameters
 from .hyperparameters import Hyperparameters
+from .model_source import ModelSource, open_model
+from .quant_types import TensorType
 
 Array = npt.NDArray[np.floating[Any]]
+Observer = Callable[[str, Array], None]
+"""Called with a matrix's name and what it is about to be multiplied with, shape (tokens, columns)."""
 
 
 @dataclass(frozen=True)
@@ -29,48 +32,57 @@ class Reference:
     sizes: Hyperparameters
     weights: Mapping[str, Array]
 
-    def hidden(self, tokens: Sequence[int]) -> Array:
+    @property
+    def head(self) -> str:
+        """The name of the output matrix."""
+        return "output.weight" if "output.weight" in self.weights else "token_embd.weight"
+
+    def hidden(self, tokens: Sequence[int], observe: Observer | None = None) -> Array:
         """The final norm's output for each position, shape (len(tokens), width): GPT2Model's last_hidden_state."""
         if not 0 < len(tokens) <= self.sizes.context:
             raise ValueError(f"{len(tokens)} tokens; this model has {self.sizes.context} positions")
         weights = self.weights
-        x = weights["token_embd.weight"][list(tokens)] + weights["position_embd.weight"][: len(tokens)]
+        x: Array = weights["token_embd.weight"][list(tokens)] + weights["position_embd.weight"][: len(tokens)]
         for block in range(self.sizes.layers):
             name = f"blk.{block}"
-            x = x + self._attention(name, self._norm(f"{name}.attn_norm", x))
-            inner = gelu(self._linear(f"{name}.ffn_up", self._norm(f"{name}.ffn_norm", x)))
-            x = x + self._linear(f"{name}.ffn_down", inner)
-        return self._norm("output_norm", x)
+            x = x + self._attention(name, self._norm(f"{name}.attn_norm", x), observe)
+            inner = gelu(self._linear(f"{name}.ffn_up", self._norm(f"{name}.ffn_norm", x), observe))
+            x = x + self._linear(f"{name}.ffn_down", inner, observe)
+        x = self._norm("output_norm", x)
+        if observe:
+            observe(self.head, x)
+        return x
 
     def logits(self, tokens: Sequence[int]) -> Array:
         """Shape (len(tokens), vocabulary)."""
-        head = self.weights.get("output.weight", self.weights["token_embd.weight"])
-        return self.hidden(tokens) @ head.T
+        return self.hidden(tokens) @ self.weights[self.head].T
 
-    def _attention(self, name: str, x: Array) -> Array:
+    def _attention(self, name: str, x: Array, observe: Observer | None) -> Array:
         length, width = x.shape
         heads = self.sizes.heads
-        fused = self._linear(f"{name}.attn_qkv", x)
+        fused = self._linear(f"{name}.attn_qkv", x, observe)
         # (3, heads, length, head width)
         query, key, value = fused.reshape(length, 3, heads, width // heads).transpose(1, 2, 0, 3)
         scores = query @ key.transpose(0, 2, 1) / sqrt(width // heads)
         mixed = softmax(np.where(np.tri(length, dtype=bool), scores, -np.inf)) @ value
-        return self._linear(f"{name}.attn_output", mixed.transpose(1, 0, 2).reshape(length, width))
+        return self._linear(f"{name}.attn_output", mixed.transpose(1, 0, 2).reshape(length, width), observe)
 
-    def _linear(self, name: str, x: Array) -> Array:
+    def _linear(self, name: str, x: Array, observe: Observer | None) -> Array:
+        if observe:
+            observe(f"{name}.weight", x)
         y: Array = x @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
         return y
 
     def _norm(self, name: str, x: Array) -> Array:
         centered = x - x.mean(axis=-1, keepdims=True)
-        scale = np.sqrt((centered**2).mean(axis=-1, keepdims=True) + self.sizes.norm_epsilon)
+        scale = np.sqrt(np.square(centered).mean(axis=-1, keepdims=True) + self.sizes.norm_epsilon)
         y: Array = centered / scale * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
         return y
 
 
 def gelu(x: Array) -> Array:
     """The tanh approximation (`gelu_new`)."""
-    y: Array = 0.5 * x * (1 + np.tanh(sqrt(2 / pi) * (x + 0.044715 * x**3)))
+    y: Array = 0.5 * x * (1 + np.tanh(sqrt(2 / pi) * (x + 0.044715 * x * x * x)))
     return y
 
 
@@ -81,12 +93,14 @@ def softmax(x: Array) -> Array:
     return y
 
 
+def from_source(source: ModelSource, dtype: npt.DTypeLike = np.float32) -> Reference:
+    """The model of an opened source, computed in float32 or float64. Raises `DgptQuantError`."""
+    return Reference(source.sizes, {t.name: np.ascontiguousarray(t.read(), dtype) for t in source.tensors})
+
+
 def from_checkpoint(folder: str | Path, dtype: npt.DTypeLike = np.float32) -> Reference:
-    """The model of a checkpoint folder, computed in float32 or float64. Raises `CheckpointError`."""
-    checkpoint = open_checkpoint(Path(folder))
-    sizes = read_hyperparameters(checkpoint.config)
-    weights = {t.name: np.ascontiguousarray(t.read(), dtype) for t in model_tensors(checkpoint, sizes)}
-    return Reference(sizes, weights)
+    """The model of a checkpoint folder. Raises `CheckpointError`."""
+    return from_source(open_model(str(folder)), dtype)
 
 
 def from_gguf(path: str | Path, dtype: npt.DTypeLike = np.float32) -> Reference:
@@ -100,6 +114,8 @@ def from_gguf(path: str | Path, dtype: npt.DTypeLike = np.float32) -> Reference:
 def _dequantized(path: Path, tensor: TensorInfo) -> npt.NDArray[np.float32]:
     from gguf import GGMLQuantizationType, dequantize
 
+    if tensor.type in (TensorType.Q1_0, TensorType.Q2_0):
+        raise GGUFError(f"{path}: gguf-py has no decoder for {tensor.type.name}")
     rows = tensor.shape[0] if len(tensor.shape) == 2 else 1
     data = np.fromfile(path, np.uint8, tensor.nbytes, offset=tensor.start).reshape(rows, -1)
     values: npt.NDArray[np.float32] = dequantize(data, GGMLQuantizationType(tensor.type))

@@ -1,13 +1,11 @@
-"""Reading a safetensors file without mapping it.
+"""Reading a safetensors file, one tensor at a time.
 
-A mapped file counts as the process's memory and faults page by page; here one tensor at a time is read with
-`pread` into a buffer of its own. The header is not trusted: every length, offset, dtype and shape is checked
+The header is not trusted: every length, offset, dtype and shape is checked
 against the file before a byte of data is read.
 Format: https://github.com/huggingface/safetensors (8 bytes of header length, a JSON object, the data).
 """
 
 import json
-import os
 from collections import Counter
 from dataclasses import dataclass
 from math import prod
@@ -18,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import CheckpointError
+from .read_at import read_at
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
@@ -48,7 +47,7 @@ class StoredTensor:
                 "Save the checkpoint in one of these dtypes.",
             )
         data = np.empty(self.shape, _DTYPES[self.dtype])
-        _read_into(self.path, self.start, data.reshape(-1).view(np.uint8).data)
+        read_at(self.path, self.start, data.reshape(-1).view(np.uint8).data)
         if self.dtype == "BF16":
             return (data.astype(np.uint32) << 16).view(np.float32)
         return data
@@ -60,12 +59,12 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     if size < 8:
         raise _broken(path, f"{size} bytes are too few for a header")
     prefix = bytearray(8)
-    _read_into(path, 0, memoryview(prefix))
+    read_at(path, 0, memoryview(prefix))
     length = int.from_bytes(prefix, "little")
     if length > min(size - 8, MAX_HEADER_BYTES):
         raise _broken(path, f"its header claims {length} bytes, the file has {size}")
     text = bytearray(length)
-    _read_into(path, 8, memoryview(text))
+    read_at(path, 8, memoryview(text))
     try:
         entries = json.loads(text, object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
@@ -112,22 +111,6 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
         raise ValueError(f"{name!r} stands in it twice")
     return keys
-
-
-def _read_into(path: Path, start: int, buffer: memoryview) -> None:
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            done = 0
-            while done < len(buffer):
-                count = os.preadv(descriptor, [buffer[done : done + (1 << 30)]], start + done)
-                if count == 0:
-                    raise _broken(path, f"it ends at byte {start + done} while it is being read")
-                done += count
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise CheckpointError(f"{path} can not be read: {error.strerror}") from error
 
 
 def _broken(path: Path, why: str) -> CheckpointError:

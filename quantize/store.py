@@ -84,8 +84,17 @@ def model_files(
     progress: Progress | None = None,
     announce: Callable[[str], None] | None = None,
 ) -> StoredModel:
-    """The model's files of several types, those that are missing converted in one pass over the source."""
+    """The model's files of several types, those that are missing converted in one pass over the source.
+
+    Raises `DgptQuantError`, a `UsageError` among them for a type that needs an importance matrix.
+    """
     wanted = find_types(types)
+    for quant_type in wanted:
+        if quant_type.needs_imatrix:
+            raise UsageError(
+                f"{quant_type} needs an importance matrix",
+                f"Make the file first, with `dgpt2-quant convert -t {quant_type.name.lower()} --calibrate TEXTFILE`.",
+            )
     source = resolve(model, revision=revision, offline=offline, prefer_cache=True)
     sha256 = remembered_sha256(source.folder)
     key = "-".join(filter(None, [source.name, sha256[:16], source.commit and source.commit[:12]]))
@@ -124,10 +133,12 @@ def _convert_missing(
     progress: Progress | None,
     announce: Callable[[str], None] | None,
 ) -> None:
-    # imported late: a run from the cache needs neither
+    # imported late: a run from the cache needs none of them
     from filelock import FileLock
 
-    from .convert import convert_source
+    from .convert import write_files
+    from .model_source import CheckpointModel
+    from .plan import make_plan
 
     folder = next(iter(files.values())).parent
     with explain_errors(folder):
@@ -139,4 +150,6 @@ def _convert_missing(
         if missing:
             if announce:
                 announce(f"Converting {source.name} to {', '.join(t.name for t in missing)}, kept in {folder}")
-            convert_source(source, missing, threads=threads, progress=progress, known_sha256=sha256)
+            model = CheckpointModel(source)
+            plans = {path: make_plan(model, quant_type) for quant_type, path in missing.items()}
+            write_files(model, plans, threads=threads, progress=progress, known_sha256=sha256)

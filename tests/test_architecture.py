@@ -15,7 +15,8 @@ MAY_IMPORT = {
     "cli": {"quantize", "runtime", "bench"},
     "demo": set(),
 }
-GROUND_FLOOR = {"errors", "quant_types", "gguf_file", "hyperparameters", "cores"}  # what runtime takes from quantize
+# what runtime takes from quantize
+GROUND_FLOOR = {"errors", "quant_types", "gguf_file", "gpt2_file", "hyperparameters", "cores"}
 MODULES = sorted(path for folder in MAY_IMPORT for path in (ROOT / folder).glob("*.py"))
 
 

@@ -12,10 +12,10 @@ import tempfile
 import numpy as np
 from dgpt2_quant.bench.divergence import TokenScores, combine, score
 from dgpt2_quant.bench.perplexity import chunks, log_softmax
-from dgpt2_quant.bench.text import load_text
 from dgpt2_quant.quantize.convert import convert
 from dgpt2_quant.quantize.reference import from_checkpoint
 from dgpt2_quant.quantize.resolve import resolve
+from dgpt2_quant.quantize.text import load_text
 from dgpt2_quant.runtime import Model
 
 

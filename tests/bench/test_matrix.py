@@ -13,10 +13,10 @@ import pytest
 from dgpt2_quant.bench.matrix import bench, recommend
 from dgpt2_quant.bench.report import refuse_reports, write_report
 from dgpt2_quant.bench.schema import BenchJson
-from dgpt2_quant.bench.text import load_text
 from dgpt2_quant.quantize.cores import usable_cores
 from dgpt2_quant.quantize.errors import ModelNotFoundError, OutputError, UsageError
 from dgpt2_quant.quantize.gguf_file import read_header
+from dgpt2_quant.quantize.text import load_text
 
 from .documents import result
 

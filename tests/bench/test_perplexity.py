@@ -8,8 +8,8 @@ import numpy.typing as npt
 import pytest
 from dgpt2_quant.bench.perplexity import chunks, log_softmax, scored_half, summarize
 from dgpt2_quant.bench.quality import compare
-from dgpt2_quant.bench.text import load_text
 from dgpt2_quant.quantize.errors import UsageError
+from dgpt2_quant.quantize.text import load_text
 from dgpt2_quant.runtime import Model
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 from dgpt2_quant.bench.quality import compare
-from dgpt2_quant.bench.text import load_text
 from dgpt2_quant.quantize.convert import convert
 from dgpt2_quant.quantize.errors import UsageError
+from dgpt2_quant.quantize.text import load_text
 from dgpt2_quant.runtime import Model
 
 from ..quantize.checkpoints import make_checkpoint

@@ -15,7 +15,7 @@ from dgpt2_quant.quantize.quant_types import QUANT_TYPES
 
 from .checkpoints import make_checkpoint
 
-LEVELS = list(QUANT_TYPES)
+LEVELS = [quant_type.name for quant_type in QUANT_TYPES.values() if quant_type.ci]
 
 # converts and says so, tensor by tensor; errors of ours go to stdout as well
 CHILD = """

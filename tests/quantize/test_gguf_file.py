@@ -129,7 +129,7 @@ def test_a_tiny_file_is_what_gguf_py_writes_byte_for_byte(tmp_path: Path) -> Non
     assert ours == (tmp_path / "theirs.gguf").read_bytes()
 
 
-@pytest.mark.parametrize("level", QUANT_TYPES)
+@pytest.mark.parametrize("level", [name for name, quant_type in QUANT_TYPES.items() if quant_type.ci])
 def test_files_of_ours_read_as_gguf_py_reads_them(level: str, storybook_files: dict[str, Path]) -> None:
     ours, theirs = read_header(storybook_files[level]), gguf.GGUFReader(storybook_files[level])
     fields = {name: field for name, field in theirs.fields.items() if not name.startswith("GGUF.")}
@@ -148,7 +148,7 @@ def test_files_of_ours_read_as_gguf_py_reads_them(level: str, storybook_files: d
 def test_skipped_tables_leave_their_lengths(storybook_files: dict[str, Path]) -> None:
     whole, quick = (read_header(storybook_files["Q8_0"], arrays=arrays) for arrays in (True, False))
     lengths = {name: len(value) if isinstance(value, list) else value for name, value in whole.metadata.items()}
-    assert quick == GGUFHeader(whole.path, whole.file_bytes, lengths, whole.tensors)
+    assert quick == GGUFHeader(whole.path, whole.file_bytes, lengths, whole.encoded, whole.tensors)
 
 
 numbers = st.integers(0, 2**64 - 1)

@@ -1,110 +1,161 @@
 """The stock recipe against the real thing: llama.cpp quantizes our F32 file in this process, and we compare.
 
-Which tensor gets more bits depends on the depth, on the head being tied, and on the row's length; so each is varied.
-Every tensor must come out with the same type and the same bytes.
+Which tensor gets more bits depends on the depth, on the head being tied, on the row's length, on an importance matrix
+being there, and on what was set by hand; so each is varied. Every tensor must have the same type and the same bytes.
 """
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from dgpt2_quant.quantize.convert import convert
 from dgpt2_quant.quantize.errors import UsageError
-from dgpt2_quant.quantize.gguf_file import read_header
-from dgpt2_quant.quantize.hyperparameters import Hyperparameters
+from dgpt2_quant.quantize.hyperparameters import Hyperparameters, multiplied
+from dgpt2_quant.quantize.importance import ImportanceMatrix, Statistics
 from dgpt2_quant.quantize.quant_types import QUANT_TYPES, TensorType
-from dgpt2_quant.quantize.recipe import tensor_types
-from dgpt2_quant.runtime.library import bindings
+from dgpt2_quant.quantize.recipe import find_override, tensor_types
 
 from .checkpoints import make_checkpoint
+from .oracle import assert_same_tensors, llama_quantize
 
-MIXES = ["Q5_K_M", "Q4_K_M"]  # the levels whose types depend on the depth
 LEVELS = [name for name in QUANT_TYPES if name != "F32"]
+FREE = [name for name in LEVELS if not QUANT_TYPES[name].needs_imatrix]
 
 
-def quantized_by_llama_cpp(source: Path, level: str, target: Path) -> Path:
-    llama_cpp = bindings()  # its log goes to a logger that nobody listens to
-    params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = QUANT_TYPES[level].file_type
-    params.nthread = 2
-    assert llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), params) == 0
-    return target
+def random_importance(shapes: dict[str, tuple[int, ...]]) -> ImportanceMatrix:
+    """For every matrix that activations meet; the sums and counts are such that dividing them rounds."""
+    random = np.random.default_rng(0)
+    entries = {
+        name: Statistics(random.gamma(0.5, 100, shapes[name][1]).astype(np.float32), None, 97.0)
+        for name in multiplied(shapes)
+    }
+    return ImportanceMatrix(entries, ["random"], 1, 97)
 
 
-def contents(path: Path) -> dict[str, tuple[str, tuple[int, ...], npt.NDArray[np.uint8]]]:
-    data = np.fromfile(path, np.uint8)
-    tensors = read_header(path).tensors.values()
-    return {t.name: (t.type.name, t.shape, data[t.start : t.start + t.nbytes]) for t in tensors}
-
-
-def compare(folder: Path, levels: list[str], **shape: Any) -> dict[str, dict[str, str]]:
+def compare(
+    folder: Path,
+    levels: Sequence[str],
+    *,
+    imatrix: bool = False,
+    overrides: Sequence[str] = (),
+    **shape: Any,
+) -> dict[str, dict[str, str]]:
     """Compares all tensors of all levels; returns our types by level and name."""
     checkpoint = make_checkpoint(folder / "model", context=8, **shape)
-    files = {file.type: Path(file.path) for file in convert(str(checkpoint), type=["F32", *levels], output=folder)}
+    (base,) = convert(str(checkpoint), type="F32", output=folder)
+    matrix = random_importance(dict(base.plan.shapes)) if imatrix else None
+    if matrix:
+        matrix.write(folder / "imatrix.gguf")
+    files = convert(
+        str(checkpoint),
+        type=levels,
+        output=folder,
+        imatrix=folder / "imatrix.gguf" if matrix else None,
+        tensor_type=overrides,
+    )
     found = {}
-    for level in levels:
-        ours, theirs = (
-            contents(files[level]),
-            contents(quantized_by_llama_cpp(files["F32"], level, folder / "theirs.gguf")),
+    for file in files:
+        made = llama_quantize(
+            Path(base.path),
+            file.type,
+            folder / "theirs.gguf",
+            importance={name: entry.mean_squares for name, entry in matrix.entries.items()} if matrix else None,
+            overrides=[(o.pattern.pattern, o.type) for o in map(find_override, overrides)],
         )
-        assert {name: kind for name, (kind, _, _) in ours.items()} == {
-            name: kind for name, (kind, _, _) in theirs.items()
-        }
-        for name, (_, form, data) in theirs.items():
-            assert ours[name][1] == form
-            assert np.array_equal(ours[name][2], data), f"{name} at {level} has other bytes"
-        found[level] = {name: kind for name, (kind, _, _) in ours.items()}
-        theirs_says = read_header(folder / "theirs.gguf").metadata["general.file_type"]
-        assert read_header(files[level]).metadata["general.file_type"] == theirs_says
+        assert made, f"llama.cpp makes no {file.type} of it"
+        found[file.type] = assert_same_tensors(Path(file.path), folder / "theirs.gguf")
     shutil.rmtree(folder)  # pytest keeps the folders of the last runs, and these are large
     return found
 
 
-@pytest.mark.parametrize("head", ["absent", "untied"])
-def test_every_level_is_what_llama_cpp_makes(head: str, tmp_path: Path) -> None:
-    found = compare(tmp_path, LEVELS, layers=6, width=256, inner=256, head=head)
-    assert {level: types["token_embd.weight"] for level, types in found.items()} == {
-        "F16": "F16",
-        "BF16": "BF16",
-        "Q8_0": "Q8_0",
-        "Q5_K_M": "Q6_K" if head == "absent" else "Q5_K",
-        "Q4_K_M": "Q6_K" if head == "absent" else "Q4_K",
-        "Q4_0": "Q6_K" if head == "absent" else "Q4_0",
-    }
+# a head of its own changes nothing with the depth: below six layers' four cases, each depth has both kinds once
+DEPTHS = [(6, head, imatrix) for head in ("absent", "untied") for imatrix in (False, True)]
+DEPTHS += [(12, "absent", True), (12, "untied", False), (24, "absent", False), (24, "untied", True)]
+DEPTHS += [(36, "absent", True), (36, "untied", False), (48, "absent", False), (48, "untied", True)]
 
 
-@pytest.mark.parametrize(
-    ("layers", "head"),
-    [(1, "absent"), (12, "absent"), (12, "untied"), (24, "untied"), (36, "absent"), (48, "absent"), (48, "untied")],
-)
-def test_mixes_are_llama_cpps_at_every_depth(layers: int, head: str, tmp_path: Path) -> None:
-    # rows of zeros are quantized in no time: the types are in question here, and the bytes of the first few
-    row = np.random.default_rng(0).normal(0, 0.1, (256, 16))
-    parts = {"attn.c_attn": 768, "attn.c_proj": 256, "mlp.c_fc": 256, "mlp.c_proj": 256}
-    thin = {part: np.pad(row, ((0, 0), (0, outputs - 16))) for part, outputs in parts.items()}
-    changed = {f"h.{n}.{part}.weight": data for n in range(layers) for part, data in thin.items()}
-    found = compare(tmp_path, MIXES, layers=layers, width=256, inner=256, head=head, changed=changed)
-    for types in found.values():
-        raised = [n for n in range(layers) if types[f"blk.{n}.ffn_down.weight"] == "Q6_K"]
-        assert raised == [n for n in range(layers) if types[f"blk.{n}.attn_qkv.weight"] == "Q6_K"]
-        if layers == 12:  # the first and the last eighth, and every third between
-            assert raised == [0, 3, 6, 9, 10, 11]
-
-
-@pytest.mark.parametrize("head", ["absent", "untied"])
-@pytest.mark.parametrize(("width", "inner"), [(64, 256), (64, 96), (48, 192), (48, 40), (256, 48), (320, 64)])
-def test_rows_that_blocks_do_not_divide_fall_back_as_llama_cpps(
-    width: int, inner: int, head: str, tmp_path: Path
+@pytest.mark.parametrize(("layers", "head", "imatrix"), DEPTHS)
+def test_every_level_at_every_depth_is_what_llama_cpp_makes(
+    layers: int, head: str, imatrix: bool, tmp_path: Path
 ) -> None:
-    found = compare(tmp_path, LEVELS, layers=3, width=width, inner=inner, head=head)
+    # rows of zeros are quantized in no time: the types are in question here, and the bytes of the first few rows
+    row = np.random.default_rng(0).normal(0, 0.1, (256, 2))
+    parts = {"attn.c_attn": 768, "attn.c_proj": 256, "mlp.c_fc": 256, "mlp.c_proj": 256}
+    thin = {part: np.pad(row, ((0, 0), (0, outputs - 2))) for part, outputs in parts.items()}
+    changed = {f"h.{n}.{part}.weight": data for n in range(layers) for part, data in thin.items()}
+    shape = {"layers": layers, "width": 256, "inner": 256, "head": head, "changed": changed}
+    found = compare(tmp_path / "it", LEVELS if imatrix else FREE, imatrix=imatrix, **shape)
+    raised = [n for n in range(layers) if found["Q4_K_M"][f"blk.{n}.ffn_down.weight"] == "Q6_K"]
+    assert raised == [n for n in range(layers) if found["Q4_K_M"][f"blk.{n}.attn_qkv.weight"] == "Q6_K"]
+    if layers == 12:  # the first and the last eighth, and every third between
+        assert raised == [0, 3, 6, 9, 10, 11]
+
+
+@pytest.mark.parametrize("imatrix", [False, True], ids=["without imatrix", "with imatrix"])
+@pytest.mark.parametrize("head", ["absent", "untied"])
+def test_dense_rows_have_llama_cpps_bytes_at_every_level(head: str, imatrix: bool, tmp_path: Path) -> None:
+    levels = LEVELS if imatrix else FREE
+    found = compare(tmp_path / "it", levels, imatrix=imatrix, layers=1, width=256, inner=256, head=head)
+    embedding = {level: types["token_embd.weight"] for level, types in found.items()}
+    tied = head == "absent"
+    assert [embedding[level] for level in ("F16", "BF16", "Q8_0")] == ["F16", "BF16", "Q8_0"]
+    assert [embedding[level] for level in ("Q5_K_M", "Q4_0")] == (["Q6_K", "Q6_K"] if tied else ["Q5_K", "Q4_0"])
+
+
+WIDTHS = [(64, 256), (64, 96), (48, 192), (48, 40), (256, 48), (320, 64), (384, 128)]
+
+
+@pytest.mark.parametrize("imatrix", [False, True], ids=["without imatrix", "with imatrix"])
+@pytest.mark.parametrize(("width", "inner"), WIDTHS)
+def test_rows_that_blocks_do_not_divide_fall_back_as_llama_cpps(
+    width: int, inner: int, imatrix: bool, tmp_path: Path
+) -> None:
+    head = "untied" if imatrix == (WIDTHS.index((width, inner)) % 2 == 0) else "absent"
+    levels = [name for name in (LEVELS if imatrix else FREE) if name != "Q1_0" or width % 128 == inner % 128 == 0]
+    found = compare(tmp_path / "it", levels, imatrix=imatrix, layers=2, width=width, inner=inner, head=head)
     if width == 48:
         assert {types["token_embd.weight"] for types in found.values()} == {"F16", "BF16"}
     elif width in (64, 320):
         assert found["Q4_K_M"]["blk.0.ffn_up.weight"] == "Q5_0"
         assert found["Q5_K_M"]["blk.0.ffn_up.weight"] == "Q5_1"
+
+
+@pytest.mark.parametrize("imatrix", [False, True], ids=["without imatrix", "with imatrix"])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["ffn_down=q8_0"],
+        ["blk.[01].ffn_down=q4_0", "ffn_down=f16", "attn_output=iq4_nl"],  # the first that matches
+        [r"^blk\.0\.attn_qkv=q5_1"],  # not counted: what comes behind moves up
+        ["token_embd=q4_k"],
+        ["weight=mxfp4", "token_embd=q8_0"],
+        ["output=bf16"],
+        ["(attn|ffn)_(qkv|up)\\.weight$=nvfp4", "blk.*down=f32"],
+        [".*=tq2_0"],
+    ],
+    ids=" ".join,
+)
+def test_types_set_by_hand_are_llama_cpps(overrides: list[str], imatrix: bool, tmp_path: Path) -> None:
+    levels = ["Q4_K_M", "Q4_K_S", "Q3_K_M", "Q4_0", "IQ4_XS", "F16"]
+    compare(tmp_path / "it", levels, imatrix=imatrix, overrides=overrides, layers=9, width=256, inner=320)
+
+
+def test_blocks_without_a_replacement_are_refused_as_llama_cpp_refuses_them(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model", width=96, inner=96)
+    (base,) = convert(str(checkpoint), type="F32", output=tmp_path)
+    assert not llama_quantize(Path(base.path), "Q1_0", tmp_path / "theirs.gguf")
+    with pytest.raises(UsageError, match=r"Q1_0 has blocks of 128, and the rows of .* have 96 weights"):
+        convert(str(checkpoint), type="Q1_0", output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("level", [name for name in LEVELS if QUANT_TYPES[name].needs_imatrix])
+def test_what_is_said_to_need_an_importance_matrix_llama_cpp_does_not_make_without(level: str, tmp_path: Path) -> None:
+    (base,) = convert(str(make_checkpoint(tmp_path / "model", width=256, inner=256)), type="F32", output=tmp_path)
+    assert not llama_quantize(Path(base.path), level, tmp_path / "theirs.gguf")
 
 
 def test_gpt2_xls_width_falls_back_to_blocks_of_32() -> None:
@@ -129,3 +180,43 @@ def test_distilgpt2_at_q4_k_m_has_the_known_size() -> None:
 def test_an_unknown_recipe_is_refused_by_name() -> None:
     with pytest.raises(UsageError, match=r"unknown recipe 'best'; there are stock"):
         tensor_types({}, QUANT_TYPES["F16"], "best")
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("ffn_down", "'ffn_down' is no REGEX=TYPE", "--tensor-type 'ffn_down=q6_k'"),
+        ("=q4_k", "'=q4_k' is no REGEX=TYPE", "--tensor-type"),
+        ("ffn_down=q4_k_m", "unknown tensor type 'q4_k_m'", "Did you mean q4_k?"),
+        ("ffn_down=", "unknown tensor type ''", "convert --help"),
+        ("ffn_(down=q4_k", "'ffn_(down' is no regular expression", "every matrix"),
+    ],
+)
+def test_a_type_set_by_hand_that_can_not_be_read(text: str, message: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        find_override(text)
+    assert message in caught.value.message
+    assert hint in caught.value.hint
+
+
+def test_an_expression_may_hold_an_equals_sign() -> None:
+    override = find_override("(?=blk)=Q6_K")
+    assert (override.pattern.pattern, override.type) == ("(?=blk)", TensorType.Q6_K)
+
+
+@pytest.mark.parametrize("expression", ["ffn_gate", "position_embd", "norm", "bias"])
+def test_a_type_set_by_hand_for_no_matrix_is_refused(expression: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"--tensor-type {expression}=Q8_0 matches no matrix"):
+        convert("storybook", type="Q4_0", output=tmp_path, tensor_type=[f"{expression}=q8_0"])
+
+
+@pytest.mark.parametrize(
+    ("expression", "tensor"), [("ffn_up=iq2_xxs", "blk.0.ffn_up.weight"), ("token_embd=iq1_s", "token_embd.weight")]
+)
+def test_a_type_set_by_hand_that_needs_an_importance_matrix_is_refused(
+    expression: str, tensor: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=f"{tensor} at IQ.* needs an importance matrix") as caught:
+        convert("storybook", type="Q4_0", output=tmp_path, tensor_type=[expression])
+    assert "--imatrix" in caught.value.hint
+    assert list(tmp_path.iterdir()) == []

@@ -4,8 +4,8 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from dgpt2_quant.bench.text import load_text
 from dgpt2_quant.quantize.errors import ModelNotFoundError, UsageError
+from dgpt2_quant.quantize.text import load_text
 
 
 @pytest.mark.parametrize("name", ["evaluation", "calibration"])

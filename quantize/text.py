@@ -1,17 +1,17 @@
-"""The text that levels are compared on."""
+"""The texts that importance is collected on, and levels are compared on."""
 
 import hashlib
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from dgpt2_quant.quantize.errors import ModelNotFoundError, UsageError
+from .errors import ModelNotFoundError, UsageError
 
 BUNDLED = {"evaluation": "evaluation.txt", "calibration": "calibration.txt"}
 
 
 @dataclass(frozen=True)
-class BenchText:
+class NamedText:
     """A text, and the hash of its bytes."""
 
     name: str
@@ -19,7 +19,7 @@ class BenchText:
     text: str
 
 
-def load_text(text: str | Path = "evaluation") -> BenchText:
+def load_text(text: str | Path = "evaluation") -> NamedText:
     """A bundled text by name, or any UTF-8 file.
 
     Raises `ModelNotFoundError` for a missing file, `UsageError` for one that is not UTF-8.
@@ -36,6 +36,6 @@ def load_text(text: str | Path = "evaluation") -> BenchText:
             f"there is no text {str(text)[:200]!r} ({reason})", f"Name a file, or one of: {', '.join(BUNDLED)}."
         ) from error
     try:
-        return BenchText(name, hashlib.sha256(data).hexdigest(), data.decode("utf-8"))
+        return NamedText(name, hashlib.sha256(data).hexdigest(), data.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8: {error}", "Convert it, for example with iconv.") from error

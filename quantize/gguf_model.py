@@ -1,0 +1,150 @@
+"""A GGUF file of a GPT-2: what makes it a sound one, and how it is converted further.
+
+llama-quantize is the model: metadata are kept, known or not, and tensors that no recipe touches keep their type.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .checkpoint import file_sha256
+from .errors import GGUFError, UsageError
+from .ggml import dequantize
+from .gguf_file import GGUFHeader, TensorInfo, read_header, require_file
+from .gpt2_file import check_gpt2
+from .hyperparameters import Hyperparameters
+from .metadata import is_of_level
+from .quant_types import QUANT_TYPES, TensorType
+from .read_at import read_at
+from .tokenizer import Tokenizer, TokenType
+
+_SOURCE = "dgpt2_quant.source.sha256"
+_COMPARED_AT_ONCE = 1 << 24  # bytes
+
+
+@dataclass(frozen=True)
+class GGUFTensor:
+    """One tensor of a file."""
+
+    path: Path
+    info: TensorInfo
+
+    @property
+    def name(self) -> str:
+        return self.info.name
+
+    @property
+    def label(self) -> str:
+        return repr(self.info.name)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.info.shape
+
+    @property
+    def stored(self) -> TensorType:
+        return self.info.type
+
+    def blocks(self) -> npt.NDArray[np.uint8]:
+        """The bytes as they lie there. Raises `CheckpointError` when they can not be read."""
+        data = np.empty(self.info.nbytes, np.uint8)
+        read_at(self.path, self.info.start, data.data)
+        return data
+
+    def read(self) -> npt.NDArray[np.floating[Any]]:
+        """float32, or float16 as stored. Raises `GGUFError` for blocks with a scale that is not finite."""
+        data = self.blocks()
+        if self.stored is TensorType.F16:
+            return data.view(np.float16).reshape(self.shape)
+        return dequantize(self.label, data, self.stored, self.shape)
+
+
+class GGUFModel:
+    """A GGUF file as a source of conversions."""
+
+    def __init__(self, name: str, header: GGUFHeader) -> None:
+        self.name = name
+        self.sizes = Hyperparameters.from_metadata(header.metadata)
+        self._header = header
+        tensors = {name: GGUFTensor(header.path, info) for name, info in header.tensors.items()}
+        tied = "output.weight" not in tensors or _same(tensors["output.weight"], tensors["token_embd.weight"])
+        self.tensors = [tensors[name] for name in self.sizes.shapes(tied=tied)]
+
+    def sha256(self) -> str:
+        """That of the checkpoint, if the file says it; else of the file."""
+        return self._header.metadata.get(_SOURCE) or file_sha256(self._header.path)
+
+    def metadata(self, sha256: str, level: dict[str, Any]) -> dict[str, Any]:
+        """The file's own, in their order and types, with the level's in the place of those of its level before."""
+        kept = {key: value for key, value in self._header.encoded.items() if not is_of_level(key)}
+        if was := self._quantized_as:
+            level = {**level, "dgpt2_quant.requantized_from": was}
+        if _SOURCE not in kept:
+            level = {**level, _SOURCE: sha256}
+        keys = list(self._header.encoded)
+        place = next((key for key in keys if is_of_level(key)), None)
+        before = keys[: keys.index(place)] if place else [key for key in kept if not key.startswith("tokenizer.")]
+        first = {key: kept[key] for key in before}
+        return first | level | {key: value for key, value in kept.items() if key not in first}
+
+    def tokenizer(self) -> Tokenizer:
+        metadata = self._header.metadata
+        tokens, merges = metadata["tokenizer.ggml.tokens"], metadata.get("tokenizer.ggml.merges")
+        if not isinstance(merges, list) or not all(isinstance(merge, str) for merge in merges):
+            raise GGUFError(f"{self._header.path} has no list of merges: its tokenizer can not be used")
+        types = metadata.get("tokenizer.ggml.token_type", [TokenType.NORMAL] * len(tokens))
+        bos, eos = (metadata.get(f"tokenizer.ggml.{name}_token_id", 0) for name in ("bos", "eos"))
+        return Tokenizer(tokens, types, merges, bos, eos)
+
+    @cached_property
+    def _quantized_as(self) -> str | None:
+        quantized = any(tensor.stored.is_quantized for tensor in self.tensors)
+        return (self._header.quant_type or "an unknown type") if quantized else None
+
+
+def open_gguf_model(path: Path, *, revision: str | None = None, allow_requantize: bool = False) -> GGUFModel:
+    """Reads the head of a GPT-2's GGUF file.
+
+    Raises `ModelNotFoundError`, `GGUFError` for one that is no sound GPT-2, and `UsageError` for a quantized one
+    (without `allow_requantize`) or for a revision, which a file has not.
+    """
+    if revision is not None:
+        raise UsageError(f"a revision goes with a Hub name; {path} is a file", "Leave out --revision.")
+    header = read_header(require_file(path.expanduser()))
+    if header.metadata.get("split.count", 1) != 1:
+        raise GGUFError(f"{path} is one of several parts", "Put them together with `llama-gguf-split --merge`.")
+    check_gpt2(header)
+    model = GGUFModel(_model_name(path), header)
+    quantized = next((tensor for tensor in model.tensors if tensor.stored.is_quantized), None)
+    if quantized and not allow_requantize:
+        raise UsageError(
+            f"{path} is quantized already ({quantized.label} is {quantized.stored.name}), and would lose quality twice",
+            "Convert the original checkpoint, or an F32 or F16 file of it; --allow-requantize does it all the same.",
+        )
+    return model
+
+
+def _model_name(path: Path) -> str:
+    """`distilgpt2` for distilgpt2.F16.gguf: the level is no part of a model's name."""
+    for separator in (".", "-"):
+        name, _, level = path.stem.rpartition(separator)
+        if name and level.upper() in QUANT_TYPES:
+            return name
+    return path.stem
+
+
+def _same(head: GGUFTensor, embedding: GGUFTensor) -> bool:
+    if head.stored is not embedding.stored:
+        return False
+    parts = [np.empty(min(_COMPARED_AT_ONCE, head.info.nbytes), np.uint8) for _ in range(2)]
+    for begin in range(0, head.info.nbytes, _COMPARED_AT_ONCE):
+        size = min(_COMPARED_AT_ONCE, head.info.nbytes - begin)
+        for tensor, part in zip((head, embedding), parts, strict=True):
+            read_at(tensor.path, tensor.info.start + begin, part[:size].data)
+        if not np.array_equal(parts[0][:size], parts[1][:size]):
+            return False
+    return True

@@ -1,0 +1,79 @@
+"""What makes a GGUF file a sound GPT-2: its keys, its vocabulary and its tensors fit together.
+
+llama.cpp checks little of it, and a malformed file can make it end the whole process.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from .errors import GGUFError
+from .gguf_file import GGUFHeader
+from .hyperparameters import KEYS, MAX_LAYERS, Hyperparameters
+
+_SIZES = {
+    "gpt2.block_count": MAX_LAYERS,
+    "gpt2.context_length": 1 << 20,
+    "gpt2.embedding_length": 1 << 16,
+    "gpt2.feed_forward_length": 1 << 18,
+    "gpt2.attention.head_count": 1 << 10,
+}
+# llama.cpp reads many more (expert_count, rope.scaling.type, attention.key_length ...) for every architecture, and
+# ends the process on values that do not fit; the two beside our own were tried out
+_KNOWN = {*KEYS, "gpt2.attention.head_count_kv", "gpt2.vocab_size"}
+_MAX_TOKENS = 1 << 22
+
+
+def check_gpt2(header: GGUFHeader) -> None:
+    """Checks that the parts of the head agree. Raises `GGUFError` that names what is wrong."""
+    path, metadata = header.path, header.metadata
+    if (architecture := metadata.get("general.architecture")) != "gpt2":
+        raise _refused(path, f"its architecture is {architecture!r}; this tool is for gpt2")
+    if (kind := metadata.get("general.type", "model")) != "model":
+        raise _refused(path, f"it is a {kind!r}, not a model")
+    for key, largest in _SIZES.items():
+        _check_size(path, key, metadata.get(key), largest)
+    for key in metadata:
+        if key.startswith("gpt2.") and key not in _KNOWN:
+            raise _refused(path, f"it has the key {key!r}, which is none of a GPT-2")
+    epsilon = metadata.get("gpt2.attention.layer_norm_epsilon")
+    if not isinstance(epsilon, float) or not 0 < epsilon < 1:
+        raise _refused(path, f"its gpt2.attention.layer_norm_epsilon is {epsilon!r}")
+    if metadata["gpt2.embedding_length"] % metadata["gpt2.attention.head_count"]:
+        raise _refused(path, "its heads do not divide its width")
+    if metadata.get("tokenizer.ggml.model") != "gpt2":
+        raise _refused(path, f"its tokenizer is {metadata.get('tokenizer.ggml.model')!r}, not gpt2")
+    _check_vocabulary(path, metadata.get("tokenizer.ggml.tokens"))
+    _check_tensors(header)
+
+
+def _check_vocabulary(path: Path, tokens: Any) -> None:
+    if not isinstance(tokens, list) or not all(isinstance(text, str) for text in tokens):
+        raise _refused(path, "its tokenizer.ggml.tokens is no list of texts")
+    _check_size(path, "number of tokens", len(tokens), _MAX_TOKENS)
+    # llama.cpp ends the process when two are the same, as it reads them: up to a zero byte, and the empty ones renamed
+    texts = {text.partition("\0")[0] or f"[EMPTY_{index}]" for index, text in enumerate(tokens)}
+    if len(texts) != len(tokens):
+        raise _refused(path, f"{len(tokens) - len(texts)} of its {len(tokens)} tokens have the text of another one")
+
+
+def _check_tensors(header: GGUFHeader) -> None:
+    tied = "output.weight" not in header.tensors
+    expected = Hyperparameters.from_metadata(header.metadata).shapes(tied=tied)
+    for name, shape in expected.items():
+        tensor = header.tensors.get(name)
+        if tensor is None:
+            raise _refused(header.path, f"it has no tensor {name!r}")
+        if tensor.shape != shape:
+            raise _refused(header.path, f"tensor {name!r} has the shape {list(tensor.shape)}, not {list(shape)}")
+    for name in header.tensors:
+        if name not in expected:
+            raise _refused(header.path, f"it has the tensor {name!r}, which llama.cpp's GPT-2 does not know")
+
+
+def _check_size(path: Path, key: str, value: Any, largest: int) -> None:
+    if type(value) is not int or not 1 <= value <= largest:
+        raise _refused(path, f"its {key} is {value!r}, not 1 to {largest}")
+
+
+def _refused(path: Path, why: str) -> GGUFError:
+    return GGUFError(f"{path} can not be used: {why}", "Make it again with `dgpt2-quant convert`.")

@@ -1,0 +1,100 @@
+"""What a conversion starts from, a checkpoint or a GGUF file, seen as one thing: a GPT-2 under llama.cpp's names."""
+
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from .checkpoint import open_checkpoint, source_sha256
+from .gguf_model import open_gguf_model
+from .gpt2 import model_tensors, read_hyperparameters
+from .hyperparameters import Hyperparameters
+from .metadata import model_metadata, tokenizer_metadata
+from .quant_types import TensorType
+from .resolve import DEFAULT_MODEL, Source, is_gguf_name, resolve
+from .tokenizer import Tokenizer, read_tokenizer
+
+
+class ModelTensor(Protocol):
+    """One tensor. `shape` is (outputs, inputs) for a matrix; `stored` its type where it lies as blocks of ggml's."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def stored(self) -> TensorType | None: ...
+
+    def read(self) -> npt.NDArray[np.floating[Any]]:
+        """float16, float32 or float64, in the shape; it may be a strided view."""
+
+    def blocks(self) -> npt.NDArray[np.uint8]:
+        """The bytes as they are stored."""
+
+
+class ModelSource(Protocol):
+    """A model to convert. `tensors` are in the order of our files, the head left out that is the embedding again."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def sizes(self) -> Hyperparameters: ...
+    @property
+    def tensors(self) -> Sequence[ModelTensor]: ...
+
+    def sha256(self) -> str:
+        """What the source is known by. It may have to be read for it."""
+
+    def metadata(self, sha256: str, level: dict[str, Any]) -> dict[str, Any]:
+        """All metadata of a file that is made from it, those of the file's level among them."""
+
+    def tokenizer(self) -> Tokenizer:
+        """Read anew with each call."""
+
+
+class CheckpointModel:
+    """A checkpoint folder as a source. Raises `CheckpointError` when it is broken, or no GPT-2."""
+
+    def __init__(self, source: Source) -> None:
+        self.name = source.name
+        self._source = source
+        self._checkpoint = open_checkpoint(source.folder)
+        self.sizes = read_hyperparameters(self._checkpoint.config)
+        self.tensors = model_tensors(self._checkpoint, self.sizes)
+        self._tokens: dict[str, Any] | None = None
+
+    def sha256(self) -> str:
+        return source_sha256(self._source.folder)
+
+    def metadata(self, sha256: str, level: dict[str, Any]) -> dict[str, Any]:
+        if self._tokens is None:  # encoded once for all levels
+            self._tokens = tokenizer_metadata(self.tokenizer())
+        parameters = sum(prod(tensor.shape) for tensor in self.tensors)
+        common = model_metadata(self._source, sha256, self._checkpoint.license(), self.sizes, parameters)
+        return {**common, **level, **self._tokens}
+
+    def tokenizer(self) -> Tokenizer:
+        return read_tokenizer(self._source.folder, self._checkpoint.config, self.sizes.vocabulary)
+
+
+def open_model(
+    model: str = DEFAULT_MODEL,
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+    allow_requantize: bool = False,
+) -> ModelSource:
+    """What `model` means: `storybook`, a Hub name, a checkpoint folder, or a `.gguf` file.
+
+    Raises `DgptQuantError`; `allow_requantize` admits GGUF files that are quantized already.
+    """
+    if is_gguf_name(model):
+        return open_gguf_model(Path(model), revision=revision, allow_requantize=allow_requantize)
+    return CheckpointModel(resolve(model, revision=revision, offline=offline))
