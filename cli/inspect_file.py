@@ -1,12 +1,24 @@
 """`dgpt2-quant inspect`: what is in a GGUF file. (Not inspect.py: that is a module of the standard library.)"""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .options import JsonOption
 from .output import megabytes, print_json, print_table
+
+if TYPE_CHECKING:
+    from dgpt2_quant.quantize.describe import Description
+
+_WHERE_FROM = {
+    "set by hand": "dgpt2_quant.tensor_types",
+    "requantized": "dgpt2_quant.requantized_from",
+    "source commit": "dgpt2_quant.source.commit",
+    "source sha256": "dgpt2_quant.source.sha256",
+    "imatrix of": "quantize.imatrix.dataset",
+    "imatrix sha256": "dgpt2_quant.imatrix.sha256",
+}
 
 
 def inspect(
@@ -24,22 +36,10 @@ def inspect(
     if json:
         print_json(described.to_json())
         return
-    rows = [
-        ["file", str(described.path)],
-        ["size", megabytes(described.bytes)],
-        ["model", f"{described.metadata.get('general.name', '?')}, {described.architecture}"],
-        ["parameters", f"{described.parameters:,}"],
-        ["type", f"{described.type or '?'}, {described.bits_per_weight:.2f} bits per weight"],
-        ["tensors", ", ".join(f"{count} {name}" for name, count in described.counts().items())],
-        ["recipe", described.recipe or "not recorded"],
-        ["context", f"{described.context} positions"],
-        ["vocabulary", f"{described.vocabulary} tokens"],
-        ["license", str(described.metadata.get("general.license", "not recorded"))],
-    ]
-    for label, key in (("source commit", "commit"), ("source sha256", "sha256")):
-        if value := described.metadata.get(f"dgpt2_quant.source.{key}"):
-            rows.append([label, str(value)])
-    for label, text in rows:
+    rows = (
+        _importance_rows(described) if described.metadata.get("general.type") == "imatrix" else _model_rows(described)
+    )
+    for label, text in [["file", str(described.path)], ["size", megabytes(described.bytes)], *rows]:
         typer.echo(f"{label:<14} {text}")
     if tensors:
         typer.echo("")
@@ -48,6 +48,35 @@ def inspect(
         typer.echo("")
         lines = [[t.name, t.type, " x ".join(map(str, t.shape)), str(t.bytes)] for t in described.tensors]
         print_table(["tensor", "type", "shape", "bytes"], lines)
+
+
+def _model_rows(described: "Description") -> list[list[str]]:
+    metadata = described.metadata
+    rows = [
+        ["model", f"{metadata.get('general.name', '?')}, {described.architecture}"],
+        ["parameters", f"{described.parameters:,}"],
+        ["type", f"{described.type or '?'}, {described.bits_per_weight:.2f} bits per weight"],
+        ["tensors", ", ".join(f"{count} {name}" for name, count in described.counts().items())],
+        ["recipe", described.recipe or "not recorded"],
+        ["context", f"{described.context} positions"],
+        ["vocabulary", f"{described.vocabulary} tokens"],
+        ["license", str(metadata.get("general.license", "not recorded"))],
+    ]
+    for label, key in _WHERE_FROM.items():
+        if (value := metadata.get(key)) is not None:
+            rows.append([label, ", ".join(map(str, value)) if isinstance(value, list) else str(value)])
+    return rows
+
+
+def _importance_rows(described: "Description") -> list[list[str]]:
+    metadata = described.metadata
+    matrices = sum(tensor.name.endswith(".in_sum2") for tensor in described.tensors)
+    count, size = (metadata.get(f"imatrix.chunk_{what}", "?") for what in ("count", "size"))
+    return [
+        ["kind", f"importance matrix, of {matrices} matrices"],
+        ["texts", ", ".join(map(str, metadata.get("imatrix.datasets", ["?"])))],
+        ["collected on", f"{count} chunks of {size} tokens"],
+    ]
 
 
 def _short(value: object) -> str:

@@ -30,4 +30,6 @@ def note(text: str) -> None:
 
 def megabytes(count: int) -> str:
     """62.8 MB: millions of bytes, as the Hub shows sizes."""
+    if count < 1e5:
+        return f"{count} bytes"
     return f"{count / 1e6:.1f} MB" if count < 1e9 else f"{count / 1e9:.2f} GB"

@@ -101,7 +101,7 @@ class GGUFHeader:
         return 8 * sum(tensor.nbytes for tensor in self.tensors.values()) / self.parameters
 
 
-def require_file(path: Path) -> Path:
+def require_file(path: Path, hint: str = "Make one with `dgpt2-quant convert`.") -> Path:
     """The path itself. Raises `ModelNotFoundError` when no file is there, or it can not be looked at."""
     why = ""
     try:
@@ -109,7 +109,7 @@ def require_file(path: Path) -> Path:
             return path
     except (OSError, ValueError) as error:  # no permission, a name too long, a NUL in it
         why = f" ({getattr(error, 'strerror', None) or error})"
-    raise ModelNotFoundError(f"there is no file {path}{why}", "Make one with `dgpt2-quant convert`.")
+    raise ModelNotFoundError(f"there is no file {path}{why}", hint)
 
 
 def padded(nbytes: int) -> int:

@@ -3,6 +3,7 @@
 llama-quantize is the model: metadata are kept, known or not, and tensors that no recipe touches keep their type.
 """
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -114,7 +115,7 @@ def open_gguf_model(path: Path, *, revision: str | None = None, allow_requantize
     """
     if revision is not None:
         raise UsageError(f"a revision goes with a Hub name; {path} is a file", "Leave out --revision.")
-    header = read_header(require_file(path.expanduser()))
+    header = read_header(require_file(Path(os.path.expanduser(path))))  # noqa: PTH111  never raises
     if header.metadata.get("split.count", 1) != 1:
         raise GGUFError(f"{path} is one of several parts", "Put them together with `llama-gguf-split --merge`.")
     check_gpt2(header)

@@ -6,6 +6,7 @@ format (tools/imatrix/imatrix.cpp, pull request 9400): a GGUF with `NAME.in_sum2
 """
 
 import hashlib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -120,14 +121,14 @@ def read_importance(path: str | Path) -> ImportanceMatrix:
     Raises `ModelNotFoundError` when there is none, and `GGUFError` for a broken one, for one in the old `.dat` format,
     and for a file of another kind.
     """
-    path = require_file(Path(path).expanduser())
+    path = require_file(Path(os.path.expanduser(path)), "Make one with `dgpt2-quant imatrix`.")  # noqa: PTH111  never raises
     magic = bytearray(min(4, path.stat().st_size))
     read_at(path, 0, memoryview(magic))
     if magic != MAGIC:
         raise GGUFError(
             f"{path} is no GGUF file; the old .dat format of llama-imatrix is not read",
-            "Collect it again with `dgpt2-quant imatrix`, or write GGUF with a current llama-imatrix"
-            " (`llama-imatrix --in-file OLD.dat -o NEW.gguf`).",
+            "Collect it again with `dgpt2-quant imatrix`, or rewrite it:"
+            " `llama-imatrix -m MODEL.gguf --in-file OLD.dat -o NEW.gguf`.",
         )
     header = read_header(path)
     if (kind := header.metadata.get("general.type")) != "imatrix":

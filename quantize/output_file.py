@@ -1,12 +1,14 @@
 """Files that appear whole or not at all.
 
 On Linux a file is written without a name (`O_TMPFILE`) and gets one when it is complete, so that even `kill -9` or a
-power cut leaves nothing behind (when a file is replaced, there is an instant in which the new one lies beside the old
-under a hidden name). Elsewhere it is written beside its target under a hidden name, and renamed.
+power cut leaves nothing behind. Elsewhere, and in the instant in which an old file is replaced, it lies beside its
+target under a hidden name. What a kill leaves there the next writer of that file removes: the dead hold no lock.
 """
 
 import contextlib
 import errno
+import fcntl
+import glob
 import os
 import secrets
 from collections.abc import Iterator
@@ -36,13 +38,14 @@ def output_file(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
     full. An `OSError` in the block is taken for one of writing.
     """
     refuse_existing(path, overwrite)
-    with explain_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        folder = os.open(path.parent, os.O_RDONLY)
+    with explain_errors(path), _folder_for(path) as folder:
         hidden = path.with_name(f".{path.name[:50]}.{secrets.token_hex(6)}.part")
+        _remove_left_behind(path)
         try:
             descriptor, nameless = _open(hidden)
             try:
+                with contextlib.suppress(OSError):  # a file system without locks
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
                 with open(descriptor, "wb", closefd=False) as file:
                     yield file
                 os.fsync(descriptor)
@@ -59,7 +62,6 @@ def output_file(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
                 os.close(descriptor)
         finally:
             hidden.unlink(missing_ok=True)
-            os.close(folder)
 
 
 @contextmanager
@@ -77,6 +79,31 @@ def explain_errors(path: Path) -> Iterator[None]:
         }
         reason, hint = reasons.get(error.errno or 0, (error.strerror or str(error), ""))
         raise OutputError(f"{path} can not be written: {reason}", hint) from error
+
+
+@contextmanager
+def _folder_for(path: Path) -> Iterator[int]:
+    """The descriptor of its folder, made if need be; one that was made for nothing is removed again."""
+    missing = [folder for folder in path.parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        yield folder
+    except BaseException:
+        for made in missing:
+            with contextlib.suppress(OSError):  # somebody else uses it by now
+                made.rmdir()
+        raise
+    finally:
+        os.close(folder)
+
+
+def _remove_left_behind(path: Path) -> None:
+    """Hidden files of this target whose writers are dead, so that they hold no lock."""
+    for left in path.parent.glob(f".{glob.escape(path.name[:50])}.????????????.part"):
+        with contextlib.suppress(OSError), left.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
 
 
 def _open(hidden: Path) -> tuple[int, bool]:

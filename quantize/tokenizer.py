@@ -3,8 +3,12 @@
 Read from `vocab.json` + `merges.txt`, or from `tokenizer.json` where these are missing; added tokens from wherever one
 is named (`added_tokens.json`, `tokenizer.json`, `tokenizer_config.json`). Encoding and decoding are
 llama.cpp's business (`pre = gpt-2`); what its pre-tokenizer could not reproduce is refused here.
+
+A tokenizer need not have as many tokens as the embedding has rows: fine-tuners pad the one, and add tokens to the other
+without resizing. Rows without a token get an unused one; tokens without a row, which the model never saw, are left out.
 """
 
+import logging
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -14,6 +18,7 @@ from .checkpoint import read_json
 from .errors import CheckpointError
 
 END_OF_TEXT = "<|endoftext|>"
+_log = logging.getLogger(__name__)
 
 
 class TokenType(IntEnum):
@@ -37,9 +42,9 @@ class Tokenizer:
 
 
 def read_tokenizer(folder: Path, config: dict[str, Any], vocabulary: int) -> Tokenizer:
-    """The tokenizer of a checkpoint folder, padded with unused tokens to the `vocabulary` rows of the embedding.
+    """The tokenizer of a checkpoint folder, with a token for each of the `vocabulary` rows of the embedding.
 
-    Raises `CheckpointError` when it is missing, broken, or larger than the embedding.
+    Raises `CheckpointError` when it is missing or broken.
     """
     settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
     ids, merges, added = _read_files(folder, settings)
@@ -49,12 +54,16 @@ def read_tokenizer(folder: Path, config: dict[str, Any], vocabulary: int) -> Tok
         "".join([*ids, *merges]).encode("utf-8")
     except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair, UTF-8 can not
         raise CheckpointError(f"{folder}: a token is no Unicode text ({error.reason})") from error
-    special = {text for text, is_special in added.items() if is_special} | {END_OF_TEXT}
+    if beyond := [token for token, number in ids.items() if number >= vocabulary]:
+        some = ", ".join(map(repr, beyond[:4])) + (", ..." if len(beyond) > 4 else "")
+        _log.warning(
+            "%s: left out, for the embedding has %d rows: %d tokens (%s)", folder, vocabulary, len(beyond), some
+        )
+        ids = {token: number for token, number in ids.items() if number < vocabulary}
+        merges = [merge for merge in merges if merge.replace(" ", "") in ids]
     tokens = _by_number(folder, ids, vocabulary)
-    types = [_type(token, added, special) for token in tokens]
-    missing = range(len(tokens), vocabulary)
-    tokens += [f"[PAD{number}]" for number in missing]
-    types += [TokenType.UNUSED for _ in missing]
+    special = {text for text, is_special in added.items() if is_special} | {END_OF_TEXT}
+    types = [_type(token, added, special) if token in ids else TokenType.UNUSED for token in tokens]
     bos, eos = (_special_id(config, settings, name, ids, vocabulary) for name in ("bos_token", "eos_token"))
     return Tokenizer(tokens, types, merges, bos, eos)
 
@@ -126,19 +135,20 @@ def _read_merges(path: Path) -> list[str]:
 
 
 def _by_number(folder: Path, ids: dict[str, int], vocabulary: int) -> list[str]:
-    if len(ids) > vocabulary:
-        raise CheckpointError(
-            f"{folder}: the tokenizer has {len(ids)} tokens, the embedding only {vocabulary} rows",
-            "Resize the model's embedding to its tokenizer, and save both.",
-        )
-    tokens: list[str | None] = [None] * len(ids)
+    tokens: list[str | None] = [None] * vocabulary
     for token, number in ids.items():
-        if number >= len(ids) or tokens[number] is not None:
-            raise CheckpointError(
-                f"{folder}: token {token!r} has the number {number}; {len(ids)} tokens are numbered from 0, each once"
-            )
+        if (other := tokens[number]) is not None:
+            raise CheckpointError(f"{folder}: {other!r} and {token!r} both are token number {number}")
         tokens[number] = token
-    return [token for token in tokens if token is not None]
+    return [_unused(number, ids) if token is None else token for number, token in enumerate(tokens)]
+
+
+def _unused(number: int, ids: dict[str, int]) -> str:
+    """A text for a row without a token: llama.cpp ends the process when two have the same."""
+    text = f"[PAD{number}]"
+    while text in ids:
+        text += "_"
+    return text
 
 
 def _type(token: str, added: dict[str, bool], special: set[str]) -> TokenType:
