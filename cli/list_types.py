@@ -27,6 +27,13 @@ def types(json: JsonOption = False) -> None:
         )
         return
     rows = [
-        [t.name.lower(), " ".join(t.aliases), f"{t.bits_per_weight:g}", t.description] for t in QUANT_TYPES.values()
+        [
+            t.name.lower(),
+            " ".join(t.aliases),
+            f"{t.bits_per_weight:g}",
+            "needed" if t.needs_imatrix else "",
+            t.description,
+        ]
+        for t in QUANT_TYPES.values()
     ]
-    print_table(["type", "alias", "bits/weight", "what it is"], rows)
+    print_table(["type", "alias", "bits/weight", "imatrix", "what it is"], rows)

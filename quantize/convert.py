@@ -131,19 +131,15 @@ def write_files(
         refuse_existing(path, overwrite)
     with ThreadPoolExecutor(1) as aside, ExitStack() as stack:
         hashing = aside.submit(lambda: known_sha256 or source.sha256())
-        source.metadata("", {})  # a tokenizer that can not be used is told before the work
         writers = [
             FileWriter(path, stack.enter_context(output_file(path, overwrite=overwrite)), plan)
             for path, plan in plans.items()
         ]
 
-        def write_heads() -> None:
-            for writer in writers:
-                writer.write(_head(source, writer.plan, hashing.result()))
+        def heads() -> list[bytes]:
+            return [_head(source, writer.plan, hashing.result()) for writer in writers]
 
-        stream(source.tensors, writers, write_heads, threads or usable_cores(), progress)
-        for writer in writers:
-            writer.sync()
+        stream(source.tensors, writers, heads, threads or usable_cores(), progress)
     seconds = round(time.monotonic() - started, 3)
     return [
         _describe(source, writer.plan, writer.path, writer.bytes, writer.hash.hexdigest(), seconds)

@@ -1,14 +1,11 @@
 """llama.cpp's own block quantizers, called on rows of any tensor: the only file of `quantize` that touches C.
 
 The functions are found through libllama, whose symbol look-up reaches the ggml libraries that it is linked with, so
-that the process has one copy of their tables. ctypes lets go of the GIL, so the rows of a tensor are spread over
-threads; the precision's conversion to float32 and the transposition of a view happen there too, a few rows at a time.
+that the process has one copy of their tables. ctypes lets go of the GIL: callers may spread rows over threads.
 """
 
 import ctypes
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +17,6 @@ import numpy.typing as npt
 from .errors import CheckpointError, DgptQuantError, GGUFError
 from .quant_types import TensorType
 
-_CHUNK_WEIGHTS = 1 << 17  # per task: large against a call's cost, small against the second-level cache
 _F16_MAX = 65504.0
 
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -67,59 +63,44 @@ class _TypeTraits(ctypes.Structure):
     )
 
 
-@dataclass(frozen=True)
-class Quantization:
-    """A tensor that is being quantized to each of some types."""
-
-    blocks: list[npt.NDArray[np.uint8]]
-    tasks: list[Future[None]]
-
-    def result(self) -> list[npt.NDArray[np.uint8]]:
-        """Waits, and returns for each type the bytes of the blocks in the shape (rows, bytes of a row).
-
-        Raises `CheckpointError` with the tensor's name for non-finite values, or values beyond F16's range where
-        the type stores F16 numbers.
-        """
-        for task in self.tasks:
-            task.result()
-        return self.blocks
-
-
 def quantize(
     name: str,
-    data: FloatArray,
+    rows: FloatArray,
     tensor_types: Sequence[TensorType],
-    pool: ThreadPoolExecutor,
     importance: npt.NDArray[np.float32] | None = None,
-) -> Quantization:
-    """Begins to quantize one tensor to each of the types, on the pool's threads.
+) -> list[npt.NDArray[np.uint8]]:
+    """Some rows of a tensor as each of the types: for each the bytes, in the shape (rows, bytes of a row).
 
-    `data` has the shape (rows, columns) or (columns,), is float16, float32 or float64, and may be a strided view;
-    `importance` weighs the columns, shape (columns,); `name` is for messages. Same result as ggml_quantize_chunk
-    (ggml.c) on the whole tensor in float32.
+    `rows` has the shape (rows, columns), is float16, float32 or float64, and may be a strided view; `importance`
+    weighs the columns, shape (columns,). However a tensor is cut into calls, the bytes are those of ggml_quantize_chunk
+    (ggml.c) on the whole of it in float32.
+
+    Raises `CheckpointError` with `name` for non-finite values, or values beyond F16's range where the type stores F16
+    numbers.
     """
-    rows = data if data.ndim == 2 else data.reshape(1, -1)
-    for tensor_type in tensor_types:
-        if rows.shape[1] % tensor_type.block:
-            raise ValueError(f"{name}: rows of {rows.shape[1]} do not divide into blocks of {tensor_type.block}")
-        if importance is None and library().ggml_quantize_requires_imatrix(tensor_type):
-            raise ValueError(f"{name}: {tensor_type.name} can not be computed without an importance matrix")
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes an infinity, which is refused
+        data = np.ascontiguousarray(rows, np.float32)
+    _check_values(name, data, tensor_types)
     weights = None if importance is None else np.ascontiguousarray(importance, np.float32)
-    results = [np.empty((rows.shape[0], t.row_bytes(rows.shape[1])), np.uint8) for t in tensor_types]
-    step = max(1, _CHUNK_WEIGHTS // rows.shape[1])
+    return [_quantize(name, data, tensor_type, weights) for tensor_type in tensor_types]
 
-    def quantize_rows(first: int) -> None:
-        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes an infinity, which is refused
-            chunk = np.ascontiguousarray(rows[first : first + step], np.float32)
-        _check_values(name, chunk, tensor_types)
-        for tensor_type, result in zip(tensor_types, results, strict=True):
-            begin = result[first:].ctypes.data
-            weighing = None if weights is None else weights.ctypes.data
-            written = library().ggml_quantize_chunk(tensor_type, chunk.ctypes.data, begin, 0, *chunk.shape, weighing)
-            if not library().ggml_validate_row_data(tensor_type, begin, written):
-                raise CheckpointError(f"tensor {name} can not be expressed in {tensor_type.name}: a scale overflows")
 
-    return Quantization(results, [pool.submit(quantize_rows, first) for first in range(0, rows.shape[0], step)])
+def _quantize(
+    name: str, data: npt.NDArray[np.float32], tensor_type: TensorType, weights: npt.NDArray[np.float32] | None
+) -> npt.NDArray[np.uint8]:
+    if tensor_type is TensorType.F32:
+        return data.view(np.uint8)
+    columns = data.shape[1]
+    if columns % tensor_type.block:
+        raise ValueError(f"{name}: rows of {columns} do not divide into blocks of {tensor_type.block}")
+    if weights is None and library().ggml_quantize_requires_imatrix(tensor_type):
+        raise ValueError(f"{name}: {tensor_type.name} can not be computed without an importance matrix")
+    blocks = np.empty((data.shape[0], tensor_type.row_bytes(columns)), np.uint8)
+    weighing = None if weights is None else weights.ctypes.data
+    library().ggml_quantize_chunk(tensor_type, data.ctypes.data, blocks.ctypes.data, 0, *data.shape, weighing)
+    if not library().ggml_validate_row_data(tensor_type, blocks.ctypes.data, blocks.nbytes):
+        raise CheckpointError(f"tensor {name} can not be expressed in {tensor_type.name}: a scale overflows")
+    return blocks
 
 
 def dequantize(
@@ -127,11 +108,11 @@ def dequantize(
 ) -> npt.NDArray[np.float32]:
     """The weights that the blocks stand for, by the C library; `blocks` holds exactly those of the shape.
 
-    Raises `GGUFError` as `validated`.
+    Raises `GGUFError` as `validated` (but F32 is handed on as it is).
     """
-    validated(name, blocks, tensor_type)
-    if tensor_type is TensorType.F32:  # which the C library has no function for
+    if tensor_type is TensorType.F32:  # which the C library has no function for; its values are checked later
         return blocks.reshape(-1).view(np.float32).reshape(shape)
+    validated(name, blocks, tensor_type)
     values = np.empty(shape, np.float32)
     library().ggml_get_type_traits(tensor_type).contents.to_float(blocks.ctypes.data, values.ctypes.data, values.size)
     return values

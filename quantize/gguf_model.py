@@ -6,6 +6,7 @@ llama-quantize is the model: metadata are kept, known or not, and tensors that n
 import os
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from .hyperparameters import Hyperparameters
 from .metadata import is_of_level
 from .quant_types import QUANT_TYPES, TensorType
 from .read_at import read_at
+from .rows import BlockReader, RowReader
 from .tokenizer import Tokenizer, TokenType
 
 _SOURCE = "dgpt2_quant.source.sha256"
@@ -50,18 +52,34 @@ class GGUFTensor:
     def stored(self) -> TensorType:
         return self.info.type
 
-    def blocks(self) -> npt.NDArray[np.uint8]:
-        """The bytes as they lie there. Raises `CheckpointError` when they can not be read."""
-        data = np.empty(self.info.nbytes, np.uint8)
-        read_at(self.path, self.info.start, data.data)
-        return data
-
     def read(self) -> npt.NDArray[np.floating[Any]]:
         """float32, or float16 as stored. Raises `GGUFError` for blocks with a scale that is not finite."""
-        data = self.blocks()
+        return self.reader()(0, self.rows).reshape(self.shape)
+
+    def reader(self) -> RowReader:
+        """For (first row, number of rows)."""
+        return lambda first, rows: self._decode(self.block_reader()(first, rows))
+
+    def block_reader(self) -> BlockReader:
+        """For (first row, number of rows). Raises `CheckpointError` when they can not be read."""
+        row_bytes = self.info.nbytes // self.rows
+
+        def read_blocks(first: int, rows: int) -> npt.NDArray[np.uint8]:
+            data = np.empty((rows, row_bytes), np.uint8)
+            read_at(self.path, self.info.start + first * row_bytes, data.reshape(-1).data)
+            return data
+
+        return read_blocks
+
+    @property
+    def rows(self) -> int:
+        """How many; a vector is one row."""
+        return prod(self.shape[:-1])
+
+    def _decode(self, blocks: npt.NDArray[np.uint8]) -> npt.NDArray[np.floating[Any]]:
         if self.stored is TensorType.F16:
-            return data.view(np.float16).reshape(self.shape)
-        return dequantize(self.label, data, self.stored, self.shape)
+            return blocks.view(np.float16)
+        return dequantize(self.label, blocks, self.stored, (len(blocks), self.shape[-1]))
 
 
 class GGUFModel:

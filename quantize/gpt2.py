@@ -17,6 +17,8 @@ from .checkpoint import Checkpoint
 from .errors import CheckpointError
 from .hyperparameters import MAX_LAYERS, Hyperparameters
 from .quant_types import TensorType
+from .rows import BlockReader, RowReader
+from .safetensors_file import StoredTensor
 
 _TANH_GELU = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh")
 _BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # causal masks; `h.0.attn.c_attn.bias` is a weight
@@ -56,7 +58,7 @@ class CheckpointTensor:
 
     def read(self) -> npt.NDArray[np.floating[Any]]:
         """Reads it from the checkpoint: float16, float32 or float64 as stored; a matrix may be a transposed view."""
-        data = self._checkpoint.tensors[self._key].read()
+        data = self._stored.read()
         if self.name.endswith(_CONV1D):
             data = data.T
         if self._query_scale != 1.0:
@@ -64,7 +66,18 @@ class CheckpointTensor:
             data[: self.shape[0] // 3] *= self._query_scale
         return data
 
-    def blocks(self) -> npt.NDArray[np.uint8]:
+    def reader(self) -> RowReader:
+        """For (first row, number of rows). A transposed matrix is read as a whole, now."""
+        if len(self.shape) == 2 and not self.name.endswith(_CONV1D):
+            return self._stored.read
+        data = self.read().reshape(-1, self.shape[-1])
+        return lambda first, rows: data[first : first + rows]
+
+    @property
+    def _stored(self) -> StoredTensor:
+        return self._checkpoint.tensors[self._key]
+
+    def block_reader(self) -> BlockReader:
         raise TypeError(f"{self.label} is not stored as blocks")
 
 

@@ -15,6 +15,7 @@ from .hyperparameters import Hyperparameters
 from .metadata import model_metadata, tokenizer_metadata
 from .quant_types import TensorType
 from .resolve import DEFAULT_MODEL, Source, is_gguf_name, resolve
+from .rows import BlockReader, RowReader
 from .tokenizer import Tokenizer, read_tokenizer
 
 
@@ -33,10 +34,13 @@ class ModelTensor(Protocol):
     def stored(self) -> TensorType | None: ...
 
     def read(self) -> npt.NDArray[np.floating[Any]]:
-        """float16, float32 or float64, in the shape; it may be a strided view."""
+        """All of it: float16, float32 or float64, in the shape; it may be a strided view."""
 
-    def blocks(self) -> npt.NDArray[np.uint8]:
-        """The bytes as they are stored."""
+    def reader(self) -> RowReader:
+        """To read it some rows at a time; a vector is one row. What has to be read as a whole is read now."""
+
+    def block_reader(self) -> BlockReader:
+        """To read it as it is stored. Raises `TypeError` where `stored` is None."""
 
 
 class ModelSource(Protocol):

@@ -36,18 +36,21 @@ class StoredTensor:
     start: int
     nbytes: int
 
-    def read(self) -> npt.NDArray[np.floating[Any]]:
-        """The tensor as float64, float32 or float16, as it is stored; BF16, which NumPy has not, as float32.
+    def read(self, first: int = 0, rows: int | None = None) -> npt.NDArray[np.floating[Any]]:
+        """The tensor, or some rows of it (first axis) from `first` on.
 
-        Raises `CheckpointError` for a dtype that holds no weights, or when the file ends too early.
+        As float64, float32 or float16, as it is stored; BF16, which NumPy has not, as float32. Raises `CheckpointError`
+        for a dtype that holds no weights, or when the file ends too early.
         """
         if self.dtype not in _DTYPES:
             raise CheckpointError(
                 f"{self.path}: tensor {self.name!r} is {self.dtype}; weights are {', '.join(_DTYPES)}",
                 "Save the checkpoint in one of these dtypes.",
             )
-        data = np.empty(self.shape, _DTYPES[self.dtype])
-        read_at(self.path, self.start, data.reshape(-1).view(np.uint8).data)
+        shape = self.shape if rows is None else (rows, *self.shape[1:])
+        data = np.empty(shape, _DTYPES[self.dtype])
+        row_bytes = self.nbytes // self.shape[0] if first else 0
+        read_at(self.path, self.start + first * row_bytes, data.reshape(-1).view(np.uint8).data)
         if self.dtype == "BF16":
             return (data.astype(np.uint32) << 16).view(np.float32)
         return data

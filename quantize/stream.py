@@ -1,15 +1,18 @@
-"""The pipeline of a conversion: tensors are read, quantized and written, these three at once.
+"""The pipeline of a conversion: rows are read, quantized, hashed and written, all at once, a few at a time.
 
-A tensor type that several of the files share (the norms in F32, a tied embedding in Q6_K) is computed once, and never
-more than a few tensors are in memory.
+The rows of a tensor are spread over threads in pieces that stay in a core's cache, and go to the files in their order
+as they get ready. A tensor type that several of the files share (the norms in F32, a tied embedding in Q6_K) is
+computed once.
 """
 
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import BinaryIO
@@ -17,21 +20,27 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from .ggml import FloatArray, Quantization, quantize, validated
+from .ggml import quantize, validated
 from .gguf_file import padded
+from .importance import ImportanceMatrix
 from .model_source import ModelTensor
 from .output_file import explain_errors
 from .plan import Plan
 from .progress import Progress
 from .quant_types import TensorType
 
-# Tensors that may wait to be written. Enough for the embedding to be quantized while the source is still being
-# hashed, on which the heads wait.
-_WRITES_AHEAD = 4
+_PIECE_WEIGHTS = 1 << 17  # large against a call's cost, small against the second-level cache
+_PIECES_AHEAD = 8  # for each thread: what is being quantized when the oldest is waited for
+# Pieces that may wait to be written: they do while the source is still being hashed, on which the heads wait. In F32
+# they have 256 MB, in 4 bits 38.
+_WRITES_AHEAD = 512
+_FLUSH_BYTES = 32 << 20  # what is brought to the disk early, so that the end need not wait for it
+
+Blocks = dict[TensorType, npt.NDArray[np.uint8]]
 
 
 class FileWriter:
-    """Writes one file from front to back, and hashes it on the way."""
+    """One file, written from front to back, and its hash."""
 
     def __init__(self, path: Path, file: BinaryIO, plan: Plan) -> None:
         self.path = path
@@ -39,96 +48,159 @@ class FileWriter:
         self.plan = plan
         self.hash = hashlib.sha256()
         self.bytes = 0
+        self.flushed = 0
 
     def write(self, data: bytes | memoryview) -> None:
         with explain_errors(self.path):
             self.file.write(data)
-        self.hash.update(data)
         self.bytes += len(data)
 
-    def sync(self) -> None:
+    def flush(self) -> None:
         """Brings everything to the disk: a full one shows here, before any of the files takes its place."""
         with explain_errors(self.path):
             self.file.flush()
             os.fsync(self.file.fileno())
 
-    def write_tensor(self, data: npt.NDArray[np.uint8]) -> None:
-        self.write(data.reshape(-1).data)
-        self.write(bytes(padded(data.size) - data.size))
-
 
 @dataclass(frozen=True)
-class _Loaded:
-    """A tensor that was read: `weights` for those `types` that have to be computed, `blocks` where it has the type."""
+class _Piece:
+    """Some rows of a tensor."""
 
-    tensor: ModelTensor
-    types: list[TensorType]
-    weights: FloatArray | None
-    blocks: dict[TensorType, npt.NDArray[np.uint8]]
-
-
-def _load(tensor: ModelTensor, types: Sequence[TensorType]) -> _Loaded:
-    copied = [t for t in types if t is tensor.stored and t.is_quantized]  # computed again, they could differ
-    computed = [t for t in types if t not in copied]
-    blocks = {tensor_type: validated(tensor.label, tensor.blocks(), tensor_type) for tensor_type in copied}
-    return _Loaded(tensor, computed, tensor.read() if computed else None, blocks)
+    name: str
+    weights: int
+    compute: Callable[[], Blocks]
+    is_last: bool
 
 
 def stream(
     tensors: Sequence[ModelTensor],
     writers: Sequence[FileWriter],
-    write_heads: Callable[[], None],
+    heads: Callable[[], Sequence[bytes]],
     threads: int,
     progress: Progress | None,
 ) -> None:
-    """Reads, quantizes and writes the tensors, these three at once, in their order."""
-    parameters = sum(prod(tensor.shape) for tensor in tensors)
-    importance = writers[0].plan.importance  # the same for all: so are the blocks of one type
-
-    def write(name: str, blocks: dict[TensorType, npt.NDArray[np.uint8]]) -> None:
-        for writer in writers:
-            writer.write_tensor(blocks[writer.plan.types[name]])
-
-    def load(tensor: ModelTensor) -> _Loaded:
-        return _load(tensor, list(dict.fromkeys(writer.plan.types[tensor.name] for writer in writers)))
-
-    with (
-        ThreadPoolExecutor(1) as reading,
-        ThreadPoolExecutor(1) as writing,
-        ThreadPoolExecutor(threads) as pool,
-    ):
-        done = 0
-        writes = deque([writing.submit(write_heads)])
-        running: deque[tuple[_Loaded, Quantization]] = deque()
-
-        def begin(loaded: _Loaded) -> None:
-            quantization = Quantization([], [])
-            if loaded.weights is not None:
-                entry = importance.entries.get(loaded.tensor.name) if importance else None
-                weighing = entry.mean_squares if entry else None
-                quantization = quantize(loaded.tensor.label, loaded.weights, loaded.types, pool, weighing)
-            running.append((loaded, quantization))
+    """Writes the heads and all tensors. The plans of the files have the same importance matrix, or none."""
+    total = sum(prod(tensor.shape) for tensor in tensors)
+    done = 0
+    with ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(threads))
+        output = stack.enter_context(_Output(writers))
+        output.put_heads(heads)
+        running: deque[tuple[_Piece, Future[Blocks]]] = deque()
 
         def finish_oldest() -> None:
             nonlocal done
-            loaded, quantization = running.popleft()
-            blocks = loaded.blocks | dict(zip(loaded.types, quantization.result(), strict=True))
-            writes.append(writing.submit(write, loaded.tensor.name, blocks))
-            if len(writes) > _WRITES_AHEAD:
-                writes.popleft().result()
-            done += prod(loaded.tensor.shape)
-            if progress:
-                progress(done, parameters, loaded.tensor.name)
+            piece, blocks = running.popleft()
+            output.put(piece, blocks.result())
+            done += piece.weights
+            if progress and piece.is_last:
+                progress(done, total, piece.name)
 
-        upcoming = reading.submit(load, tensors[0])
-        for following in [*tensors[1:], None]:
-            loaded = upcoming.result()
-            if following is not None:
-                upcoming = reading.submit(load, following)
-            begin(loaded)
-            if len(running) > 1:  # two at a time: the threads need not wait for the last rows of one
+        for piece in _pieces(tensors, writers):
+            running.append((piece, pool.submit(piece.compute)))
+            if len(running) > threads * _PIECES_AHEAD:
                 finish_oldest()
         while running:
             finish_oldest()
-        for write_task in writes:
-            write_task.result()
+        output.finish()
+
+
+def _pieces(tensors: Sequence[ModelTensor], writers: Sequence[FileWriter]) -> Iterator[_Piece]:
+    """All tensors in pieces; while one tensor's are taken, what must be read of the next as a whole is being read."""
+    importance = writers[0].plan.importance
+    with ThreadPoolExecutor(1) as reading:
+
+        def begin(tensor: ModelTensor) -> Future[Callable[[int, int], Blocks]]:
+            types = list(dict.fromkeys(writer.plan.types[tensor.name] for writer in writers))
+            return reading.submit(_row_quantizer, tensor, types, importance)
+
+        upcoming = begin(tensors[0])
+        for tensor, following in zip(tensors, [*tensors[1:], None], strict=True):
+            quantize_rows = upcoming.result()
+            if following is not None:
+                upcoming = begin(following)
+            columns, rows = tensor.shape[-1], prod(tensor.shape[:-1])
+            step = max(1, _PIECE_WEIGHTS // columns)
+            for first in range(0, rows, step):
+                count = min(step, rows - first)
+                compute = partial(quantize_rows, first, count)
+                yield _Piece(tensor.name, count * columns, compute, first + count == rows)
+
+
+def _row_quantizer(
+    tensor: ModelTensor, types: Sequence[TensorType], importance: ImportanceMatrix | None
+) -> Callable[[int, int], Blocks]:
+    """What makes blocks of (first row, number of rows), of each type: copied where it is stored in the type already."""
+    copied = [t for t in types if t is tensor.stored and t.is_quantized]  # computed again, they could differ
+    computed = [t for t in types if t not in copied]
+    entry = importance.entries.get(tensor.name) if importance else None
+    weighing = entry.mean_squares if entry else None
+    read_rows = tensor.reader() if computed else None
+    read_blocks = tensor.block_reader() if copied else None
+
+    def quantize_rows(first: int, count: int) -> Blocks:
+        made: Blocks = {}
+        if read_blocks:
+            made[copied[0]] = validated(tensor.label, read_blocks(first, count), copied[0])
+        if read_rows:
+            blocks = quantize(tensor.label, read_rows(first, count), computed, weighing)
+            made |= dict(zip(computed, blocks, strict=True))
+        return made
+
+    return quantize_rows
+
+
+class _Output:
+    """Writes and hashes what is handed over, in its order, each on a thread of its own."""
+
+    def __init__(self, writers: Sequence[FileWriter]) -> None:
+        self.writers = writers
+        self._threads = [ThreadPoolExecutor(1) for _ in range(3)]
+        self._writing, self._hashing, self._flushing = self._threads
+        self._waiting: deque[Future[None]] = deque()
+
+    def __enter__(self) -> "_Output":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for thread in self._threads:
+            thread.shutdown(cancel_futures=error[0] is not None)
+
+    def put_heads(self, heads: Callable[[], Sequence[bytes]]) -> None:
+        """The first: what comes after them waits for them."""
+        made = self._writing.submit(heads)
+        self._waiting.append(self._writing.submit(lambda: self._write([[head] for head in made.result()])))
+        self._waiting.append(self._hashing.submit(lambda: self._hash([[head] for head in made.result()])))
+
+    def put(self, piece: _Piece, blocks: Blocks) -> None:
+        """A piece for each file, the last of a tensor with what fills up to the alignment."""
+        parts: list[list[bytes | memoryview]] = []
+        for writer in self.writers:
+            parts.append([blocks[writer.plan.types[piece.name]].reshape(-1).data])
+            if piece.is_last:
+                nbytes = writer.plan.tensor_bytes(piece.name)
+                parts[-1].append(bytes(padded(nbytes) - nbytes))
+        self._waiting.append(self._writing.submit(self._write, parts))
+        self._waiting.append(self._hashing.submit(self._hash, parts))
+        while len(self._waiting) > 2 * _WRITES_AHEAD:
+            self._waiting.popleft().result()
+
+    def finish(self) -> None:
+        """Waits until everything is on the disk."""
+        while self._waiting:
+            self._waiting.popleft().result()
+        for flush in [self._flushing.submit(writer.flush) for writer in self.writers]:
+            flush.result()
+
+    def _write(self, parts: Sequence[Sequence[bytes | memoryview]]) -> None:
+        for writer, own in zip(self.writers, parts, strict=True):
+            for part in own:
+                writer.write(part)
+            if writer.bytes - writer.flushed >= _FLUSH_BYTES:
+                writer.flushed = writer.bytes
+                self._flushing.submit(writer.flush)  # should it fail, the last one does as well
+
+    def _hash(self, parts: Sequence[Sequence[bytes | memoryview]]) -> None:
+        for writer, own in zip(self.writers, parts, strict=True):
+            for part in own:
+                writer.hash.update(part)

@@ -9,20 +9,22 @@ With --check it writes nothing, and fails when something is stale. Benchmarks ar
 import json
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from dgpt2_quant.bench.report import COLUMNS, markdown_table, remarks, table_rows
 from dgpt2_quant.cli.main import VERBS, app
-from dgpt2_quant.quantize.quant_types import QUANT_TYPES
+from dgpt2_quant.quantize.quant_types import QUANT_TYPES, QuantType
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGES_WITH_TABLES = [ROOT / name for name in ("README.md", "docs/convert.md", "docs/performance.md")]
 
 
 def main() -> None:
     check = "--check" in sys.argv[1:]
     pages = {ROOT / "docs" / "cli.md": cli_page()}
-    pages |= {path: filled(path, tables()) for path in (ROOT / "README.md", ROOT / "docs" / "performance.md")}
+    pages |= {path: filled(path, tables()) for path in PAGES_WITH_TABLES}
     stale = [path for path, text in pages.items() if not path.is_file() or path.read_text("utf-8") != text]
     if check and stale:
         names = ", ".join(str(path.relative_to(ROOT)) for path in stale)
@@ -50,16 +52,25 @@ def cli_page() -> str:
 
 def tables() -> dict[str, list[str]]:
     """What stands between `<!-- name -->` and `<!-- /name -->`."""
-    types = [
-        [f"`{t.name.lower()}`", " ".join(f"`{a}`" for a in t.aliases), f"{t.bits_per_weight:g}", t.description]
-        for t in QUANT_TYPES.values()
-    ]
     return {
-        "types": markdown_table(["type", "alias", "bits per weight", "what it is"], types),
+        "types": type_table(t for t in QUANT_TYPES.values() if t.ci),
+        "all_types": type_table(QUANT_TYPES.values()),
         "demo": fenced((ROOT / "docs" / "bench" / "demo.txt").read_text("utf-8")).splitlines(),
         "bench": bench_table("storybook"),
         "random": bench_table("distilgpt2-random"),
     }
+
+
+def type_table(types: Iterable[QuantType]) -> list[str]:
+    rows = [
+        [
+            f"`{t.name.lower()}`" + "".join(f", `{alias}`" for alias in t.aliases),
+            f"{t.bits_per_weight:g}",
+            t.description + ("; needs an importance matrix" if t.needs_imatrix else ""),
+        ]
+        for t in types
+    ]
+    return markdown_table(["type", "bits per weight", "what it is"], rows)
 
 
 def bench_table(name: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Writes a random checkpoint of DistilGPT2's shape: for measuring speed and size, not quality.
 
 usage: random_distilgpt2.py FOLDER [--without-buffers] [--tokenizer FOLDER] [--layers N --width N --heads N]
+       [--shards N]
 
 It has what `distilbert/distilgpt2` has on the Hub: 81,912,576 parameters in F32 and six causal-mask buffers (352.8 MB
 together), and a vocabulary of 50,257 tokens, which is made up here unless there is a folder with GPT-2's own. The
@@ -27,14 +28,18 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--heads", type=int, default=12)
+    parser.add_argument("--shards", type=int, default=1)
     arguments = parser.parse_args()
-    write(arguments.folder, arguments.layers, arguments.width, arguments.heads, not arguments.without_buffers)
+    write_small_files(arguments.folder, arguments.layers, arguments.width, arguments.heads)
+    write_weights(
+        arguments.folder, weights(arguments.layers, arguments.width, not arguments.without_buffers), arguments.shards
+    )
     if arguments.tokenizer:
         for name in ("vocab.json", "merges.txt"):
             shutil.copyfile(arguments.tokenizer / name, arguments.folder / name)
 
 
-def write(folder: Path, layers: int, width: int, heads: int, buffers: bool) -> None:
+def write_small_files(folder: Path, layers: int, width: int, heads: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         "model_type": "gpt2",
@@ -53,7 +58,21 @@ def write(folder: Path, layers: int, width: int, heads: int, buffers: bool) -> N
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
     write_tokenizer(folder)
-    save_file(weights(layers, width, buffers), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def write_weights(folder: Path, tensors: dict[str, np.ndarray], shards: int) -> None:
+    if shards == 1:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return
+    names = list(tensors)
+    places = {
+        name: f"model-{1 + index * shards // len(names):05}-of-{shards:05}.safetensors"
+        for index, name in enumerate(names)
+    }
+    for file in sorted(set(places.values())):
+        save_file({n: tensors[n] for n in names if places[n] == file}, folder / file, metadata={"format": "pt"})
+    index = {"metadata": {"total_size": sum(data.nbytes for data in tensors.values())}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
 
 
 def weights(layers: int, width: int, buffers: bool) -> dict[str, np.ndarray]:

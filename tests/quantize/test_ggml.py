@@ -1,20 +1,16 @@
-"""The block quantizers: the same bytes as one call of llama.cpp's own function, however the rows are spread."""
+"""The block quantizers: the same bytes as one call of llama.cpp's own function, however the rows are cut."""
 
 import ctypes
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import gguf
 import numpy as np
 import numpy.typing as npt
 import pytest
-from dgpt2_quant.quantize import ggml
 from dgpt2_quant.quantize.errors import CheckpointError, GGUFError
 from dgpt2_quant.quantize.ggml import dequantize, library, quantize, validated
 from dgpt2_quant.quantize.quant_types import TensorType
 
-# more than one task's worth of weights, and a last task that is smaller
 ROWS, COLUMNS = 600, 256
 WEIGHTS = np.random.default_rng(0).normal(0, 0.1, (ROWS, COLUMNS))
 IMPORTANCE = np.random.default_rng(1).gamma(2, 1, COLUMNS).astype(np.float32)
@@ -42,10 +38,12 @@ ERRORS |= {
 }
 
 
-@pytest.fixture(params=[1, 3], ids=["1 thread", "3 threads"])
-def pool(request: pytest.FixtureRequest) -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(request.param) as threads:
-        yield threads
+def quantized(
+    data: npt.NDArray[Any], tensor_type: TensorType, importance: npt.NDArray[np.float32] | None = None
+) -> npt.NDArray[np.uint8]:
+    """In several calls, as a conversion cuts a tensor; the last one is smaller."""
+    parts = [quantize("w", data[first : first + 256], [tensor_type], importance)[0] for first in (0, 256, 512)]
+    return np.concatenate(parts)
 
 
 def in_one_call(
@@ -62,8 +60,8 @@ def in_one_call(
 
 
 @pytest.mark.parametrize("tensor_type", FREE, ids=lambda t: t.name)
-def test_rows_over_threads_give_the_bytes_of_one_call(tensor_type: TensorType, pool: ThreadPoolExecutor) -> None:
-    (ours,) = quantize("w", WEIGHTS.astype(np.float32), [tensor_type], pool).result()
+def test_rows_in_parts_give_the_bytes_of_one_call(tensor_type: TensorType) -> None:
+    ours = quantized(WEIGHTS.astype(np.float32), tensor_type)
     np.testing.assert_array_equal(ours, in_one_call(WEIGHTS, tensor_type))
     decoded = dequantize("w", ours, tensor_type, WEIGHTS.shape)
     if tensor_type not in UNKNOWN_TO_GGUF_PY:
@@ -74,106 +72,91 @@ def test_rows_over_threads_give_the_bytes_of_one_call(tensor_type: TensorType, p
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("tensor_type", USUAL, ids=lambda t: t.name)
-def test_every_precision_and_a_transposed_view_give_the_same_bytes(
-    tensor_type: TensorType, dtype: type, pool: ThreadPoolExecutor
-) -> None:
+def test_every_precision_and_a_transposed_view_give_the_same_bytes(tensor_type: TensorType, dtype: type) -> None:
     data = WEIGHTS.astype(dtype)
     view = np.asfortranarray(data)  # as a Conv1D weight arrives: stored (inputs, outputs)
     assert not view.flags.c_contiguous
     expected = in_one_call(data, tensor_type)
     for source in (data, view):
-        np.testing.assert_array_equal(quantize("w", source, [tensor_type], pool).result()[0], expected)
+        np.testing.assert_array_equal(quantized(source, tensor_type), expected)
 
 
-def test_several_types_at_once_are_each_as_alone(pool: ThreadPoolExecutor) -> None:
-    together = quantize("w", WEIGHTS, USUAL, pool).result()
+def test_several_types_at_once_are_each_as_alone() -> None:
+    together = quantize("w", WEIGHTS, USUAL)
     for tensor_type, ours in zip(USUAL, together, strict=True):
         np.testing.assert_array_equal(ours, in_one_call(WEIGHTS, tensor_type))
 
 
 @pytest.mark.parametrize("tensor_type", [t for t in USUAL if t.is_quantized], ids=lambda t: t.name)
-def test_importance_is_handed_to_every_row(tensor_type: TensorType, pool: ThreadPoolExecutor) -> None:
-    (weighed,) = quantize("w", WEIGHTS, [tensor_type], pool, IMPORTANCE).result()
+def test_importance_is_handed_to_every_row(tensor_type: TensorType) -> None:
+    weighed = quantized(WEIGHTS, tensor_type, IMPORTANCE)
     np.testing.assert_array_equal(weighed, in_one_call(WEIGHTS, tensor_type, IMPORTANCE))
     if tensor_type is not TensorType.Q8_0:  # which has nothing to decide
         assert (weighed != in_one_call(WEIGHTS, tensor_type)).any()
 
 
-def test_importance_may_be_of_any_precision_and_strided(pool: ThreadPoolExecutor) -> None:
+def test_importance_may_be_of_any_precision_and_strided() -> None:
     strided = np.repeat(IMPORTANCE.astype(np.float64), 2)[::2]
-    (weighed,) = quantize("w", WEIGHTS, [TensorType.Q4_K], pool, strided).result()  # type: ignore[arg-type]
+    (weighed,) = quantize("w", WEIGHTS, [TensorType.Q4_K], strided)  # type: ignore[arg-type]
     np.testing.assert_array_equal(weighed, in_one_call(WEIGHTS, TensorType.Q4_K, IMPORTANCE))
 
 
 @pytest.mark.parametrize("tensor_type", NEED_IMPORTANCE, ids=lambda t: t.name)
-def test_a_type_that_needs_importance_is_not_tried_without(tensor_type: TensorType, pool: ThreadPoolExecutor) -> None:
+def test_a_type_that_needs_importance_is_not_tried_without(tensor_type: TensorType) -> None:
     with pytest.raises(ValueError, match=f"{tensor_type.name} can not be computed without"):  # C would abort
-        quantize("w", WEIGHTS, [tensor_type], pool).result()
-
-
-def test_a_vector_is_one_row(pool: ThreadPoolExecutor) -> None:
-    (ours,) = quantize("norm", WEIGHTS[0], [TensorType.F32], pool).result()
-    assert ours.shape == (1, 4 * COLUMNS)
-    np.testing.assert_array_equal(ours.view(np.float32)[0], WEIGHTS[0].astype(np.float32))
-
-
-def test_a_row_longer_than_a_task_is_one_task(pool: ThreadPoolExecutor) -> None:
-    wide = np.resize(WEIGHTS, (3, ggml._CHUNK_WEIGHTS + 256))
-    np.testing.assert_array_equal(
-        quantize("w", wide, [TensorType.Q8_0], pool).result()[0], in_one_call(wide, TensorType.Q8_0)
-    )
+        quantize("w", WEIGHTS, [tensor_type])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("tensor_type", [TensorType.F32, TensorType.BF16, TensorType.Q4_K], ids=lambda t: t.name)
 @pytest.mark.parametrize("place", [(0, 0), (ROWS - 1, COLUMNS - 1)])
 def test_a_value_that_is_not_finite_is_refused_with_the_tensors_name(
-    value: float, tensor_type: TensorType, place: tuple[int, int], pool: ThreadPoolExecutor
+    value: float, tensor_type: TensorType, place: tuple[int, int]
 ) -> None:
     data = WEIGHTS.copy()
     data[place] = value
     with pytest.raises(CheckpointError, match=r"tensor blk.3.ffn_up.weight has a value that is not finite"):
-        quantize("blk.3.ffn_up.weight", data, [tensor_type], pool).result()
+        quantize("blk.3.ffn_up.weight", data, [tensor_type])
 
 
-def test_a_float64_beyond_float32_is_refused_without_a_warning(pool: ThreadPoolExecutor) -> None:
+def test_a_float64_beyond_float32_is_refused_without_a_warning() -> None:
     data = WEIGHTS.copy()
     data[5, 5] = 1e300
     with pytest.raises(CheckpointError, match="not finite"):
-        quantize("w", data, [TensorType.F32], pool).result()
+        quantize("w", data, [TensorType.F32])
 
 
 @pytest.mark.parametrize("value", [1e5, -1e5])
-def test_a_value_beyond_f16_is_refused_where_f16_is_stored(value: float, pool: ThreadPoolExecutor) -> None:
+def test_a_value_beyond_f16_is_refused_where_f16_is_stored(value: float) -> None:
     data = WEIGHTS.copy()
     data[ROWS // 2, 7] = value
     for tensor_type in (TensorType.F16, TensorType.Q8_0, TensorType.Q4_K):
         with pytest.raises(CheckpointError) as caught:
-            quantize("token_embd.weight", data, [TensorType.F32, tensor_type], pool).result()
+            quantize("token_embd.weight", data, [TensorType.F32, tensor_type])
         assert "tensor token_embd.weight has a value of 1e+05" in caught.value.message
         assert tensor_type.name in caught.value.message
         assert "f32 or bf16" in caught.value.hint
-    exact, rounded = quantize("token_embd.weight", data, [TensorType.F32, TensorType.BF16], pool).result()
+    exact, rounded = quantize("token_embd.weight", data, [TensorType.F32, TensorType.BF16])
     assert exact.view(np.float32)[ROWS // 2, 7] == value
     decoded = gguf.dequantize(rounded, gguf.GGMLQuantizationType.BF16)
     assert decoded[ROWS // 2, 7] == pytest.approx(value, rel=2**-8)
 
 
-def test_the_largest_f16_is_still_taken(pool: ThreadPoolExecutor) -> None:
+def test_the_largest_f16_is_still_taken() -> None:
     data = WEIGHTS.copy()
     data[0, 0] = -65504
-    (ours,) = quantize("w", data, [TensorType.F16], pool).result()
+    (ours,) = quantize("w", data, [TensorType.F16])
     assert ours.view(np.float16)[0, 0] == -65504
 
 
-def test_rows_that_do_not_divide_into_blocks_are_a_mistake_of_the_caller(pool: ThreadPoolExecutor) -> None:
+def test_rows_that_do_not_divide_into_blocks_are_a_mistake_of_the_caller() -> None:
     with pytest.raises(ValueError, match="rows of 48 do not divide into blocks of 32"):
-        quantize("w", WEIGHTS[:, :48], [TensorType.Q8_0], pool).result()
+        quantize("w", WEIGHTS[:, :48], [TensorType.Q8_0])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_blocks_with_a_scale_that_is_not_finite_are_refused(value: float, pool: ThreadPoolExecutor) -> None:
-    (blocks,) = quantize("w", WEIGHTS, [TensorType.Q8_0], pool).result()
+def test_blocks_with_a_scale_that_is_not_finite_are_refused(value: float) -> None:
+    (blocks,) = quantize("w", WEIGHTS, [TensorType.Q8_0])
     assert validated("w", blocks, TensorType.Q8_0) is blocks
     blocks[5, :2] = np.frombuffer(np.float16(value).tobytes(), np.uint8)  # the first block's scale
     for attempt in (validated, lambda *args: dequantize(*args, WEIGHTS.shape)):
