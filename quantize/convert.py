@@ -1,7 +1,7 @@
 """A model to GGUF files, in one pass.
 
-The source is read once, a tensor at a time, whatever the number of types asked for, with no file in between. All the
-files appear together, or none.
+The source is read once, whatever the number of types asked for, with no file in between. The files take their places
+when all of them are complete.
 """
 
 import time
@@ -122,7 +122,7 @@ def write_files(
     progress: Progress | None = None,
     known_sha256: str | None = None,
 ) -> list[ConvertedFile]:
-    """Writes a file by each plan, all of them or none, and returns what was written.
+    """Writes a file by each plan, and returns what was written. They take their places at the end.
 
     `known_sha256` saves reading the source once more for its hash, for a caller who just did. Raises `DgptQuantError`.
     """

@@ -20,7 +20,14 @@ from .quant_types import TensorType
 from .rows import BlockReader, RowReader
 from .safetensors_file import StoredTensor
 
-_TANH_GELU = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh")
+_TANH_GELU = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_accurate", "gelu_python_tanh")
+# Transformers' other names (`GPT2Config.attribute_map`), which go before GPT-2's own there
+_ALIASES = {
+    "n_embd": "hidden_size",
+    "n_head": "num_attention_heads",
+    "n_layer": "num_hidden_layers",
+    "n_positions": "max_position_embeddings",
+}
 _BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # causal masks; `h.0.attn.c_attn.bias` is a weight
 _OUTPUT = "lm_head.weight"
 _OUTSIDE = {
@@ -63,7 +70,8 @@ class CheckpointTensor:
             data = data.T
         if self._query_scale != 1.0:
             data = data.astype(np.float32 if data.dtype == np.float16 else data.dtype)
-            data[: self.shape[0] // 3] *= self._query_scale
+            with np.errstate(over="ignore"):  # an infinity is refused with the tensor's name
+                data[: self.shape[0] // 3] *= self._query_scale
         return data
 
     def reader(self) -> RowReader:
@@ -95,7 +103,7 @@ def read_hyperparameters(config: dict[str, Any]) -> Hyperparameters:
             f"config.json says activation_function {activation!r}; llama.cpp's GPT-2 computes a tanh GELU "
             f"({', '.join(_TANH_GELU)}) and no other, so the converted model would be wrong"
         )
-    if config.get("add_cross_attention"):
+    if _switch(config, "add_cross_attention", False):
         raise CheckpointError("config.json says add_cross_attention: llama.cpp's GPT-2 has none")
     width = _size(config, "n_embd", 768)
     heads = _size(config, "n_head", 12)
@@ -155,7 +163,7 @@ def _checkpoint_key(name: str, prefix: str) -> str:
 
 def _is_tied(checkpoint: Checkpoint, embedding_key: str) -> bool:
     head, embedding = checkpoint.tensors.get(_OUTPUT), checkpoint.tensors.get(embedding_key)
-    if head is None and checkpoint.config.get("tie_word_embeddings", True) is False:
+    if head is None and not _switch(checkpoint.config, "tie_word_embeddings", True):
         raise CheckpointError(
             f"config.json says tie_word_embeddings false, but {checkpoint.folder} has no tensor {_OUTPUT!r}",
             "Are all shards there? A model whose head is its embedding says tie_word_embeddings true.",
@@ -169,8 +177,8 @@ def _is_tied(checkpoint: Checkpoint, embedding_key: str) -> bool:
 
 def _query_scales(config: dict[str, Any], sizes: Hyperparameters) -> list[float]:
     """What each layer's queries are multiplied by, so that llama.cpp's fixed 1/sqrt(head width) comes out right."""
-    unscaled = 1.0 if config.get("scale_attn_weights", True) else sqrt(sizes.width // sizes.heads)
-    by_layer = bool(config.get("scale_attn_by_inverse_layer_idx", False))
+    unscaled = 1.0 if _switch(config, "scale_attn_weights", True) else sqrt(sizes.width // sizes.heads)
+    by_layer = _switch(config, "scale_attn_by_inverse_layer_idx", False)
     return [unscaled / (layer + 1 if by_layer else 1) for layer in range(sizes.layers)]
 
 
@@ -184,7 +192,15 @@ def _refuse_unknown(checkpoint: Checkpoint, used: set[str], prefix: str) -> None
 
 
 def _size(config: dict[str, Any], key: str, default: Any, largest: int = 2**31 - 1) -> int:
+    key = alias if (alias := _ALIASES.get(key, "")) in config else key
     value = config.get(key, default)
     if type(value) is not int or not 0 < value <= largest:
         raise CheckpointError(f"config.json: {key} is {value!r}, not a whole number from 1 to {largest}")
+    return value
+
+
+def _switch(config: dict[str, Any], key: str, default: bool) -> bool:
+    value = config.get(key, default)
+    if not isinstance(value, bool):
+        raise CheckpointError(f"config.json: {key} is {value!r}, not true or false")
     return value

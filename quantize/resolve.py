@@ -69,7 +69,7 @@ def resolve(model: str, *, revision: str | None = None, offline: bool = False, p
     if snapshot is None and offline:
         raise ModelNotFoundError(
             f"offline, and {repository} (revision {wanted}) is not, or not completely, in the Hub cache",
-            f"{_WORKS_OFFLINE} Or run once without --offline and HF_HUB_OFFLINE.",
+            f"{_WORKS_OFFLINE} Or run once without --offline, --dry-run and HF_HUB_OFFLINE.",
         )
     snapshot = snapshot or _download(repository, wanted)
     return Source(repository.split("/")[-1], snapshot, repository, snapshot.name)

@@ -87,15 +87,27 @@ def _read_files(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, int],
     else:
         raise CheckpointError(f"{folder} has no tokenizer: neither vocab.json with merges.txt nor tokenizer.json")
     ids = {**ids, **extra}
-    if not all(type(number) is int and number >= 0 for number in ids.values()):
-        raise CheckpointError(f"{folder}: the vocabulary has a token without a number")
     try:
         for number, entry in settings.get("added_tokens_decoder", {}).items():
             ids.setdefault(entry["content"], int(number))
             added[entry["content"]] = bool(entry.get("special"))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / 'tokenizer_config.json'}: bad added_tokens_decoder ({error})") from error
+    if wrong := next((text for text, number in ids.items() if type(number) is not int or number < 0), None):
+        raise CheckpointError(f"{folder}: {wrong!r} is a token without a number: {ids[wrong]!r} is none")
+    named = read_json(folder / "special_tokens_map.json") if (folder / "special_tokens_map.json").is_file() else {}
+    for text in added.keys() & (_named_tokens(named) | _named_tokens(settings)):
+        added[text] = True
     return ids, merges, added
+
+
+def _named_tokens(settings: dict[str, Any]) -> set[str]:
+    """The texts under `eos_token`, `pad_token` and their like, and `additional_special_tokens`."""
+    values = [value for key, value in settings.items() if key.endswith("_token")]
+    more = settings.get("additional_special_tokens")
+    values += more if isinstance(more, list) else []
+    texts = [value.get("content") if isinstance(value, dict) else value for value in values]
+    return {text for text in texts if isinstance(text, str)}
 
 
 def _read_fast_tokenizer(path: Path) -> tuple[dict[str, int], list[str], dict[str, int], dict[str, bool]]:
@@ -105,6 +117,19 @@ def _read_fast_tokenizer(path: Path) -> tuple[dict[str, int], list[str], dict[st
         raise CheckpointError(
             f"{path}: a {model.get('type')} model behind a {pre.get('type')} pre-tokenizer;"
             " GPT-2 has a BPE behind ByteLevel"
+        )
+    changing = [
+        name
+        for name, value in (
+            ("normalizer", content.get("normalizer")),
+            *((key, model.get(key)) for key in ("end_of_word_suffix", "continuing_subword_prefix")),
+        )
+        if value
+    ]
+    if changing:
+        raise CheckpointError(
+            f"{path} has a {changing[0]}, which llama.cpp's GPT-2 tokenizer does not know:"
+            " texts would be read differently"
         )
     if pre.get("add_prefix_space") or not pre.get("use_regex", True):
         raise CheckpointError(f"{path}: its pre-tokenizer is not GPT-2's (add_prefix_space, or no splitting at all)")

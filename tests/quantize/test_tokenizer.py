@@ -1,6 +1,7 @@
 """GPT-2's tokenizer from either of its two layouts, as llama.cpp wants it; and what is wrong with a broken one."""
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,125 @@ def test_padded_rows_become_unused_tokens(files: Path) -> None:
     assert (tokenizer.bos, tokenizer.eos) == (END, END)
 
 
+def test_gaps_in_the_numbering_become_unused_tokens(files: Path) -> None:
+    change(files / "vocab.json", lambda v: [v.pop(TOKENS[3]), v.update({END_OF_TEXT: SIZE + 1})])
+    tokenizer = read(files, SIZE + 3)
+    gaps = [3, END, SIZE, SIZE + 2]
+    assert [number for number, kind in enumerate(tokenizer.types) if kind is TokenType.UNUSED] == gaps
+    assert [tokenizer.tokens[number] for number in gaps] == [f"[PAD{number}]" for number in gaps]
+    assert (tokenizer.tokens[SIZE + 1], tokenizer.eos) == (END_OF_TEXT, SIZE + 1)
+
+
+def test_an_unused_token_is_not_called_like_one_that_is_there(files: Path) -> None:
+    names = {f"[PAD{SIZE + 2}]": SIZE, f"[PAD{SIZE + 2}]_": SIZE + 1}
+    write_json(files / "added_tokens.json", names)
+    tokenizer = read(files, SIZE + 4)
+    assert tokenizer.tokens[SIZE:] == [*names, f"[PAD{SIZE + 2}]__", f"[PAD{SIZE + 3}]"]
+    assert tokenizer.types[SIZE:] == [TokenType.USER_DEFINED] * 2 + [TokenType.UNUSED] * 2
+    assert len(set(tokenizer.tokens)) == SIZE + 4
+
+
+@pytest.mark.parametrize("kind", ["vocab.json", "added_tokens.json", "tokenizer.json", "tokenizer_config.json"])
+def test_a_token_without_a_row_is_left_out_with_a_warning(
+    kind: str, files: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    entry = {"id": SIZE, "content": "extra"}
+    if kind == "vocab.json":
+        change(files / kind, lambda v: v.update(extra=SIZE))
+    else:
+        content: dict[str, Any] = {
+            "added_tokens.json": {"extra": SIZE},
+            "tokenizer.json": fast_tokenizer() | {"added_tokens": [entry]},
+            "tokenizer_config.json": {"added_tokens_decoder": {str(SIZE): entry}},
+        }
+        write_json(files / kind, content[kind])
+    tokenizer = read(files)
+    assert (tokenizer.tokens, tokenizer.merges) == (TOKENS, MERGES)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.getMessage() == f"{files}: left out, for the embedding has {SIZE} rows: 1 tokens ('extra')"
+    caplog.clear()
+    assert read(files, SIZE + 1).tokens == [*TOKENS, "extra"]
+    assert not caplog.records
+
+
+def test_of_many_tokens_without_a_row_some_are_named(files: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_json(files / "added_tokens.json", {f"<{number}>": SIZE + 3 * number for number in range(6)})
+    assert read(files).tokens == TOKENS
+    (record,) = caplog.records
+    assert record.getMessage().endswith("6 tokens ('<0>', '<1>', '<2>', '<3>', ...)")
+
+
+def test_merges_that_make_tokens_without_a_row_are_left_out(files: Path) -> None:
+    tokenizer = read(files, TOKENS.index("Ġthe"), bos_token_id=0, eos_token_id=0)
+    assert tokenizer.tokens == TOKENS[: TOKENS.index("Ġthe")]
+    assert tokenizer.merges == ["Ġ t", "h e", "i n"]
+
+
+def test_a_merge_goes_with_its_token_wherever_it_stands(files: Path) -> None:
+    # "he", the second merge, moves behind the rest; Ġthe, which needs it, stays a token that is never made
+    change(files / "vocab.json", lambda v: v.update(he=SIZE))
+    tokenizer = read(files)
+    number = TOKENS.index("he")
+    assert tokenizer.tokens[number] == f"[PAD{number}]"
+    assert tokenizer.merges == [merge for merge in MERGES if merge != "h e"]
+
+
+@pytest.mark.parametrize("settings", [{}, {"bos_token": "<|user|>", "eos_token": {"content": "<|user|>"}}])
+def test_a_special_token_without_a_row_gives_way_to_the_end_of_text(settings: dict[str, Any], files: Path) -> None:
+    write_json(files / "added_tokens.json", {"<|user|>": SIZE})
+    write_json(files / "tokenizer_config.json", settings)
+    tokenizer = read(files, bos_token_id=SIZE, eos_token_id=SIZE)
+    assert (tokenizer.bos, tokenizer.eos) == (END, END)
+    grown = read(files, SIZE + 1, bos_token_id=SIZE, eos_token_id=SIZE)
+    assert (grown.bos, grown.eos) == (SIZE, SIZE)
+
+
+def test_an_end_of_text_without_a_row_is_missed_unless_another_token_is_named(files: Path) -> None:
+    with pytest.raises(CheckpointError, match=f"eos_token_id is {END}; the vocabulary has {END} tokens, and none is"):
+        read(files, END, bos_token_id=0, eos_token_id=END)
+    with pytest.raises(CheckpointError, match="bos_token_id is None"):
+        read(files, END)
+    write_json(files / "tokenizer_config.json", {"eos_token": "!"})
+    assert read(files, END, bos_token_id=0, eos_token_id=END).eos == TOKENS.index("!")
+
+
+@pytest.mark.parametrize("number", [-1, -1000])
+def test_a_negative_number_in_the_settings_is_refused(number: int, files: Path) -> None:
+    decoder = {str(number): {"content": "<|user|>"}}
+    write_json(files / "tokenizer_config.json", {"added_tokens_decoder": decoder})
+    with pytest.raises(CheckpointError, match=r"added_tokens_decoder|without a number"):
+        read(files, SIZE + 1)
+
+
+def test_llama_cpp_loads_a_vocabulary_with_gaps_and_tokens_left_out(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "model", layers=1, vocabulary=SIZE + 4)
+    names = {f"[PAD{SIZE + 1}]": SIZE, "<|user|>": SIZE + 2, "<|beyond|>": SIZE + 4, "<|far|>": 10**9}
+    write_json(folder / "added_tokens.json", names)
+    (file,) = convert(str(folder), type=["F32"], output=tmp_path)
+    metadata = read_header(Path(file.path)).metadata
+    unused = [f"[PAD{SIZE + 1}]_", f"[PAD{SIZE + 3}]"]
+    assert metadata["tokenizer.ggml.tokens"][SIZE:] == [f"[PAD{SIZE + 1}]", unused[0], "<|user|>", unused[1]]
+    with Model.load(file.path, threads=1) as model:
+        assert model.vocabulary == SIZE + 4
+        assert model.tokenize(f"<|user|>{END_OF_TEXT}[PAD{SIZE + 1}]") == [SIZE + 2, END, SIZE]
+        for text in ("<|beyond|>", "<|far|>", *unused):  # no tokens of their own, but text
+            tokens = model.tokenize(text)
+            assert not {SIZE + 1, SIZE + 3} & set(tokens)
+            assert model.detokenize(tokens) == text
+
+
+def test_llama_cpp_reads_text_without_the_tokens_that_were_left_out(tmp_path: Path) -> None:
+    config = {"bos_token_id": 0, "eos_token_id": 0}
+    folder = make_checkpoint(tmp_path / "model", layers=1, vocabulary=TOKENS.index("Ġthe"), config=config)
+    (file,) = convert(str(folder), type=["F32"], output=tmp_path)
+    with Model.load(file.path, threads=1) as model:
+        tokens = model.tokenize(f"in the ïn{END_OF_TEXT}")
+        assert max(tokens) < model.vocabulary == TOKENS.index("Ġthe")
+        assert [TOKENS[token] for token in tokens[:3]] == ["in", "Ġt", "he"]
+        assert model.detokenize(tokens) == f"in the ïn{END_OF_TEXT}"
+
+
 def test_added_tokens_are_user_defined_or_control(files: Path, fast: Path) -> None:
     write_json(files / "added_tokens.json", {"<|user|>": SIZE, "smile": SIZE + 1})
     decoder = {str(SIZE): {"content": "<|user|>", "special": True}, str(SIZE + 1): {"content": "smile"}}
@@ -91,6 +211,18 @@ def test_added_tokens_are_user_defined_or_control(files: Path, fast: Path) -> No
     assert tokenizer == read(fast, SIZE + 2)
     assert tokenizer.tokens[-2:] == ["<|user|>", "smile"]
     assert tokenizer.types[-3:] == [TokenType.CONTROL, TokenType.CONTROL, TokenType.USER_DEFINED]
+
+
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize("text", ["<|ü €|>", "two words", " led by a space", "\n\n", "日本"])
+def test_an_added_token_is_spelled_as_text_and_not_as_printable_bytes(text: str, special: bool, tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "model", layers=1, vocabulary=SIZE + 1, tokenizer="fast")
+    added = [{"id": SIZE, "content": text, "special": special}]
+    change(folder / "tokenizer.json", lambda content: content["added_tokens"].extend(added))
+    (file,) = convert(str(folder), type=["F32"], output=tmp_path)
+    with Model.load(file.path, threads=1) as model:
+        assert model.tokenize(f"a{text}b") == [TOKENS.index("a"), SIZE, TOKENS.index("b")]
+        assert model.detokenize([SIZE]) == ("" if special else text)
 
 
 def test_special_tokens_are_the_configs(files: Path) -> None:
@@ -124,14 +256,20 @@ FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "merges in Latin-1": (lambda f: (f / "merges.txt").write_bytes(b"\xe9 t\n"), "not UTF-8"),
     "vocab.json cut off": (lambda f: (f / "vocab.json").write_text('{"a": 0, "b'), "not sound JSON"),
     "vocab.json a list": (lambda f: (f / "vocab.json").write_text('["a"]'), "no JSON object"),
-    "a number twice": (lambda f: change(f / "vocab.json", lambda v: v.update(A=0)), "has the number 0"),
-    "a gap": (lambda f: change(f / "vocab.json", lambda v: v.update({END_OF_TEXT: SIZE})), f"has the number {SIZE}"),
+    "a number twice": (
+        lambda f: change(f / "vocab.json", lambda v: v.update(new=0)),
+        f"{TOKENS[0]!r} and 'new' both are token number 0",
+    ),
+    "an added number twice": (
+        lambda f: write_json(f / "added_tokens.json", {"<|user|>": END}),
+        f"{END_OF_TEXT!r} and '<|user|>' both are token number {END}",
+    ),
+    "a number twice in the settings": (
+        lambda f: write_json(f / "tokenizer_config.json", {"added_tokens_decoder": {"7": {"content": "<|user|>"}}}),
+        f"{TOKENS[7]!r} and '<|user|>' both are token number 7",
+    ),
     "a negative number": (lambda f: change(f / "vocab.json", lambda v: v.update(A=-1)), "without a number"),
     "a name for a number": (lambda f: change(f / "vocab.json", lambda v: v.update(A="1")), "without a number"),
-    "one token too many": (
-        lambda f: change(f / "vocab.json", lambda v: v.update(extra=SIZE)),
-        f"has {SIZE + 1} tokens, the embedding only {SIZE} rows",
-    ),
     "half a surrogate": (
         lambda f: change(f / "vocab.json", lambda v: v.update({"\ud83d": v.pop("he")})),
         "no Unicode text",
@@ -143,6 +281,10 @@ FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a bad list of added tokens": (
         lambda f: write_json(f / "tokenizer_config.json", {"added_tokens_decoder": ["x"]}),
         "added_tokens_decoder",
+    ),
+    "a negative number of an added token": (
+        lambda f: write_json(f / "added_tokens.json", {"<|user|>": -1}),
+        "without a number",
     ),
     "a bad added token": (
         lambda f: write_json(f / "tokenizer_config.json", {"added_tokens_decoder": {"1": {"content": []}}}),
@@ -167,6 +309,12 @@ FAST: dict[str, tuple[dict[str, Any], str]] = {
     "no pre-tokenizer": ({"pre_tokenizer": None}, "behind a None"),
     "a prefix space": ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "add_prefix_space"),
     "no splitting": ({"pre_tokenizer": {"type": "ByteLevel", "use_regex": False}}, "no splitting"),
+    # "THE" would be the tokens of "THE", which the model never saw
+    "a normalizer": ({"normalizer": {"type": "Lowercase"}}, "normalizer"),
+    "words that end in a suffix": (
+        {"model": fast_tokenizer()["model"] | {"end_of_word_suffix": "</w>"}},
+        "end_of_word_suffix",
+    ),
     "a model that is a string": ({"model": "BPE"}, "not a tokenizers file"),
     "no merges key": ({"model": {"type": "BPE", "vocab": {"a": 0}}}, "not a tokenizers file"),
     "a vocabulary of strings": (
@@ -177,7 +325,10 @@ FAST: dict[str, tuple[dict[str, Any], str]] = {
     "an added token without a number": ({"added_tokens": [{"content": "a"}]}, "not a tokenizers file"),
     "an added token that is no string": ({"added_tokens": [{"content": 7, "id": SIZE}]}, "not a tokenizers file"),
     "added tokens that are strings": ({"added_tokens": ["a"]}, "not a tokenizers file"),
-    "an added number twice": ({"added_tokens": [{"content": "new", "id": 3}]}, "has the number 3"),
+    "an added number twice": (
+        {"added_tokens": [{"content": "new", "id": 3}]},
+        f"{TOKENS[3]!r} and 'new' both are token number 3",
+    ),
 }
 
 
