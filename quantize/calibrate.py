@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import time
-import zipfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .encode_text import encode_text
-from .errors import UsageError
+from .errors import CheckpointError, UsageError
 from .hyperparameters import multiplied
 from .importance import ImportanceMatrix, Statistics, merged, read_importance
 from .model_source import ModelSource, open_model
@@ -33,6 +32,7 @@ from .text import NamedText, load_text
 CONTEXT = 512
 Sums = npt.NDArray[np.float64]
 _SAVE_EVERY = 20.0  # seconds
+_LARGEST = 1e30  # of a chunk's sums: millions of chunks stay within float32
 
 
 def imatrix(
@@ -56,19 +56,21 @@ def imatrix(
 
     Raises `DgptQuantError`.
     """
-    output = Path(output).expanduser()
+    output = Path(output)
+    partial = output.with_name(f"{output.name[:60]}.partial")
     refuse_existing(output, overwrite)
+    refuse_existing(partial, overwrite=True)
     others = [read_importance(path) for path in merge]
     if text is None and not others:
         raise UsageError("there is neither a text to collect over nor a file to merge", "Use --text FILE.")
-    partial = output.with_name(output.name + ".partial")
     if text is not None:
         named = load_text(text)
         source = open_model(model, revision=revision, offline=offline)
         others.insert(0, collect(source, named, ctx_size=ctx_size, chunks=chunks, partial=partial, progress=progress))
     result = merged(others)
     result.write(output, overwrite=overwrite)
-    partial.unlink(missing_ok=True)
+    if text is not None:
+        partial.unlink(missing_ok=True)
     return result
 
 
@@ -82,23 +84,15 @@ def collect(
     progress: Progress | None = None,
 ) -> ImportanceMatrix:
     """The importance matrix of a model over a text. With `partial`, a file to go on from and to save to."""
-    if ctx_size < 1 or (chunks is not None and chunks < 1):
-        raise UsageError(f"a context of {ctx_size} and {chunks} chunks were asked for; at least 1 is needed")
-    size = min(ctx_size, source.sizes.context)
-    tokens = encode_text(source.tokenizer(), text.text)
-    count = min(len(tokens) // size, chunks or len(tokens))
-    if not count:
-        raise UsageError(
-            f"the text {text.name} has {len(tokens)} tokens; at least one chunk of {size} is needed",
-            "Take a longer text, or a smaller --ctx-size.",
-        )
+    size, count, tokens = _cut(source, text, ctx_size, chunks)
     reference = from_source(source)
     collected = _resume(partial, [source.sha256(), text.sha256, size, count])
     saved = time.monotonic()
     try:
         for chunk in range(collected.chunks, count):
             inputs: dict[str, Sums] = {}
-            reference.hidden(tokens[chunk * size : (chunk + 1) * size], observe=_add_to(inputs))
+            with np.errstate(all="ignore"):  # what is not finite is refused where it is seen
+                reference.hidden(tokens[chunk * size : (chunk + 1) * size], observe=_add_to(inputs))
             collected = collected.plus(inputs)
             if progress:
                 progress(collected.chunks, count, f"importance of {collected.chunks * size} tokens")
@@ -113,18 +107,40 @@ def collect(
 
 
 def uncollected(source: ModelSource, text: NamedText) -> ImportanceMatrix:
-    """As `collect` would return it, without having collected: to plan with."""
+    """As `collect` would return it, without having collected: to plan with. Raises `UsageError` as `collect` does."""
+    size, count, _ = _cut(source, text, CONTEXT, None)
     shapes = {tensor.name: tensor.shape for tensor in source.tensors}
     empty = {name: np.zeros(shapes[name][1], np.float32) for name in multiplied(shapes)}
     entries = {name: Statistics(zeros, zeros, 0.0) for name, zeros in empty.items()}
-    return ImportanceMatrix(entries, [text.name], 0, CONTEXT)
+    return ImportanceMatrix(entries, [text.name], count, size)
+
+
+def _cut(source: ModelSource, text: NamedText, ctx_size: int, chunks: int | None) -> tuple[int, int, list[int]]:
+    """The tokens of a chunk, how many chunks to take, and the text's tokens."""
+    if ctx_size < 1 or (chunks is not None and chunks < 1):
+        raise UsageError(f"a context of {ctx_size} and {chunks} chunks were asked for; at least 1 is needed")
+    size = min(ctx_size, source.sizes.context)
+    tokens = encode_text(source.tokenizer(), text.text)
+    count = min(len(tokens) // size, chunks or len(tokens))
+    if not count:
+        raise UsageError(
+            f"the text {text.name} has {len(tokens)} tokens; at least one chunk of {size} is needed",
+            "Take a longer text, or, with `dgpt2-quant imatrix`, a smaller --ctx-size.",
+        )
+    return size, count, tokens
 
 
 def _add_to(sums: dict[str, Sums]) -> Observer:
     """What the reference is to call with each matrix's name and input, shape (tokens, columns)."""
 
     def observe(name: str, x: npt.NDArray[np.floating[Any]]) -> None:
-        sums[name] = np.stack([np.square(x).sum(axis=0, dtype=np.float64), x.sum(axis=0, dtype=np.float64)])
+        both = np.stack([np.square(x).sum(axis=0, dtype=np.float64), x.sum(axis=0, dtype=np.float64)])
+        if not (np.abs(both) < _LARGEST).all():
+            raise CheckpointError(
+                f"what {name} is multiplied with is not finite, or nearly beyond float32",
+                "The weights before it are damaged; does the model write sensible text?",
+            )
+        sums[name] = both
 
     return observe
 
@@ -164,10 +180,9 @@ def _resume(partial: Path | None, parts: Iterable[object]) -> _Collected:
     """What is in the file, if it is of the same model, text and chunks; else nothing yet."""
     key = hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).hexdigest()
     if partial and partial.is_file():
-        # one that is not ours is written over: what it is about is collected anew
-        with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            with np.load(partial, allow_pickle=False) as stored:
-                arrays = {name: stored[name] for name in stored.files}
+        # whatever else lies there is not of this run, and is written over
+        with suppress(Exception), np.load(io.BytesIO(partial.read_bytes()), allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
             if str(arrays.pop("key")) == key:
                 return _Collected(key, int(arrays.pop("chunks")), arrays)
     return _Collected(key, 0, {})

@@ -34,9 +34,10 @@ class Checkpoint:
     def license(self) -> str | None:
         """The SPDX name that the model card (`README.md`) states in its front matter."""
         card = self.folder / "README.md"
-        if not card.is_file():
+        try:
+            text = card.read_text("utf-8", errors="replace")
+        except OSError:  # there is none; or it can not be read, and hashing the source says so
             return None
-        text = card.read_text("utf-8", errors="replace")
         front = re.match(r"---\r?\n(.*?)\n---", text, re.DOTALL)
         found = re.search(r"^license:[ \t]*[\"']?(\w[\w.+-]*)", front[1], re.MULTILINE) if front else None
         return found[1] if found else None

@@ -87,14 +87,14 @@ def convert(
     quant_types = find_types(type)
     if not quant_types:
         raise UsageError("no quantization type was asked for", "For example `--type q4_k`; see `dgpt2-quant types`.")
-    if imatrix and calibrate:
+    if imatrix is not None and calibrate is not None:
         raise UsageError("an importance matrix was given, and a text to collect one over", "Leave one of the two out.")
     for quant_type in quant_types:
-        if quant_type.needs_imatrix and not imatrix and not calibrate:
+        if quant_type.needs_imatrix and imatrix is None and calibrate is None:
             raise needs_importance(quant_type.name)
     overrides = [find_override(text) for text in tensor_type]
-    importance = read_importance(imatrix) if imatrix else None
-    text = load_text(calibrate) if calibrate else None
+    importance = read_importance(imatrix) if imatrix is not None else None
+    text = load_text(calibrate) if calibrate is not None else None
     source = open_model(model, revision=revision, offline=offline or dry_run, allow_requantize=allow_requantize)
     targets = _targets(source.name, quant_types, Path(output or "."))
     if not dry_run:

@@ -18,6 +18,7 @@ from .errors import CheckpointError, DgptQuantError, GGUFError
 from .quant_types import TensorType
 
 _F16_MAX = 65504.0
+_FLOAT32_MAX = 3.4e38
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
@@ -80,8 +81,10 @@ def quantize(
     """
     with np.errstate(over="ignore"):  # a float64 beyond float32 becomes an infinity, which is refused
         data = np.ascontiguousarray(rows, np.float32)
-    _check_values(name, data, tensor_types)
+    largest = _check_values(name, data, tensor_types)
     weights = None if importance is None else np.ascontiguousarray(importance, np.float32)
+    if weights is not None:
+        _check_importance(name, weights, largest)
     return [_quantize(name, data, tensor_type, weights) for tensor_type in tensor_types]
 
 
@@ -99,7 +102,10 @@ def _quantize(
     weighing = None if weights is None else weights.ctypes.data
     library().ggml_quantize_chunk(tensor_type, data.ctypes.data, blocks.ctypes.data, 0, *data.shape, weighing)
     if not library().ggml_validate_row_data(tensor_type, blocks.ctypes.data, blocks.nbytes):
-        raise CheckpointError(f"tensor {name} can not be expressed in {tensor_type.name}: a scale overflows")
+        raise CheckpointError(
+            f"tensor {name} can not be expressed in {tensor_type.name}: a scale overflows",
+            "" if weights is None else "Is the importance matrix sound? Try without it.",
+        )
     return blocks
 
 
@@ -127,7 +133,20 @@ def validated(name: str, blocks: npt.NDArray[np.uint8], tensor_type: TensorType)
     return blocks
 
 
-def _check_values(name: str, chunk: npt.NDArray[np.float32], tensor_types: Sequence[TensorType]) -> None:
+def _check_importance(name: str, weights: npt.NDArray[np.float32], largest: float) -> None:
+    """Refuses what would overflow in a block's sums: there some of the C functions end the process.
+
+    They square the sum, over at most 256 weights, of importance x weight² x level (up to 127).
+    """
+    if (256 * 127 * float(weights.max()) * max(largest, 1e-6) ** 2) ** 2 > _FLOAT32_MAX:
+        raise CheckpointError(
+            f"tensor {name}: an importance of {weights.max():.4g} and weights up to {largest:.4g} go beyond float32",
+            "The importance matrix is damaged; collect it again with `dgpt2-quant imatrix`.",
+        )
+
+
+def _check_values(name: str, chunk: npt.NDArray[np.float32], tensor_types: Sequence[TensorType]) -> float:
+    """The largest absolute value."""
     largest = max(float(chunk.max()), -float(chunk.min()))  # NaN and infinity come through both
     if not np.isfinite(largest):
         raise CheckpointError(
@@ -141,3 +160,4 @@ def _check_values(name: str, chunk: npt.NDArray[np.float32], tensor_types: Seque
                     f"tensor {name} has a value of {largest:.4g}; {tensor_type.name} goes up to {_F16_MAX:g}",
                     "Convert it to f32 or bf16.",
                 )
+    return largest

@@ -20,7 +20,7 @@ from .gguf_file import GGUFHeader, TensorInfo, read_header, require_file
 from .gpt2_file import check_gpt2
 from .hyperparameters import Hyperparameters
 from .metadata import is_of_level
-from .quant_types import QUANT_TYPES, TensorType
+from .quant_types import TensorType, is_type
 from .read_at import read_at
 from .rows import BlockReader, RowReader
 from .tokenizer import Tokenizer, TokenType
@@ -112,17 +112,18 @@ class GGUFModel:
 
     def tokenizer(self) -> Tokenizer:
         metadata = self._header.metadata
-        tokens, merges = metadata["tokenizer.ggml.tokens"], metadata.get("tokenizer.ggml.merges")
-        if not isinstance(merges, list) or not all(isinstance(merge, str) for merge in merges):
-            raise GGUFError(f"{self._header.path} has no list of merges: its tokenizer can not be used")
+        if (pre := metadata.get("tokenizer.ggml.pre", "gpt-2")) != "gpt-2":
+            raise GGUFError(f"{self._header.path}: its pre-tokenizer is {pre!r}; only GPT-2's own is known here")
+        tokens = metadata["tokenizer.ggml.tokens"]
         types = metadata.get("tokenizer.ggml.token_type", [TokenType.NORMAL] * len(tokens))
         bos, eos = (metadata.get(f"tokenizer.ggml.{name}_token_id", 0) for name in ("bos", "eos"))
-        return Tokenizer(tokens, types, merges, bos, eos)
+        return Tokenizer(tokens, types, metadata["tokenizer.ggml.merges"], bos, eos)
 
     @cached_property
     def _quantized_as(self) -> str | None:
         quantized = any(tensor.stored.is_quantized for tensor in self.tensors)
-        return (self._header.quant_type or "an unknown type") if quantized else None
+        before = self._header.metadata.get("dgpt2_quant.requantized_from")
+        return (self._header.quant_type or "an unknown type") if quantized else before
 
 
 def open_gguf_model(path: Path, *, revision: str | None = None, allow_requantize: bool = False) -> GGUFModel:
@@ -151,7 +152,7 @@ def _model_name(path: Path) -> str:
     """`distilgpt2` for distilgpt2.F16.gguf: the level is no part of a model's name."""
     for separator in (".", "-"):
         name, _, level = path.stem.rpartition(separator)
-        if name and level.upper() in QUANT_TYPES:
+        if name and is_type(level):
             return name
     return path.stem
 

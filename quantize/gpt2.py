@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from .checkpoint import Checkpoint
 from .errors import CheckpointError
-from .hyperparameters import MAX_LAYERS, Hyperparameters
+from .hyperparameters import LARGEST, Hyperparameters
 from .quant_types import TensorType
 from .rows import BlockReader, RowReader
 from .safetensors_file import StoredTensor
@@ -105,20 +105,20 @@ def read_hyperparameters(config: dict[str, Any]) -> Hyperparameters:
         )
     if _switch(config, "add_cross_attention", False):
         raise CheckpointError("config.json says add_cross_attention: llama.cpp's GPT-2 has none")
-    width = _size(config, "n_embd", 768)
-    heads = _size(config, "n_head", 12)
+    width = _size(config, "n_embd", 768, LARGEST["width"])
+    heads = _size(config, "n_head", 12, LARGEST["heads"])
     if width % heads:
         raise CheckpointError(f"config.json: n_embd {width} is not a multiple of n_head {heads}")
     epsilon = config.get("layer_norm_epsilon", 1e-5)
-    if not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
+    if not isinstance(epsilon, int | float) or not 0 < np.float32(epsilon) < 1:  # which a file has it in
         raise CheckpointError(f"config.json: layer_norm_epsilon is {epsilon!r}")
     return Hyperparameters(
-        layers=_size(config, "n_layer", 12, MAX_LAYERS),
+        layers=_size(config, "n_layer", 12, LARGEST["layers"]),
         width=width,
         heads=heads,
-        inner=4 * width if config.get("n_inner") is None else _size(config, "n_inner", 0),
-        context=_size(config, "n_positions", config.get("n_ctx", 1024)),
-        vocabulary=_size(config, "vocab_size", 50257),
+        inner=4 * width if config.get("n_inner") is None else _size(config, "n_inner", 0, LARGEST["inner"]),
+        context=_size(config, "n_positions", config.get("n_ctx", 1024), LARGEST["context"]),
+        vocabulary=_size(config, "vocab_size", 50257, LARGEST["vocabulary"]),
         norm_epsilon=float(epsilon),
     )
 
@@ -191,7 +191,7 @@ def _refuse_unknown(checkpoint: Checkpoint, used: set[str], prefix: str) -> None
             )
 
 
-def _size(config: dict[str, Any], key: str, default: Any, largest: int = 2**31 - 1) -> int:
+def _size(config: dict[str, Any], key: str, default: Any, largest: int) -> int:
     key = alias if (alias := _ALIASES.get(key, "")) in config else key
     value = config.get(key, default)
     if type(value) is not int or not 0 < value <= largest:

@@ -3,24 +3,24 @@
 llama.cpp checks little of it, and a malformed file can make it end the whole process.
 """
 
+import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .errors import GGUFError
-from .gguf_file import GGUFHeader
-from .hyperparameters import KEYS, MAX_LAYERS, Hyperparameters
+from .gguf_file import GGUFHeader, ValueType
+from .hyperparameters import KEYS, LARGEST, Hyperparameters
 
-_SIZES = {
-    "gpt2.block_count": MAX_LAYERS,
-    "gpt2.context_length": 1 << 20,
-    "gpt2.embedding_length": 1 << 16,
-    "gpt2.feed_forward_length": 1 << 18,
-    "gpt2.attention.head_count": 1 << 10,
-}
 # llama.cpp reads many more (expert_count, rope.scaling.type, attention.key_length ...) for every architecture, and
 # ends the process on values that do not fit; the two beside our own were tried out
 _KNOWN = {*KEYS, "gpt2.attention.head_count_kv", "gpt2.vocab_size"}
-_MAX_TOKENS = 1 << 22
+# beside the tokens: of what, and whether it must be there
+_TABLES = {
+    "merges": (ValueType.STRING, True),
+    "token_type": (ValueType.INT32, False),
+    "scores": (ValueType.FLOAT32, False),
+}
 
 
 def check_gpt2(header: GGUFHeader) -> None:
@@ -30,8 +30,9 @@ def check_gpt2(header: GGUFHeader) -> None:
         raise _refused(path, f"its architecture is {architecture!r}; this tool is for gpt2")
     if (kind := metadata.get("general.type", "model")) != "model":
         raise _refused(path, f"it is a {kind!r}, not a model")
-    for key, largest in _SIZES.items():
-        _check_size(path, key, metadata.get(key), largest)
+    for key, field in KEYS.items():
+        if field in LARGEST:
+            _check_size(path, key, metadata.get(key), LARGEST[field])
     for key in metadata:
         if key.startswith("gpt2.") and key not in _KNOWN:
             raise _refused(path, f"it has the key {key!r}, which is none of a GPT-2")
@@ -44,16 +45,37 @@ def check_gpt2(header: GGUFHeader) -> None:
         raise _refused(path, f"its tokenizer is {metadata.get('tokenizer.ggml.model')!r}, not gpt2")
     _check_vocabulary(path, metadata.get("tokenizer.ggml.tokens"))
     _check_tensors(header)
+    _check_tables(header)
 
 
 def _check_vocabulary(path: Path, tokens: Any) -> None:
     if not isinstance(tokens, list) or not all(isinstance(text, str) for text in tokens):
         raise _refused(path, "its tokenizer.ggml.tokens is no list of texts")
-    _check_size(path, "number of tokens", len(tokens), _MAX_TOKENS)
-    # llama.cpp ends the process when two are the same, as it reads them: up to a zero byte, and the empty ones renamed
-    texts = {text.partition("\0")[0] or f"[EMPTY_{index}]" for index, text in enumerate(tokens)}
-    if len(texts) != len(tokens):
-        raise _refused(path, f"{len(tokens) - len(texts)} of its {len(tokens)} tokens have the text of another one")
+    _check_size(path, "number of tokens", len(tokens), LARGEST["vocabulary"])
+    if doubled := count_doubled(tokens):
+        raise _refused(path, f"{doubled} of its {len(tokens)} tokens have the text of another one")
+
+
+def count_doubled(tokens: Sequence[str]) -> int:
+    """How many have the text of another one, as llama.cpp reads them: it ends the process then.
+
+    It reads up to a zero byte, and gives the empty ones a name.
+    """
+    return len(tokens) - len({text.partition("\0")[0] or f"[EMPTY_{index}]" for index, text in enumerate(tokens)})
+
+
+def _check_tables(header: GGUFHeader) -> None:
+    """llama.cpp takes these for what they should be, and reads beyond their end or ends the process if they are not."""
+    count = len(header.metadata["tokenizer.ggml.tokens"])
+    for name, (item_type, needed) in _TABLES.items():
+        key = f"tokenizer.ggml.{name}"
+        table = header.metadata.get(key)
+        if table is None and not needed:
+            continue
+        if not isinstance(table, list) or header.encoded[key][:8] != struct.pack("<II", ValueType.ARRAY, item_type):
+            raise _refused(header.path, f"its {key} is no list of {item_type.name}")
+        if name != "merges" and len(table) != count:
+            raise _refused(header.path, f"its {key} has {len(table)} entries for {count} tokens")
 
 
 def _check_tensors(header: GGUFHeader) -> None:

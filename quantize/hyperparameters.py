@@ -4,7 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-MAX_LAYERS = 512  # LLAMA_MAX_LAYERS in llama.cpp's src/llama-hparams.h
+# Layers: LLAMA_MAX_LAYERS in llama.cpp's src/llama-hparams.h. The others: far beyond any model, and so small that no
+# product of them overflows.
+LARGEST = {
+    "layers": 512,
+    "context": 1 << 20,
+    "width": 1 << 16,
+    "inner": 1 << 18,
+    "heads": 1 << 10,
+    "vocabulary": 1 << 22,
+}
 
 
 @dataclass(frozen=True)

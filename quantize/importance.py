@@ -23,6 +23,7 @@ from .quant_types import TensorType
 from .read_at import read_at
 
 Vector = npt.NDArray[np.float32]
+_MAX_UINT32 = 2**32 - 1
 _SUFFIXES = {"in_sum2": "sum_squares", "in_sum": "sums", "counts": "count"}
 
 
@@ -108,11 +109,17 @@ def merged(matrices: Iterable[ImportanceMatrix]) -> ImportanceMatrix:
         matrix.check({name: entry.sum_squares.shape for name, entry in entries.items()})
         for name, entry in matrix.entries.items():
             entries[name] = _add(entries[name], entry) if name in entries else entry
+    for name, entry in entries.items():
+        if not np.isfinite(entry.sum_squares).all() or (entry.sums is not None and not np.isfinite(entry.sums).all()):
+            raise UsageError(
+                f"the sums for {name} go beyond float32 when they are added", "Is one of the files damaged?"
+            )
     every = (first, *others)
     datasets = [name for matrix in every for name in matrix.datasets]
     size = first.chunk_size
     tokens = sum(matrix.chunk_count * matrix.chunk_size for matrix in every)
-    return ImportanceMatrix(entries, datasets, tokens // size if size else 0, size)
+    chunk_count = min(tokens // size if size else 0, _MAX_UINT32)
+    return ImportanceMatrix(entries, datasets, chunk_count, size)
 
 
 def read_importance(path: str | Path) -> ImportanceMatrix:
@@ -151,7 +158,7 @@ def read_importance(path: str | Path) -> ImportanceMatrix:
     count, size = (header.metadata.get(f"imatrix.chunk_{what}") for what in ("count", "size"))
     if not (isinstance(datasets, list) and all(isinstance(text, str) for text in datasets)):
         raise _broken(path, f"its imatrix.datasets are {datasets!r}")
-    if not (type(count) is int and type(size) is int and 0 <= count < 2**32 and 0 <= size < 2**32):
+    if not (type(count) is int and type(size) is int and 0 <= count <= _MAX_UINT32 and 0 <= size <= _MAX_UINT32):
         raise _broken(path, f"its imatrix.chunk_count and chunk_size are {count!r} and {size!r}")
     entries = {name: _statistics(path, name, found) for name, found in parts.items()}
     return ImportanceMatrix(entries, datasets, count, size)
@@ -169,8 +176,9 @@ def _statistics(path: Path, name: str, found: dict[str, Vector]) -> Statistics:
 
 
 def _add(one: Statistics, other: Statistics) -> Statistics:
-    sums = None if one.sums is None or other.sums is None else one.sums + other.sums
-    return Statistics(one.sum_squares + other.sum_squares, sums, one.count + other.count)
+    with np.errstate(over="ignore"):  # refused afterwards, by name
+        sums = None if one.sums is None or other.sums is None else one.sums + other.sums
+        return Statistics(one.sum_squares + other.sum_squares, sums, one.count + other.count)
 
 
 def _broken(path: Path, why: str) -> GGUFError:

@@ -21,11 +21,16 @@ from .errors import OutputError
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
     """Raises `OutputError` for a target that is a folder or in none, or that exists and may not be overwritten."""
+    if "\0" in str(path):
+        raise OutputError(f"{str(path)!r} is no file's name: it has a zero byte in it", "Use -o to write elsewhere.")
     with explain_errors(path):  # looking is refused where a folder may not be entered
-        if path.parent.is_file():
-            raise OutputError(f"{path.parent} is a file, not a folder", "Name a folder, or a file that ends in .gguf.")
+        if os.path.lexists(path.parent) and not path.parent.is_dir():
+            kind = "a file" if path.parent.is_file() else "a link to nothing, or a device"
+            raise OutputError(f"{path.parent} is {kind}, not a folder", "Name a folder, or a file that ends in .gguf.")
         if path.is_dir():
             raise OutputError(f"{path} is a folder", "Name a file.")
+        if path.exists() and not path.is_file():
+            raise OutputError(f"{path} is a device or a pipe, which is not replaced", "Name a file.")
         if path.exists() and not overwrite:
             raise OutputError(f"{path} exists already", "Use --overwrite to replace it, or -o to write elsewhere.")
 
@@ -83,19 +88,33 @@ def explain_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _folder_for(path: Path) -> Iterator[int]:
-    """The descriptor of its folder, made if need be; one that was made for nothing is removed again."""
+    """The descriptor of its folder, made if need be; one that was made for nothing is removed again.
+
+    It is locked, shared, while somebody writes there: a file without a name keeps no folder from being removed.
+    """
     missing = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
+    failed = True
     try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(folder, fcntl.LOCK_SH)
         yield folder
-    except BaseException:
-        for made in missing:
-            with contextlib.suppress(OSError):  # somebody else uses it by now
-                made.rmdir()
-        raise
+        failed = False
     finally:
         os.close(folder)
+        for made in missing if failed else ():
+            _remove_unused(made)
+
+
+def _remove_unused(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # it is not empty, or somebody writes there
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            folder.rmdir()
+        finally:
+            os.close(descriptor)
 
 
 def _remove_left_behind(path: Path) -> None:

@@ -198,6 +198,11 @@ def find_type(name: str | QuantType) -> QuantType:
     return found
 
 
+def is_type(name: str) -> bool:
+    """Whether it is a quant type's name or alias, in any case."""
+    return name.strip().lower() in _BY_SPELLING
+
+
 def find_types(names: str | QuantType | Iterable[str | QuantType]) -> list[QuantType]:
     """The quant types of these names (or of one), in their order, each once. Raises `UsageError` as `find_type`."""
     if isinstance(names, str | QuantType):

@@ -6,6 +6,7 @@ row is replaced by one whose blocks do. These three, and which of them comes fir
 """
 
 import re
+import warnings
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -54,8 +55,9 @@ def find_override(text: str | Override) -> Override:
             f"Did you mean {near}?" if near else "See `dgpt2-quant convert --help`.",
         )
     try:
-        return Override(re.compile(expression), found)
-    except (re.error, RecursionError, OverflowError) as error:
+        with warnings.catch_warnings(action="ignore"):  # of what a later Python will read otherwise
+            return Override(re.compile(expression), found)
+    except (re.error, RecursionError, OverflowError, ValueError) as error:
         raise UsageError(f"{expression!r} is no regular expression: {error}", "'.*' matches every matrix.") from error
 
 

@@ -100,6 +100,8 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int, file_size: int) 
         item_bytes = _OTHER_BYTES[dtype]
     else:
         raise _broken(path, f"tensor {name!r} has the unknown dtype {dtype!r}")
+    if max(abs(begin), abs(end)) > 1 << 62:  # too long to be told
+        raise _broken(path, f"tensor {name!r} has offsets that no file has")
     nbytes = prod(shape) * item_bytes
     if not 0 <= begin <= end or end - begin != nbytes:
         raise _broken(path, f"tensor {name!r} of shape {shape} needs {nbytes} bytes, its offsets say {begin}:{end}")

@@ -16,6 +16,7 @@ from typing import Any
 
 from .checkpoint import read_json
 from .errors import CheckpointError
+from .gpt2_file import count_doubled
 
 END_OF_TEXT = "<|endoftext|>"
 _log = logging.getLogger(__name__)
@@ -48,8 +49,6 @@ def read_tokenizer(folder: Path, config: dict[str, Any], vocabulary: int) -> Tok
     """
     settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
     ids, merges, added = _read_files(folder, settings)
-    if not merges:
-        raise CheckpointError(f"{folder}: its tokenizer has no merges", "Fetch or save it again; it may be truncated.")
     try:
         "".join([*ids, *merges]).encode("utf-8")
     except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair, UTF-8 can not
@@ -61,9 +60,16 @@ def read_tokenizer(folder: Path, config: dict[str, Any], vocabulary: int) -> Tok
         )
         ids = {token: number for token, number in ids.items() if number < vocabulary}
         merges = [merge for merge in merges if merge.replace(" ", "") in ids]
+    if not merges or not any(len(token) == 1 for token in ids):
+        what = "tokens for bytes" if merges else "merges"
+        raise CheckpointError(f"{folder}: its tokenizer has no {what}", "Fetch or save it again; it may be truncated.")
     tokens = _by_number(folder, ids, vocabulary)
     special = {text for text, is_special in added.items() if is_special} | {END_OF_TEXT}
     types = [_type(token, added, special) if token in ids else TokenType.UNUSED for token in tokens]
+    if count_doubled(tokens):
+        raise CheckpointError(
+            f"{folder}: {count_doubled(tokens)} tokens have the text of another one, up to a zero byte"
+        )
     bos, eos = (_special_id(config, settings, name, ids, vocabulary) for name in ("bos_token", "eos_token"))
     return Tokenizer(tokens, types, merges, bos, eos)
 
@@ -89,6 +95,10 @@ def _read_files(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, int],
     ids = {**ids, **extra}
     try:
         for number, entry in settings.get("added_tokens_decoder", {}).items():
+            if not isinstance(entry["content"], str):
+                raise TypeError("a token is not a string")
+            if int(number) < 0:
+                raise ValueError(f"{number} is no token's number")
             ids.setdefault(entry["content"], int(number))
             added[entry["content"]] = bool(entry.get("special"))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -134,7 +144,9 @@ def _read_fast_tokenizer(path: Path) -> tuple[dict[str, int], list[str], dict[st
     if pre.get("add_prefix_space") or not pre.get("use_regex", True):
         raise CheckpointError(f"{path}: its pre-tokenizer is not GPT-2's (add_prefix_space, or no splitting at all)")
     try:
-        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+        if not isinstance(model["merges"], list):
+            raise TypeError("its merges are no list")
+        merges = [_merge(merge) for merge in model["merges"]]
         extra = {entry["content"]: entry["id"] for entry in content.get("added_tokens", [])}
         added = {entry["content"]: bool(entry.get("special")) for entry in content.get("added_tokens", [])}
         ids = dict(model["vocab"])
@@ -143,6 +155,14 @@ def _read_fast_tokenizer(path: Path) -> tuple[dict[str, int], list[str], dict[st
         return ids, merges, extra, added
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path} is not a tokenizers file: {error!r}") from error
+
+
+def _merge(merge: Any) -> str:
+    """As merges.txt has it, from that or from a pair."""
+    parts = merge.split(" ") if isinstance(merge, str) else merge
+    if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) and part for part in parts):
+        raise TypeError(f"{merge!r} is no merge of two tokens")
+    return " ".join(parts)
 
 
 def _read_merges(path: Path) -> list[str]:

@@ -114,11 +114,46 @@ def test_a_kill_leaves_nothing(moment: str, tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
-def test_a_progress_that_is_interrupted_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("moment", ["output_norm.bias", "blk.3.attn_qkv.weight", "blk.5.ffn_up.weight"])
+@pytest.mark.parametrize("existed", [False, True])
+def test_a_progress_that_is_interrupted_leaves_nothing(moment: str, existed: bool, tmp_path: Path) -> None:
     def interrupt(done: int, total: int, name: str) -> None:
-        if name == "blk.3.attn_qkv.weight":
+        if name == moment:
             raise KeyboardInterrupt
 
+    output = tmp_path / "out"
+    if existed:
+        output.mkdir()
     with pytest.raises(KeyboardInterrupt):
-        convert("storybook", type=LEVELS, output=tmp_path / "out", progress=interrupt)
-    assert names(tmp_path / "out") == []
+        convert("storybook", type=LEVELS, output=output, progress=interrupt)
+    assert names(tmp_path) == (["out"] if existed else [])
+    assert not existed or names(output) == []
+
+
+@pytest.mark.parametrize("damage", ["weights", "tokenizer", "config"])
+def test_folders_that_were_made_for_a_failure_are_removed_again(damage: str, tmp_path: Path) -> None:
+    folder = make_checkpoint(
+        tmp_path / "model", changed={"ln_f.bias": np.full(64, np.nan if damage == "weights" else 0)}
+    )
+    if damage == "tokenizer":
+        (folder / "vocab.json").write_text("{")
+    if damage == "config":
+        (folder / "config.json").write_text("{}")
+    (tmp_path / "there").mkdir()
+    for output in (tmp_path / "there", tmp_path / "there" / "new", tmp_path / "a" / "b" / "c"):
+        with pytest.raises(CheckpointError):
+            convert(str(folder), type=LEVELS, output=output)
+        assert names(tmp_path) == ["model", "there"]
+        assert names(tmp_path / "there") == []
+
+
+def test_a_folder_that_somebody_else_uses_by_now_stays(tmp_path: Path) -> None:
+    output = tmp_path / "a" / "b"
+
+    def use(done: int, total: int, name: str) -> None:
+        (tmp_path / "a" / "notes").write_text("theirs")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        convert("storybook", type="q8_0", output=output, progress=use)
+    assert names(tmp_path / "a") == ["notes"]

@@ -1,8 +1,10 @@
 """A file appears whole or not at all, on both roads: without a name until it is complete, and beside its target."""
 
 import errno
+import fcntl
 import os
 import stat
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -189,3 +191,114 @@ def test_no_descriptor_stays_open(tmp_path: Path) -> None:
         with pytest.raises(OutputError), output_file(tmp_path / ("x" * 256)):
             pass
     assert descriptors() == open_before
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_folders_that_were_made_for_nothing_are_removed_again(
+    error: type[BaseException], overwrite: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "there").mkdir()
+    for target in ("model.gguf", "there/model.gguf", "there/new/model.gguf", "a/b/c/model.gguf"):
+        with pytest.raises(error):
+            begin(tmp_path / target, error, overwrite)
+        assert names(tmp_path) == ["there"]
+        assert names(tmp_path / "there") == []
+
+
+def test_folders_that_were_made_stay_when_they_hold_something(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        stack.enter_context(pytest.raises(RuntimeError))
+        stack.enter_context(output_file(tmp_path / "a" / "b" / "model.gguf"))
+        (tmp_path / "a" / "notes").write_text("theirs")
+        raise RuntimeError
+    assert names(tmp_path) == ["a"]
+    assert names(tmp_path / "a") == ["notes"]
+
+
+def test_a_folder_stays_where_another_file_is_being_written(tmp_path: Path) -> None:
+    """Without a name the other file does not keep the folder from being removed."""
+    folder = tmp_path / "new"
+    failing = ExitStack()
+    failing.enter_context(output_file(folder / "first.gguf"))  # which makes the folder
+    with output_file(folder / "second.gguf") as file:
+        with pytest.raises(RuntimeError), failing:
+            raise RuntimeError
+        file.write(b"whole")
+    assert (folder / "second.gguf").read_bytes() == b"whole"
+
+
+def hidden_file(folder: Path, name: str, number: int = 0) -> Path:
+    """As a writer leaves it that was killed."""
+    path = folder / f".{name[:50]}.{number:012x}.part"
+    path.write_bytes(b"half")
+    return path
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["model.gguf", "x" * 60 + ".gguf", "[*]?.gguf", "日本.gguf"])
+def test_what_the_dead_left_is_removed(name: str, overwrite: bool, tmp_path: Path) -> None:
+    for number in range(3):
+        hidden_file(tmp_path, name, number)
+    with output_file(tmp_path / name, overwrite=overwrite) as file:
+        file.write(b"new")
+    assert names(tmp_path) == [name]
+
+
+def test_what_the_dead_left_is_removed_by_a_writer_that_fails_too(tmp_path: Path) -> None:
+    hidden_file(tmp_path, "model.gguf")
+    with pytest.raises(RuntimeError):
+        begin(tmp_path / "model.gguf", RuntimeError, overwrite=False)
+    assert names(tmp_path) == []
+
+
+def test_what_the_living_write_is_left_alone(tmp_path: Path) -> None:
+    theirs = hidden_file(tmp_path, "model.gguf")
+    with theirs.open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with output_file(tmp_path / "model.gguf") as file:
+            file.write(b"new")
+        assert names(tmp_path) == sorted([theirs.name, "model.gguf"])
+        assert theirs.read_bytes() == b"half"
+
+
+def test_two_writers_of_one_file_do_not_remove_each_others(tmp_path: Path) -> None:
+    target = tmp_path / "model.gguf"
+    with output_file(target, overwrite=True) as one:
+        one.write(b"one")
+        with output_file(target, overwrite=True) as other:
+            other.write(b"other")
+        assert target.read_bytes() == b"other"
+    assert target.read_bytes() == b"one"
+    assert names(tmp_path) == ["model.gguf"]
+
+
+def test_hidden_files_of_others_are_left_alone(tmp_path: Path) -> None:
+    others = [
+        hidden_file(tmp_path, "another.gguf").name,
+        hidden_file(tmp_path, "model.gguf.gz").name,
+        *(".model.gguf.part", ".model.gguf.0123456789ab.tmp", "model.gguf.0123456789ab.part", ".model.gguf.12345.part"),
+    ]
+    for name in others:
+        (tmp_path / name).write_bytes(b"theirs")
+    (tmp_path / ".model.gguf.0123456789ab.part").mkdir()
+    with output_file(tmp_path / "model.gguf") as file:
+        file.write(b"new")
+    assert names(tmp_path) == sorted(["model.gguf", ".model.gguf.0123456789ab.part", *others])
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_name_that_no_file_can_have_is_an_error_of_ours(overwrite: bool, tmp_path: Path) -> None:
+    for target in (tmp_path / "a\0b.gguf", tmp_path / "a\0b" / "model.gguf"):
+        with pytest.raises(OutputError), output_file(target, overwrite=overwrite):
+            pytest.fail("the block has run")
+    assert names(tmp_path) == []
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    """As with `-o /dev/null --overwrite`, which must not turn the device into a file."""
+    pipe = tmp_path / "pipe.gguf"
+    os.mkfifo(pipe)
+    with pytest.raises(OutputError), output_file(pipe, overwrite=True) as file:
+        file.write(b"new")
+    assert pipe.is_fifo()
