@@ -83,7 +83,7 @@ def quantize(
         data = np.ascontiguousarray(rows, np.float32)
     largest = _check_values(name, data, tensor_types)
     weights = None if importance is None else np.ascontiguousarray(importance, np.float32)
-    if weights is not None:
+    if weights is not None and any(tensor_type.is_quantized for tensor_type in tensor_types):
         _check_importance(name, weights, largest)
     return [_quantize(name, data, tensor_type, weights) for tensor_type in tensor_types]
 

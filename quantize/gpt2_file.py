@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from .errors import GGUFError
-from .gguf_file import GGUFHeader, ValueType
+from .gguf_file import EncodedValue, GGUFHeader, ValueType
 from .hyperparameters import KEYS, LARGEST, Hyperparameters
 
 # llama.cpp reads many more (expert_count, rope.scaling.type, attention.key_length ...) for every architecture, and
 # ends the process on values that do not fit; the two beside our own were tried out
 _KNOWN = {*KEYS, "gpt2.attention.head_count_kv", "gpt2.vocab_size"}
-# beside the tokens: of what, and whether it must be there
+# of what, and whether it must be there
 _TABLES = {
+    "tokens": (ValueType.STRING, True),
     "merges": (ValueType.STRING, True),
     "token_type": (ValueType.INT32, False),
     "scores": (ValueType.FLOAT32, False),
@@ -24,7 +25,10 @@ _TABLES = {
 
 
 def check_gpt2(header: GGUFHeader) -> None:
-    """Checks that the parts of the head agree. Raises `GGUFError` that names what is wrong."""
+    """Checks that the parts of the head agree; the tokens' texts are left to `check_tokens`, which takes longer.
+
+    Raises `GGUFError` that names what is wrong.
+    """
     path, metadata = header.path, header.metadata
     if (architecture := metadata.get("general.architecture")) != "gpt2":
         raise _refused(path, f"its architecture is {architecture!r}; this tool is for gpt2")
@@ -43,17 +47,15 @@ def check_gpt2(header: GGUFHeader) -> None:
         raise _refused(path, "its heads do not divide its width")
     if metadata.get("tokenizer.ggml.model") != "gpt2":
         raise _refused(path, f"its tokenizer is {metadata.get('tokenizer.ggml.model')!r}, not gpt2")
-    _check_vocabulary(path, metadata.get("tokenizer.ggml.tokens"))
-    _check_tensors(header)
     _check_tables(header)
+    _check_tensors(header)
 
 
-def _check_vocabulary(path: Path, tokens: Any) -> None:
-    if not isinstance(tokens, list) or not all(isinstance(text, str) for text in tokens):
-        raise _refused(path, "its tokenizer.ggml.tokens is no list of texts")
-    _check_size(path, "number of tokens", len(tokens), LARGEST["vocabulary"])
+def check_tokens(header: GGUFHeader) -> None:
+    """Checks the texts of the tokens, for which the header must have been read with its arrays. Raises `GGUFError`."""
+    tokens = header.metadata["tokenizer.ggml.tokens"]
     if doubled := count_doubled(tokens):
-        raise _refused(path, f"{doubled} of its {len(tokens)} tokens have the text of another one")
+        raise _refused(header.path, f"{doubled} of its {len(tokens)} tokens have the text of another one")
 
 
 def count_doubled(tokens: Sequence[str]) -> int:
@@ -66,16 +68,20 @@ def count_doubled(tokens: Sequence[str]) -> int:
 
 def _check_tables(header: GGUFHeader) -> None:
     """llama.cpp takes these for what they should be, and reads beyond their end or ends the process if they are not."""
-    count = len(header.metadata["tokenizer.ggml.tokens"])
+    count = 0
     for name, (item_type, needed) in _TABLES.items():
         key = f"tokenizer.ggml.{name}"
-        table = header.metadata.get(key)
-        if table is None and not needed:
+        if key not in header.encoded and not needed:
             continue
-        if not isinstance(table, list) or header.encoded[key][:8] != struct.pack("<II", ValueType.ARRAY, item_type):
+        kind = struct.pack("<II", ValueType.ARRAY, item_type)
+        if not header.encoded.get(key, EncodedValue()).startswith(kind):
             raise _refused(header.path, f"its {key} is no list of {item_type.name}")
-        if name != "merges" and len(table) != count:
-            raise _refused(header.path, f"its {key} has {len(table)} entries for {count} tokens")
+        (length,) = struct.unpack_from("<Q", header.encoded[key], len(kind))
+        if name == "tokens":
+            count = length
+            _check_size(header.path, "number of tokens", count, LARGEST["vocabulary"])
+        elif name != "merges" and length != count:
+            raise _refused(header.path, f"its {key} has {length} entries for {count} tokens")
 
 
 def _check_tensors(header: GGUFHeader) -> None:

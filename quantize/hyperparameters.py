@@ -66,9 +66,10 @@ class Hyperparameters:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> "Hyperparameters":
-        """From a file's metadata, read with its token table. Raises `KeyError` for a missing key."""
+        """From a file's metadata, with its token table or the table's length. Raises `KeyError` for a missing key."""
         sizes = {field: metadata[key] for key, field in KEYS.items()}
-        return cls(**sizes, vocabulary=len(metadata["tokenizer.ggml.tokens"]))
+        tokens = metadata["tokenizer.ggml.tokens"]
+        return cls(**sizes, vocabulary=tokens if isinstance(tokens, int) else len(tokens))
 
 
 # https://github.com/ggml-org/ggml/blob/master/docs/gguf.md

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dgpt2_quant.quantize.errors import GGUFError
 from dgpt2_quant.quantize.gguf_file import GGUFHeader, read_header
-from dgpt2_quant.quantize.gpt2_file import check_gpt2
+from dgpt2_quant.quantize.gpt2_file import check_gpt2, check_tokens
 
 
 def check_model_file(path: Path) -> GGUFHeader:
@@ -14,6 +14,7 @@ def check_model_file(path: Path) -> GGUFHeader:
     """
     header = read_header(path)
     check_gpt2(header)
+    check_tokens(header)
     for tensor in header.tensors.values():
         if len(tensor.shape) == 1 and tensor.type.name != "F32":
             raise GGUFError(
