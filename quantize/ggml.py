@@ -8,6 +8,7 @@ import ctypes
 from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ import numpy.typing as npt
 from .errors import CheckpointError, DgptQuantError, GGUFError
 from .quant_types import TensorType
 
-_F16_MAX = 65504.0
 _FLOAT32_MAX = 3.4e38
 
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -76,15 +76,19 @@ def quantize(
     weighs the columns, shape (columns,). However a tensor is cut into calls, the bytes are those of ggml_quantize_chunk
     (ggml.c) on the whole of it in float32.
 
-    Raises `CheckpointError` with `name` for non-finite values, or values beyond F16's range where the type stores F16
-    numbers.
+    Raises `CheckpointError` with `name` for values that are not finite, or beyond what the type can hold.
     """
-    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes an infinity, which is refused
+    with np.errstate(over="ignore", invalid="ignore"):  # a float64 beyond float32 becomes an infinity
         data = np.ascontiguousarray(rows, np.float32)
-    largest = _check_values(name, data, tensor_types)
+        total = float(data.sum())  # one fast pass, finite where all is well
+    if not isfinite(total) and not np.isfinite(data).all():
+        raise CheckpointError(
+            f"tensor {name} has a value that is not finite (NaN or infinity)",
+            "The checkpoint is damaged.",
+        )
     weights = None if importance is None else np.ascontiguousarray(importance, np.float32)
     if weights is not None and any(tensor_type.is_quantized for tensor_type in tensor_types):
-        _check_importance(name, weights, largest)
+        _check_importance(name, weights, data)
     return [_quantize(name, data, tensor_type, weights) for tensor_type in tensor_types]
 
 
@@ -101,12 +105,19 @@ def _quantize(
     blocks = np.empty((data.shape[0], tensor_type.row_bytes(columns)), np.uint8)
     weighing = None if weights is None else weights.ctypes.data
     library().ggml_quantize_chunk(tensor_type, data.ctypes.data, blocks.ctypes.data, 0, *data.shape, weighing)
-    if not library().ggml_validate_row_data(tensor_type, blocks.ctypes.data, blocks.nbytes):
+    if not _is_finite(blocks, tensor_type):
+        what = "value" if tensor_type is TensorType.F16 else "scale"
         raise CheckpointError(
-            f"tensor {name} can not be expressed in {tensor_type.name}: a scale overflows",
-            "" if weights is None else "Is the importance matrix sound? Try without it.",
+            f"tensor {name} has values up to {np.abs(data).max():.4g}: at {tensor_type.name} a {what} overflows",
+            "Convert it to f32 or bf16." if weights is None else "Is the importance matrix sound? Try without it.",
         )
     return blocks
+
+
+def _is_finite(blocks: npt.NDArray[np.uint8], tensor_type: TensorType) -> bool:
+    if tensor_type is TensorType.F16:  # the C function would tell stderr as well
+        return bool((blocks.view(np.uint16) & 0x7FFF).max() < 0x7C00)
+    return bool(library().ggml_validate_row_data(tensor_type, blocks.ctypes.data, blocks.nbytes))
 
 
 def dequantize(
@@ -133,31 +144,14 @@ def validated(name: str, blocks: npt.NDArray[np.uint8], tensor_type: TensorType)
     return blocks
 
 
-def _check_importance(name: str, weights: npt.NDArray[np.float32], largest: float) -> None:
+def _check_importance(name: str, weights: npt.NDArray[np.float32], data: npt.NDArray[np.float32]) -> None:
     """Refuses what would overflow in a block's sums: there some of the C functions end the process.
 
-    They square the sum, over at most 256 weights, of importance x weight² x level (up to 127).
+    They square the sum, over at most 256 weights, of importance x weight^2 x level (up to 127).
     """
+    largest = max(float(data.max()), -float(data.min()))
     if (256 * 127 * float(weights.max()) * max(largest, 1e-6) ** 2) ** 2 > _FLOAT32_MAX:
         raise CheckpointError(
             f"tensor {name}: an importance of {weights.max():.4g} and weights up to {largest:.4g} go beyond float32",
             "The importance matrix is damaged; collect it again with `dgpt2-quant imatrix`.",
         )
-
-
-def _check_values(name: str, chunk: npt.NDArray[np.float32], tensor_types: Sequence[TensorType]) -> float:
-    """The largest absolute value."""
-    largest = max(float(chunk.max()), -float(chunk.min()))  # NaN and infinity come through both
-    if not np.isfinite(largest):
-        raise CheckpointError(
-            f"tensor {name} has a value that is not finite (NaN or infinity)",
-            "The checkpoint is damaged.",
-        )
-    if largest > _F16_MAX:
-        for tensor_type in tensor_types:
-            if tensor_type not in (TensorType.F32, TensorType.BF16):
-                raise CheckpointError(
-                    f"tensor {name} has a value of {largest:.4g}; {tensor_type.name} goes up to {_F16_MAX:g}",
-                    "Convert it to f32 or bf16.",
-                )
-    return largest

@@ -17,7 +17,7 @@ from .checkpoint import file_sha256
 from .errors import GGUFError, UsageError
 from .ggml import dequantize
 from .gguf_file import GGUFHeader, TensorInfo, read_header, require_file
-from .gpt2_file import check_gpt2, check_tokens
+from .gpt2_file import check_gpt2
 from .hyperparameters import Hyperparameters
 from .metadata import is_of_level
 from .quant_types import TensorType, is_type
@@ -98,11 +98,7 @@ class GGUFModel:
         return self._header.metadata.get(_SOURCE) or file_sha256(self._header.path)
 
     def metadata(self, sha256: str, level: dict[str, Any]) -> dict[str, Any]:
-        """The file's own, in their order and types, with the level's in the place of those of its level before.
-
-        Raises `GGUFError` for a vocabulary that llama.cpp can not use.
-        """
-        check_tokens(self._with_tables)
+        """The file's own, in their order and types, with the level's in the place of those of its level before."""
         kept = {key: value for key, value in self._header.encoded.items() if not is_of_level(key)}
         if was := self._quantized_as:
             level = {**level, "dgpt2_quant.requantized_from": was}
@@ -115,18 +111,13 @@ class GGUFModel:
         return first | level | {key: value for key, value in kept.items() if key not in first}
 
     def tokenizer(self) -> Tokenizer:
-        metadata = self._with_tables.metadata
+        metadata = read_header(self._header.path).metadata  # with its 100,000 strings, which no conversion needs
         if (pre := metadata.get("tokenizer.ggml.pre", "gpt-2")) != "gpt-2":
             raise GGUFError(f"{self._header.path}: its pre-tokenizer is {pre!r}; only GPT-2's own is known here")
         tokens = metadata["tokenizer.ggml.tokens"]
         types = metadata.get("tokenizer.ggml.token_type", [TokenType.NORMAL] * len(tokens))
         bos, eos = (metadata.get(f"tokenizer.ggml.{name}_token_id", 0) for name in ("bos", "eos"))
         return Tokenizer(tokens, types, metadata["tokenizer.ggml.merges"], bos, eos)
-
-    @cached_property
-    def _with_tables(self) -> GGUFHeader:
-        """The head once more, its 100,000 strings too: read late, while the weights are being quantized."""
-        return read_header(self._header.path)
 
     @cached_property
     def _quantized_as(self) -> str | None:

@@ -130,16 +130,26 @@ def test_a_float64_beyond_float32_is_refused_without_a_warning() -> None:
 def test_a_value_beyond_f16_is_refused_where_f16_is_stored(value: float) -> None:
     data = WEIGHTS.copy()
     data[ROWS // 2, 7] = value
-    for tensor_type in (TensorType.F16, TensorType.Q8_0, TensorType.Q4_K):
-        with pytest.raises(CheckpointError) as caught:
-            quantize("token_embd.weight", data, [TensorType.F32, tensor_type])
-        assert "tensor token_embd.weight has a value of 1e+05" in caught.value.message
-        assert tensor_type.name in caught.value.message
-        assert "f32 or bf16" in caught.value.hint
-    exact, rounded = quantize("token_embd.weight", data, [TensorType.F32, TensorType.BF16])
+    with pytest.raises(CheckpointError) as caught:
+        quantize("token_embd.weight", data, [TensorType.F32, TensorType.F16])
+    assert "tensor token_embd.weight has values up to 1e+05: at F16 a value overflows" in caught.value.message
+    assert "f32 or bf16" in caught.value.hint
+    # blocks have scales, and reach further
+    exact, rounded, blocks = quantize("w", data, [TensorType.F32, TensorType.BF16, TensorType.Q8_0])
     assert exact.view(np.float32)[ROWS // 2, 7] == value
-    decoded = gguf.dequantize(rounded, gguf.GGMLQuantizationType.BF16)
-    assert decoded[ROWS // 2, 7] == pytest.approx(value, rel=2**-8)
+    for made, kind in ((rounded, "BF16"), (blocks, "Q8_0")):
+        decoded = gguf.dequantize(made, gguf.GGMLQuantizationType[kind])
+        assert decoded[ROWS // 2, 7] == pytest.approx(value, rel=2**-8)
+
+
+@pytest.mark.parametrize("tensor_type", [TensorType.Q8_0, TensorType.Q4_0, TensorType.Q4_K], ids=lambda t: t.name)
+def test_a_scale_beyond_f16_is_refused(tensor_type: TensorType) -> None:
+    data = WEIGHTS.copy()
+    data[5, 5] = 1e9
+    with pytest.raises(
+        CheckpointError, match=f"tensor w has values up to 1e.09: at {tensor_type.name} a scale overflows"
+    ):
+        quantize("w", data, [tensor_type])
 
 
 def test_the_largest_f16_is_still_taken() -> None:
