@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .calibrate import collect, uncollected
-from .cores import usable_cores
+from .cores import threads_or_all
 from .errors import UsageError
 from .gguf_file import encode_header
 from .importance import read_importance
@@ -92,6 +92,7 @@ def convert(
     for quant_type in quant_types:
         if quant_type.needs_imatrix and imatrix is None and calibrate is None:
             raise needs_importance(quant_type.name)
+    threads = threads_or_all(threads)
     overrides = [find_override(text) for text in tensor_type]
     importance = read_importance(imatrix) if imatrix is not None else None
     text = load_text(calibrate) if calibrate is not None else None
@@ -126,7 +127,7 @@ def write_files(
 
     `known_sha256` saves reading the source once more for its hash, for a caller who just did. Raises `DgptQuantError`.
     """
-    started = time.monotonic()
+    started, threads = time.monotonic(), threads_or_all(threads)
     for path in plans:
         refuse_existing(path, overwrite)
     with ThreadPoolExecutor(1) as aside, ExitStack() as stack:
@@ -139,7 +140,7 @@ def write_files(
         def heads() -> list[bytes]:
             return [_head(source, writer.plan, hashing.result()) for writer in writers]
 
-        stream(source.tensors, writers, heads, threads or usable_cores(), progress)
+        stream(source.tensors, writers, heads, threads, progress)
     seconds = round(time.monotonic() - started, 3)
     return [
         _describe(source, writer.plan, writer.path, writer.bytes, writer.hash.hexdigest(), seconds)

@@ -22,7 +22,7 @@ from .hyperparameters import Hyperparameters
 from .metadata import is_of_level
 from .quant_types import TensorType, is_type
 from .read_at import read_at
-from .rows import BlockReader, RowReader
+from .rows import BlockReader, RowReader, from_bfloat16
 from .tokenizer import Tokenizer, TokenType
 
 _SOURCE = "dgpt2_quant.source.sha256"
@@ -79,6 +79,8 @@ class GGUFTensor:
     def _decode(self, blocks: npt.NDArray[np.uint8]) -> npt.NDArray[np.floating[Any]]:
         if self.stored is TensorType.F16:
             return blocks.view(np.float16)
+        if self.stored is TensorType.BF16:
+            return from_bfloat16(blocks.view(np.uint16))
         return dequantize(self.label, blocks, self.stored, (len(blocks), self.shape[-1]))
 
 

@@ -56,7 +56,7 @@ def find_override(text: str | Override) -> Override:
         )
     try:
         with warnings.catch_warnings(action="ignore"):  # of what a later Python will read otherwise
-            return Override(re.compile(expression), found)
+            return Override(re.compile(expression, re.IGNORECASE), found)  # llama-quantize lowers it
     except (re.error, RecursionError, OverflowError, ValueError) as error:
         raise UsageError(f"{expression!r} is no regular expression: {error}", "'.*' matches every matrix.") from error
 

@@ -11,3 +11,8 @@ RowReader = Callable[[int, int], npt.NDArray[np.floating[Any]]]
 
 BlockReader = Callable[[int, int], npt.NDArray[np.uint8]]
 """Called with (first row, number of rows), gives their bytes as they are stored, shape (rows, bytes of a row)."""
+
+
+def from_bfloat16(halves: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
+    """NumPy has no BF16: the numbers of which these are the upper halves."""
+    return (halves.astype(np.uint32) << 16).view(np.float32)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from .errors import CheckpointError
 from .read_at import read_at
+from .rows import from_bfloat16
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
@@ -52,7 +53,7 @@ class StoredTensor:
         row_bytes = self.nbytes // self.shape[0] if first else 0
         read_at(self.path, self.start + first * row_bytes, data.reshape(-1).view(np.uint8).data)
         if self.dtype == "BF16":
-            return (data.astype(np.uint32) << 16).view(np.float32)
+            return from_bfloat16(data)
         return data
 
 

@@ -158,6 +158,7 @@ class _Output:
         self._threads = [ThreadPoolExecutor(1) for _ in range(3)]
         self._writing, self._hashing, self._flushing = self._threads
         self._waiting: deque[Future[None]] = deque()
+        self._flushes: list[Future[None]] = []  # all of them count: a file tells of an error only once
 
     def __enter__(self) -> "_Output":
         return self
@@ -189,7 +190,8 @@ class _Output:
         """Waits until everything is on the disk."""
         while self._waiting:
             self._waiting.popleft().result()
-        for flush in [self._flushing.submit(writer.flush) for writer in self.writers]:
+        self._flushes += [self._flushing.submit(writer.flush) for writer in self.writers]
+        for flush in self._flushes:
             flush.result()
 
     def _write(self, parts: Sequence[Sequence[bytes | memoryview]]) -> None:
@@ -198,7 +200,7 @@ class _Output:
                 writer.write(part)
             if writer.bytes - writer.flushed >= _FLUSH_BYTES:
                 writer.flushed = writer.bytes
-                self._flushing.submit(writer.flush)  # should it fail, the last one does as well
+                self._flushes.append(self._flushing.submit(writer.flush))
 
     def _hash(self, parts: Sequence[Sequence[bytes | memoryview]]) -> None:
         for writer, own in zip(self.writers, parts, strict=True):

@@ -56,6 +56,7 @@ def tables() -> dict[str, list[str]]:
         "types": type_table(t for t in QUANT_TYPES.values() if t.ci),
         "all_types": type_table(QUANT_TYPES.values()),
         "demo": fenced((ROOT / "docs" / "bench" / "demo.txt").read_text("utf-8")).splitlines(),
+        "quantize": quantize_table("quantize", "quantize-imatrix"),
         "bench": bench_table("storybook"),
         "random": bench_table("distilgpt2-random"),
     }
@@ -76,6 +77,20 @@ def type_table(types: Iterable[QuantType]) -> list[str]:
 def bench_table(name: str) -> list[str]:
     document = json.loads((ROOT / "docs" / "bench" / f"{name}.json").read_text("utf-8"))
     return [*markdown_table(COLUMNS, table_rows(document)), "", *(f"- {remark}" for remark in remarks(document))]
+
+
+def quantize_table(*names: str) -> list[str]:
+    """Of what tools/time_quantize.py printed."""
+    rows = []
+    for name in names:
+        document = json.loads((ROOT / "docs" / "bench" / f"{name}.json").read_text("utf-8"))
+        for quant_type, result in document["types"].items():
+            times = [
+                f"{seconds['median']:.2f} ({seconds['min']:.2f}-{seconds['max']:.2f})"
+                for seconds in (result["ours_s"], result["theirs_s"])
+            ]
+            rows.append([quant_type, *times, f"{result['ratio']:.2f}"])
+    return markdown_table(["type", "`convert`, s", "`llama_model_quantize`, s", "speed ratio"], rows)
 
 
 def filled(path: Path, blocks: dict[str, list[str]]) -> str:

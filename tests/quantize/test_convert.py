@@ -168,6 +168,8 @@ def test_overwrite_replaces(tmp_path: Path, results: list[ConvertedFile]) -> Non
         ({"type": []}, "no quantization type", "--type q4_k"),
         ({"type": ["q4_k_x"]}, "'q4_k_x'", "q4_k"),
         ({"type": ["f16"], "recipe": "magic"}, "'magic'", ""),
+        ({"type": ["f16"], "threads": 0}, "0 threads were asked for", ""),
+        ({"type": ["f16"], "threads": -1}, "-1 threads were asked for", ""),
         ({"type": ["f16", "q8_0"], "output": "one.gguf"}, "one.gguf is one file, but 2 types", "folder"),
     ],
 )
