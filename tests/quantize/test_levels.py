@@ -1,6 +1,5 @@
 """Every level of the registry, from checkpoint to logits: llama.cpp computes what an independent decoder reads."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +15,13 @@ TOKENS = [5, 17, 200, 261, 3, 84, 120, 9]
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A model that 256 divides, at all levels, calibrated on a text of its own."""
     folder = tmp_path_factory.mktemp("levels")
     model = make_checkpoint(folder / "model", layers=2, width=256, inner=512, context=64)
     (folder / "text.txt").write_text("Once upon a time there was a king who had a daughter. " * 20)
     made = convert(str(model), type=list(QUANT_TYPES), output=folder, calibrate=folder / "text.txt")
-    yield {file.type: Path(file.path) for file in made}
+    return {file.type: Path(file.path) for file in made}
 
 
 @pytest.mark.parametrize("level", QUANT_TYPES)

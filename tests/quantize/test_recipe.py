@@ -71,6 +71,26 @@ def compare(
     return found
 
 
+def thin(layers: int, inner: int) -> dict[str, Any]:
+    """A model of width 256 with two rows in each matrix, and zeros, which are quantized in no time.
+
+    For where the types are in question, and the bytes of a few rows will do.
+    """
+    random = np.random.default_rng(0)
+    shapes = {
+        "attn.c_attn": (256, 768),
+        "attn.c_proj": (256, 256),
+        "mlp.c_fc": (256, inner),
+        "mlp.c_proj": (inner, 256),
+    }
+    changed = {}
+    for part, (inputs, outputs) in shapes.items():
+        matrix = np.zeros((inputs, outputs))
+        matrix[:, :2] = random.normal(0, 0.1, (inputs, 2))
+        changed |= {f"h.{n}.{part}.weight": matrix for n in range(layers)}
+    return {"layers": layers, "width": 256, "inner": inner, "changed": changed}
+
+
 # a head of its own changes nothing with the depth: below six layers' four cases, each depth has both kinds once
 DEPTHS = [(6, head, imatrix) for head in ("absent", "untied") for imatrix in (False, True)]
 DEPTHS += [(12, "absent", True), (12, "untied", False), (24, "absent", False), (24, "untied", True)]
@@ -81,13 +101,7 @@ DEPTHS += [(36, "absent", True), (36, "untied", False), (48, "absent", False), (
 def test_every_level_at_every_depth_is_what_llama_cpp_makes(
     layers: int, head: str, imatrix: bool, tmp_path: Path
 ) -> None:
-    # rows of zeros are quantized in no time: the types are in question here, and the bytes of the first few rows
-    row = np.random.default_rng(0).normal(0, 0.1, (256, 2))
-    parts = {"attn.c_attn": 768, "attn.c_proj": 256, "mlp.c_fc": 256, "mlp.c_proj": 256}
-    thin = {part: np.pad(row, ((0, 0), (0, outputs - 2))) for part, outputs in parts.items()}
-    changed = {f"h.{n}.{part}.weight": data for n in range(layers) for part, data in thin.items()}
-    shape = {"layers": layers, "width": 256, "inner": 256, "head": head, "changed": changed}
-    found = compare(tmp_path / "it", LEVELS if imatrix else FREE, imatrix=imatrix, **shape)
+    found = compare(tmp_path / "it", LEVELS if imatrix else FREE, imatrix=imatrix, head=head, **thin(layers, 256))
     raised = [n for n in range(layers) if found["Q4_K_M"][f"blk.{n}.ffn_down.weight"] == "Q6_K"]
     assert raised == [n for n in range(layers) if found["Q4_K_M"][f"blk.{n}.attn_qkv.weight"] == "Q6_K"]
     if layers == 12:  # the first and the last eighth, and every third between
@@ -115,7 +129,7 @@ def test_rows_that_blocks_do_not_divide_fall_back_as_llama_cpps(
 ) -> None:
     head = "untied" if imatrix == (WIDTHS.index((width, inner)) % 2 == 0) else "absent"
     levels = [name for name in (LEVELS if imatrix else FREE) if name != "Q1_0" or width % 128 == inner % 128 == 0]
-    found = compare(tmp_path / "it", levels, imatrix=imatrix, layers=2, width=width, inner=inner, head=head)
+    found = compare(tmp_path / "it", levels, imatrix=imatrix, layers=1, width=width, inner=inner, head=head)
     if width == 48:
         assert {types["token_embd.weight"] for types in found.values()} == {"F16", "BF16"}
     elif width in (64, 320):
@@ -140,7 +154,7 @@ def test_rows_that_blocks_do_not_divide_fall_back_as_llama_cpps(
 )
 def test_types_set_by_hand_are_llama_cpps(overrides: list[str], imatrix: bool, tmp_path: Path) -> None:
     levels = ["Q4_K_M", "Q4_K_S", "Q3_K_M", "Q4_0", "IQ4_XS", "F16"]
-    compare(tmp_path / "it", levels, imatrix=imatrix, overrides=overrides, layers=9, width=256, inner=320)
+    compare(tmp_path / "it", levels, imatrix=imatrix, overrides=overrides, **thin(9, 320))
 
 
 def test_blocks_without_a_replacement_are_refused_as_llama_cpp_refuses_them(tmp_path: Path) -> None:
