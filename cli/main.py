@@ -7,7 +7,6 @@ library only when they are called, so that `--help` is instant.
 import sys
 from collections.abc import Callable
 from functools import wraps
-from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
@@ -52,6 +51,8 @@ def main() -> None:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version
+
         typer.echo(f"dgpt2-quant {version('dgpt2-quant')}")
         raise typer.Exit
 

@@ -4,7 +4,6 @@ Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; ours are under 
 """
 
 from collections.abc import Iterable
-from importlib.metadata import version
 from typing import Any
 
 from .gguf_file import EncodedValue, encode_value
@@ -93,6 +92,8 @@ def tokenizer_metadata(tokenizer: Tokenizer) -> dict[str, EncodedValue]:
 
 def tool_version() -> str:
     """The installed version of this project."""
+    from importlib.metadata import version  # late: it takes as long to import as half of the rest
+
     return version("dgpt2-quant")
 
 
