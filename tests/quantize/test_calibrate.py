@@ -358,10 +358,10 @@ def test_a_folder_where_the_partial_file_would_be_is_told_or_left_alone(
         assert not (tmp_path / "it.gguf").exists()
 
 
-@pytest.mark.parametrize("name", ["~nobody-of-that-name/it.gguf", "x" * 300, "a\0b"], ids=["~", "long", "NUL"])
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"], ids=["long", "NUL"])
 def test_an_output_that_can_not_be_is_refused(name: str, checkpoint: Path, text: Path, tmp_path: Path) -> None:
     with pytest.raises(DgptQuantError):
-        imatrix(str(checkpoint), text=text, output=name if name.startswith("~") else tmp_path / name)
+        imatrix(str(checkpoint), text=text, output=tmp_path / name)
 
 
 def test_token_types_that_are_no_list_are_refused(checkpoint: Path, text: Path, tmp_path: Path) -> None:
