@@ -1,5 +1,6 @@
 """The plan of one file: which type each tensor gets, with which importance, and how large the file will be."""
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from .metadata import level_metadata
 from .model_source import ModelSource
 from .quant_types import QuantType, TensorType
 from .recipe import Override, lacking_importance, tensor_types, without_effect
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,8 @@ def make_plan(
             "They are called token_embd.weight, output.weight, and blk.0.attn_qkv.weight, blk.0.attn_output.weight,"
             " blk.0.ffn_up.weight, blk.0.ffn_down.weight and so on.",
         )
+    if overrides and not quant_type.base.is_quantized:
+        _log.warning("%s: types set by hand change nothing there, as in llama-quantize", quant_type)
     if importance:
         importance.check(shapes)
     types = tensor_types(
