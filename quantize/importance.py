@@ -139,7 +139,10 @@ def read_importance(path: str | Path) -> ImportanceMatrix:
         )
     header = read_header(path)
     if (kind := header.metadata.get("general.type")) != "imatrix":
-        raise GGUFError(f"{path} is no importance matrix: its general.type is {kind!r}", "--imatrix takes what `dgpt2-quant imatrix` writes.")
+        raise GGUFError(
+            f"{path} is no importance matrix: its general.type is {kind!r}",
+            "--imatrix takes what `dgpt2-quant imatrix` writes.",
+        )
     parts: dict[str, dict[str, Any]] = {}
     for tensor in header.tensors.values():
         name, _, suffix = tensor.name.rpartition(".")
