@@ -299,7 +299,7 @@ def test_a_file_that_is_not_there_is_said(name: str, tmp_path: Path) -> None:
 def test_a_model_is_told_from_an_importance_matrix(storybook_files: dict[str, Path]) -> None:
     with pytest.raises(GGUFError, match=r"is no importance matrix: its general\.type is 'model'") as caught:
         read_importance(storybook_files["Q4_0"])
-    assert caught.value.hint == "Was a model meant?"
+    assert "dgpt2-quant imatrix" in caught.value.hint
 
 
 def test_a_file_that_ends_early_is_refused_wherever_it_ends(tmp_path: Path) -> None:
