@@ -11,8 +11,8 @@ from .progress import progress_bar
 
 
 def imatrix(
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.gguf", help="Where to write it.")],
     model: ConvertibleArgument = "distilbert/distilgpt2",
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.gguf", help="Where to write it.")] = ...,  # type: ignore[assignment]
     text: Annotated[
         Path | None,
         typer.Option("--text", metavar="FILE", help="UTF-8 text to collect over, or a bundled one: calibration."),

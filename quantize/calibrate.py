@@ -86,7 +86,7 @@ def collect(
     """The importance matrix of a model over a text. With `partial`, a file to go on from and to save to."""
     size, count, tokens = _cut(source, text, ctx_size, chunks)
     reference = from_source(source)
-    collected = _resume(partial, [source.sha256(), text.sha256, size, count])
+    collected = _resume(partial, [source.sha256(), text.sha256, size, count]) if partial else _Collected("", 0, {})
     saved = time.monotonic()
     try:
         for chunk in range(collected.chunks, count):
@@ -176,10 +176,10 @@ class _Collected:
             file.write(data.getvalue())
 
 
-def _resume(partial: Path | None, parts: Iterable[object]) -> _Collected:
+def _resume(partial: Path, parts: Iterable[object]) -> _Collected:
     """What is in the file, if it is of the same model, text and chunks; else nothing yet."""
     key = hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).hexdigest()
-    if partial and partial.is_file():
+    if partial.is_file():
         # whatever else lies there is not of this run, and is written over
         with suppress(Exception), np.load(io.BytesIO(partial.read_bytes()), allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}

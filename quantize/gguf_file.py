@@ -7,6 +7,7 @@ that streams several files at once needs the head as bytes, and because gguf-py'
 100,000 token and merge strings, does not check what it reads, and takes long to import.
 """
 
+import os
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -102,8 +103,8 @@ class GGUFHeader:
 
 
 def require_file(path: Path, hint: str = "Make one with `dgpt2-quant convert`.") -> Path:
-    """The path itself. Raises `ModelNotFoundError` when no file is there, or it can not be looked at."""
-    why = ""
+    """The path, `~` expanded. Raises `ModelNotFoundError` when no file is there, or it can not be looked at."""
+    path, why = Path(os.path.expanduser(path)), ""  # noqa: PTH111  Path.expanduser raises
     try:
         if path.is_file():
             return path

@@ -3,7 +3,6 @@
 llama-quantize is the model: metadata are kept, known or not, and tensors that no recipe touches keep their type.
 """
 
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -58,7 +57,8 @@ class GGUFTensor:
 
     def reader(self) -> RowReader:
         """For (first row, number of rows)."""
-        return lambda first, rows: self._decode(self.block_reader()(first, rows))
+        read_blocks = self.block_reader()
+        return lambda first, rows: self._decode(read_blocks(first, rows))
 
     def block_reader(self) -> BlockReader:
         """For (first row, number of rows). Raises `CheckpointError` when they can not be read."""
@@ -136,8 +136,7 @@ def open_gguf_model(path: Path, *, revision: str | None = None, allow_requantize
     """
     if revision is not None:
         raise UsageError(f"a revision goes with a Hub name; {path} is a file", "Leave out --revision.")
-    file = require_file(Path(os.path.expanduser(path)))  # noqa: PTH111  never raises
-    header = read_header(file, arrays=False)
+    header = read_header(require_file(path), arrays=False)
     if header.metadata.get("split.count", 1) != 1:
         raise GGUFError(f"{path} is one of several parts", "Put them together with `llama-gguf-split --merge`.")
     check_gpt2(header)

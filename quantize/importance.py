@@ -6,7 +6,6 @@ format (tools/imatrix/imatrix.cpp, pull request 9400): a GGUF with `NAME.in_sum2
 """
 
 import hashlib
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -128,7 +127,7 @@ def read_importance(path: str | Path) -> ImportanceMatrix:
     Raises `ModelNotFoundError` when there is none, and `GGUFError` for a broken one, for one in the old `.dat` format,
     and for a file of another kind.
     """
-    path = require_file(Path(os.path.expanduser(path)), "Make one with `dgpt2-quant imatrix`.")  # noqa: PTH111  never raises
+    path = require_file(Path(path), "Make one with `dgpt2-quant imatrix`.")
     magic = bytearray(min(4, path.stat().st_size))
     read_at(path, 0, memoryview(magic))
     if magic != MAGIC:

@@ -55,7 +55,7 @@ def model_file(
     `announce` is told, in a sentence, when something has to be converted. Raises `DgptQuantError`.
     """
     if is_gguf_name(model):
-        path = require_file(Path(os.path.expanduser(model)))  # noqa: PTH111  never raises
+        path = require_file(Path(model))
         if revision is not None:
             raise UsageError(f"{model} is a file, so --revision says nothing", "Leave one of the two out.")
         if type is not None:

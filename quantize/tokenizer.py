@@ -54,6 +54,12 @@ def read_tokenizer(folder: Path, config: dict[str, Any], vocabulary: int) -> Tok
     except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair, UTF-8 can not
         raise CheckpointError(f"{folder}: a token is no Unicode text ({error.reason})") from error
     if beyond := [token for token, number in ids.items() if number >= vocabulary]:
+        if letter := next((token for token in beyond if len(token) == 1), None):
+            raise CheckpointError(
+                f"{folder}: token {letter!r} has the number {ids[letter]}, the embedding {vocabulary} rows: a byte that"
+                " every text would lose",
+                "Are tokenizer and model of the same checkpoint?",
+            )
         some = ", ".join(map(repr, beyond[:4])) + (", ..." if len(beyond) > 4 else "")
         _log.warning(
             "%s: left out, for the embedding has %d rows: %d tokens (%s)", folder, vocabulary, len(beyond), some

@@ -378,3 +378,14 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="has no tokenizer"):
         convert(str(folder), type=["F32"], output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_byte_without_a_row_is_refused(tmp_path: Path) -> None:
+    """llama.cpp would drop the letter from every text; a merged token it spells out."""
+    folder = make_checkpoint(tmp_path / "model")
+    vocabulary = {token: number for number, token in enumerate(TOKENS)}
+    vocabulary["h"] = 10**6
+    write_json(folder / "vocab.json", vocabulary)
+    with pytest.raises(CheckpointError, match="token 'h' has the number 1000000, the embedding 262 rows"):
+        convert(str(folder), type="F32", output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
