@@ -15,6 +15,7 @@ from .bench import bench
 from .convert import convert
 from .demo import demo
 from .errors import report
+from .features import features
 from .imatrix import imatrix
 from .inspect_file import inspect
 from .list_types import types
@@ -24,6 +25,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "types": types,
     "convert": convert,
     "run": run,
+    "features": features,
     "bench": bench,
     "inspect": inspect,
     "imatrix": imatrix,

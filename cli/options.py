@@ -1,8 +1,10 @@
 """The flags that several verbs share, with one spelling and one help text each."""
 
-from typing import Annotated
+import sys
+from typing import Annotated, Literal
 
 import typer
+from dgpt2_quant.quantize.errors import UsageError
 
 ConvertibleArgument = Annotated[
     str,
@@ -44,3 +46,27 @@ OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace file
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", metavar="N", min=1, help="Threads; all usable cores if not given.")
 ]
+ThreadsOrAutoOption = Annotated[
+    str,
+    typer.Option("--threads", metavar="N|auto", help="Threads; auto: the usable cores, less while others are busy."),
+]
+
+
+def thread_count(text: str) -> int | Literal["auto"]:
+    """What `--threads N|auto` says. Raises `UsageError` for anything else."""
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal():
+        raise UsageError(f"--threads {text!r}; it takes a number, or auto")
+    return int(text)
+
+
+def read_input(text: str) -> str:
+    """A `TEXT|-` argument: the text itself, or what stdin has. Raises `UsageError` for bytes that are no UTF-8."""
+    if text != "-":
+        return text
+    try:
+        read = sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the text on stdin is not UTF-8: {error}", "Convert it, for example with iconv.") from error
+    return read.removesuffix("\n")  # `echo` puts it there, and a model would take it for the end of a paragraph

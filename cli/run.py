@@ -2,18 +2,27 @@
 
 import sys
 import time
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from dgpt2_quant.quantize.errors import UsageError
 
-from .options import JsonOption, ModelOption, OfflineOption, RevisionOption, TypeOption
+from .options import (
+    JsonOption,
+    ModelOption,
+    OfflineOption,
+    RevisionOption,
+    ThreadsOrAutoOption,
+    TypeOption,
+    read_input,
+    thread_count,
+)
 from .output import note, print_json
 from .progress import progress_bar
 
 if TYPE_CHECKING:
-    from dgpt2_quant.runtime.generate import Generation
+    from dgpt2_quant.runtime import Batch, Completion, Model
 
 
 def run(
@@ -24,24 +33,44 @@ def run(
     model: ModelOption = "distilbert/distilgpt2",
     type: TypeOption = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=0, help="Tokens at the most.")] = 128,
+    min_tokens: Annotated[int, typer.Option(min=0, help="Tokens before which no end-of-text comes.")] = 0,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on behind an end-of-text token.")] = False,
     temperature: Annotated[float, typer.Option(help="How freely to choose; 0 takes the likeliest token.")] = 0.8,
     top_k: Annotated[int, typer.Option(help="Choose among the K likeliest tokens; 0 for all.")] = 40,
     top_p: Annotated[float, typer.Option(help="... that together have the probability P; 1 for all.")] = 0.95,
     min_p: Annotated[
         float, typer.Option(help="... that have P times the likeliest one's probability; 0 for all.")
     ] = 0.05,
-    repeat_penalty: Annotated[float, typer.Option(help="Above 1: makes tokens of the last 64 less likely.")] = 1.0,
+    typical_p: Annotated[float, typer.Option(help="... whose surprise is nearest to the expected; 1 for all.")] = 1.0,
+    repeat_penalty: Annotated[float, typer.Option(help="Above 1: makes recent tokens less likely.")] = 1.0,
+    frequency_penalty: Annotated[float, typer.Option(help="... for each time that they came.")] = 0.0,
+    presence_penalty: Annotated[float, typer.Option(help="... once.")] = 0.0,
+    repeat_last_n: Annotated[int, typer.Option(help="How many tokens are recent; -1 for all.")] = 64,
+    dry_multiplier: Annotated[
+        float, typer.Option(help="Above 0: makes what would repeat a passage less likely (DRY; 0.8 is usual).")
+    ] = 0.0,
+    mirostat: Annotated[int, typer.Option(help="2: steer the surprise of the tokens instead; 0 for off.")] = 0,
+    mirostat_tau: Annotated[float, typer.Option(help="... towards so many bits.")] = 5.0,
+    grammar_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Only what fits this grammar (GBNF).")
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(help="The same seed and settings give the same text; random if not given.")
     ] = None,
-    num_return_sequences: Annotated[int, typer.Option(min=1, help="How many texts; text i has the seed SEED + i.")] = 1,
+    num_return_sequences: Annotated[
+        int, typer.Option(min=1, help="How many texts; text i has the seed SEED + i. They are written together.")
+    ] = 1,
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="End before this text; repeat for several.")
+    ] = None,
+    logprobs: Annotated[
+        int | None, typer.Option(metavar="N", help="With --json: each token's log-probability and the N likeliest.")
     ] = None,
     ctx_size: Annotated[
         int | None, typer.Option(min=1, help="Positions of context; the model's own number if not given.")
     ] = None,
-    threads: Annotated[str, typer.Option(metavar="N|auto", help="Threads.")] = "auto",
+    truncate: Annotated[bool, typer.Option("--truncate", help="Keep the end of a prompt that is too long.")] = False,
+    threads: ThreadsOrAutoOption = "auto",
     revision: RevisionOption = None,
     offline: OfflineOption = False,
     no_stream: Annotated[bool, typer.Option("--no-stream", help="Print the text when it is complete.")] = False,
@@ -53,76 +82,113 @@ def run(
     Example: dgpt2-quant run "Once upon a time" -m storybook --seed 1
     """
     from dgpt2_quant.quantize.store import model_file
-    from dgpt2_quant.runtime.generate import total_timing
-    from dgpt2_quant.runtime.model import Model
+    from dgpt2_quant.runtime import Model
 
     with progress_bar() as progress:
         name, path = model_file(model, type=type, revision=revision, offline=offline, progress=progress, announce=note)
-    text = _read_stdin() if prompt == "-" else prompt
+    text = read_input(prompt)
     started = time.perf_counter()
-    with Model.load(path, ctx_size=ctx_size, threads=_thread_count(threads)) as loaded:
+    with Model.load(path, ctx_size=ctx_size, threads=thread_count(threads)) as loaded:
         load_ms = 1000 * (time.perf_counter() - started)
-        generations: list[Generation] = []
-        for number in range(num_return_sequences):
-            generation = loaded.stream(
-                text,
-                max_tokens=max_tokens,
-                seed=generations[0].seed + number if generations else seed,
-                stop=stop or (),
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                min_p=min_p,
-                repeat_penalty=repeat_penalty,
-            )
-            if number and not json:
-                typer.echo("---")
-            _follow(generation, text, quiet=json, at_once=no_stream)
-            generations.append(generation)
-    timing = total_timing([generation.timing for generation in generations])
-    if json:
-        print_json(
-            {
-                "model": name,
-                "type": loaded.quant_type,
-                "prompt": text,
-                "seed": generations[0].seed,
-                "sequences": [asdict(g.completion) for g in generations if g.completion],
-                "timing": {"load_ms": load_ms, **timing.to_json(), "threads": loaded.threads},
-            }
+        batch = loaded.batch(
+            text,
+            num_return_sequences=num_return_sequences,
+            max_tokens=max_tokens,
+            min_tokens=min_tokens,
+            ignore_eos=ignore_eos,
+            seed=seed,
+            stop=stop or (),
+            logprobs=logprobs,
+            truncate=truncate,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            typical_p=typical_p,
+            repeat_penalty=repeat_penalty,
+            frequency_penalty=frequency_penalty,
+            presence_penalty=presence_penalty,
+            repeat_last_n=repeat_last_n,
+            dry_multiplier=dry_multiplier,
+            mirostat=mirostat,
+            mirostat_tau=mirostat_tau,
+            grammar=_read_grammar(grammar_file),
         )
-    elif sys.stderr.isatty() and timing.decode_tps:
-        note(f"[{timing.decode_tokens} tokens, {timing.decode_tps:.0f} tokens/s, seed {generations[0].seed}]")
+        if json:
+            batch.run()
+        else:
+            _follow(batch, text, at_once=no_stream)
+        timing = batch.timing
+        if json:
+            print_json(
+                {
+                    "model": name,
+                    "type": loaded.quant_type,
+                    "prompt": text,
+                    "seed": batch.seed,
+                    "sequences": [_sequence(loaded, found) for found in batch.completions if found],
+                    "timing": {"load_ms": load_ms, **timing.to_json(), "threads": loaded.threads},
+                }
+            )
+        elif sys.stderr.isatty() and timing.decode_tps:
+            note(f"[{timing.decode_tokens} tokens, {timing.decode_tps:.0f} tokens/s, seed {batch.seed}]")
 
 
-def _follow(generation: "Generation", prompt: str, *, quiet: bool, at_once: bool) -> None:
-    """Prints a generation as it comes, behind its prompt; a Ctrl-C leaves what is there on a line of its own."""
-    shown = sys.stdout if not (quiet or at_once) else None
-    pieces = [prompt]
+def _follow(batch: "Batch", prompt: str, *, at_once: bool) -> None:
+    """Prints the texts one after the other, each behind the prompt; the one whose turn it is as it comes.
+
+    A Ctrl-C leaves what is there on a line of its own.
+    """
+    waiting = [[prompt] for _ in batch.completions]
+    turn = 0
+
+    def show() -> None:
+        nonlocal turn
+        while turn < len(waiting):
+            done = batch.completions[turn] is not None
+            if done or not at_once:
+                sys.stdout.write("".join(waiting[turn]))
+                waiting[turn] = []
+                sys.stdout.flush()
+            if not done:
+                return
+            turn += 1
+            typer.echo("\n---" if turn < len(waiting) else "")
+
     try:
-        if shown:
-            shown.write(prompt)
-        for piece in generation:
-            pieces.append(piece)
-            if shown:
-                shown.write(piece)
-                shown.flush()
-    finally:
-        if not quiet:
-            typer.echo("".join(pieces) if at_once else "")
+        if not at_once:
+            show()
+        for number, piece in batch:
+            waiting[number].append(piece)
+            show()
+        show()
+    except BaseException:
+        typer.echo("".join(waiting[turn]) if turn < len(waiting) else "")
+        raise
 
 
-def _read_stdin() -> str:
+def _sequence(model: "Model", completion: "Completion") -> dict[str, Any]:
+    """A text as the contract has it; with `logprobs` its tokens."""
+    found = {"text": completion.text, "tokens": completion.tokens, "finish_reason": completion.finish_reason}
+    if completion.logprobs is None:
+        return found
+    entries = [
+        {
+            "token": entry.token,
+            "text": model.detokenize([entry.token]),
+            "logprob": entry.logprob,
+            "top": [{"token": token, "logprob": logprob} for token, logprob in entry.top.items()],
+        }
+        for entry in completion.logprobs
+    ]
+    return found | {"logprobs": entries}
+
+
+def _read_grammar(path: Path | None) -> str:
+    if path is None:
+        return ""
     try:
-        text = sys.stdin.buffer.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"the prompt on stdin is not UTF-8: {error}", "Convert it, for example with iconv.") from error
-    return text.removesuffix("\n")  # `echo` puts it there, and a model would take it for the end of a paragraph
-
-
-def _thread_count(text: str) -> int | Literal["auto"]:
-    if text == "auto":
-        return "auto"
-    if not text.isdecimal():
-        raise UsageError(f"--threads {text!r}; it takes a number, or auto")
-    return int(text)
+        return path.read_text("utf-8")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"the grammar {path} can not be read: {reason}", "Name a file in GBNF, UTF-8.") from error

@@ -9,13 +9,13 @@ import ctypes
 import logging
 import os
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from dgpt2_quant.quantize.errors import RuntimeFailure
+from dgpt2_quant.quantize.errors import RuntimeFailure, UsageError
 
 log = logging.getLogger("dgpt2_quant.llama_cpp")
 log.addHandler(logging.NullHandler())
@@ -23,8 +23,12 @@ log.addHandler(logging.NullHandler())
 # `enum ggml_log_level` (ggml.h); 5 continues the line before
 _LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR, 5: logging.DEBUG}
 _TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # struct llama_token_data
-_MAX_BATCH = 512  # tokens that are decoded in one go; the logits of a whole batch are kept, so it bounds memory
-
+MAX_BATCH = 512  # tokens that are decoded in one go; the logits of a whole batch are kept, so it bounds memory
+_CELLS = 256  # llama.cpp rounds a cache up to a multiple
+F32, F16 = 0, 1  # enum ggml_type
+KV_TYPES = {"f32": F32, "f16": F16, "bf16": 30, "q8_0": 8}
+_WITH_VOCABULARY = ("dry", "grammar")  # samplers whose first argument it is
+_WHERE_IT_SAYS_WHY = "Turn on the logger `dgpt2_quant.llama_cpp` to see its reason."
 
 _pending: list[BaseException] = []  # what was raised in a callback from C
 
@@ -61,6 +65,9 @@ class NativeModel:
     """A loaded model and its vocabulary."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
+        self._dry: tuple[tuple[Any, ...], Any] | None = None
+        self._pieces: dict[int, tuple[bytes, bool]] = {}
         lib = bindings()
         params = lib.llama_model_default_params()
         # the CPU, even where the library was built with something else (on a Mac always with Metal)
@@ -74,94 +81,222 @@ class NativeModel:
         if not self.handle:
             raise RuntimeFailure(
                 f"llama.cpp can not load {path}",
-                "Turn on the logger `dgpt2_quant.llama_cpp` to see its reason.",
+                _WHERE_IT_SAYS_WHY,
             )
         self.vocab = lib.llama_model_get_vocab(self.handle)
         self.vocabulary: int = lib.llama_vocab_n_tokens(self.vocab)
         self.positions: int = lib.llama_model_n_ctx_train(self.handle)
+        self.width: int = lib.llama_model_n_embd(self.handle)
         self.bos: int = lib.llama_vocab_bos(self.vocab)
+        self.eos: int = lib.llama_vocab_eos(self.vocab)
+
+    def sampler_step(self, name: str, *arguments: Any) -> Any:
+        """What `llama_sampler_init_NAME` makes of these arguments, to be freed by the caller."""
+        lib = bindings()
+        if name in _WITH_VOCABULARY:
+            arguments = self._vocab(), *arguments
+        if name != "dry":
+            return getattr(lib, f"llama_sampler_init_{name}")(*map(_encoded, arguments))
+        # it looks for its breakers in all tokens, which takes long; the last one is kept to be cloned
+        if self._dry is None or self._dry[0] != arguments:
+            made = lib.llama_sampler_init_dry(*map(_encoded, arguments))
+            self._free_dry()
+            self._dry = arguments, made
+        return lib.llama_sampler_clone(self._dry[1])
+
+    def _free_dry(self) -> None:
+        if self._dry is not None:
+            bindings().llama_sampler_free(self._dry[1])
+        self._dry = None
 
     def tokenize(self, text: str, special: bool) -> list[int]:
         """Token ids; with `special`, texts like `<|endoftext|>` become the tokens that they name."""
-        data = text.encode("utf-8")
+        try:
+            data = text.encode("utf-8")
+        except UnicodeEncodeError as error:  # a lone surrogate
+            raise UsageError(
+                f"the text has U+{ord(text[error.start]):04X} at index {error.start}, which is no character"
+            ) from error
         capacity = len(data) + 8  # a token is at least one byte
         tokens = (ctypes.c_int32 * capacity)()
-        count = bindings().llama_tokenize(self.vocab, data, len(data), tokens, capacity, False, special)
+        count = bindings().llama_tokenize(self._vocab(), data, len(data), tokens, capacity, False, special)
         if count < 0:
             raise RuntimeFailure(f"llama.cpp can not tokenize a text of {len(data)} bytes")
         return tokens[:count]
 
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """The tokens' text; control tokens have none, bytes that are no UTF-8 become U+FFFD."""
+        return b"".join(map(self.token_bytes, tokens)).decode("utf-8", "replace")
+
     def token_bytes(self, token: int) -> bytes:
         """The bytes that a token stands for; none for a control token."""
-        buffer = ctypes.create_string_buffer(256)
-        count = bindings().llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, False)
-        if count < 0:  # it says how much it needs
-            buffer = ctypes.create_string_buffer(-count)
-            count = bindings().llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, False)
-        return buffer.raw[:count]
+        return self.piece(token)[0]
 
     def is_end(self, token: int) -> bool:
-        """Whether the token ends a generation."""
-        return bool(bindings().llama_vocab_is_eog(self.vocab, token))
+        """Whether the token ends a text."""
+        return self.piece(token)[1]
+
+    def piece(self, token: int) -> tuple[bytes, bool]:
+        """The bytes that a token stands for, and whether it ends a text."""
+        found = self._pieces.get(token)
+        if found is None:
+            self.check_tokens((token,))
+            ends = bool(bindings().llama_vocab_is_eog(self._vocab(), token))
+            found = self._pieces[token] = self._read_token(token), ends
+        return found
+
+    def _read_token(self, token: int) -> bytes:
+        to_piece, size = bindings().llama_token_to_piece, 256
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            count = to_piece(self._vocab(), token, buffer, size, 0, False)
+            if count >= 0:
+                return buffer.raw[:count]
+            size = -count  # it says how much it needs
+
+    @cached_property
+    def ends(self) -> list[int]:
+        """All tokens that end a text."""
+        is_end, vocab = bindings().llama_vocab_is_eog, self._vocab()
+        return [token for token in range(self.vocabulary) if is_end(vocab, token)]
+
+    def check_tokens(self, tokens: Sequence[int]) -> None:
+        """Raises `UsageError` for what is no id of the vocabulary: llama.cpp ends the process on some of them."""
+        for token in tokens:
+            if not isinstance(token, int | np.integer) or not 0 <= token < self.vocabulary:
+                raise UsageError(f"there is no token {token}; this vocabulary goes from 0 to {self.vocabulary - 1}")
+
+    def _vocab(self) -> Any:
+        if not self.handle:
+            raise RuntimeFailure(f"the model {self.path} is closed", "Load it again.")
+        return self.vocab
 
     def close(self) -> None:
         if self.handle:
+            self._free_dry()
             bindings().llama_model_free(self.handle)
         self.handle = None
 
 
 class NativeContext:
-    """The state of decoding: one sequence in a KV cache of `positions`."""
+    """The state of decoding: `slots` sequences, each with a KV cache of its own of `positions` cells.
 
-    def __init__(self, model: NativeModel, positions: int, threads: int) -> None:
+    `flash_attention` and `kv_type` (a ggml type's number) change sums and memory; see docs/runtime.md.
+    """
+
+    def __init__(
+        self,
+        model: NativeModel,
+        positions: int,
+        *,
+        slots: int = 1,
+        threads: int = 1,
+        flash_attention: bool = False,
+        kv_type: int = F16,
+        embeddings: bool = False,
+    ) -> None:
         lib = bindings()
         params = lib.llama_context_default_params()
-        params.n_ctx = positions
-        params.n_batch = params.n_ubatch = min(positions, _MAX_BATCH)
+        params.n_ctx = -(-positions // _CELLS) * _CELLS * slots  # llama.cpp divides it by the slots and rounds up
+        params.n_seq_max = slots
+        params.n_batch = params.n_ubatch = max(min(positions, MAX_BATCH), slots)
         params.n_threads = params.n_threads_batch = threads
-        # its sums over the cache are split by the thread count, so that threads would change the text
-        params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        params.flash_attn_type = (
+            lib.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash_attention else lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        )
+        params.type_k = params.type_v = kv_type
+        params.embeddings = embeddings
         params.no_perf = True
         params.offload_kqv = params.op_offload = False
         self.handle = lib.llama_init_from_model(model.handle, params)
         if not self.handle:
+            _raise_pending()
             raise RuntimeFailure(
-                f"llama.cpp can not set up a context of {positions} positions", "Is there enough memory?"
+                f"llama.cpp can not set up a context of {positions} positions for {slots} sequences",
+                "Is there enough memory?",
             )
         self.vocabulary = model.vocabulary
-        self.batch_size = params.n_batch
+        self.width = model.width
+        self.positions = positions
+        self.slots = slots
+        self.threads = threads
+        self.batch_size: int = params.n_batch
+        self._decode = lib.llama_decode
+        self._get_logits = lib.llama_get_logits
         self._memory = lib.llama_get_memory(self.handle)
         self._batch = lib.llama_batch_init(self.batch_size, 0, 1)
         for index in range(self.batch_size):
             self._batch.n_seq_id[index] = 1
-            self._batch.seq_id[index][0] = 0
+        self._logits: tuple[int, npt.NDArray[np.float32]] = 0, np.empty((0, 0), np.float32)
         if _pending:
             self.close()
             _raise_pending()
 
-    def decode(self, tokens: Sequence[int], position: int, scored_from: int | None = None) -> None:
+    def decode(self, tokens: Sequence[int], position: int, slot: int = 0, scored_from: int | None = None) -> None:
         """Appends at most `batch_size` tokens at `position`; logits are kept of the last, or from an index on."""
         batch = self._batch
-        last = len(tokens) - 1
-        first_scored = last if scored_from is None else scored_from
-        batch.n_tokens = len(tokens)
+        first_scored = len(tokens) - 1 if scored_from is None else scored_from
         for index, token in enumerate(tokens):
             batch.token[index] = token
             batch.pos[index] = position + index
+            batch.seq_id[index][0] = slot
             batch.logits[index] = index >= first_scored
-        status = bindings().llama_decode(self.handle, batch)
+        self._run(len(tokens), position + len(tokens) - 1)
+
+    def decode_each(self, rows: Sequence[tuple[int, int, int]]) -> None:
+        """Appends one token to each of several sequences: (token, position, slot), slots ascending; all are scored."""
+        batch = self._batch
+        last = 0
+        for index, (token, position, slot) in enumerate(rows):
+            batch.token[index] = token
+            batch.pos[index] = position
+            batch.seq_id[index][0] = slot
+            batch.logits[index] = True
+            last = max(last, position)
+        self._run(len(rows), last)
+
+    def _run(self, count: int, last_position: int) -> None:
+        if last_position >= self.positions:  # behind them llama.cpp reads beyond the position table
+            raise RuntimeFailure(f"position {last_position} is beyond the context of {self.positions}")
+        self._batch.n_tokens = count
+        status = self._decode(self.handle, self._batch)
         if status:
-            raise RuntimeFailure(f"llama_decode failed with status {status} at position {position}")
-        _raise_pending()
+            raise RuntimeFailure(f"llama_decode failed with status {status} at position {last_position}")
+        if _pending:
+            _raise_pending()
 
     def logits(self, rows: int) -> npt.NDArray[np.float32]:
         """The logits of the last decode's `rows` scored tokens, (rows, vocabulary): a view until the next decode."""
-        pointer = bindings().llama_get_logits(self.handle)
-        return np.ctypeslib.as_array(pointer, (rows, self.vocabulary))
+        pointer = self._get_logits(self.handle)
+        address = ctypes.addressof(pointer.contents)
+        if self._logits[0] != address or len(self._logits[1]) != rows:
+            # a view takes ten times as long to make as to find again
+            self._logits = address, np.ctypeslib.as_array(pointer, (rows, self.vocabulary))
+        return self._logits[1]
 
-    def keep(self, positions: int) -> None:
-        """Forgets all but the first `positions` tokens."""
-        bindings().llama_memory_seq_rm(self._memory, 0, positions, -1)
+    def embeddings(self, rows: int) -> npt.NDArray[np.float32]:
+        """The final norm's output for the last decode's tokens, (rows, width): a view until the next decode."""
+        return np.ctypeslib.as_array(bindings().llama_get_embeddings(self.handle), (rows, self.width))
+
+    def keep(self, positions: int, slot: int = 0) -> None:
+        """Forgets all but the first `positions` tokens of a sequence."""
+        bindings().llama_memory_seq_rm(self._memory, slot, positions, -1)
+
+    def copy(self, source: int, target: int) -> None:
+        """Makes the sequence in the slot `target` the same as the one in `source`, cell by cell."""
+        lib = bindings()
+        size = lib.llama_state_seq_get_size(self.handle, source)
+        data = (ctypes.c_uint8 * size)()
+        lib.llama_memory_seq_rm(self._memory, target, 0, -1)
+        if lib.llama_state_seq_get_data(self.handle, data, size, source) != size or not lib.llama_state_seq_set_data(
+            self.handle, data, size, target
+        ):
+            raise RuntimeFailure(f"llama.cpp can not copy the sequence {source} to {target}")
+
+    def set_threads(self, threads: int) -> None:
+        """From the next decode on."""
+        bindings().llama_set_n_threads(self.handle, threads, threads)
+        self.threads = threads
 
     def close(self) -> None:
         if self.handle:
@@ -173,34 +308,56 @@ class NativeContext:
 class NativeSampler:
     """A chain of samplers; each entry is a function's name behind `llama_sampler_init_`, and its arguments."""
 
-    def __init__(self, steps: Sequence[tuple[Any, ...]]) -> None:
+    def __init__(self, model: NativeModel, steps: Sequence[tuple[Any, ...]]) -> None:
         lib = bindings()
         self.handle = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
         for name, *arguments in steps:
-            lib.llama_sampler_chain_add(self.handle, getattr(lib, f"llama_sampler_init_{name}")(*arguments))
+            step = model.sampler_step(name, *arguments)
+            if not step:  # only a grammar can be wrong
+                self.close()
+                raise UsageError(f"llama.cpp can not read the {name}", _WHERE_IT_SAYS_WHY)
+            lib.llama_sampler_chain_add(self.handle, step)
+        self._array = lib.llama_token_data_array()
+        self._reference = ctypes.byref(self._array)
+        self._apply = lib.llama_sampler_apply
+        self._reserve(128)
 
-    def sample(self, context: NativeContext) -> int:
-        """Chooses a token by the logits of the last decoded one, and remembers it."""
-        return int(bindings().llama_sampler_sample(self.handle, context.handle, -1))
+    def apply(self, ids: npt.NDArray[np.intp], logits: npt.NDArray[np.float32]) -> int:
+        """Hands these tokens to the chain. What it left of them is in `ids`, `logits` and `probabilities`.
 
-    def sample_from(self, logits: npt.NDArray[np.float32]) -> int:
-        """The same by logits that were kept, shape (vocabulary,)."""
-        lib = bindings()
-        candidates = np.zeros(len(logits), _TOKEN_DATA)
-        candidates["id"] = np.arange(len(logits))
-        candidates["logit"] = logits
-        pointer = candidates.ctypes.data_as(ctypes.POINTER(lib.llama_token_data))
-        array = lib.llama_token_data_array(pointer, len(logits), -1, False)
-        lib.llama_sampler_apply(self.handle, ctypes.byref(array))
-        token = int(array.data[array.selected].id)
-        self.accept(token)
-        return token
+        Returns the index of the chosen one there, or -1. The three are valid until the next call.
+        """
+        size = len(ids)
+        if size > len(self.ids):
+            self._reserve(size)
+        self.ids[:size] = ids
+        self.logits[:size] = logits
+        array = self._array
+        array.size = size
+        array.selected = -1
+        array.sorted = False
+        self._apply(self.handle, self._reference)
+        return int(array.selected)
+
+    def _reserve(self, size: int) -> None:
+        candidates = np.empty(size, _TOKEN_DATA)
+        self.ids, self.logits, self.probabilities = (candidates[name] for name in ("id", "logit", "p"))
+        self._array.data = candidates.ctypes.data_as(ctypes.POINTER(bindings().llama_token_data))
 
     def accept(self, token: int) -> None:
-        """Lets the penalties know of a token that was not sampled."""
+        """Lets penalties and grammars know what was chosen."""
         bindings().llama_sampler_accept(self.handle, token)
 
     def close(self) -> None:
         if self.handle:
             bindings().llama_sampler_free(self.handle)
         self.handle = None
+
+
+def _encoded(argument: Any) -> Any:
+    """Texts as C strings, a tuple of them as an array of such."""
+    if isinstance(argument, str):
+        return argument.encode("utf-8")
+    if isinstance(argument, tuple):
+        return (ctypes.c_char_p * len(argument))(*(text.encode("utf-8") for text in argument))
+    return argument

@@ -1,4 +1,4 @@
-"""A loaded model: text to tokens, tokens to text, generation and logits, from Python.
+"""A loaded model: text to tokens, tokens to text, generation, scores and features, from Python.
 
 from dgpt2_quant.runtime import Model
 
@@ -7,158 +7,181 @@ with Model.load("distilgpt2.Q4_K_M.gguf") as model:
         print(piece, end="", flush=True)
 """
 
-import secrets
-from collections.abc import Sequence
+import os
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self, Unpack
 
 import numpy as np
 import numpy.typing as npt
-from dgpt2_quant.quantize.cores import usable_cores
 from dgpt2_quant.quantize.errors import RuntimeFailure, UsageError
 from dgpt2_quant.quantize.gguf_file import require_file
 
-from .generate import Completion, Generation
-from .library import NativeContext, NativeModel
-from .sampling import Sampling
+from . import scoring
+from .draft import Completion, Draft
+from .engine import Engine, Piece
+from .generation import Batch, Generation
+from .library import F32, KV_TYPES, NativeContext, NativeModel
+from .request import Options, Request, make_request, random_seed
+from .threads import check_threads, make_governor
 from .validate import check_model_file
 
-DEFAULT_MAX_TOKENS = 128
-_SEEDS = 2**32 - 1  # llama.cpp takes the last number of 32 bits (LLAMA_DEFAULT_SEED) for "draw one yourself"
+PARALLEL = 8  # sequences that decode together, unless the caller says otherwise
+MOST_PARALLEL = 256  # LLAMA_MAX_SEQ
+
+Prompts = str | Sequence[str] | Sequence[Sequence[int]]
+
+
+class _Closable(Protocol):
+    def close(self) -> None: ...
 
 
 class Model:
-    """A GGUF file in memory with one context. Not for use by several threads at once.
+    """A GGUF file in memory. Its calls may come from several threads; they take turns.
 
-    `positions` is the context's length in tokens, `vocabulary` the number of logits, `threads` what decoding uses,
+    `positions` is the context's length in tokens, `vocabulary` the number of logits, `width` that of a hidden state,
     `quant_type` the level's name (None where the file does not say).
     """
 
     def __init__(
-        self, path: Path, native: NativeModel, positions: int, threads: int, quant_type: str | None = None
+        self,
+        path: Path,
+        native: NativeModel,
+        positions: int,
+        *,
+        threads: int | Literal["auto"] = "auto",
+        quant_type: str | None = None,
+        **cache: Any,
     ) -> None:
         self.path = path
         self.quant_type = quant_type
         self.positions = positions
-        self.threads = threads
         self.vocabulary = native.vocabulary
+        self.width = native.width
+        self._threads = threads
+        self._cache = cache
         self._native: NativeModel | None = native
-        self._context: NativeContext | None = None
-        self._context = NativeContext(native, positions, threads)
-        self._bytes: dict[int, bytes] = {}
-        self._prompt: tuple[list[int], npt.NDArray[np.float32]] | None = None  # what the KV cache begins with
-        self._turn: Generation | None = None
+        self._process = os.getpid()
+        self._lock = threading.RLock()
+        self._turn: object = None
+        self._contexts: list[NativeContext] = []
+        self._users: weakref.WeakSet[_Closable] = weakref.WeakSet()
+        self._single = self.new_engine(1, positions)
+        self._several: Engine | None = None
+        self._featuring: NativeContext | None = None
 
     @classmethod
-    def load(cls, path: str | Path, *, ctx_size: int | None = None, threads: int | Literal["auto"] = "auto") -> Self:
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        ctx_size: int | None = None,
+        threads: int | Literal["auto"] = "auto",
+        flash_attention: bool = False,
+        kv_type: str = "f16",
+    ) -> Self:
         """Loads a GGUF file, checked first (llama.cpp aborts the process on a malformed one).
 
-        `ctx_size` positions at the most (default: the model's own number, which it can not exceed); `threads`
-        defaults to the usable cores. Raises `ModelNotFoundError`, `GGUFError`, `UsageError` or `RuntimeFailure`.
+        `ctx_size` positions at the most (default: the model's own number, which it can not exceed); `threads` is a
+        number, or "auto": the usable cores, less while the machine is busy. `kv_type` (f32, f16, bf16, q8_0) is that
+        of the cache; a quantized one needs `flash_attention`, with which a text may depend on the number of threads.
+        Raises `ModelNotFoundError`, `GGUFError`, `UsageError` or `RuntimeFailure`.
         """
         path = require_file(Path(path))
         if ctx_size is not None and ctx_size < 1:
             raise UsageError(f"the context size is {ctx_size}; it is at least 1")
-        count = usable_cores() if threads == "auto" else threads
-        if not 1 <= count <= 512:
-            raise UsageError(f"{count} threads were asked for; 1 to 512 are possible, or auto")
+        if kv_type not in KV_TYPES:
+            raise UsageError(f"the cache's type is {kv_type!r}; there are {', '.join(KV_TYPES)}")
+        if kv_type == "q8_0" and not flash_attention:
+            raise UsageError("a cache of q8_0 needs flash attention", "Switch it on, or take f16.")
+        check_threads(threads)
         header = check_model_file(path)
         trained: int = header.metadata["gpt2.context_length"]
         native = NativeModel(path)
         try:
-            return cls(path, native, min(ctx_size or trained, trained), count, header.quant_type)
+            return cls(
+                path,
+                native,
+                min(ctx_size or trained, trained),
+                threads=threads,
+                quant_type=header.quant_type,
+                flash_attention=flash_attention,
+                kv_type=KV_TYPES[kv_type],
+            )
         except BaseException:
             native.close()
             raise
 
-    def stream(
-        self,
-        prompt: str | Sequence[int],
-        *,
-        max_tokens: int = DEFAULT_MAX_TOKENS,
-        seed: int | None = None,
-        stop: str | Sequence[str] = (),
-        ignore_eos: bool = False,
-        **sampling: Any,
-    ) -> Generation:
-        """Starts a generation: iterate over it for pieces of text.
+    @property
+    def threads(self) -> int:
+        """What decoding uses now; with "auto" it changes."""
+        return self._single.governor.threads
 
-        `sampling` takes the fields of `Sampling` (temperature, top_k, ...). An empty prompt begins a new text. The
-        seed fixes the text (default: a random one, found in `.seed`). `ignore_eos` goes on behind an end-of-text
-        token, so that a measurement has its full length. Raises `UsageError` for a prompt that does
-        not fit the context.
+    def stream(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Generation:
+        """Starts a generation: iterate over it for pieces of text. `Options` tells what can be said by keyword.
+
+        An empty prompt begins a new text. Raises `UsageError` for a prompt that does not fit the context, or a
+        setting out of range.
         """
-        tokens = self.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
-        tokens = tokens or [self._open().bos]
-        if len(tokens) > self.positions:
-            raise UsageError(
-                f"the prompt has {len(tokens)} tokens; this model has {self.positions} positions",
-                "Shorten the prompt.",
-            )
-        self._check_tokens(tokens)
-        if max_tokens < 0:
-            raise UsageError(f"{max_tokens} tokens were asked for")
-        return Generation(
-            self,
-            tokens,
-            max_tokens,
-            Sampling(**sampling),
-            secrets.randbelow(_SEEDS) if seed is None else seed % _SEEDS,
-            [stop] if isinstance(stop, str) else stop,
-            ignore_eos,
-        )
+        draft = self._draft(prompt, options)
+        return Generation(draft, self._write([draft]))
+
+    def batch(
+        self,
+        prompts: Prompts,
+        *,
+        num_return_sequences: int = 1,
+        parallel: int = PARALLEL,
+        **options: Unpack[Options],
+    ) -> Batch:
+        """Starts `num_return_sequences` texts for each prompt, `parallel` at a time; iterate for (number, piece).
+
+        Text i of a prompt has the seed `seed + i`. Texts that decode together may differ in a token from the same
+        ones alone (docs/runtime.md); `parallel=1` writes one after the other, just as `stream` would.
+        """
+        if num_return_sequences < 1:
+            raise UsageError(f"{num_return_sequences} sequences were asked for; at least 1 is needed")
+        if not 1 <= parallel <= MOST_PARALLEL:
+            raise UsageError(f"{parallel} sequences at a time were asked for; 1 to {MOST_PARALLEL} are possible")
+        seed = options.pop("seed", None)
+        first = random_seed() if seed is None else seed
+        drafts = [
+            self._draft(prompt, {**options, "seed": first + number})
+            for prompt in ([prompts] if isinstance(prompts, str) else prompts)
+            for number in range(num_return_sequences)
+        ]
+        return Batch(drafts, first, self._write(drafts, parallel))
 
     def generate(
         self,
-        prompts: str | Sequence[str],
+        prompts: Prompts,
         *,
         num_return_sequences: int = 1,
-        max_tokens: int = DEFAULT_MAX_TOKENS,
-        seed: int | None = None,
-        stop: str | Sequence[str] = (),
-        **sampling: Any,
+        parallel: int = PARALLEL,
+        **options: Unpack[Options],
     ) -> list[list[Completion]]:
-        """`num_return_sequences` completions for each prompt; sequence i has the seed `seed + i`."""
-        if num_return_sequences < 1:
-            raise UsageError(f"{num_return_sequences} sequences were asked for; at least 1 is needed")
-        first = secrets.randbelow(_SEEDS) if seed is None else seed
-        results = []
-        for prompt in [prompts] if isinstance(prompts, str) else prompts:
-            completions = []
-            for number in range(num_return_sequences):
-                generation = self.stream(prompt, max_tokens=max_tokens, seed=first + number, stop=stop, **sampling)
-                for _ in generation:
-                    pass
-                assert generation.completion is not None
-                completions.append(generation.completion)
-            results.append(completions)
-        return results
+        """`num_return_sequences` completions for each prompt; see `batch`, and `Options`."""
+        batch = self.batch(prompts, num_return_sequences=num_return_sequences, parallel=parallel, **options)
+        found, size = batch.run(), num_return_sequences
+        return [found[start : start + size] for start in range(0, len(found), size)]
 
     def tokenize(self, text: str, *, special: bool = True) -> list[int]:
         """The text's token ids. With `special`, `<|endoftext|>` in it is the control token of that name."""
-        try:
-            return self._open().tokenize(text, special)
-        except UnicodeEncodeError as error:  # a lone surrogate
-            raise UsageError(
-                f"the text has U+{ord(text[error.start]):04X} at index {error.start}, which is no character"
-            ) from error
+        return self._open().tokenize(text, special)
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The tokens' text; control tokens have none, bytes that are no UTF-8 become U+FFFD."""
-        return b"".join(map(self.token_bytes, tokens)).decode("utf-8", "replace")
+        return self._open().detokenize(tokens)
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that one token stands for."""
-        found = self._bytes.get(token)
-        if found is None:
-            self._check_tokens((token,))
-            found = self._bytes[token] = self._open().token_bytes(token)
-        return found
+        return self._open().token_bytes(token)
 
     def is_end(self, token: int) -> bool:
         """Whether this token ends a text."""
-        self._check_tokens((token,))
         return self._open().is_end(token)
 
     def logits(self, tokens: Sequence[int], first: int = 0) -> npt.NDArray[np.float32]:
@@ -166,77 +189,135 @@ class Model:
 
         Raises `UsageError` for more tokens than `positions`.
         """
-        if not 0 < len(tokens) <= self.positions:
-            raise UsageError(f"{len(tokens)} tokens; 1 to {self.positions} can be scored at once")
-        if not 0 <= first < len(tokens):
+        if tokens and not 0 <= first < len(tokens):
             raise UsageError(f"the first row is {first}; it goes from 0 to {len(tokens) - 1}")
-        self._check_tokens(tokens)
-        context = self._begin(None)
-        context.keep(0)
-        size = context.batch_size
-        parts = []
-        for start in range(0, len(tokens), size):
-            batch = tokens[start : start + size]
-            scored_from = max(0, first - start)
-            context.decode(batch, start, min(scored_from, len(batch)))
-            if scored_from < len(batch):
-                parts.append(context.logits(len(batch) - scored_from).copy())
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        with self._lock:
+            return scoring.logits(self._context_for(tokens), tokens, first)
+
+    def score(self, text: str | Sequence[int]) -> npt.NDArray[np.float32]:
+        """Each token's log-probability in nats, given those before it, shape (tokens,); nan for the first.
+
+        Put `<|endoftext|>` before the text to score its first token as the beginning of a text. Raises `UsageError`
+        for more tokens than `positions`.
+        """
+        tokens = self.tokenize(text) if isinstance(text, str) else list(text)
+        with self._lock:
+            return scoring.score(self._context_for(tokens), tokens)
+
+    def features(self, text: str | Sequence[int], *, pooling: scoring.Pooling = "none") -> npt.NDArray[np.float32]:
+        """Hidden states behind the final norm (GPT2Model's `last_hidden_state`), shape (tokens, width), float32.
+
+        With `pooling` "mean" over the tokens or "last", shape (width,). Raises `UsageError` for no tokens, or more
+        than `positions`.
+        """
+        tokens = self.tokenize(text) if isinstance(text, str) else list(text)
+        with self._lock:
+            self._context_for(tokens)
+            if self._featuring is None:
+                self._featuring = self._new_context(
+                    1, self.positions, threads=self.threads, embeddings=True, kv_type=F32
+                )
+            return scoring.features(self._featuring, tokens, pooling)
+
+    def new_engine(self, slots: int, positions: int) -> Engine:
+        """An engine with a context of its own, which is freed with the model; for a `Scheduler`."""
+        governor = make_governor(self._threads)
+        return Engine(self._new_context(slots, positions, threads=governor.threads, **self._cache), governor)
+
+    def make_request(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Request:
+        """What `stream` would be asked for; for a `Scheduler`."""
+        return make_request(self._open(), self.positions, prompt, **options)
 
     def close(self) -> None:
-        """Frees the memory; closing twice is fine."""
-        context, native = self._context, self._native
-        self._context = self._native = self._turn = None
-        if context is not None:
-            context.close()
-        if native is not None:
-            native.close()
+        """Frees the memory; closing twice is fine. Schedulers of this model are closed first."""
+        for user in list(self._users):
+            user.close()
+        with self._lock:
+            contexts, native = self._contexts, self._native
+            self._contexts, self._native, self._turn = [], None, None
+            if self._process != os.getpid():
+                return  # in a forked child: it is the parent's
+            for context in contexts:
+                context.close()
+            if native is not None:
+                native.close()
 
-    def _begin(self, generation: Generation | None) -> NativeContext:
-        """Gives the context to a generation (or to nobody, for scoring): whoever had it before has ended."""
-        self._open()
-        assert self._context is not None
-        self._turn = generation
-        if generation is None:
-            self._prompt = None
-        return self._context
+    def _draft(self, prompt: str | Sequence[int], options: Options) -> Draft:
+        native = self._open()
+        return Draft(native, make_request(native, self.positions, prompt, **options), self.positions)
 
-    def _check_turn(self, generation: Generation) -> None:
-        """Raises `RuntimeFailure` when the model was closed, or another generation has begun."""
-        self._open()
-        if self._turn is not generation:
-            raise RuntimeFailure("another generation of this model has begun, so this one can not go on")
+    def _write(self, drafts: Sequence[Draft], parallel: int = 1) -> Iterator[Piece]:
+        """Writes drafts to their ends, from when it is first asked for a piece; other generations end then."""
+        with self._lock:
+            self._take(drafts)
+            engine = self._engine_for(drafts, parallel)
+            for draft in drafts:
+                engine.add(draft)
+        try:
+            while not all(draft.is_through for draft in drafts):
+                with self._lock:
+                    self._open()
+                    if self._turn is not drafts:
+                        raise RuntimeFailure("another generation of this model has begun, so this one can not go on")
+                    pieces = self._step(engine)
+                yield from (piece for piece in pieces if piece[1])
+        finally:
+            with self._lock:
+                if self._turn is drafts and self._native is not None:
+                    engine.cancel_all()
 
-    def _feed(self, tokens: list[int]) -> tuple[npt.NDArray[np.float32], int]:
-        """Brings the KV cache to just these tokens; returns the last one's logits, and how many were computed.
+    def _step(self, engine: Engine) -> Sequence[Piece]:
+        try:
+            return engine.step()
+        except BaseException:  # what the cache holds is not known any more
+            engine.forget()
+            raise
 
-        A prompt is always computed in the same way, from its beginning, and its logits are kept: several sequences
-        of one prompt compute it once, and each is, bit for bit, the text that it would be on its own.
-        """
-        self._open()
-        assert self._context is not None
-        if self._prompt is not None and self._prompt[0] == tokens:
-            self._context.keep(len(tokens))
-            return self._prompt[1], 0
-        self._prompt = None
-        self._context.keep(0)
-        size = self._context.batch_size
-        for start in range(0, len(tokens), size):
-            batch = tokens[start : start + size]
-            is_last = start + size >= len(tokens)
-            self._context.decode(batch, start, scored_from=None if is_last else len(batch))
-        self._prompt = tokens, self._context.logits(1)[0].copy()
-        return self._prompt[1], len(tokens)
+    def _take(self, turn: object) -> NativeModel:
+        """Makes it someone's turn: whatever was going on in these contexts is over."""
+        native = self._open()
+        self._turn = turn
+        for engine in (self._single, self._several):
+            if engine is not None:
+                engine.cancel_all()
+        return native
 
-    def _check_tokens(self, tokens: Sequence[int]) -> None:
-        """Raises `UsageError` for an id outside of the vocabulary: llama.cpp ends the process on some of them."""
-        for token in tokens:
-            if not 0 <= token < self.vocabulary:
-                raise UsageError(f"there is no token {token}; this vocabulary goes from 0 to {self.vocabulary - 1}")
+    def _context_for(self, tokens: Sequence[int]) -> NativeContext:
+        """The context to score these tokens in. Raises `UsageError` when they are none, or too many."""
+        native = self._take(None)
+        if not 0 < len(tokens) <= self.positions:
+            raise UsageError(f"{len(tokens)} tokens; 1 to {self.positions} can be scored at once")
+        native.check_tokens(tokens)
+        self._single.forget()
+        return self._single.context
+
+    def _engine_for(self, drafts: Sequence[Draft], parallel: int) -> Engine:
+        """The one for single sequences, or one with enough slots: the last, or a new one where that is too small."""
+        slots = min(parallel, len(drafts))
+        if slots <= 1:
+            return self._single
+        positions = min(max(draft.next_position + draft.room for draft in drafts), self.positions)
+        found = self._several
+        if found is None or found.context.slots < slots or found.context.positions < positions:
+            if found is not None:
+                self._contexts.remove(found.context)
+                found.context.close()
+            found = self._several = self.new_engine(slots, positions)
+        return found
+
+    def _new_context(self, slots: int, positions: int, **options: Any) -> NativeContext:
+        context = NativeContext(self._open(), positions, slots=slots, **options)
+        self._contexts.append(context)
+        return context
 
     def _open(self) -> NativeModel:
         if self._native is None:
             raise RuntimeFailure(f"the model {self.path} is closed", "Load it again.")
+        if self._process != os.getpid():
+            raise RuntimeFailure(
+                f"the model {self.path} was loaded in process {self._process}; this is a child that it forked",
+                "Load it in each process, or start processes by `spawn`.",
+            )
         return self._native
 
     def __enter__(self) -> Self:

@@ -1,54 +1,132 @@
-"""How the next token is chosen: settings in the field's names, turned into llama.cpp's sampler chain."""
+"""How the next token is chosen: settings, by the names that the field gives them, and their bounds."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
 
 from dgpt2_quant.quantize.errors import UsageError
 
-PENALTY_WINDOW = 64  # tokens that the repetition penalty looks back on, as in llama.cpp
+_LONGEST_GRAMMAR = 1 << 16  # bytes; and how deep its parentheses go: llama.cpp reads it by recursion
+_DEEPEST_GRAMMAR = 100
+_LONGEST_BREAKER = 40  # bytes of a DRY breaker that llama.cpp looks at
 
 
 @dataclass(frozen=True)
 class Sampling:
     """Sampling settings. `temperature` 0 takes the likeliest token (greedy); the defaults are llama.cpp's.
 
-    `top_k` 0 and `top_p` 1, `min_p` 0 and `repeat_penalty` 1 switch these off. Raises `UsageError` for a value out of
-    range.
+    They work in this order, each on what the one before left: `logit_bias` (token id: what is added to its logit; -inf
+    forbids it), the penalties (`repeat_penalty` divides, `frequency_penalty` subtracts for each occurrence and
+    `presence_penalty` once, over the last `repeat_last_n` tokens; -1 for all), DRY (`dry_multiplier` above 0 switches
+    it on: a token that would go on with a repetition longer than `dry_allowed_length` loses
+    `dry_multiplier * dry_base ** (length - dry_allowed_length)`), `top_k`, `typical_p`, `top_p`, `min_p`,
+    `temperature`. `mirostat` 2 replaces all from `top_k` to `min_p` and steers towards a surprise of `mirostat_tau`
+    bits a token. `grammar` (GBNF, beginning with the rule `root`) forbids what does not fit it.
+
+    Off are: `top_k` 0; `typical_p` and `top_p` 1; `min_p` 0; `repeat_penalty` 1; the other penalties 0.
+    Raises `UsageError` for a value out of range.
     """
 
     temperature: float = 0.8
     top_k: int = 40
     top_p: float = 0.95
     min_p: float = 0.05
+    typical_p: float = 1.0
     repeat_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repeat_last_n: int = 64
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = -1
+    dry_sequence_breakers: Sequence[str] = ("\n", ":", '"', "*")
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    mirostat: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+    grammar: str = ""
 
     def __post_init__(self) -> None:
-        _check("temperature", self.temperature, 0, 100)
-        _check("top_k", self.top_k, 0, 2**31 - 1)
-        if type(self.top_k) is not int:
-            raise UsageError(f"top_k is {self.top_k}, not a whole number")
-        _check("top_p", self.top_p, 0, 1)
-        _check("min_p", self.min_p, 0, 1)
-        _check("repeat_penalty", self.repeat_penalty, 0.01, 100)
+        for name, (low, high) in _BOUNDS.items():
+            _check(name, getattr(self, name), low, high)
+        for name in _WHOLE:
+            if type(getattr(self, name)) is not int:
+                raise UsageError(f"{name} is {getattr(self, name)}, not a whole number")
+        if self.mirostat not in (0, 2):
+            raise UsageError(f"mirostat is {self.mirostat}; it is 0 (off) or 2")
+        if not isinstance(self.logit_bias, Mapping):
+            raise UsageError(f"logit_bias is {self.logit_bias!r}, not a mapping of token ids to numbers")
+        for token, bias in self.logit_bias.items():
+            if type(token) is not int or type(bias) not in (int, float) or not bias < float("inf"):
+                raise UsageError(f"logit_bias has {token!r}: {bias!r}; it maps token ids to numbers (-inf forbids)")
+        if isinstance(self.dry_sequence_breakers, str) or not all(
+            isinstance(text, str) and 0 < len(text.encode("utf-8", "replace")) <= _LONGEST_BREAKER
+            for text in self.dry_sequence_breakers
+        ):
+            raise UsageError(
+                f"dry_sequence_breakers is {self.dry_sequence_breakers!r}; they are texts of 1-{_LONGEST_BREAKER} bytes"
+            )
+        _check_grammar(self.grammar)
 
-    def steps(self, vocabulary: int, seed: int) -> Sequence[tuple[Any, ...]]:
-        """The chain for `NativeSampler`, in llama.cpp's order; what changes nothing is left out."""
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is taken, and nothing is drawn."""
+        return self.temperature == 0 or (self.top_k == 1 and not self.mirostat)
+
+    def penalties(self, vocabulary: int, positions: int) -> Sequence[tuple[Any, ...]]:
+        """The samplers for `NativeSampler` that change the logits of tokens which were there already."""
         steps: list[tuple[Any, ...]] = []
-        if self.repeat_penalty != 1:
-            steps.append(("penalties", vocabulary, PENALTY_WINDOW, self.repeat_penalty, 0.0, 0.0))
-        if self.temperature == 0:
-            return [*steps, ("greedy",)]
-        if self.top_k:
-            steps.append(("top_k", self.top_k))
-        if self.top_p < 1:
-            steps.append(("top_p", self.top_p, 1))
-        if self.min_p > 0:
-            steps.append(("min_p", self.min_p, 1))
-        return [*steps, ("temp", self.temperature), ("dist", seed)]
+        if self.repeat_last_n and (self.repeat_penalty, self.frequency_penalty, self.presence_penalty) != (1, 0, 0):
+            last = positions if self.repeat_last_n < 0 else min(self.repeat_last_n, positions)
+            steps.append(
+                ("penalties", vocabulary, last, self.repeat_penalty, self.frequency_penalty, self.presence_penalty)
+            )
+        if self.dry_multiplier and self.dry_penalty_last_n:
+            last = positions if self.dry_penalty_last_n < 0 else min(self.dry_penalty_last_n, positions)
+            breakers = tuple(self.dry_sequence_breakers)
+            steps.append(
+                ("dry", self.dry_multiplier, self.dry_base, self.dry_allowed_length, last, breakers, len(breakers))
+            )
+        return steps
+
+
+# (lowest, highest)
+_BOUNDS = {
+    "temperature": (0, 100),
+    "top_k": (0, 2**31 - 1),
+    "top_p": (0, 1),
+    "min_p": (0, 1),
+    "typical_p": (0, 1),
+    "repeat_penalty": (0.01, 100),
+    "frequency_penalty": (-100, 100),
+    "presence_penalty": (-100, 100),
+    "repeat_last_n": (-1, 2**31 - 1),
+    "dry_multiplier": (0, 100),
+    "dry_base": (1, 100),
+    "dry_allowed_length": (0, 2**31 - 1),
+    "dry_penalty_last_n": (-1, 2**31 - 1),
+    "mirostat": (0, 2),
+    "mirostat_tau": (0, 100),
+    "mirostat_eta": (0, 1),
+}
+_WHOLE = ("top_k", "repeat_last_n", "dry_allowed_length", "dry_penalty_last_n", "mirostat")
 
 
 def _check(name: str, value: float, low: float, high: float) -> None:
     if type(value) not in (int, float) or not isfinite(value) or not low <= value <= high:
         raise UsageError(f"{name} is {value}; it goes from {low} to {high}")
+
+
+def _check_grammar(grammar: str) -> None:
+    """What llama.cpp does not check by itself; the rest it refuses when it reads the grammar."""
+    if not isinstance(grammar, str):
+        raise UsageError(f"grammar is {grammar!r}, not a text in GBNF")
+    if "\0" in grammar or len(grammar.encode("utf-8", "replace")) > _LONGEST_GRAMMAR:
+        raise UsageError(f"the grammar has more than {_LONGEST_GRAMMAR} bytes, or a zero byte")
+    depth = 0
+    for character in grammar:
+        depth += (character == "(") - (character == ")")
+        if depth > _DEEPEST_GRAMMAR:
+            raise UsageError(f"the grammar's parentheses go deeper than {_DEEPEST_GRAMMAR}")

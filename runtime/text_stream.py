@@ -19,7 +19,8 @@ class TextStream:
 
     def feed(self, data: bytes) -> str:
         """What can be shown now. After it, `stopped` tells whether a stop string was met (it is not shown)."""
-        return self._release(self._decoder.decode(data))
+        text = self._decoder.decode(data)
+        return self._release(text) if self._stop else text
 
     def finish(self) -> str:
         """What was still held back, when no more tokens come."""

@@ -66,29 +66,6 @@ def test_an_unknown_setting_is_named(storybook: Model) -> None:
         storybook.stream(PROMPT, top_kk=3)
 
 
-def test_greedy_needs_one_step() -> None:
-    assert Sampling(temperature=0).steps(8189, 1) == [("greedy",)]
-
-
-def test_greedy_with_a_penalty() -> None:
-    steps = Sampling(temperature=0, repeat_penalty=1.1).steps(8189, 1)
-    assert steps == [("penalties", 8189, 64, 1.1, 0.0, 0.0), ("greedy",)]
-
-
-def test_the_defaults_are_those_of_llama_cpp() -> None:
-    assert Sampling().steps(8189, 7) == [
-        ("top_k", 40),
-        ("top_p", 0.95, 1),
-        ("min_p", 0.05, 1),
-        ("temp", 0.8),
-        ("dist", 7),
-    ]
-
-
-def test_what_is_switched_off_costs_no_step() -> None:
-    assert Sampling(temperature=1, top_k=0, top_p=1, min_p=0).steps(8189, 7) == [("temp", 1), ("dist", 7)]
-
-
 def test_temperature_0_takes_the_likeliest_token_at_each_step(storybook: Model) -> None:
     tokens = storybook.tokenize(PROMPT)
     prompt = len(tokens)

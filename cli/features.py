@@ -1,0 +1,69 @@
+"""`dgpt2-quant features`: a text's hidden states, as numbers."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import (
+    JsonOption,
+    ModelOption,
+    OfflineOption,
+    OverwriteOption,
+    RevisionOption,
+    ThreadsOrAutoOption,
+    TypeOption,
+    read_input,
+    thread_count,
+)
+from .output import note, print_json
+from .progress import progress_bar
+
+
+def features(
+    text: Annotated[str, typer.Argument(metavar="TEXT|-", help="The text; - reads it from stdin.")],
+    model: ModelOption = "distilbert/distilgpt2",
+    type: TypeOption = None,
+    pooling: Annotated[
+        str, typer.Option(metavar="none|mean|last", help="A row for each token, their mean, or the last token's.")
+    ] = "none",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE.npy", help="Write the array to this file.")
+    ] = None,
+    overwrite: OverwriteOption = False,
+    threads: ThreadsOrAutoOption = "auto",
+    revision: RevisionOption = None,
+    offline: OfflineOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Print a text's features: what the last layer hands on, behind the final norm (float32).
+
+    They are GPT2Model's `last_hidden_state`. Without -o they go to stdout, a line for each row.
+    Example: dgpt2-quant features "Once upon a time" -m storybook --pooling mean
+    """
+    import numpy as np
+    from dgpt2_quant.quantize.output_file import output_file, refuse_existing
+    from dgpt2_quant.quantize.store import model_file
+    from dgpt2_quant.runtime import Model
+    from dgpt2_quant.runtime.scoring import check_pooling
+
+    kind = check_pooling(pooling)
+    if output:
+        refuse_existing(output, overwrite)
+    with progress_bar() as progress:
+        name, path = model_file(model, type=type, revision=revision, offline=offline, progress=progress, announce=note)
+    given = read_input(text)
+    with Model.load(path, threads=thread_count(threads)) as loaded:
+        found = loaded.features(given, pooling=kind)
+        quant_type = loaded.quant_type
+    if output:
+        with output_file(output, overwrite=overwrite) as file:
+            np.save(file, found)
+    if json:
+        document = {"model": name, "type": quant_type, "pooling": pooling, "shape": list(found.shape)}
+        print_json(document | ({"path": str(output)} if output else {"features": found.tolist()}))
+    elif output:
+        typer.echo(f"{' x '.join(map(str, found.shape))} numbers (float32) in {output}")
+    else:
+        np.savetxt(sys.stdout, np.atleast_2d(found), fmt="%.9g")

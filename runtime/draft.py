@@ -1,0 +1,172 @@
+"""One text while it is written: what was asked for, what came so far, and when it is through."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from .candidates import Logits, likeliest, log_total
+from .library import NativeModel
+from .request import Request
+from .sampler import Sampler
+from .text_stream import TextStream
+
+FinishReason = Literal["length", "stop", "eos", "cancelled"]
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token with its log-probability in nats, before any sampling setting; None for a text's first one.
+
+    `top` has the likeliest tokens in its place and theirs, the likeliest first.
+    """
+
+    token: int
+    logprob: float | None
+    top: Mapping[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A finished text: `tokens` counts what was sampled, `token_ids` and `logprobs` tell each of them.
+
+    Texts are compared by the first three; the details are None or empty where nobody asked for them.
+    """
+
+    text: str
+    tokens: int
+    finish_reason: FinishReason
+    token_ids: tuple[int, ...] = field(default=(), compare=False, repr=False)
+    logprobs: tuple[TokenLogprob, ...] | None = field(default=None, compare=False, repr=False)
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass
+class Timing:
+    """Of a generation: counts, and seconds by the clock.
+
+    The prompt's time is that of computing it. The first token is sampled from the prompt's last logits and costs no
+    decode of its own, so `decode_tps` counts from the second one on. `first_token_ms` includes the prompt. Of
+    sequences that decode together each counts the whole step.
+    """
+
+    prompt_tokens: int = 0
+    prompt_computed: int = 0
+    prompt_seconds: float = 0.0
+    decode_tokens: int = 0
+    decode_steps: int = 0
+    decode_seconds: float = 0.0
+    first_token_ms: float | None = None
+
+    @property
+    def prompt_tps(self) -> float | None:
+        return self.prompt_computed / self.prompt_seconds if self.prompt_computed else None
+
+    @property
+    def decode_tps(self) -> float | None:
+        return self.decode_steps / self.decode_seconds if self.decode_steps else None
+
+    def to_json(self) -> dict[str, Any]:
+        names = ("prompt_tokens", "prompt_tps", "decode_tokens", "decode_tps", "first_token_ms")
+        return {name: getattr(self, name) for name in names}
+
+
+def total_timing(timings: Sequence[Timing]) -> Timing:
+    """Of sequences from one prompt: tokens in sum, the time of the longest, the prompt of the first."""
+    return replace(
+        timings[0],
+        decode_tokens=sum(timing.decode_tokens for timing in timings),
+        decode_steps=sum(timing.decode_steps for timing in timings),
+        decode_seconds=max(timing.decode_seconds for timing in timings),
+    )
+
+
+class Draft:
+    """A text in the making. The engine feeds it logits; it chooses, remembers, and says what can be shown."""
+
+    def __init__(self, model: NativeModel, request: Request, positions: int) -> None:
+        self.request = request
+        self.timing = Timing(prompt_tokens=len(request.prompt))
+        self.completion: Completion | None = None
+        self.token_ids: list[int] = []
+        self.prompt_logprobs: list[TokenLogprob] = []
+        self.next_position = len(request.prompt)
+        # the last position's output can be sampled, but a token there has no position of its own to be fed at
+        self.room = min(request.max_tokens, positions - len(request.prompt) + 1)
+        self._model = model
+        self._text = TextStream(request.stop)
+        self._shown: list[str] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._sampler = Sampler(model, request.sampling, request.seed, positions, request.prompt)
+        self._started = time.perf_counter()
+
+    @property
+    def is_through(self) -> bool:
+        """Whether it came to an end by itself."""
+        return self.completion is not None and self.completion.finish_reason != "cancelled"
+
+    def begin(self) -> str:
+        """Called when its prompt's turn comes; returns the text to show before anything is computed."""
+        self._started = time.perf_counter()
+        if self.room <= 0:
+            self._finish("length")
+        return self._show(self.request.echo or "")
+
+    def advance(self, logits: Logits) -> str:
+        """Chooses the next token by logits of shape (vocabulary,), which it changes; returns the text to show now."""
+        request, model = self.request, self._model
+        if request.logprobs is not None:
+            raw = logits.copy()
+        if len(self.token_ids) < request.min_tokens:
+            logits[model.ends] = -np.inf
+        token = self._sampler.choose(logits)
+        if token is None:  # a grammar, or biases, leave nothing
+            return self._finish("stop")
+        self._sampler.accept(token)
+        self.token_ids.append(token)
+        if request.logprobs is not None:
+            self._logprobs.append(token_logprob(raw, token, request.logprobs))
+        if len(self.token_ids) == 1:
+            self.timing.first_token_ms = 1000 * (time.perf_counter() - self._started)
+        data, ends = model.piece(token)
+        if ends and not request.ignore_eos:
+            return self._finish("eos")
+        shown = self._show(self._text.feed(data))
+        if self._text.stopped:
+            return shown + self._finish("stop")
+        if len(self.token_ids) >= self.room:
+            return shown + self._finish("length")
+        return shown
+
+    def stop(self, reason: FinishReason = "cancelled") -> str:
+        """Ends it before its time; returns what was held back."""
+        return "" if self.completion else self._finish(reason)
+
+    def _finish(self, reason: FinishReason) -> str:
+        rest = self._show(self._text.finish())
+        request = self.request
+        self.timing.decode_tokens = len(self.token_ids)
+        self.completion = Completion(
+            "".join(self._shown),
+            len(self.token_ids),
+            "stop" if self._text.stopped else reason,
+            tuple(self.token_ids),
+            None if request.logprobs is None else tuple(self._logprobs),
+            tuple(self.prompt_logprobs) if self.prompt_logprobs else None,
+        )
+        self._sampler.close()
+        return rest
+
+    def _show(self, text: str) -> str:
+        if text:
+            self._shown.append(text)
+        return text
+
+
+def token_logprob(logits: Logits, token: int, count: int) -> TokenLogprob:
+    """A token's log-probability, and those of the `count` likeliest tokens, by logits of shape (vocabulary,)."""
+    total = log_total(logits)
+    top = {int(other): float(logits[other]) - total for other in likeliest(logits, count)} if count else {}
+    return TokenLogprob(token, float(logits[token]) - total, top)

@@ -1,0 +1,226 @@
+"""Sequences that decode together in one context: admission, prompts in chunks, one token for each, and prefix reuse.
+
+llama.cpp's kernels for one row and for many differ in the last bits, and so does a text whose logits are nearly even.
+So that a sequence alone in its step gets the same bits whatever was computed before it:
+
+- a prompt is cut at multiples of `CHUNK`, counted from its beginning, and each chunk is decoded on its own; what is
+  reused of an earlier prompt is whole chunks (or all of an equal prompt), which have the very bits that they would get;
+- a sequence's cells lie in order from the beginning of a stream of its own, the slot.
+
+Sequences that decode together share matrix products of several rows; there, a text depends on how many they are.
+"""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from .candidates import Logits
+from .draft import Draft, TokenLogprob, token_logprob
+from .library import NativeContext
+from .threads import Governor
+
+CHUNK = 64  # tokens of a prompt that are decoded in one go, and the unit of reuse
+
+Piece = tuple[Draft, str]
+
+
+@dataclass
+class _Slot:
+    """A sequence in the KV cache: `prompt` is what its first cells hold, `logits` the row behind an entire prompt."""
+
+    number: int
+    prompt: list[int] = field(default_factory=list)
+    logits: Logits | None = None
+    draft: Draft | None = None
+
+    def forget(self) -> None:
+        self.prompt, self.logits = [], None
+
+    def reusable(self, prompt: Sequence[int]) -> int:
+        """How many of a prompt's tokens need not be computed: all of an equal one, otherwise whole chunks."""
+        if self.logits is not None and self.prompt == prompt:
+            return len(prompt)
+        common = 0
+        for one, other in zip(self.prompt, prompt, strict=False):
+            if one != other:
+                break
+            common += 1
+        return min(common, len(prompt) - 1) // CHUNK * CHUNK
+
+
+class Engine:
+    """Decodes drafts in the slots of a context, which it owns. For one thread at a time."""
+
+    def __init__(self, context: NativeContext, governor: Governor) -> None:
+        self.context = context
+        self.governor = governor
+        self._waiting: deque[Draft] = deque()
+        self._slots = [_Slot(number) for number in range(context.slots)]
+        self._active: list[_Slot] = []  # by number; they decode together only where there is no gap
+        self._entering: _Slot | None = None
+        self._decode_next = False
+
+    @property
+    def idle(self) -> bool:
+        return not (self._waiting or self._active or self._entering)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def active(self) -> int:
+        return len(self._active) + (self._entering is not None)
+
+    def add(self, draft: Draft) -> None:
+        self._waiting.append(draft)
+
+    def cancel(self, draft: Draft) -> str:
+        """Ends a draft wherever it is; returns the text that was held back."""
+        if draft in self._waiting:
+            self._waiting.remove(draft)
+        if self._entering and self._entering.draft is draft:
+            self._entering.draft = None
+            self._entering = None
+        rest = draft.stop()
+        self._leave()
+        return rest
+
+    def cancel_all(self) -> None:
+        for draft in [*self._waiting, *(slot.draft for slot in self._slots if slot.draft)]:
+            self.cancel(draft)
+
+    def forget(self) -> None:
+        """Empties the cache: for when a decode failed in the middle, or somebody else used the context."""
+        self._entering = None
+        for slot in self._slots:
+            slot.forget()
+            slot.draft = None
+            self.context.keep(0, slot.number)
+        self._active = []
+
+    def step(self) -> list[Piece]:
+        """Computes up to `CHUNK` tokens of waiting prompts, or one token for each sequence that has its prompt.
+
+        The two take turns, so that neither keeps the other waiting. Returns the texts to show now; a draft is through
+        when it has its `completion`.
+        """
+        pieces: list[Piece] = []
+        if (self._entering or self._admits()) and not (self._active and self._decode_next):
+            budget = CHUNK
+            while (self._entering or self._admits()) and budget > 0:
+                budget -= self._enter(pieces)
+            self._decode_next = True
+        elif self._active:
+            self._decode(pieces)
+            self._decode_next = False
+        self._leave()
+        return pieces
+
+    def _admits(self) -> bool:
+        return bool(self._waiting) and len(self._active) < len(self._slots)
+
+    def _enter(self, pieces: list[Piece]) -> int:
+        """Goes on with the prompt that is entering, or begins the next; returns how many tokens were computed."""
+        slot = self._entering
+        if slot is None:
+            following = self._waiting.popleft()
+            pieces.append((following, following.begin()))
+            if following.completion:
+                return 0
+            slot = self._entering = next(slot for slot in self._slots if slot.draft is None)
+            slot.draft = following
+            self._reuse(slot, following)
+        assert slot.draft
+        draft = slot.draft
+        started = time.perf_counter()
+        computed = self._compute(slot, draft) if slot.logits is None else 0
+        draft.timing.prompt_computed += computed
+        draft.timing.prompt_seconds += time.perf_counter() - started
+        if slot.logits is not None:
+            self._entering = None
+            self._active = [slot for slot in self._slots if slot.draft]  # by number
+            pieces.append((draft, draft.advance(slot.logits.copy())))
+        return computed
+
+    def _reuse(self, slot: _Slot, draft: Draft) -> None:
+        """Brings to a slot what other prompts have in common with this one, if they have anything."""
+        prompt = draft.request.prompt
+        best = max(self._slots, key=lambda other: (other.reusable(prompt), other is slot))
+        kept = 0 if draft.request.scores_prompt else best.reusable(prompt)
+        if best is not slot and kept:
+            self.context.copy(best.number, slot.number)
+            slot.logits = best.logits
+        if kept < len(prompt):
+            slot.logits = None
+        slot.prompt = list(prompt[:kept])
+        self.context.keep(kept, slot.number)
+
+    def _compute(self, slot: _Slot, draft: Draft) -> int:
+        """Decodes the next chunk of a slot's prompt; behind the last one the slot has its logits."""
+        prompt, begin = draft.request.prompt, len(slot.prompt)
+        chunk = prompt[begin : begin + CHUNK]
+        if draft.request.scores_prompt:
+            self._score(slot, draft, chunk, begin)
+        self._set_threads()
+        is_last = begin + len(chunk) == len(prompt)
+        self.context.decode(chunk, begin, slot.number, None if is_last else len(chunk))
+        slot.prompt.extend(chunk)
+        if is_last:
+            slot.logits = self.context.logits(1)[0].copy()
+        return len(chunk)
+
+    def _score(self, slot: _Slot, draft: Draft, chunk: Sequence[int], begin: int) -> None:
+        """The log-probabilities of a chunk's tokens. It is decoded once more behind this: the last bits of a row
+        depend on how many are scored with it."""
+        prompt, count = draft.request.prompt, draft.request.logprobs
+        assert count is not None
+        if begin == 0:
+            draft.prompt_logprobs.append(TokenLogprob(prompt[0], None))
+        self.context.decode(chunk, begin, slot.number, 0)
+        following = prompt[begin + 1 : begin + len(chunk) + 1]
+        rows = self.context.logits(len(chunk))
+        draft.prompt_logprobs += [token_logprob(row, token, count) for row, token in zip(rows, following, strict=False)]
+        self.context.keep(begin, slot.number)
+
+    def _decode(self, pieces: list[Piece]) -> None:
+        """One token for each active sequence."""
+        drafts = [slot.draft for slot in self._active if slot.draft]
+        rows = [
+            (slot.draft.token_ids[-1], slot.draft.next_position, slot.number) for slot in self._active if slot.draft
+        ]
+        self._set_threads()
+        started = time.perf_counter()
+        self.context.decode_each(rows)
+        logits = self.context.logits(len(drafts))  # waits for the result
+        self.governor.observe(len(drafts), time.perf_counter() - started)
+        for draft, row in zip(drafts, logits, strict=True):
+            draft.next_position += 1
+            pieces.append((draft, draft.advance(row)))
+        seconds = time.perf_counter() - started
+        for draft in drafts:
+            draft.timing.decode_steps += 1
+            draft.timing.decode_seconds += seconds
+
+    def _set_threads(self) -> None:
+        if self.context.threads != self.governor.threads:
+            self.context.set_threads(self.governor.threads)
+
+    def _leave(self) -> None:
+        """Frees the slots of finished drafts, and closes gaps between the others unless somebody waits for them."""
+        finished = [slot for slot in self._active if slot.draft is None or slot.draft.completion]
+        if not finished:
+            return
+        for slot in finished:
+            slot.draft = None
+        self._active = [slot for slot in self._slots if slot.draft and slot is not self._entering]
+        if self._waiting or self._entering:
+            return
+        for free in self._slots[: len(self._active)]:
+            if free.draft is None:
+                last = self._active.pop()
+                self.context.copy(last.number, free.number)
+                free.prompt, free.logits, free.draft = list(last.prompt), last.logits, last.draft
+                last.draft = None
+                self._active.insert(free.number, free)

@@ -1,0 +1,152 @@
+"""Choosing a token from a row of logits: vectors find the candidates, llama.cpp's samplers do the rest."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from dgpt2_quant.quantize.errors import UsageError
+
+from .candidates import Ids, Logits, at_least, at_least_likely, log_total, nucleus, typical
+from .library import NativeModel, NativeSampler
+from .sampling import Sampling
+
+_BLOCK = 256  # tokens that are drawn together first, when nothing filters them
+
+
+class Sampler:
+    """Of one sequence: its random numbers, and what penalties and grammars remember. Free it with `close`.
+
+    `positions` bounds how many tokens can come; `prompt` is what the penalties know from the beginning.
+    Raises `UsageError` for a grammar that llama.cpp can not read, or a bias for a token that is not there.
+    """
+
+    def __init__(
+        self, model: NativeModel, sampling: Sampling, seed: int, positions: int, prompt: Sequence[int] = ()
+    ) -> None:
+        self.sampling = sampling
+        self._penalties = self._grammar = self._choice = None
+        self._bias_ids = np.array(list(sampling.logit_bias), np.intp)
+        self._bias = np.array(list(sampling.logit_bias.values()), np.float32)
+        for token in sampling.logit_bias:
+            if not 0 <= token < model.vocabulary:
+                raise UsageError(f"logit_bias names token {token}; this vocabulary goes to {model.vocabulary - 1}")
+        self._surprise_limit = 2 * sampling.mirostat_tau  # mirostat's mu, in bits
+        self._surprise = 0.0
+        penalties = sampling.penalties(model.vocabulary, positions + 1)
+        if penalties:
+            self._history = np.zeros(positions + 1, np.intp)  # the last token that is sampled needs no position
+            self._length = 0
+            self._penalties = NativeSampler(model, penalties)
+        if sampling.grammar:
+            self._grammar = NativeSampler(model, [("grammar", sampling.grammar, "root")])
+        if not sampling.is_greedy:
+            self._choice = NativeSampler(model, _choice(sampling, seed))
+        if self._penalties:
+            for token in prompt:
+                self._remember(token)
+
+    def choose(self, logits: Logits) -> int | None:
+        """The next token by these logits, shape (vocabulary,), which are changed; None where nothing is allowed."""
+        if len(self._bias):
+            logits[self._bias_ids] += self._bias
+        if self._penalties and self._length:
+            # only tokens that were there already can change, so only they are handed over
+            recent = self._history[: self._length]
+            self._penalties.apply(recent, logits[recent])
+            logits[self._penalties.ids[: len(recent)]] = self._penalties.logits[: len(recent)]
+        token = self._pick(logits)
+        if self._grammar and not self._fits(token):
+            # as llama.cpp's own tools do: the whole vocabulary is only checked where the first choice does not fit
+            self._grammar.apply(np.arange(len(logits)), logits)
+            logits[:] = self._grammar.logits
+            token = self._pick(logits)
+        return token if logits[token] > -np.inf else None
+
+    def accept(self, token: int) -> None:
+        """What was chosen, for the next choice."""
+        if self._penalties:
+            self._remember(token)
+        if self._grammar:
+            self._grammar.accept(token)
+        if self.sampling.mirostat:
+            error = self._surprise - self.sampling.mirostat_tau
+            self._surprise_limit -= self.sampling.mirostat_eta * error
+
+    def close(self) -> None:
+        for part in (self._penalties, self._grammar, self._choice):
+            if part:
+                part.close()
+        self._penalties = self._grammar = self._choice = None
+
+    def _pick(self, logits: Logits) -> int:
+        settings = self.sampling
+        if self._choice is None:
+            return int(logits.argmax())
+        if settings.mirostat:
+            return self._pick_by_surprise(logits)
+        if settings.top_k:
+            found = at_least_likely(logits, settings.top_k)
+        elif settings.typical_p < 1:
+            found = typical(logits, settings.typical_p)
+        elif settings.top_p < 1 or settings.min_p:
+            least = float(logits.max()) + math.log(settings.min_p) if settings.min_p else -math.inf
+            found = nucleus(logits, settings.top_p, least) if settings.top_p < 1 else at_least(logits, least)
+        else:
+            return self._pick_of_all(logits)
+        return self._draw(found, logits[found])
+
+    def _draw(self, ids: Ids, logits: Logits) -> int:
+        assert self._choice
+        index = self._choice.apply(ids, logits)
+        if self.sampling.mirostat:
+            self._surprise = -math.log2(self._choice.probabilities[index])
+        return int(self._choice.ids[index])
+
+    def _pick_of_all(self, logits: Logits) -> int:
+        """First a block of tokens by the probability of all of them together, then a token of it."""
+        scaled = (logits - logits.max()) / np.float32(self.sampling.temperature)
+        starts = np.arange(0, len(logits), _BLOCK)
+        with np.errstate(divide="ignore"):  # a block without any probability
+            blocks = np.log(np.add.reduceat(np.exp(scaled), starts))
+        start = self._draw(starts, blocks)
+        return self._draw(np.arange(start, min(start + _BLOCK, len(logits))), scaled[start : start + _BLOCK])
+
+    def _pick_by_surprise(self, logits: Logits) -> int:
+        """Mirostat 2 (Basu et al. 2020, arXiv:2007.14966): C truncates what is too surprising; here it comes cut."""
+        scaled = logits / np.float32(self.sampling.temperature)
+        found = at_least(scaled, log_total(scaled) - self._surprise_limit * math.log(2))
+        return self._draw(found, scaled[found])
+
+    def _fits(self, token: int) -> bool:
+        assert self._grammar
+        self._grammar.apply(np.array([token]), np.zeros(1, np.float32))
+        return bool(self._grammar.logits[0] > -np.inf)
+
+    def _remember(self, token: int) -> None:
+        assert self._penalties
+        self._history[self._length] = token
+        self._length += 1
+        self._penalties.accept(token)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _choice(settings: Sampling, seed: int) -> Sequence[tuple[Any, ...]]:
+    """What is left to do for C when the candidates have been found."""
+    if settings.mirostat:
+        return [("mirostat_v2", seed, settings.mirostat_tau, settings.mirostat_eta)]
+    steps: list[tuple[Any, ...]] = []
+    if settings.top_k:
+        steps.append(("top_k", settings.top_k))
+        if settings.typical_p < 1:
+            steps.append(("typical", settings.typical_p, 1))
+    if settings.top_k or settings.typical_p < 1:
+        if settings.top_p < 1:
+            steps.append(("top_p", settings.top_p, 1))
+        if settings.min_p:
+            steps.append(("min_p", settings.min_p, 1))
+    if steps or settings.typical_p < 1 or settings.top_p < 1 or settings.min_p:
+        steps.append(("temp", settings.temperature))
+    return [*steps, ("dist", seed)]  # where nothing filters, the temperature is applied before
