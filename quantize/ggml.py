@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .cores import bounded_spin
 from .errors import CheckpointError, DgptQuantError, GGUFError
 from .quant_types import TensorType
 
@@ -30,7 +31,8 @@ def library() -> ctypes.CDLL:
     folder = Path(spec.origin).parent / "lib" if spec and spec.origin else Path()
     for name in ("libllama.so", "libllama.dylib"):
         if (folder / name).is_file():
-            lib = ctypes.CDLL(str(folder / name))
+            with bounded_spin():
+                lib = ctypes.CDLL(str(folder / name))
             break
     else:
         raise DgptQuantError(

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from .candidates import Logits
 from .draft import Draft, TokenLogprob, token_logprob
 from .library import NativeContext
-from .threads import Governor
+from .threads import Fixed, Governor
 
 CHUNK = 64  # tokens of a prompt that are decoded in one go, and the unit of reuse
 
@@ -52,7 +52,7 @@ class _Slot:
 class Engine:
     """Decodes drafts in the slots of a context, which it owns. For one thread at a time."""
 
-    def __init__(self, context: NativeContext, governor: Governor) -> None:
+    def __init__(self, context: NativeContext, governor: Fixed | Governor) -> None:
         self.context = context
         self.governor = governor
         self._waiting: deque[Draft] = deque()

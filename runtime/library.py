@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from dgpt2_quant.quantize.cores import bounded_spin
 from dgpt2_quant.quantize.errors import RuntimeFailure, UsageError
 
 log = logging.getLogger("dgpt2_quant.llama_cpp")
@@ -36,7 +37,8 @@ _pending: list[BaseException] = []  # what was raised in a callback from C
 @cache
 def bindings() -> Any:
     """The bindings, initialised once. Their import is slow, so it waits until a model is loaded."""
-    import llama_cpp
+    with bounded_spin():
+        import llama_cpp
 
     llama_cpp.llama_log_set(_log_callback(llama_cpp), ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()

@@ -1,5 +1,13 @@
-"""How many threads decode."""
+"""How many threads decode: a fixed number, or what a governor finds best at the moment.
 
+A token takes a hundred barriers. When another process takes a core from one of two threads for a time slice, the other
+waits at the next barrier for all of it, so that two threads beside a busy neighbour are slower than one alone. How much
+so can not be known beforehand, only measured: every now and then the governor tries another number for a few steps, and
+keeps it where it was faster. It decides nothing but speed; a text does not depend on the number of threads.
+"""
+
+import time
+from collections.abc import Callable
 from typing import Literal
 
 from dgpt2_quant.quantize.cores import usable_cores
@@ -7,13 +15,100 @@ from dgpt2_quant.quantize.errors import UsageError
 
 MOST_THREADS = 512
 
+_SHORTEST, _LONGEST = 0.05, 0.8  # seconds from one trial to the next; the longest bounds how soon it sees a load end
+_TRIAL = 0.004  # seconds that a trial takes at least,
+_TRIAL_STEPS = 3  # and steps
+_WINDOW = 0.02  # seconds of steps that a trial is compared with; and in which a collapse is noticed
+_BETTER = 0.95  # of the time a step took before: so much faster a trial has to be
+_COLLAPSED = 1.5  # times what steps took: reason to look for another number at once
 
-class Governor:
+
+class Fixed:
+    """Always the same number."""
+
     def __init__(self, threads: int) -> None:
         self.threads = threads
 
     def observe(self, rows: int, seconds: float) -> None:
-        pass
+        """Nothing to learn."""
+
+
+class Governor:
+    """`threads` is the number to use for the next step; `observe` tells it how long a step took.
+
+    It climbs: a trial is one number up or down (a quarter, where there are many), by turns, `most` at the most. Between
+    trials lies a pause that doubles while nothing changes. `clock` is for tests.
+    """
+
+    def __init__(self, most: int, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.threads = self._most = most
+        self._clock = clock
+        self._rows = 0  # only steps of equally many rows can be compared
+        self._steps, self._seconds = 0, 0.0  # of the window
+        self._usual: float | None = None  # seconds of a step at this number, of earlier windows
+        self._kept: int | None = None  # the number to go back to, during a trial
+        self._up = False
+        self._pause = _SHORTEST
+        self._next = clock() + _SHORTEST
+
+    def observe(self, rows: int, seconds: float) -> None:
+        """Called behind each step with its rows and its duration in seconds."""
+        if self._most == 1:
+            return
+        if rows != self._rows:
+            self._begin(rows)
+        self._steps += 1
+        self._seconds += seconds
+        if self._kept is not None:
+            self._judge(seconds)
+        elif self._seconds >= _WINDOW and self._steps >= _TRIAL_STEPS:
+            self._look()
+
+    def _begin(self, rows: int) -> None:
+        """Forgets what other steps took; a trial that was under way is off."""
+        if self._kept is not None:
+            self.threads, self._kept = self._kept, None
+        self._rows, self._usual = rows, None
+        self._steps, self._seconds = 0, 0.0
+
+    def _look(self) -> None:
+        """At the end of a window: is it time for a trial?"""
+        now, step = self._clock(), self._seconds / self._steps
+        collapsed = self._usual is not None and step > _COLLAPSED * self._usual
+        if collapsed:
+            self._up, self._pause = False, _SHORTEST
+        # a slow change is the growing context
+        self._usual = step if self._usual is None or collapsed else 0.7 * self._usual + 0.3 * step
+        self._steps, self._seconds = 0, 0.0
+        if collapsed or now >= self._next:
+            self._kept = self.threads
+            self.threads = self._neighbour()
+
+    def _neighbour(self) -> int:
+        """One up or down; the other way at an end."""
+        distance = max(1, self.threads // 4)
+        if self.threads == 1 or (self._up and self.threads < self._most):
+            return min(self._most, self.threads + distance)
+        return max(1, self.threads - distance)
+
+    def _judge(self, last: float) -> None:
+        """In a trial: keeps the new number if it is faster, goes back if it is not, or waits for more steps."""
+        assert self._kept is not None
+        assert self._usual is not None
+        hopeless = last > 3 * self._usual
+        if not hopeless and (self._steps < _TRIAL_STEPS or self._seconds < _TRIAL):
+            return
+        step, now = self._seconds / self._steps, self._clock()
+        if step < _BETTER * self._usual:
+            self._usual, self._pause = step, _SHORTEST
+            self._up = self.threads > self._kept  # on in this direction
+        else:
+            self.threads = self._kept
+            self._up = not self._up
+            self._pause = min(2 * self._pause, _LONGEST)
+        self._kept = None
+        self._steps, self._seconds = 0, 0.0
+        self._next = now + self._pause
 
 
 def check_threads(threads: int | Literal["auto"]) -> None:
@@ -22,5 +117,6 @@ def check_threads(threads: int | Literal["auto"]) -> None:
         raise UsageError(f"{threads} threads were asked for; 1 to {MOST_THREADS} are possible, or auto")
 
 
-def make_governor(threads: int | Literal["auto"]) -> Governor:
-    return Governor(usable_cores() if threads == "auto" else threads)
+def make_governor(threads: int | Literal["auto"]) -> Fixed | Governor:
+    """For a fixed number, or for "auto"."""
+    return Governor(min(usable_cores(), MOST_THREADS)) if threads == "auto" else Fixed(threads)
