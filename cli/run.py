@@ -125,13 +125,13 @@ def run(
                     "model": name,
                     "type": loaded.quant_type,
                     "prompt": text,
-                    "seed": batch.seed,
+                    "seed": batch.seeds[0],
                     "sequences": [_sequence(loaded, found) for found in batch.completions if found],
                     "timing": {"load_ms": load_ms, **timing.to_json(), "threads": loaded.threads},
                 }
             )
         elif sys.stderr.isatty() and timing.decode_tps:
-            note(f"[{timing.decode_tokens} tokens, {timing.decode_tps:.0f} tokens/s, seed {batch.seed}]")
+            note(f"[{timing.decode_tokens} tokens, {timing.decode_tps:.0f} tokens/s, seed {batch.seeds[0]}]")
 
 
 def _follow(batch: "Batch", prompt: str, *, at_once: bool) -> None:

@@ -40,3 +40,7 @@ class OutputError(DgptQuantError):
 
 class RuntimeFailure(DgptQuantError):
     """llama.cpp refused a file, a batch or a context."""
+
+
+class OverloadedError(RuntimeFailure):
+    """More requests than may wait: try again later."""

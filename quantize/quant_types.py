@@ -9,8 +9,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from enum import IntEnum
+from typing import NamedTuple
 
 from .errors import UsageError
+
+
+class Bits(NamedTuple):
+    """Some bits of a block: `mask` picks them from the little-endian word of `size` bytes that begins at byte `at`."""
+
+    at: int
+    size: int
+    mask: int
 
 
 class TensorType(IntEnum):
@@ -56,6 +65,14 @@ class TensorType(IntEnum):
         return _BLOCKS[self][1]
 
     @property
+    def exponents(self) -> tuple[tuple[Bits, ...], ...]:
+        """Where in a block the exponents of its floats lie: of the value itself, or of the scales.
+
+        One with all bits set makes an infinity or no number; what else is in a block is an integer, and finite.
+        """
+        return _EXPONENTS[self]
+
+    @property
     def bits_per_weight(self) -> float:
         return 8 * self.block_bytes / self.block
 
@@ -98,6 +115,45 @@ _BLOCKS = {
     TensorType.NVFP4: (64, 36),
     TensorType.Q1_0: (128, 18),
     TensorType.Q2_0: (64, 18),
+}
+
+
+def _halves(*places: int) -> tuple[tuple[Bits, ...], ...]:
+    """The exponents of F16s that begin at these bytes."""
+    return tuple((Bits(at, 2, 0x7C00),) for at in places)
+
+
+# The block layouts of ggml-common.h; the tests compare what follows from them with ggml_validate_row_data.
+_EXPONENTS = {
+    TensorType.F32: ((Bits(0, 4, 0x7F800000),),),
+    TensorType.F16: _halves(0),
+    TensorType.BF16: ((Bits(0, 2, 0x7F80),),),
+    TensorType.Q4_0: _halves(0),
+    TensorType.Q4_1: _halves(0, 2),
+    TensorType.Q5_0: _halves(0),
+    TensorType.Q5_1: _halves(0, 2),
+    TensorType.Q8_0: _halves(0),
+    TensorType.Q2_K: _halves(80, 82),
+    TensorType.Q3_K: _halves(108),
+    TensorType.Q4_K: _halves(0, 2),
+    TensorType.Q5_K: _halves(0, 2),
+    TensorType.Q6_K: _halves(208),
+    TensorType.IQ2_XXS: _halves(0),
+    TensorType.IQ2_XS: _halves(0),
+    TensorType.IQ2_S: _halves(0),
+    TensorType.IQ3_XXS: _halves(0),
+    TensorType.IQ3_S: _halves(0),
+    TensorType.IQ1_S: _halves(0),
+    # one F16 in the upper four bits of four words, the lowest first
+    TensorType.IQ1_M: ((Bits(52, 2, 0xC000), Bits(54, 2, 0x7000)),),
+    TensorType.IQ4_NL: _halves(0),
+    TensorType.IQ4_XS: _halves(0),
+    TensorType.TQ1_0: _halves(52),
+    TensorType.TQ2_0: _halves(64),
+    TensorType.MXFP4: ((Bits(0, 1, 0xFF),),),
+    TensorType.NVFP4: (),  # its bytes without a sign are all numbers; 0x7F counts as zero
+    TensorType.Q1_0: _halves(0),
+    TensorType.Q2_0: _halves(0),
 }
 
 

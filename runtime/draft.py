@@ -49,9 +49,10 @@ class Timing:
 
     The prompt's time is that of computing it. The first token is sampled from the prompt's last logits and costs no
     decode of its own, so `decode_tps` counts from the second one on. `first_token_ms` includes the prompt. Of
-    sequences that decode together each counts the whole step.
+    sequences that decode together each counts the whole step. `waited_seconds` are those before its prompt's turn.
     """
 
+    waited_seconds: float = 0.0
     prompt_tokens: int = 0
     prompt_computed: int = 0
     prompt_seconds: float = 0.0
@@ -100,7 +101,7 @@ class Draft:
         self._shown: list[str] = []
         self._logprobs: list[TokenLogprob] = []
         self._sampler = Sampler(model, request.sampling, request.seed, positions, request.prompt)
-        self._started = time.perf_counter()
+        self._created = self._started = time.perf_counter()
 
     @property
     def is_through(self) -> bool:
@@ -110,9 +111,14 @@ class Draft:
     def begin(self) -> str:
         """Called when its prompt's turn comes; returns the text to show before anything is computed."""
         self._started = time.perf_counter()
+        self.timing.waited_seconds = self._started - self._created
         if self.room <= 0:
             self._finish("length")
         return self._show(self.request.echo or "")
+
+    def logprobs(self, begin: int = 0) -> tuple[TokenLogprob, ...]:
+        """Those of the tokens from an index on; none where they were not asked for."""
+        return tuple(self._logprobs[begin:])
 
     def advance(self, logits: Logits) -> str:
         """Chooses the next token by logits of shape (vocabulary,), which it changes; returns the text to show now."""

@@ -49,6 +49,17 @@ class _Slot:
         return min(common, len(prompt) - 1) // CHUNK * CHUNK
 
 
+@dataclass
+class Totals:
+    """What was computed so far: tokens, and seconds by the clock; `steps` are those that decoded."""
+
+    prompt_tokens: int = 0
+    prompt_seconds: float = 0.0
+    decode_tokens: int = 0
+    decode_seconds: float = 0.0
+    steps: int = 0
+
+
 class Engine:
     """Decodes drafts in the slots of a context, which it owns. For one thread at a time."""
 
@@ -60,6 +71,7 @@ class Engine:
         self._active: list[_Slot] = []  # by number; they decode together only where there is no gap
         self._entering: _Slot | None = None
         self._decode_next = False
+        self.totals = Totals()
 
     @property
     def idle(self) -> bool:
@@ -136,8 +148,11 @@ class Engine:
         draft = slot.draft
         started = time.perf_counter()
         computed = self._compute(slot, draft) if slot.logits is None else 0
+        seconds = time.perf_counter() - started
         draft.timing.prompt_computed += computed
-        draft.timing.prompt_seconds += time.perf_counter() - started
+        draft.timing.prompt_seconds += seconds
+        self.totals.prompt_tokens += computed
+        self.totals.prompt_seconds += seconds
         if slot.logits is not None:
             self._entering = None
             self._active = [slot for slot in self._slots if slot.draft]  # by number
@@ -199,6 +214,9 @@ class Engine:
             draft.next_position += 1
             pieces.append((draft, draft.advance(row)))
         seconds = time.perf_counter() - started
+        self.totals.decode_tokens += len(drafts)
+        self.totals.decode_seconds += seconds
+        self.totals.steps += 1
         for draft in drafts:
             draft.timing.decode_steps += 1
             draft.timing.decode_seconds += seconds

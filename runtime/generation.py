@@ -34,11 +34,11 @@ class Generation(Iterator[str]):
 class Batch(Iterator[tuple[int, str]]):
     """Several texts that decode together: iterate for (number, piece), in the order in which the pieces come.
 
-    `completions` are those of the finished ones, by number; text i of a prompt has the seed `seed + i`.
+    `completions` are those of the finished ones, by number; `seeds` give them again.
     """
 
-    def __init__(self, drafts: Sequence[Draft], seed: int, pieces: Iterator[Piece]) -> None:
-        self.seed = seed
+    def __init__(self, drafts: Sequence[Draft], pieces: Iterator[Piece]) -> None:
+        self.seeds = [draft.request.seed for draft in drafts]
         self._drafts = drafts
         self._pieces = pieces
         self._numbers = {id(draft): number for number, draft in enumerate(drafts)}

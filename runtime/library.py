@@ -8,6 +8,7 @@ defaults to half the cores, and keeps a matrix of all logits. What llama.cpp log
 import ctypes
 import logging
 import os
+import threading
 from collections.abc import Sequence
 from functools import cache, cached_property
 from pathlib import Path
@@ -68,6 +69,7 @@ class NativeModel:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock = threading.Lock()
         self._dry: tuple[tuple[Any, ...], Any] | None = None
         self._pieces: dict[int, tuple[bytes, bool]] = {}
         lib = bindings()
@@ -100,11 +102,12 @@ class NativeModel:
         if name != "dry":
             return getattr(lib, f"llama_sampler_init_{name}")(*map(_encoded, arguments))
         # it looks for its breakers in all tokens, which takes long; the last one is kept to be cloned
-        if self._dry is None or self._dry[0] != arguments:
-            made = lib.llama_sampler_init_dry(*map(_encoded, arguments))
-            self._free_dry()
-            self._dry = arguments, made
-        return lib.llama_sampler_clone(self._dry[1])
+        with self._lock:
+            if self._dry is None or self._dry[0] != arguments:
+                made = lib.llama_sampler_init_dry(*map(_encoded, arguments))
+                self._free_dry()
+                self._dry = arguments, made
+            return lib.llama_sampler_clone(self._dry[1])
 
     def _free_dry(self) -> None:
         if self._dry is not None:

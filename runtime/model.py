@@ -25,7 +25,7 @@ from .draft import Completion, Draft
 from .engine import Engine, Piece
 from .generation import Batch, Generation
 from .library import F32, KV_TYPES, NativeContext, NativeModel
-from .request import Options, Request, make_request, random_seed
+from .request import Options, make_request, random_seed
 from .threads import check_threads, make_governor
 from .validate import check_model_file
 
@@ -126,7 +126,7 @@ class Model:
         An empty prompt begins a new text. Raises `UsageError` for a prompt that does not fit the context, or a
         setting out of range.
         """
-        draft = self._draft(prompt, options)
+        draft = self.make_draft(prompt, **options)
         return Generation(draft, self._write([draft]))
 
     def batch(
@@ -144,16 +144,20 @@ class Model:
         """
         if num_return_sequences < 1:
             raise UsageError(f"{num_return_sequences} sequences were asked for; at least 1 is needed")
+        seed = options.get("seed")
+        first = random_seed() if seed is None else seed
+        drafts = []
+        for prompt in [prompts] if isinstance(prompts, str) else prompts:
+            for number in range(num_return_sequences):
+                options["seed"] = first + number
+                drafts.append(self.make_draft(prompt, **options))
+        return self.write(drafts, parallel=parallel)
+
+    def write(self, drafts: Sequence[Draft], *, parallel: int = PARALLEL) -> Batch:
+        """Starts texts that `make_draft` made, each with settings of its own, `parallel` at a time."""
         if not 1 <= parallel <= MOST_PARALLEL:
             raise UsageError(f"{parallel} sequences at a time were asked for; 1 to {MOST_PARALLEL} are possible")
-        seed = options.pop("seed", None)
-        first = random_seed() if seed is None else seed
-        drafts = [
-            self._draft(prompt, {**options, "seed": first + number})
-            for prompt in ([prompts] if isinstance(prompts, str) else prompts)
-            for number in range(num_return_sequences)
-        ]
-        return Batch(drafts, first, self._write(drafts, parallel))
+        return Batch(drafts, self._write(drafts, parallel))
 
     def generate(
         self,
@@ -219,14 +223,28 @@ class Model:
                 )
             return scoring.features(self._featuring, tokens, pooling)
 
-    def new_engine(self, slots: int, positions: int) -> Engine:
-        """An engine with a context of its own, which is freed with the model; for a `Scheduler`."""
-        governor = make_governor(self._threads)
-        return Engine(self._new_context(slots, positions, threads=governor.threads, **self._cache), governor)
+    def make_draft(
+        self, prompt: str | Sequence[int], positions: int | None = None, **options: Unpack[Options]
+    ) -> Draft:
+        """What `stream` would write, not begun: for `write`, or an engine of that many positions."""
+        native, positions = self._open(), positions or self.positions
+        return Draft(native, make_request(native, positions, prompt, **options), positions)
 
-    def make_request(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Request:
-        """What `stream` would be asked for; for a `Scheduler`."""
-        return make_request(self._open(), self.positions, prompt, **options)
+    def new_engine(self, slots: int, positions: int, *, user: _Closable | None = None) -> Engine:
+        """An engine with a context of its own, for a `Scheduler`; the model closes its user before it frees it."""
+        with self._lock:
+            governor = make_governor(self._threads)
+            engine = Engine(self._new_context(slots, positions, threads=governor.threads, **self._cache), governor)
+            if user:
+                self._users.add(user)
+            return engine
+
+    def free_engine(self, engine: Engine) -> None:
+        """Frees what `new_engine` made; again is fine."""
+        with self._lock:
+            if engine.context in self._contexts:
+                self._contexts.remove(engine.context)
+                engine.context.close()
 
     def close(self) -> None:
         """Frees the memory; closing twice is fine. Schedulers of this model are closed first."""
@@ -241,10 +259,6 @@ class Model:
                 context.close()
             if native is not None:
                 native.close()
-
-    def _draft(self, prompt: str | Sequence[int], options: Options) -> Draft:
-        native = self._open()
-        return Draft(native, make_request(native, self.positions, prompt, **options), self.positions)
 
     def _write(self, drafts: Sequence[Draft], parallel: int = 1) -> Iterator[Piece]:
         """Writes drafts to their ends, from when it is first asked for a piece; other generations end then."""
@@ -300,8 +314,7 @@ class Model:
         found = self._several
         if found is None or found.context.slots < slots or found.context.positions < positions:
             if found is not None:
-                self._contexts.remove(found.context)
-                found.context.close()
+                self.free_engine(found)
             found = self._several = self.new_engine(slots, positions)
         return found
 
