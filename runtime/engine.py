@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from .candidates import Logits
 from .draft import Draft, TokenLogprob, token_logprob
+from .exact_context import ExactContext
 from .library import NativeContext
 from .threads import Fixed, Governor
 
@@ -63,7 +64,7 @@ class Totals:
 class Engine:
     """Decodes drafts in the slots of a context, which it owns. For one thread at a time."""
 
-    def __init__(self, context: NativeContext, governor: Fixed | Governor) -> None:
+    def __init__(self, context: NativeContext | ExactContext, governor: Fixed | Governor) -> None:
         self.context = context
         self.governor = governor
         self._waiting: deque[Draft] = deque()
@@ -165,7 +166,7 @@ class Engine:
         best = max(self._slots, key=lambda other: (other.reusable(prompt), other is slot))
         kept = 0 if draft.request.scores_prompt else best.reusable(prompt)
         if best is not slot and kept:
-            self.context.copy(best.number, slot.number)
+            self._copy(best, slot)
             slot.logits = best.logits
         if kept < len(prompt):
             slot.logits = None
@@ -225,6 +226,10 @@ class Engine:
         if self.context.threads != self.governor.threads:
             self.context.set_threads(self.governor.threads)
 
+    def _copy(self, source: _Slot, target: _Slot) -> None:
+        assert isinstance(self.context, NativeContext)  # where there is one slot there is nothing to copy
+        self.context.copy(source.number, target.number)
+
     def _leave(self) -> None:
         """Frees the slots of finished drafts, and closes gaps between the others unless somebody waits for them."""
         finished = [slot for slot in self._active if slot.draft is None or slot.draft.completion]
@@ -238,7 +243,7 @@ class Engine:
         for free in self._slots[: len(self._active)]:
             if free.draft is None:
                 last = self._active.pop()
-                self.context.copy(last.number, free.number)
+                self._copy(last, free)
                 free.prompt, free.logits, free.draft = list(last.prompt), last.logits, last.draft
                 last.draft = None
                 self._active.insert(free.number, free)

@@ -32,6 +32,8 @@ KV_TYPES = {"f32": F32, "f16": F16, "bf16": 30, "q8_0": 8}
 _WITH_VOCABULARY = ("dry", "grammar")  # samplers whose first argument it is
 _WHERE_IT_SAYS_WHY = "Turn on the logger `dgpt2_quant.llama_cpp` to see its reason."
 
+State = npt.NDArray[np.uint8]  # of a sequence: bytes, shape (size,)
+
 _pending: list[BaseException] = []  # what was raised in a callback from C
 
 
@@ -186,6 +188,7 @@ class NativeModel:
 class NativeContext:
     """The state of decoding: `slots` sequences, each with a KV cache of its own of `positions` cells.
 
+    At most `batch` tokens are decoded in one go.
     `flash_attention` and `kv_type` (a ggml type's number) change sums and memory; see docs/runtime.md.
     """
 
@@ -195,6 +198,7 @@ class NativeContext:
         positions: int,
         *,
         slots: int = 1,
+        batch: int = MAX_BATCH,
         threads: int = 1,
         flash_attention: bool = False,
         kv_type: int = F16,
@@ -204,7 +208,7 @@ class NativeContext:
         params = lib.llama_context_default_params()
         params.n_ctx = -(-positions // _CELLS) * _CELLS * slots  # llama.cpp divides it by the slots and rounds up
         params.n_seq_max = slots
-        params.n_batch = params.n_ubatch = max(min(positions, MAX_BATCH), slots)
+        params.n_batch = params.n_ubatch = max(min(positions, batch), slots)
         params.n_threads = params.n_threads_batch = threads
         params.flash_attn_type = (
             lib.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash_attention else lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
@@ -217,7 +221,8 @@ class NativeContext:
         if not self.handle:
             _raise_pending()
             raise RuntimeFailure(
-                f"llama.cpp can not set up a context of {positions} positions for {slots} sequences",
+                f"llama.cpp can not set up a context of {positions} positions"
+                + (f" for {slots} sequences" if slots > 1 else ""),
                 "Is there enough memory?",
             )
         self.vocabulary = model.vocabulary
@@ -240,6 +245,8 @@ class NativeContext:
     def decode(self, tokens: Sequence[int], position: int, slot: int = 0, scored_from: int | None = None) -> None:
         """Appends at most `batch_size` tokens at `position`; logits are kept of the last, or from an index on."""
         batch = self._batch
+        if len(tokens) > self.batch_size:
+            raise RuntimeFailure(f"{len(tokens)} tokens at once; this context takes {self.batch_size}")
         first_scored = len(tokens) - 1 if scored_from is None else scored_from
         for index, token in enumerate(tokens):
             batch.token[index] = token
@@ -289,14 +296,22 @@ class NativeContext:
 
     def copy(self, source: int, target: int) -> None:
         """Makes the sequence in the slot `target` the same as the one in `source`, cell by cell."""
+        self.restore(target, self.save(source))
+
+    def save(self, slot: int) -> State:
+        """A sequence's cells as llama.cpp writes them."""
         lib = bindings()
-        size = lib.llama_state_seq_get_size(self.handle, source)
-        data = (ctypes.c_uint8 * size)()
-        lib.llama_memory_seq_rm(self._memory, target, 0, -1)
-        if lib.llama_state_seq_get_data(self.handle, data, size, source) != size or not lib.llama_state_seq_set_data(
-            self.handle, data, size, target
-        ):
-            raise RuntimeFailure(f"llama.cpp can not copy the sequence {source} to {target}")
+        state = np.empty(lib.llama_state_seq_get_size(self.handle, slot), np.uint8)
+        if lib.llama_state_seq_get_data(self.handle, _bytes_of(state), len(state), slot) != len(state):
+            raise RuntimeFailure(f"llama.cpp can not save the sequence {slot}")
+        return state
+
+    def restore(self, slot: int, state: State) -> None:
+        """Puts saved cells into a slot, in place of what is there."""
+        lib = bindings()
+        lib.llama_memory_seq_rm(self._memory, slot, 0, -1)
+        if not lib.llama_state_seq_set_data(self.handle, _bytes_of(state), len(state), slot):
+            raise RuntimeFailure(f"llama.cpp can not restore the sequence {slot}")
 
     def set_threads(self, threads: int) -> None:
         """From the next decode on."""
@@ -357,6 +372,10 @@ class NativeSampler:
         if self.handle:
             bindings().llama_sampler_free(self.handle)
         self.handle = None
+
+
+def _bytes_of(state: State) -> Any:
+    return state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
 
 
 def _encoded(argument: Any) -> Any:

@@ -22,9 +22,10 @@ from dgpt2_quant.quantize.gguf_file import require_file
 
 from . import scoring
 from .draft import Completion, Draft
-from .engine import Engine, Piece
+from .engine import CHUNK, Engine, Piece
+from .exact_context import ExactContext
 from .generation import Batch, Generation
-from .library import F32, KV_TYPES, NativeContext, NativeModel
+from .library import F16, F32, KV_TYPES, NativeContext, NativeModel
 from .request import Options, make_request, random_seed
 from .threads import check_threads, make_governor
 from .validate import check_model_file
@@ -54,7 +55,8 @@ class Model:
         *,
         threads: int | Literal["auto"] = "auto",
         quant_type: str | None = None,
-        **cache: Any,
+        flash_attention: bool | Literal["auto"] = "auto",
+        kv_type: str = "f16",
     ) -> None:
         self.path = path
         self.quant_type = quant_type
@@ -62,7 +64,8 @@ class Model:
         self.vocabulary = native.vocabulary
         self.width = native.width
         self._threads = threads
-        self._cache = cache
+        self._flash_attention = flash_attention
+        self._kv_type = kv_type
         self._native: NativeModel | None = native
         self._process = os.getpid()
         self._lock = threading.RLock()
@@ -71,7 +74,7 @@ class Model:
         self._users: weakref.WeakSet[_Closable] = weakref.WeakSet()
         self._single = self.new_engine(1, positions)
         self._several: Engine | None = None
-        self._featuring: NativeContext | None = None
+        self._scoring: dict[bool, NativeContext] = {}  # by whether they give features
 
     @classmethod
     def load(
@@ -80,14 +83,15 @@ class Model:
         *,
         ctx_size: int | None = None,
         threads: int | Literal["auto"] = "auto",
-        flash_attention: bool = False,
+        flash_attention: bool | Literal["auto"] = "auto",
         kv_type: str = "f16",
     ) -> Self:
         """Loads a GGUF file, checked first (llama.cpp aborts the process on a malformed one).
 
         `ctx_size` positions at the most (default: the model's own number, which it can not exceed); `threads` is a
-        number, or "auto": the usable cores, less while the machine is busy. `kv_type` (f32, f16, bf16, q8_0) is that
-        of the cache; a quantized one needs `flash_attention`, with which a text may depend on the number of threads.
+        number, or "auto": the usable cores, less while the machine is busy. `flash_attention` "auto" takes what is
+        fastest and keeps the text of a seed the same on every number of threads; `kv_type` (f32, f16, bf16, q8_0) is
+        that of the cache (docs/runtime.md tells what they change).
         Raises `ModelNotFoundError`, `GGUFError`, `UsageError` or `RuntimeFailure`.
         """
         path = require_file(Path(path))
@@ -96,7 +100,7 @@ class Model:
         if kv_type not in KV_TYPES:
             raise UsageError(f"the cache's type is {kv_type!r}; there are {', '.join(KV_TYPES)}")
         if kv_type == "q8_0" and not flash_attention:
-            raise UsageError("a cache of q8_0 needs flash attention", "Switch it on, or take f16.")
+            raise UsageError("a cache of q8_0 needs flash attention", "Leave it on, or take f16.")
         check_threads(threads)
         header = check_model_file(path)
         trained: int = header.metadata["gpt2.context_length"]
@@ -109,7 +113,7 @@ class Model:
                 threads=threads,
                 quant_type=header.quant_type,
                 flash_attention=flash_attention,
-                kv_type=KV_TYPES[kv_type],
+                kv_type=kv_type,
             )
         except BaseException:
             native.close()
@@ -216,12 +220,7 @@ class Model:
         """
         tokens = self.tokenize(text) if isinstance(text, str) else list(text)
         with self._lock:
-            self._context_for(tokens)
-            if self._featuring is None:
-                self._featuring = self._new_context(
-                    1, self.positions, threads=self.threads, embeddings=True, kv_type=F32
-                )
-            return scoring.features(self._featuring, tokens, pooling)
+            return scoring.features(self._context_for(tokens, features=True), tokens, pooling)
 
     def make_draft(
         self, prompt: str | Sequence[int], positions: int | None = None, **options: Unpack[Options]
@@ -234,7 +233,22 @@ class Model:
         """An engine with a context of its own, for a `Scheduler`; the model closes its user before it frees it."""
         with self._lock:
             governor = make_governor(self._threads)
-            engine = Engine(self._new_context(slots, positions, threads=governor.threads, **self._cache), governor)
+
+            def make(positions: int, flash_attention: bool) -> NativeContext:
+                return self._new_context(
+                    positions,
+                    slots=slots,
+                    batch=CHUNK,
+                    threads=governor.threads,
+                    flash_attention=flash_attention,
+                    kv_type=KV_TYPES[self._kv_type],
+                )
+
+            exact = slots == 1 and self._flash_attention == "auto" and self._kv_type in ("f32", "f16")
+            engine = Engine(
+                ExactContext(make, positions) if exact else make(positions, self._flash_attention is not False),
+                governor,
+            )
             if user:
                 self._users.add(user)
             return engine
@@ -242,9 +256,8 @@ class Model:
     def free_engine(self, engine: Engine) -> None:
         """Frees what `new_engine` made; again is fine."""
         with self._lock:
-            if engine.context in self._contexts:
-                self._contexts.remove(engine.context)
-                engine.context.close()
+            engine.context.close()
+            self._contexts = [context for context in self._contexts if context.handle]
 
     def close(self) -> None:
         """Frees the memory; closing twice is fine. Schedulers of this model are closed first."""
@@ -252,7 +265,7 @@ class Model:
             user.close()
         with self._lock:
             contexts, native = self._contexts, self._native
-            self._contexts, self._native, self._turn = [], None, None
+            self._contexts, self._scoring, self._native, self._turn = [], {}, None, None
             if self._process != os.getpid():
                 return  # in a forked child: it is the parent's
             for context in contexts:
@@ -296,14 +309,21 @@ class Model:
                 engine.cancel_all()
         return native
 
-    def _context_for(self, tokens: Sequence[int]) -> NativeContext:
+    def _context_for(self, tokens: Sequence[int], *, features: bool = False) -> NativeContext:
         """The context to score these tokens in. Raises `UsageError` when they are none, or too many."""
-        native = self._take(None)
+        native = self._open()
         if not 0 < len(tokens) <= self.positions:
             raise UsageError(f"{len(tokens)} tokens; 1 to {self.positions} can be scored at once")
         native.check_tokens(tokens)
-        self._single.forget()
-        return self._single.context
+        found = self._scoring.get(features)
+        if found is None:
+            # hidden states are compared with other implementations', which do not round their caches to 16 bits
+            found = self._scoring[features] = self._new_context(
+                self.positions, threads=self.threads, embeddings=features, kv_type=F32 if features else F16
+            )
+        if found.threads != self.threads:
+            found.set_threads(self.threads)
+        return found
 
     def _engine_for(self, drafts: Sequence[Draft], parallel: int) -> Engine:
         """The one for single sequences, or one with enough slots: the last, or a new one where that is too small."""
@@ -318,8 +338,8 @@ class Model:
             found = self._several = self.new_engine(slots, positions)
         return found
 
-    def _new_context(self, slots: int, positions: int, **options: Any) -> NativeContext:
-        context = NativeContext(self._open(), positions, slots=slots, **options)
+    def _new_context(self, positions: int, **options: Any) -> NativeContext:
+        context = NativeContext(self._open(), positions, **options)
         self._contexts.append(context)
         return context
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict, Unpack
 
+import numpy as np
 from dgpt2_quant.quantize.errors import UsageError
 
 from .library import NativeModel
@@ -122,8 +123,13 @@ def _prompt(
     model: NativeModel, positions: int, prompt: str | Sequence[int], truncated_for: int | None
 ) -> tuple[list[int], str]:
     """Token ids and text of a prompt; if need be cut so that `truncated_for` tokens have room behind it."""
-    tokens = model.tokenize(prompt, special=True) if isinstance(prompt, str) else list(prompt)
-    model.check_tokens(tokens)
+    if isinstance(prompt, str):
+        tokens = model.tokenize(prompt, special=True)
+    elif isinstance(prompt, Sequence | np.ndarray):
+        model.check_tokens(prompt)
+        tokens = [int(token) for token in prompt]
+    else:
+        raise UsageError(f"the prompt is {prompt!r}; it is a text, or a list of token ids")
     text = prompt if isinstance(prompt, str) else model.detokenize(tokens)
     tokens = tokens or [model.bos]
     if len(tokens) > positions and truncated_for is not None:

@@ -8,8 +8,20 @@ import numpy.typing as npt
 from dgpt2_quant.quantize.errors import GGUFError
 from dgpt2_quant.quantize.gguf_file import GGUFHeader, TensorInfo, read_header
 from dgpt2_quant.quantize.gpt2_file import check_gpt2, check_tokens
+from dgpt2_quant.quantize.hyperparameters import Hyperparameters
 from dgpt2_quant.quantize.quant_types import Bits
 
+from .library import MAX_BATCH
+
+# The names under which llama.cpp splits text as GPT-2 does. For all others, and without one, it uses other patterns,
+# and for most of those std::regex, which ends the process by its recursion on a text of some 100,000 bytes.
+_PRE_TOKENIZERS = {
+    *("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "roberta-bpe", "gigachat", "a.x-4.0", "mellum"),
+    *("modern-bert", "granite-docling", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de"),
+}
+# A context may take that many bytes, and that many for each byte of the file. It is beyond any real model (GPT-2 XL at
+# one bit a weight: 3 for each), and keeps a few kilobytes that claim a million positions from asking for gigabytes.
+_ALWAYS_ALLOWED, _ALLOWED_PER_BYTE = 256 << 20, 8
 _PIECE = 1 << 19  # bytes that are read and looked at in one go: they stay in the processor's cache
 
 
@@ -28,8 +40,46 @@ def check_model_file(path: Path) -> GGUFHeader:
                 f"tensor {tensor.name!r} is {tensor.type.name}; biases and norms are F32",
                 f"Make it again with `dgpt2-quant convert {path.name} --type ...`.",
             )
+    _check_tokenizer(header)
+    _check_memory(header)
     _check_values(header)
     return header
+
+
+def _check_tokenizer(header: GGUFHeader) -> None:
+    """llama.cpp has answers of its own to what is missing here, and they are not GPT-2's."""
+    metadata, again = header.metadata, "Make it again from its checkpoint with `dgpt2-quant convert`."
+    pre = metadata.get("tokenizer.ggml.pre")
+    if pre not in _PRE_TOKENIZERS:
+        raise _refused(header.path, f"its tokenizer.ggml.pre is {pre!r}, not gpt-2", again)
+    count = len(metadata["tokenizer.ggml.tokens"])
+    for name in ("bos", "eos"):  # it takes token 11, a comma, for one that is missing or too large
+        key = f"tokenizer.ggml.{name}_token_id"
+        number = metadata.get(key)
+        if number is None or number >= count:
+            raise _refused(header.path, f"its {key} is {number}, not 0 to {count - 1}", again)
+
+
+def _check_memory(header: GGUFHeader) -> None:
+    sizes = Hyperparameters.from_metadata(header.metadata)
+    needed, most = context_bytes(sizes), _ALWAYS_ALLOWED + _ALLOWED_PER_BYTE * header.file_bytes
+    if needed > most:
+        raise _refused(
+            header.path,
+            f"with {sizes.context} positions, {sizes.heads} heads and {sizes.layers} layers a context would take "
+            f"{needed >> 20} MiB, and for {header.file_bytes} bytes of file it is {most >> 20} at the most",
+            "Is it the file that it should be? Make it again with `dgpt2-quant convert`.",
+        )
+
+
+def context_bytes(sizes: Hyperparameters) -> int:
+    """About what llama.cpp allocates for a context of all positions, without flash attention."""
+    batch, cells = min(sizes.context, MAX_BATCH), sizes.context
+    cache = 2 * 2 * sizes.layers * cells * sizes.width  # keys and values, F16
+    scores = 4 * batch * cells * (sizes.heads + 1)  # and the mask
+    rows = 4 * batch * (sizes.vocabulary + 2 * sizes.inner + 8 * sizes.width)
+    graph = sizes.layers << 21  # measured: llama.cpp keeps about 600 bytes for each of the tensors that it may come to
+    return cache + scores + rows + graph
 
 
 def _check_values(header: GGUFHeader) -> None:

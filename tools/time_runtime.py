@@ -1,0 +1,260 @@
+"""Times generation against llama.cpp's own tools and `llama_cpp.Llama`, in turns.
+
+usage: time_runtime.py MODEL.gguf [MODEL.gguf ...] [--llama-cpp-bin DIR] [--rounds N] [--only PART ...]
+
+The parts, each after a round that warms up:
+- decode: 256 tokens behind a prompt of one, by `Model.stream`, by `Llama.create_completion` (streaming and not) and by
+  llama-bench, which feeds tokens and samples nothing; greedy and with the default settings (top-k 40);
+- prompt: from a prompt of 4 and of 512 tokens to the first token, against one `llama_decode` of it in the same context;
+- batch: 8 sequences of 256 tokens from one prompt of 4, against llama-batched-bench, whose prompt is shared too;
+- depth: decoding at position 10 and at position 1,000, with and without flash attention, by types of cache;
+- bandwidth: what a token has to read, over how fast this machine reads memory.
+
+Ratios are of speeds, the median of the rounds' own: above 1 ours is faster. llama.cpp's tools come from
+--llama-cpp-bin and are left out without it. The last line is JSON.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from dgpt2_quant.quantize.gguf_file import read_header
+from dgpt2_quant.runtime import Model
+from dgpt2_quant.runtime.library import NativeContext, NativeModel
+
+TOKENS = 256
+SEQUENCES = 8
+PROMPT_OF_BATCH = 4
+SETTINGS: Mapping[str, Mapping[str, Any]] = {"greedy": {"temperature": 0.0}, "top-k 40": {"temperature": 0.8}}
+CACHES = [("auto", "f16"), (False, "f16"), (True, "f16"), (False, "f32"), (True, "bf16"), (True, "q8_0")]
+
+Contestant = Callable[[int], float]  # round number -> tokens per second
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", type=Path, nargs="+")
+    parser.add_argument("--llama-cpp-bin", type=Path, help="the folder of llama-bench and llama-batched-bench")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", action="append", choices=PARTS)
+    arguments = parser.parse_args()
+    document: dict[str, Any] = {"threads": arguments.threads, "rounds": arguments.rounds, "loadavg": os.getloadavg()}
+    for path in arguments.models:
+        found = document[read_header(path, arrays=False).quant_type or path.name] = {}
+        for part in arguments.only or PARTS:
+            found[part] = PARTS[part](path, arguments)
+            print(path.name, part, json.dumps(found[part]), file=sys.stderr)
+    print(json.dumps(document))
+
+
+def decode(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    found = {}
+    with Model.load(path, threads=arguments.threads) as model:
+        for name, settings in SETTINGS.items():
+            contestants = {
+                "ours": partial(text, model, settings),
+                **peer(path, arguments.threads, settings),
+            }
+            if arguments.llama_cpp_bin:
+                contestants["llama-bench"] = partial(llama_bench, path, arguments)
+            found[name] = compare(contestants, arguments.rounds)
+    return found
+
+
+def text(model: Model, settings: Mapping[str, Any], number: int) -> float:
+    return stream(model, [1000 + number], TOKENS, **settings)
+
+
+def stream(model: Model, prompt: Sequence[int], tokens: int, **settings: Any) -> float:
+    """Tokens per second from the first piece to the last, as whoever iterates sees them."""
+    pieces = model.stream(prompt, max_tokens=tokens + 1, ignore_eos=True, seed=1, **settings)
+    next(pieces)
+    started = time.perf_counter()
+    for _ in pieces:
+        pass
+    return tokens / (time.perf_counter() - started)
+
+
+def peer(path: Path, threads: int, settings: Mapping[str, Any]) -> dict[str, Contestant]:
+    from llama_cpp import Llama
+
+    llama = Llama(str(path), n_ctx=1024, n_threads=threads, n_threads_batch=threads, verbose=False)
+    end = llama.token_eos()
+
+    def streamed(number: int) -> float:
+        llama.reset()
+        times = [
+            time.perf_counter()
+            for _ in llama.create_completion(
+                [1000 + number], max_tokens=TOKENS + 1, seed=1, stream=True, logit_bias={str(end): -100}, **settings
+            )
+        ]
+        return TOKENS / (times[-1] - times[0])
+
+    def whole(number: int) -> float:
+        llama.reset()
+        started = time.perf_counter()
+        answer = llama.create_completion([1000 + number], max_tokens=TOKENS + 1, seed=1, **settings)
+        return answer["usage"]["completion_tokens"] / (time.perf_counter() - started)
+
+    return {"create_completion, streamed": streamed, "create_completion": whole}
+
+
+def llama_bench(path: Path, arguments: argparse.Namespace, _number: int) -> float:
+    command = [arguments.llama_cpp_bin / "llama-bench", "-m", path, "-t", arguments.threads, "-p", 0, "-n", TOKENS]
+    (result,) = json.loads(output_of([*command, "-r", 1, "-o", "json"]))
+    return float(result["avg_ts"])
+
+
+def prompt(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    found = {}
+    with Model.load(path, threads=arguments.threads) as model:
+        native = NativeModel(path)
+        contexts = {
+            fa: NativeContext(native, model.positions, threads=arguments.threads, flash_attention=fa)
+            for fa in (True, False)
+        }
+
+        def tokens(length: int, number: int) -> list[int]:
+            return [(7 + 31 * index + 1009 * number) % model.vocabulary for index in range(length)]
+
+        def ours(length: int, number: int) -> float:
+            given = tokens(length, number)
+            started = time.perf_counter()
+            next(model.stream(given, max_tokens=2, temperature=0, ignore_eos=True))
+            return length / (time.perf_counter() - started)
+
+        def plain(context: NativeContext, length: int, number: int) -> float:
+            given = tokens(length, number)
+            context.keep(0)
+            started = time.perf_counter()
+            context.decode(given, 0)
+            context.logits(1)
+            return length / (time.perf_counter() - started)
+
+        for length in (4, 512):
+            found[str(length)] = compare(
+                {
+                    "ours": partial(ours, length),
+                    "llama_decode": partial(plain, contexts[False], length),
+                    "llama_decode, flash attention": partial(plain, contexts[True], length),
+                },
+                5 * arguments.rounds,
+            )
+        for context in contexts.values():
+            context.close()
+        native.close()
+    return found
+
+
+def batch(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    found = {}
+    with Model.load(path, threads=arguments.threads) as model:
+        for name, settings in SETTINGS.items():
+            contestants = {"ours": partial(sequences, model, settings)}
+            if arguments.llama_cpp_bin:
+                contestants["llama-batched-bench"] = partial(llama_batched_bench, path, arguments)
+            found[name] = compare(contestants, arguments.rounds)
+    return found
+
+
+def sequences(model: Model, settings: Mapping[str, Any], number: int) -> float:
+    """Tokens per second of all together, from when each has its first one to the end."""
+    texts = model.batch(
+        [[1000 + number, 2, 3, 4]],
+        num_return_sequences=SEQUENCES,
+        parallel=SEQUENCES,
+        max_tokens=TOKENS + 1,
+        ignore_eos=True,
+        seed=1,
+        **settings,
+    )
+    for count, _ in enumerate(texts, 1):
+        if count == SEQUENCES:
+            started = time.perf_counter()
+    return SEQUENCES * TOKENS / (time.perf_counter() - started)
+
+
+def llama_batched_bench(path: Path, arguments: argparse.Namespace, _number: int) -> float:
+    command = [arguments.llama_cpp_bin / "llama-batched-bench", "-m", path, "-t", arguments.threads]
+    command += ["-c", SEQUENCES * 512, "-npp", PROMPT_OF_BATCH, "-ntg", TOKENS, "-npl", SEQUENCES, "-pps"]
+    lines = output_of([*command, "--output-format", "jsonl"]).splitlines()
+    (result,) = [json.loads(line) for line in lines if line.startswith("{")]
+    return float(result["speed_tg"])
+
+
+def depth(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The two depths, and the caches, take turns; all ratios are to position 10 of the same cache."""
+    found = {}
+    for flash_attention, kv_type in CACHES:
+        with Model.load(path, threads=arguments.threads, flash_attention=flash_attention, kv_type=kv_type) as model:
+            beginning = [(7 + 31 * index) % model.vocabulary for index in range(model.positions)]
+            near, far = 10, min(1000, model.positions - 24)
+            name = f"{kv_type}, flash attention {flash_attention}"
+            found[name] = compare(
+                {f"position {at}": partial(behind, model, beginning[:at]) for at in (far, near)}, 5 * arguments.rounds
+            )
+    return found
+
+
+def behind(model: Model, prompt: Sequence[int], _number: int) -> float:
+    return stream(model, prompt, 20, temperature=0.0)
+
+
+def bandwidth(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Bytes that a token must read (all matrices but the rows that are looked up), and how fast memory is read."""
+    header = read_header(path, arrays=False)
+    looked_up = {"position_embd.weight"} | ({"token_embd.weight"} if "output.weight" in header.tensors else set())
+    needed = sum(tensor.nbytes for name, tensor in header.tensors.items() if name not in looked_up)
+    block = np.ones(256 << 20, np.float32)
+    parts = np.array_split(block, arguments.threads)
+    rates = []
+    with ThreadPoolExecutor(arguments.threads) as pool:
+        for _ in range(arguments.rounds + 1):
+            started = time.perf_counter()
+            list(pool.map(np.maximum.reduce, parts))
+            rates.append(block.nbytes / (time.perf_counter() - started))
+    rate = statistics.median(rates[1:])
+    return {"bytes_per_token": needed, "read_gb_per_s": round(rate / 1e9, 1), "bound_tps": round(rate / needed, 1)}
+
+
+def compare(contestants: Mapping[str, Contestant], rounds: int) -> dict[str, Any]:
+    """Each in each round, in turns; speeds with their spread, and the first one's ratio to each other."""
+    speeds: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(rounds + 1):
+        for name, contestant in contestants.items():
+            speed = contestant(number)
+            if number:  # the first warms up
+                speeds[name].append(speed)
+    first, *others = speeds
+    ratios = {
+        name: round(statistics.median(a / b for a, b in zip(speeds[first], speeds[name], strict=True)), 3)
+        for name in others
+    }
+    return {"tps": {name: spread(values) for name, values in speeds.items()}, "ratio": ratios}
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": round(statistics.median(values), 1), "min": round(min(values), 1), "max": round(max(values), 1)}
+
+
+def output_of(command: Sequence[object]) -> str:
+    done = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    return done.stdout.decode()
+
+
+PARTS = {"decode": decode, "prompt": prompt, "batch": batch, "depth": depth, "bandwidth": bandwidth}
+
+if __name__ == "__main__":
+    main()
