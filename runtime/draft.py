@@ -109,12 +109,12 @@ class Draft:
         return self.completion is not None and self.completion.finish_reason != "cancelled"
 
     def begin(self) -> str:
-        """Called when its prompt's turn comes; returns the text to show before anything is computed."""
+        """Called when its prompt's turn comes; where there is nothing to write it is through, and this is its text."""
         self._started = time.perf_counter()
         self.timing.waited_seconds = self._started - self._created
-        if self.room <= 0:
-            self._finish("length")
-        return self._show(self.request.echo or "")
+        if self.room > 0:
+            return ""
+        return self._show(self.request.echo or "") + self._finish("length")
 
     def logprobs(self, begin: int = 0) -> tuple[TokenLogprob, ...]:
         """Those of the tokens from an index on; none where they were not asked for."""
@@ -122,6 +122,10 @@ class Draft:
 
     def advance(self, logits: Logits) -> str:
         """Chooses the next token by logits of shape (vocabulary,), which it changes; returns the text to show now."""
+        begun = "" if self.token_ids else self._show(self.request.echo or "")
+        return begun + self._advance(logits)
+
+    def _advance(self, logits: Logits) -> str:
         request, model = self.request, self._model
         if request.logprobs is not None:
             raw = logits.copy()

@@ -139,8 +139,9 @@ class Engine:
         slot = self._entering
         if slot is None:
             following = self._waiting.popleft()
-            pieces.append((following, following.begin()))
+            text = following.begin()
             if following.completion:
+                pieces.append((following, text))
                 return 0
             slot = self._entering = next(slot for slot in self._slots if slot.draft is None)
             slot.draft = following

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from dgpt2_quant.quantize.errors import GGUFError
-from dgpt2_quant.quantize.gguf_file import GGUFHeader, TensorInfo, read_header
+from dgpt2_quant.quantize.gguf_file import GGUFHeader, read_header
 from dgpt2_quant.quantize.gpt2_file import check_gpt2, check_tokens
 from dgpt2_quant.quantize.hyperparameters import Hyperparameters
-from dgpt2_quant.quantize.quant_types import Bits
+from dgpt2_quant.quantize.quant_types import Bits, TensorType
 
 from .library import MAX_BATCH
 
@@ -78,7 +78,7 @@ def context_bytes(sizes: Hyperparameters) -> int:
     cache = 2 * 2 * sizes.layers * cells * sizes.width  # keys and values, F16
     scores = 4 * batch * cells * (sizes.heads + 1)  # and the mask
     rows = 4 * batch * (sizes.vocabulary + 2 * sizes.inner + 8 * sizes.width)
-    graph = sizes.layers << 21  # measured: llama.cpp keeps about 600 bytes for each of the tensors that it may come to
+    graph = sizes.layers << 21  # measured; few of its pages are ever touched
     return cache + scores + rows + graph
 
 
@@ -97,30 +97,29 @@ def _check_values(header: GGUFHeader) -> None:
                     piece = buffer[: min(size, tensor.nbytes - done)]
                     if file.readinto(memoryview(piece)) != len(piece):
                         raise _refused(header.path, f"it ends within tensor {tensor.name!r}", "Is it being written?")
-                    _check_piece(header.path, tensor, piece)
+                    if not all_finite(piece, tensor.type):
+                        what = "scale" if tensor.type.is_quantized else "value"
+                        raise _refused(
+                            header.path,
+                            f"tensor {tensor.name!r} has a {what} that is not finite (infinity or NaN)",
+                            "The file is damaged: fetch it again, or make it again with `dgpt2-quant convert`.",
+                        )
     except OSError as error:
         raise GGUFError(f"{header.path} can not be read: {error.strerror}", "Is the path right?") from error
 
 
-def _check_piece(path: Path, tensor: TensorInfo, piece: npt.NDArray[np.uint8]) -> None:
-    for exponent in tensor.type.exponents:
-        if _is_full(exponent, piece, tensor.type.block_bytes):
-            what = "scale" if tensor.type.is_quantized else "value"
-            raise _refused(
-                path,
-                f"tensor {tensor.name!r} ({tensor.type.name}) has a {what} that is not finite (infinity or NaN)",
-                "The file is damaged; fetch it again, or make it again with `dgpt2-quant convert`.",
-            )
+def all_finite(blocks: npt.NDArray[np.uint8], tensor_type: TensorType) -> bool:
+    """Whether the bytes of whole blocks have neither a value nor a scale that is infinite or no number."""
+    return not any(_has_full(exponent, blocks, tensor_type.block_bytes) for exponent in tensor_type.exponents)
 
 
-def _is_full(exponent: Sequence[Bits], piece: npt.NDArray[np.uint8], block_bytes: int) -> bool:
-    """Whether in any block all bits of an exponent are set."""
-    count = len(piece) // block_bytes
+def _has_full(exponent: Sequence[Bits], blocks: npt.NDArray[np.uint8], block_bytes: int) -> bool:
+    """Whether in any of the blocks all bits of an exponent are set."""
     full: npt.NDArray[np.bool_] | None = None
     for at, size, mask in exponent:
-        words = np.ndarray((count,), f"<u{size}", piece.data, at, (block_bytes,))
+        words = np.ndarray((len(blocks) // block_bytes,), f"<u{size}", blocks.data, at, (block_bytes,))
         bits = words & words.dtype.type(mask)
-        if bits.max() < mask:  # the fast way out, which nearly every piece takes
+        if bits.max() < mask:  # the fast way out, which nearly all take
             return False
         full = bits == mask if full is None else full & (bits == mask)
     return full is not None and bool(full.any())

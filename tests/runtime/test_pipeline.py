@@ -1,0 +1,169 @@
+"""The pipeline of those who come from Transformers: its calls, its output shapes, its defaults."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dgpt2_quant.quantize.errors import ModelNotFoundError, UsageError
+from dgpt2_quant.runtime import Model, TextGenerationPipeline, pipeline, set_seed
+
+PROMPT = "Once upon a time"
+
+
+@pytest.fixture(scope="module")
+def generator(storybook_files: dict[str, Path]) -> Iterator[TextGenerationPipeline]:
+    with pipeline("text-generation", model=storybook_files["Q8_0"], threads=1) as generator:
+        yield generator
+
+
+def length(generator: TextGenerationPipeline, text: str) -> int:
+    return len(generator.model.tokenize(text))
+
+
+class TestShapes:
+    def test_one_text(self, generator: TextGenerationPipeline) -> None:
+        (record,) = generator(PROMPT, max_new_tokens=5)
+        assert list(record) == ["generated_text"]
+        assert record["generated_text"].startswith(PROMPT)
+        assert len(record["generated_text"]) > len(PROMPT)
+
+    def test_several_sequences(self, generator: TextGenerationPipeline) -> None:
+        records = generator(PROMPT, max_new_tokens=12, num_return_sequences=3)
+        assert len({record["generated_text"] for record in records}) == 3
+
+    def test_a_list_gives_a_list_of_lists(self, generator: TextGenerationPipeline) -> None:
+        found = generator([PROMPT, "The king"], max_new_tokens=5, num_return_sequences=2)
+        assert [[record["generated_text"][:3] for record in records] for records in found] == [["Onc"] * 2, ["The"] * 2]
+        assert len(generator([PROMPT], max_new_tokens=5)[0]) == 1
+        assert generator([], max_new_tokens=5) == []
+
+    def test_without_the_prompt(self, generator: TextGenerationPipeline) -> None:
+        options: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False}
+        (full,) = generator(PROMPT, **options)
+        (new,) = generator(PROMPT, return_full_text=False, **options)
+        assert PROMPT + new["generated_text"] == full["generated_text"]
+
+    def test_tokens(self, generator: TextGenerationPipeline) -> None:
+        (record,) = generator(PROMPT, max_new_tokens=8, do_sample=False, return_tensors=True)
+        (text,) = generator(PROMPT, max_new_tokens=8, do_sample=False)
+        assert len(record["generated_token_ids"]) == length(generator, PROMPT) + 8
+        assert generator.model.detokenize(record["generated_token_ids"]) == text["generated_text"]
+
+
+class TestLengths:
+    def test_max_length_counts_the_prompt(self, generator: TextGenerationPipeline) -> None:
+        (record,) = generator(PROMPT, max_length=20, do_sample=False, return_tensors=True)
+        assert len(record["generated_token_ids"]) == 20
+
+    def test_max_new_tokens_wins(self, generator: TextGenerationPipeline) -> None:
+        (record,) = generator(PROMPT, max_length=20, max_new_tokens=3, do_sample=False, return_tensors=True)
+        assert len(record["generated_token_ids"]) == length(generator, PROMPT) + 3
+
+    def test_the_default_is_that_of_transformers(self, generator: TextGenerationPipeline) -> None:
+        (record,) = generator(PROMPT, do_sample=False, return_tensors=True)
+        assert len(record["generated_token_ids"]) == length(generator, PROMPT) + 256
+
+    def test_a_prompt_of_max_length_is_refused(self, generator: TextGenerationPipeline) -> None:
+        with pytest.raises(UsageError, match="the prompt has 4 tokens, and max_length is 4"):
+            generator(PROMPT, max_length=4)
+
+    @pytest.mark.parametrize("least", [{"min_length": 60}, {"min_new_tokens": 56}])
+    def test_no_end_before_the_least(self, generator: TextGenerationPipeline, least: dict[str, int]) -> None:
+        options: dict[str, Any] = {"max_new_tokens": 60, "temperature": 8.0, "top_k": 0, "return_tensors": True}
+        set_seed(3)
+        short = [len(generator("<|endoftext|>", **options)[0]["generated_token_ids"]) for _ in range(4)]
+        set_seed(3)
+        long = [len(generator("<|endoftext|>", **options, **least)[0]["generated_token_ids"]) for _ in range(4)]
+        assert all(length >= 57 for length in long)
+        assert max(short) <= 61
+
+    def test_too_long_for_the_context(self, generator: TextGenerationPipeline) -> None:
+        with pytest.raises(UsageError, match="512 positions"):
+            generator("word " * 600, max_new_tokens=10)
+        (record,) = generator("word " * 600, max_new_tokens=10, handle_long_generation="hole", return_tensors=True)
+        assert len(record["generated_token_ids"]) == 513
+
+
+class TestSampling:
+    def test_set_seed(self, generator: TextGenerationPipeline) -> None:
+        texts = []
+        for _ in range(2):
+            set_seed(42)
+            texts.append([generator(PROMPT, max_new_tokens=12) for _ in range(2)])
+        assert texts[0] == texts[1]
+        assert texts[0][0] != texts[0][1]
+
+    def test_equal_prompts_get_different_texts(self, generator: TextGenerationPipeline) -> None:
+        (first,), (second,) = generator([PROMPT, PROMPT], max_new_tokens=16)
+        assert first != second
+
+    def test_greedy(self, generator: TextGenerationPipeline) -> None:
+        (record,) = generator(PROMPT, max_new_tokens=12, do_sample=False, return_full_text=False)
+        ((expected,),) = generator.model.generate(PROMPT, max_tokens=12, temperature=0)
+        assert record["generated_text"] == expected.text
+
+    def test_greedy_sequences_would_be_equal(self, generator: TextGenerationPipeline) -> None:
+        with pytest.raises(UsageError, match="num_return_sequences is 2 without sampling"):
+            generator(PROMPT, num_return_sequences=2, do_sample=False)
+
+    def test_options_of_the_pipeline_are_defaults(self, generator: TextGenerationPipeline) -> None:
+        own = pipeline(model=generator.model, max_length=9, do_sample=False, return_tensors=True)
+        assert len(own(PROMPT)[0]["generated_token_ids"]) == 9
+        assert len(own(PROMPT, max_length=12)[0]["generated_token_ids"]) == 12
+        assert len(own(PROMPT, max_new_tokens=2)[0]["generated_token_ids"]) == 6
+
+    def test_stop_strings(self, generator: TextGenerationPipeline) -> None:
+        (full,) = generator(PROMPT, max_new_tokens=24, do_sample=False)
+        for name in ("stop_strings", "stop_sequence"):
+            (cut,) = generator(PROMPT, max_new_tokens=24, do_sample=False, **{name: [" beautiful"]})
+            assert cut["generated_text"] == full["generated_text"].partition(" beautiful")[0]
+
+    def test_repetition_penalty(self, generator: TextGenerationPipeline) -> None:
+        plain, other = (
+            generator(PROMPT, max_new_tokens=60, do_sample=False, repetition_penalty=penalty)[0]["generated_text"]
+            for penalty in (1.0, 1.5)
+        )
+        assert len(set(other.split())) > len(set(plain.split()))
+
+    def test_what_changes_nothing_is_accepted(self, generator: TextGenerationPipeline) -> None:
+        generator(PROMPT, max_new_tokens=1, pad_token_id=0, num_beams=1, truncation=None, return_text=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_beams": 4}, "num_beams=4"),
+        ({"penalty_alpha": 0.6}, "penalty_alpha=0.6"),
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"num_return_sequences": 0}, "num_return_sequences is 0"),
+        ({"handle_long_generation": "cut"}, "handle_long_generation is 'cut'"),
+        ({"max_new_tokens": -3}, "max_tokens is -3"),
+    ],
+)
+def test_what_can_not_be_is_named(generator: TextGenerationPipeline, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        generator(PROMPT, **options)
+
+
+def test_chats_are_refused(generator: TextGenerationPipeline) -> None:
+    with pytest.raises(UsageError, match="no chats"):
+        generator([{"role": "user", "content": "Hello"}])  # type: ignore[list-item]
+
+
+def test_models_and_tasks(generator: TextGenerationPipeline, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="'fill-mask'"):
+        pipeline("fill-mask")
+    with pytest.raises(UsageError, match="'cuda:0'"):
+        pipeline(model=generator.model, device="cuda:0")
+    with pytest.raises(UsageError, match="num_beams=2"):
+        pipeline(model="no/such-model", num_beams=2)  # before anything is looked for
+    with pytest.raises(ModelNotFoundError, match=r"absent\.gguf"):
+        pipeline(model=tmp_path / "absent.gguf")
+
+
+def test_a_name_is_converted_first() -> None:
+    with pipeline("text-generation", model="storybook", type="q4_0", threads=1) as generator:
+        assert isinstance(generator.model, Model)
+        assert generator.model.quant_type == "Q4_0"
+        assert generator(PROMPT, max_new_tokens=2)

@@ -1,0 +1,299 @@
+"""Continuous batching: requests come, stream, are cancelled and finish independently, from threads and from asyncio."""
+
+import asyncio
+import gc
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from dgpt2_quant.quantize.errors import OverloadedError, RuntimeFailure, UsageError
+from dgpt2_quant.runtime import Model, Scheduler
+
+PROMPTS = ["Once upon a time", "The king", "The wolf", "A poor woodcutter", "In the forest", "My dear child"]
+
+
+@pytest.fixture(scope="module")
+def model(storybook_files: dict[str, Path]) -> Iterator[Model]:
+    with Model.load(storybook_files["F32"], threads=1) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def alone(model: Model) -> dict[str, str]:
+    """Each prompt's greedy text, written by itself. F32's logits are not so even that a batch would change it."""
+    return {prompt: model.generate(prompt, max_tokens=20, temperature=0)[0][0].text for prompt in PROMPTS}
+
+
+@pytest.fixture
+def scheduler(model: Model) -> Iterator[Scheduler]:
+    with Scheduler(model, parallel=3) as scheduler:
+        yield scheduler
+
+
+def wait_for(condition: object, seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.002)
+
+
+def test_more_requests_than_slots(scheduler: Scheduler, alone: dict[str, str]) -> None:
+    tickets = [scheduler.submit(prompt, max_tokens=20, temperature=0) for prompt in PROMPTS]
+    assert [ticket.result(30).text for ticket in tickets] == list(alone.values())
+    wait_for(lambda: scheduler.stats.finished == 6)
+    stats = scheduler.stats
+    assert (stats.waiting, stats.active, stats.cancelled, stats.failed) == (0, 0, 0, 0)
+    assert stats.totals.decode_tokens == 6 * 19  # the first ones come from the prompts
+    assert stats.totals.steps < 6 * 19, "they decode together"
+
+
+def test_events_make_up_the_completion(scheduler: Scheduler, alone: dict[str, str]) -> None:
+    events = list(scheduler.submit(PROMPTS[0], max_tokens=20, temperature=0, logprobs=2))
+    assert len(events) > 10
+    *pieces, last = events
+    assert last.completion
+    assert "".join(event.text for event in events) == last.completion.text == alone[PROMPTS[0]]
+    assert sum((event.token_ids for event in events), ()) == last.completion.token_ids
+    assert sum((event.logprobs for event in events), ()) == last.completion.logprobs
+    assert all(event.completion is None for event in pieces)
+
+
+def test_a_request_comes_in_between(scheduler: Scheduler, alone: dict[str, str]) -> None:
+    long = scheduler.submit("The king", max_tokens=400, ignore_eos=True, seed=1)
+    next(long)
+    assert scheduler.submit(PROMPTS[0], max_tokens=20, temperature=0).result(30).text == alone[PROMPTS[0]]
+    assert scheduler.stats.active == 1, "the short one did not wait for the long one"
+    long.cancel()
+
+
+def test_requests_end_at_different_times(scheduler: Scheduler, alone: dict[str, str]) -> None:
+    """Slots are filled anew and sequences moved, and each text stays what it is."""
+    tickets = [
+        (prompt, length, scheduler.submit(prompt, max_tokens=length, temperature=0))
+        for length in (3, 20, 1, 7, 12)
+        for prompt in PROMPTS
+    ]
+    for prompt, length, ticket in tickets:
+        completion = ticket.result(30)
+        assert completion.tokens == length
+        assert alone[prompt].startswith(completion.text)
+
+
+def test_a_shared_prompt_is_computed_once(scheduler: Scheduler) -> None:
+    before = scheduler.stats.totals.prompt_tokens
+    tickets = [scheduler.submit([7] * 100, max_tokens=3, seed=seed) for seed in range(3)]
+    for ticket in tickets:
+        ticket.result(30)
+    assert scheduler.stats.totals.prompt_tokens - before == 100
+    assert sorted(ticket.timing.prompt_computed for ticket in tickets) == [0, 0, 100]
+
+
+def test_one_at_a_time_gives_the_text_of_stream(model: Model) -> None:
+    with Scheduler(model, parallel=1) as scheduler:
+        tickets = [scheduler.submit(prompt, max_tokens=30, seed=4) for prompt in PROMPTS]
+        texts = [ticket.result(30).text for ticket in tickets]
+    assert texts == ["".join(model.stream(prompt, max_tokens=30, seed=4)) for prompt in PROMPTS]
+
+
+class TestCancel:
+    def test_while_it_runs(self, scheduler: Scheduler) -> None:
+        ticket = scheduler.submit("The king", max_tokens=500, ignore_eos=True)
+        begun = next(ticket).text
+        ticket.cancel()
+        completion = ticket.result(10)
+        assert completion.finish_reason == "cancelled"
+        assert completion.text.startswith(begun)
+        assert completion.tokens < 400
+        ticket.cancel()  # again is fine
+        assert list(ticket) == []
+
+    def test_while_it_waits(self, scheduler: Scheduler) -> None:
+        running = [scheduler.submit("The king", max_tokens=500, ignore_eos=True) for _ in range(3)]
+        waiting = scheduler.submit("The wolf", max_tokens=500)
+        waiting.cancel()
+        completion = waiting.result(10)
+        assert (completion.finish_reason, completion.tokens) == ("cancelled", 0)
+        for ticket in running:
+            ticket.cancel()
+
+    def test_a_ticket_that_nobody_has(self, scheduler: Scheduler) -> None:
+        ticket = scheduler.submit("The king", max_tokens=500, ignore_eos=True)
+        next(ticket)
+        del ticket
+        gc.collect()
+        wait_for(lambda: scheduler.stats.cancelled == 1)
+        assert scheduler.stats.active == 0
+
+
+class TestQueue:
+    def test_it_is_bounded(self, model: Model) -> None:
+        with Scheduler(model, parallel=1, queue=2) as scheduler:
+            tickets = [scheduler.submit("The king", max_tokens=300, ignore_eos=True) for _ in range(3)]
+            with pytest.raises(OverloadedError, match="1 requests are being worked on and 2 wait"):
+                scheduler.submit("The wolf")
+            for ticket in tickets:
+                ticket.cancel()
+            assert [ticket.result(10).finish_reason for ticket in tickets] == ["cancelled"] * 3
+            assert scheduler.submit("The wolf", max_tokens=2).result(10).tokens == 2
+
+    def test_first_come_first_served(self, model: Model) -> None:
+        with Scheduler(model, parallel=1, queue=9) as scheduler:
+            ended: list[int] = []
+            tickets = [scheduler.submit("The king", max_tokens=5) for _ in range(6)]
+            readers = [
+                threading.Thread(target=lambda n=n, t=t: (t.result(), ended.append(n))) for n, t in enumerate(tickets)
+            ]
+            for reader in readers:
+                reader.start()
+            for reader in readers:
+                reader.join(30)
+            assert sorted(ended) == [0, 1, 2, 3, 4, 5]
+            waited = [ticket.timing.waited_seconds for ticket in tickets]
+            assert waited == sorted(waited)
+
+    def test_a_long_prompt_keeps_nobody_waiting(self, model: Model) -> None:
+        """It is computed in chunks, and the others get a token after each."""
+        with Scheduler(model, parallel=2) as scheduler:
+            running = scheduler.submit("The king", max_tokens=450, ignore_eos=True, seed=1)
+            next(running)
+            steps = scheduler.stats.totals.steps
+            late = scheduler.submit([5] * 500, max_tokens=2)
+            next(late)
+            assert scheduler.stats.totals.steps - steps >= 500 // 64
+            running.cancel()
+
+    @pytest.mark.parametrize("wrong", [{"parallel": 0}, {"parallel": 257}, {"queue": -1}, {"ctx_size": 0}])
+    def test_bounds(self, model: Model, wrong: dict[str, int]) -> None:
+        with pytest.raises(UsageError, match=str(next(iter(wrong.values())))):
+            Scheduler(model, **wrong)
+
+    def test_wrong_requests_are_told_at_once(self, scheduler: Scheduler) -> None:
+        for call, message in [
+            (lambda: scheduler.submit("x " * 600), "positions"),
+            (lambda: scheduler.submit("x", top_p=2.0), "top_p"),
+            (lambda: scheduler.submit("x", grammar="root ::= nothing"), "grammar"),
+        ]:
+            with pytest.raises(UsageError, match=message):
+                call()
+        assert scheduler.submit("x", max_tokens=1).result(10).tokens == 1
+
+    def test_nothing_to_write(self, scheduler: Scheduler) -> None:
+        (event,) = scheduler.submit("x", max_tokens=0)
+        assert event.completion
+        assert event.completion.finish_reason == "length"
+
+
+class TestThreadsAndTasks:
+    def test_many_threads(self, scheduler: Scheduler, alone: dict[str, str]) -> None:
+        found: dict[int, str] = {}
+
+        def ask(number: int) -> None:
+            prompt = PROMPTS[number % len(PROMPTS)]
+            found[number] = scheduler.submit(prompt, max_tokens=20, temperature=0).result(60).text
+
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(24)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert found == {number: alone[PROMPTS[number % len(PROMPTS)]] for number in range(24)}
+
+    def test_asyncio(self, scheduler: Scheduler, alone: dict[str, str]) -> None:
+        async def ask(prompt: str) -> str:
+            ticket = scheduler.submit(prompt, max_tokens=20, temperature=0)
+            return "".join([event.text async for event in ticket])
+
+        async def main() -> list[str]:
+            return await asyncio.gather(*map(ask, PROMPTS))
+
+        assert asyncio.run(main()) == list(alone.values())
+
+    def test_a_task_that_is_cancelled(self, scheduler: Scheduler) -> None:
+        async def main() -> None:
+            ticket = scheduler.submit("The king", max_tokens=500, ignore_eos=True)
+
+            async def read() -> None:
+                async for _ in ticket:
+                    pass
+
+            task = asyncio.create_task(read())
+            await asyncio.sleep(0.02)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            ticket.cancel()
+            assert (await asyncio.to_thread(ticket.result, 10)).finish_reason == "cancelled"
+
+        asyncio.run(main())
+
+
+class TestEnd:
+    def test_close_ends_what_runs(self, model: Model) -> None:
+        scheduler = Scheduler(model, parallel=1)
+        tickets = [scheduler.submit("The king", max_tokens=500, ignore_eos=True) for _ in range(2)]
+        next(tickets[0])
+        scheduler.close()
+        assert [ticket.result(1).finish_reason for ticket in tickets] == ["cancelled"] * 2
+        with pytest.raises(RuntimeFailure, match="closed"):
+            scheduler.submit("x")
+        scheduler.close()
+
+    def test_drain_waits(self, model: Model, alone: dict[str, str]) -> None:
+        scheduler = Scheduler(model, parallel=2)
+        tickets = [scheduler.submit(prompt, max_tokens=20, temperature=0) for prompt in PROMPTS]
+        scheduler.close(drain=True)
+        assert [ticket.result(1).text for ticket in tickets] == list(alone.values())
+
+    def test_closing_the_model_closes_its_schedulers(self, storybook_files: dict[str, Path]) -> None:
+        model = Model.load(storybook_files["Q4_0"], threads=1)
+        ticket = Scheduler(model).submit("The king", max_tokens=500, ignore_eos=True)
+        next(ticket)
+        model.close()
+        assert ticket.result(1).finish_reason == "cancelled"
+
+    def test_a_failure_reaches_who_waits_and_the_next_request_works(
+        self, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(scheduler._engine.context, "_decode", lambda handle, batch: -3)
+            with pytest.raises(RuntimeFailure, match="status -3"):
+                scheduler.submit("The king", max_tokens=5).result(10)
+        assert scheduler.submit("The king", max_tokens=5).result(10).tokens == 5
+        assert scheduler.stats.failed == 1
+
+    def test_a_program_may_end_without_closing(self, storybook_files: dict[str, Path]) -> None:
+        program = """if True:
+            import sys
+            from dgpt2_quant.runtime import Model, Scheduler
+            scheduler = Scheduler(Model.load(sys.argv[1], threads=1))
+            ticket = scheduler.submit("The king", max_tokens=500, ignore_eos=True)
+            print(next(ticket).text)
+        """
+        command = [sys.executable, "-c", program, str(storybook_files["Q4_0"])]
+        child = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert (child.returncode, child.stderr) == (0, "")
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+    def test_a_forked_child_is_told(self, storybook_files: dict[str, Path]) -> None:
+        program = """if True:
+            import os, sys
+            from dgpt2_quant.runtime import Model, Scheduler
+            scheduler = Scheduler(Model.load(sys.argv[1], threads=1))
+            if os.fork() == 0:
+                try:
+                    scheduler.submit("x")
+                except Exception as error:
+                    print(type(error).__name__, "forked" in str(error), flush=True)
+                scheduler.close()
+                sys.exit(0)
+            assert os.wait()[1] == 0
+            print(scheduler.submit("The king", max_tokens=3).result(10).tokens)
+        """
+        command = [sys.executable, "-c", program, str(storybook_files["Q4_0"])]
+        child = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert (child.stdout, child.returncode) == ("RuntimeFailure True\n3\n", 0), child.stderr
