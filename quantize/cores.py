@@ -34,7 +34,7 @@ def quota_cores(groups: Path = Path("/proc/self/cgroup"), mounted: Path = Path("
     except (OSError, ValueError):
         return None
     for line in lines:
-        _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if controllers and "cpu" not in controllers.split(","):
             continue
         top = mounted / controllers if controllers else mounted

@@ -26,6 +26,7 @@ _MAX_DIMENSIONS = 4
 _MAX_NAME_BYTES = 63  # ggml's GGML_MAX_NAME, with its final zero
 _USUAL_HEAD, _LARGEST_HEAD = 4 << 20, 64 << 20  # bytes
 _MAX_ENTRIES = 1 << 16  # of metadata keys or tensors; GPT-2 XL has 580 tensors
+_MAX_ITEMS = 1 << 23  # of all arrays together; as Python's objects they take many times their room in the file
 
 
 class ValueType(IntEnum):
@@ -63,6 +64,9 @@ _FORMATS = {
 
 class EncodedValue(bytes):
     """A metadata value as it lies in a file, for one that several files share (the token tables)."""
+
+
+_ALIGNED = EncodedValue(struct.pack("<II", ValueType.UINT32, ALIGNMENT))
 
 
 @dataclass(frozen=True)
@@ -178,6 +182,7 @@ class _Reader:
         self.file_bytes = file_bytes
         self.arrays = arrays
         self.at = 0
+        self.items = 0
 
     def read(self) -> GGUFHeader:
         if self.data[:4] != MAGIC:
@@ -193,14 +198,16 @@ class _Reader:
         encoded: dict[str, EncodedValue] = {}
         for _ in range(key_count):
             key = self._string()
+            if not key or "\0" in key:  # C reads up to the zero, and so may find a key before the one that is checked
+                raise self._broken(f"it has the key {key[:80]!r}")
             if key in metadata:
                 raise self._broken(f"the key {key!r} stands in it twice")
             begin = self.at
             metadata[key] = self._value(self._value_type())
             encoded[key] = EncodedValue(self.data[begin : self.at])
         alignment = metadata.get("general.alignment", ALIGNMENT)
-        if alignment != ALIGNMENT:
-            raise self._broken(f"its alignment is {alignment!r}; this reads {ALIGNMENT}")
+        if alignment != ALIGNMENT or encoded.get("general.alignment", _ALIGNED) != _ALIGNED:
+            raise self._broken(f"its alignment is {alignment!r}; this reads {ALIGNMENT}, as a UINT32")
         entries = [self._tensor_entry() for _ in range(tensor_count)]
         data_start = padded(self.at)
         tensors: dict[str, TensorInfo] = {}
@@ -255,7 +262,8 @@ class _Reader:
         if item_type is ValueType.ARRAY:
             raise self._broken("it has an array of arrays")
         smallest = 8 if item_type is ValueType.STRING else struct.calcsize(_FORMATS[item_type])
-        if count * smallest > len(self.data) - self.at:
+        self.items += count
+        if count * smallest > len(self.data) - self.at or self.items > _MAX_ITEMS:
             raise self._broken(f"an array at byte {self.at} claims {count} values")
         if item_type is ValueType.STRING:
             return self._strings(count)

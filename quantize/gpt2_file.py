@@ -14,13 +14,41 @@ from .hyperparameters import KEYS, LARGEST, Hyperparameters
 
 # llama.cpp reads many more (expert_count, rope.scaling.type, attention.key_length ...) for every architecture, and
 # ends the process on values that do not fit; the two beside our own were tried out
-_KNOWN = {*KEYS, "gpt2.attention.head_count_kv", "gpt2.vocab_size"}
+_KV_HEADS = "gpt2.attention.head_count_kv"
+_KNOWN = {*KEYS, _KV_HEADS, "gpt2.vocab_size"}
+# what else it reads of a GPT-2's file, and of which type alone it takes it
+_TYPES = {
+    **dict.fromkeys(KEYS, ValueType.UINT32),
+    "gpt2.attention.layer_norm_epsilon": ValueType.FLOAT32,
+    _KV_HEADS: ValueType.UINT32,
+    "gpt2.vocab_size": ValueType.UINT32,
+    "general.name": ValueType.STRING,
+    "general.file_type": ValueType.UINT32,
+    "split.count": ValueType.UINT16,
+    "tokenizer.ggml.pre": ValueType.STRING,
+    "tokenizer.ggml.token_type_count": ValueType.UINT32,
+    **{
+        f"tokenizer.ggml.{name}": ValueType.BOOL
+        for name in (
+            "add_bos_token",
+            "add_eos_token",
+            "add_sep_token",
+            "add_space_prefix",
+            "remove_extra_whitespaces",
+            "normalizer.lowercase",
+            "normalizer.strip_accents",
+        )
+    },
+}
+# normal, unknown, control, user-defined, unused (`enum llama_token_type`); bytes as tokens are another vocabulary's
+_TOKEN_TYPES = set(range(1, 6))
 # of what, and whether it must be there
 _TABLES = {
     "tokens": (ValueType.STRING, True),
     "merges": (ValueType.STRING, True),
     "token_type": (ValueType.INT32, False),
     "scores": (ValueType.FLOAT32, False),
+    "suppress_tokens": (ValueType.INT32, False),
 }
 
 
@@ -43,17 +71,28 @@ def check_gpt2(header: GGUFHeader) -> None:
     epsilon = metadata.get("gpt2.attention.layer_norm_epsilon")
     if not isinstance(epsilon, float) or not 0 < epsilon < 1:
         raise _refused(path, f"its gpt2.attention.layer_norm_epsilon is {epsilon!r}")
-    if metadata["gpt2.embedding_length"] % metadata["gpt2.attention.head_count"]:
+    width, heads = metadata["gpt2.embedding_length"], metadata["gpt2.attention.head_count"]
+    if width % heads:
         raise _refused(path, "its heads do not divide its width")
+    if width == heads:  # llama.cpp takes rows of one number for columns, and ends the process
+        raise _refused(path, f"its {heads} heads are one number wide; llama.cpp computes with 2 and more")
+    if (shared := metadata.get(_KV_HEADS, heads)) != heads:
+        raise _refused(path, f"its {_KV_HEADS} is {shared!r}, not {heads} as that of all heads")
     if metadata.get("tokenizer.ggml.model") != "gpt2":
         raise _refused(path, f"its tokenizer is {metadata.get('tokenizer.ggml.model')!r}, not gpt2")
+    if (parts := metadata.get("split.count", 1)) not in (0, 1):  # llama.cpp would open files that nobody has checked
+        raise _refused(path, f"it is one of {parts!r} parts", "Put them together with `llama-gguf-split --merge`.")
+    _check_types(header)
     _check_tables(header)
     _check_tensors(header)
 
 
 def check_tokens(header: GGUFHeader) -> None:
-    """Checks the texts of the tokens, for which the header must have been read with its arrays. Raises `GGUFError`."""
+    """Checks the tokens one by one, for which the header must have been read with its arrays. Raises `GGUFError`."""
     tokens = header.metadata["tokenizer.ggml.tokens"]
+    types = header.metadata.get("tokenizer.ggml.token_type", [])
+    if odd := set(types) - _TOKEN_TYPES:
+        raise _refused(header.path, f"its tokenizer.ggml.token_type has {min(odd)}, not 1 to {max(_TOKEN_TYPES)}")
     if doubled := count_doubled(tokens):
         raise _refused(header.path, f"{doubled} of its {len(tokens)} tokens have the text of another one")
 
@@ -64,6 +103,19 @@ def count_doubled(tokens: Sequence[str]) -> int:
     It reads up to a zero byte, and gives the empty ones a name.
     """
     return len(tokens) - len({text.partition("\0")[0] or f"[EMPTY_{index}]" for index, text in enumerate(tokens)})
+
+
+def _check_types(header: GGUFHeader) -> None:
+    """Of single values: of another type llama.cpp does not take them, and says so only in its log."""
+    for key, encoded in header.encoded.items():
+        wanted = ValueType.UINT32 if _is_token_id(key) else _TYPES.get(key)
+        if wanted is not None and not encoded.startswith(struct.pack("<I", wanted)):
+            (found,) = struct.unpack_from("<I", encoded)
+            raise _refused(header.path, f"its {key} is of the type {ValueType(found).name}, not {wanted.name}")
+
+
+def _is_token_id(key: str) -> bool:
+    return key.startswith("tokenizer.ggml.") and key.endswith("_token_id")
 
 
 def _check_tables(header: GGUFHeader) -> None:
@@ -80,7 +132,7 @@ def _check_tables(header: GGUFHeader) -> None:
         if name == "tokens":
             count = length
             _check_size(header.path, "number of tokens", count, LARGEST["vocabulary"])
-        elif name != "merges" and length != count:
+        elif name in ("token_type", "scores") and length != count:
             raise _refused(header.path, f"its {key} has {length} entries for {count} tokens")
 
 
@@ -103,5 +155,5 @@ def _check_size(path: Path, key: str, value: Any, largest: int) -> None:
         raise _refused(path, f"its {key} is {value!r}, not 1 to {largest}")
 
 
-def _refused(path: Path, why: str) -> GGUFError:
-    return GGUFError(f"{path} can not be used: {why}", "Make it again with `dgpt2-quant convert`.")
+def _refused(path: Path, why: str, hint: str = "Make it again with `dgpt2-quant convert`.") -> GGUFError:
+    return GGUFError(f"{path} can not be used: {why}", hint)

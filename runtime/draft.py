@@ -93,7 +93,10 @@ class Draft:
         self.completion: Completion | None = None
         self.token_ids: list[int] = []
         self.prompt_logprobs: list[TokenLogprob] = []
+        self.token = -1  # the last one that was chosen; it is fed at the next position
         self.next_position = len(request.prompt)
+        self.slot = -1  # where its sequence lies, and steps and seconds of the engine when it began to decode
+        self.began_at = 0, 0.0
         # the last position's output can be sampled, but a token there has no position of its own to be fed at
         self.room = min(request.max_tokens, positions - len(request.prompt) + 1)
         self._model = model
@@ -112,7 +115,7 @@ class Draft:
         """Called when its prompt's turn comes; where there is nothing to write it is through, and this is its text."""
         self._started = time.perf_counter()
         self.timing.waited_seconds = self._started - self._created
-        if self.room > 0:
+        if self.room > 0 or self.request.scores_prompt:
             return ""
         return self._show(self.request.echo or "") + self._finish("length")
 
@@ -122,31 +125,31 @@ class Draft:
 
     def advance(self, logits: Logits) -> str:
         """Chooses the next token by logits of shape (vocabulary,), which it changes; returns the text to show now."""
-        begun = "" if self.token_ids else self._show(self.request.echo or "")
-        return begun + self._advance(logits)
-
-    def _advance(self, logits: Logits) -> str:
-        request, model = self.request, self._model
-        if request.logprobs is not None:
-            raw = logits.copy()
-        if len(self.token_ids) < request.min_tokens:
-            logits[model.ends] = -np.inf
+        request, token_ids = self.request, self.token_ids
+        shown = "" if token_ids or request.echo is None else self._show(request.echo)
+        if self.room <= 0:  # only the prompt's log-probabilities were wanted
+            return shown + self._finish("length")
+        raw = logits.copy() if request.logprobs is not None else None
+        if len(token_ids) < request.min_tokens:
+            logits[self._model.ends] = -np.inf
         token = self._sampler.choose(logits)
         if token is None:  # a grammar, or biases, leave nothing
-            return self._finish("stop")
-        self._sampler.accept(token)
-        self.token_ids.append(token)
-        if request.logprobs is not None:
-            self._logprobs.append(token_logprob(raw, token, request.logprobs))
-        if len(self.token_ids) == 1:
+            return shown + self._finish("stop")
+        self.token = token
+        token_ids.append(token)
+        if raw is not None:
+            self._logprobs.append(token_logprob(raw, token, request.logprobs or 0))
+        if len(token_ids) == 1:
             self.timing.first_token_ms = 1000 * (time.perf_counter() - self._started)
-        data, ends = model.piece(token)
+        data, ends = self._model.piece(token)
         if ends and not request.ignore_eos:
-            return self._finish("eos")
-        shown = self._show(self._text.feed(data))
+            return shown + self._finish("eos")
+        if text := self._text.feed(data):
+            self._shown.append(text)
+            shown += text
         if self._text.stopped:
             return shown + self._finish("stop")
-        if len(self.token_ids) >= self.room:
+        if len(token_ids) >= self.room:
             return shown + self._finish("length")
         return shown
 

@@ -10,10 +10,10 @@ So that a sequence alone in its step gets the same bits whatever was computed be
 Sequences that decode together share matrix products of several rows; there, a text depends on how many they are.
 """
 
-import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from time import perf_counter
 
 from .candidates import Logits
 from .draft import Draft, TokenLogprob, token_logprob
@@ -67,12 +67,12 @@ class Engine:
     def __init__(self, context: NativeContext | ExactContext, governor: Fixed | Governor) -> None:
         self.context = context
         self.governor = governor
+        self.totals = Totals()
         self._waiting: deque[Draft] = deque()
         self._slots = [_Slot(number) for number in range(context.slots)]
-        self._active: list[_Slot] = []  # by number; they decode together only where there is no gap
-        self._entering: _Slot | None = None
+        self._entering: _Slot | None = None  # its prompt is being computed
+        self._active: list[Draft] = []  # by slot; they decode together only where there is no gap
         self._decode_next = False
-        self.totals = Totals()
 
     @property
     def idle(self) -> bool:
@@ -89,29 +89,30 @@ class Engine:
     def add(self, draft: Draft) -> None:
         self._waiting.append(draft)
 
-    def cancel(self, draft: Draft) -> str:
-        """Ends a draft wherever it is; returns the text that was held back."""
-        if draft in self._waiting:
-            self._waiting.remove(draft)
-        if self._entering and self._entering.draft is draft:
-            self._entering.draft = None
-            self._entering = None
-        rest = draft.stop()
+    def cancel(self, *drafts: Draft) -> list[Piece]:
+        """Ends drafts wherever they are; returns the texts that were held back."""
+        for draft in drafts:
+            if draft in self._waiting:
+                self._waiting.remove(draft)
+            if self._entering and self._entering.draft is draft:
+                self._entering.draft = None
+                self._entering = None
+        rests = [(draft, draft.stop()) for draft in drafts]
         self._leave()
-        return rest
+        return rests
 
     def cancel_all(self) -> None:
-        for draft in [*self._waiting, *(slot.draft for slot in self._slots if slot.draft)]:
-            self.cancel(draft)
+        self.cancel(*self._waiting, *(slot.draft for slot in self._slots if slot.draft))
 
     def forget(self) -> None:
-        """Empties the cache: for when a decode failed in the middle, or somebody else used the context."""
+        """Drops everything, the cache too: for when a decode failed in the middle."""
+        self._waiting.clear()
         self._entering = None
+        self._active = []
         for slot in self._slots:
             slot.forget()
             slot.draft = None
             self.context.keep(0, slot.number)
-        self._active = []
 
     def step(self) -> list[Piece]:
         """Computes up to `CHUNK` tokens of waiting prompts, or one token for each sequence that has its prompt.
@@ -119,20 +120,20 @@ class Engine:
         The two take turns, so that neither keeps the other waiting. Returns the texts to show now; a draft is through
         when it has its `completion`.
         """
+        if not self._waiting and not self._entering:
+            return self._decode() if self._active else []
+        self._decode_next = not self._decode_next and bool(self._active)
+        if self._decode_next or not self._admits():
+            return self._decode()
         pieces: list[Piece] = []
-        if (self._entering or self._admits()) and not (self._active and self._decode_next):
-            budget = CHUNK
-            while (self._entering or self._admits()) and budget > 0:
-                budget -= self._enter(pieces)
-            self._decode_next = True
-        elif self._active:
-            self._decode(pieces)
-            self._decode_next = False
+        budget = CHUNK
+        while self._admits() and budget > 0:
+            budget -= self._enter(pieces)
         self._leave()
         return pieces
 
     def _admits(self) -> bool:
-        return bool(self._waiting) and len(self._active) < len(self._slots)
+        return self._entering is not None or (bool(self._waiting) and len(self._active) < len(self._slots))
 
     def _enter(self, pieces: list[Piece]) -> int:
         """Goes on with the prompt that is entering, or begins the next; returns how many tokens were computed."""
@@ -145,19 +146,21 @@ class Engine:
                 return 0
             slot = self._entering = next(slot for slot in self._slots if slot.draft is None)
             slot.draft = following
+            following.slot = slot.number
             self._reuse(slot, following)
         assert slot.draft
         draft = slot.draft
-        started = time.perf_counter()
+        started = perf_counter()
         computed = self._compute(slot, draft) if slot.logits is None else 0
-        seconds = time.perf_counter() - started
+        seconds = perf_counter() - started
         draft.timing.prompt_computed += computed
         draft.timing.prompt_seconds += seconds
         self.totals.prompt_tokens += computed
         self.totals.prompt_seconds += seconds
         if slot.logits is not None:
             self._entering = None
-            self._active = [slot for slot in self._slots if slot.draft]  # by number
+            self._active = [slot.draft for slot in self._slots if slot.draft]
+            draft.began_at = self.totals.steps, self.totals.decode_seconds
             pieces.append((draft, draft.advance(slot.logits.copy())))
         return computed
 
@@ -167,7 +170,8 @@ class Engine:
         best = max(self._slots, key=lambda other: (other.reusable(prompt), other is slot))
         kept = 0 if draft.request.scores_prompt else best.reusable(prompt)
         if best is not slot and kept:
-            self._copy(best, slot)
+            assert isinstance(self.context, NativeContext)  # where there is one slot there is no other
+            self.context.copy(best.number, slot.number)
             slot.logits = best.logits
         if kept < len(prompt):
             slot.logits = None
@@ -180,7 +184,8 @@ class Engine:
         chunk = prompt[begin : begin + CHUNK]
         if draft.request.scores_prompt:
             self._score(slot, draft, chunk, begin)
-        self._set_threads()
+        if self.context.threads != self.governor.threads:
+            self.context.set_threads(self.governor.threads)
         is_last = begin + len(chunk) == len(prompt)
         self.context.decode(chunk, begin, slot.number, None if is_last else len(chunk))
         slot.prompt.extend(chunk)
@@ -201,50 +206,49 @@ class Engine:
         draft.prompt_logprobs += [token_logprob(row, token, count) for row, token in zip(rows, following, strict=False)]
         self.context.keep(begin, slot.number)
 
-    def _decode(self, pieces: list[Piece]) -> None:
+    def _decode(self) -> list[Piece]:
         """One token for each active sequence."""
-        drafts = [slot.draft for slot in self._active if slot.draft]
-        rows = [
-            (slot.draft.token_ids[-1], slot.draft.next_position, slot.number) for slot in self._active if slot.draft
-        ]
-        self._set_threads()
-        started = time.perf_counter()
-        self.context.decode_each(rows)
-        logits = self.context.logits(len(drafts))  # waits for the result
-        self.governor.observe(len(drafts), time.perf_counter() - started)
+        # A decode leaves nothing of Python in the caches, so what is done here between two of them costs several times
+        # as much as it seems to: it is kept short, and what can be told later is counted at the end.
+        drafts, governor, context = self._active, self.governor, self.context
+        if context.threads != governor.threads:
+            context.set_threads(governor.threads)
+        started = perf_counter()
+        logits = context.decode_each([(draft.token, draft.next_position, draft.slot) for draft in drafts])
+        governor.observe(len(drafts), perf_counter() - started)
+        pieces = []
+        through = False
         for draft, row in zip(drafts, logits, strict=True):
             draft.next_position += 1
             pieces.append((draft, draft.advance(row)))
-        seconds = time.perf_counter() - started
-        self.totals.decode_tokens += len(drafts)
-        self.totals.decode_seconds += seconds
-        self.totals.steps += 1
-        for draft in drafts:
-            draft.timing.decode_steps += 1
-            draft.timing.decode_seconds += seconds
-
-    def _set_threads(self) -> None:
-        if self.context.threads != self.governor.threads:
-            self.context.set_threads(self.governor.threads)
-
-    def _copy(self, source: _Slot, target: _Slot) -> None:
-        assert isinstance(self.context, NativeContext)  # where there is one slot there is nothing to copy
-        self.context.copy(source.number, target.number)
+            through = through or draft.completion is not None
+        totals = self.totals
+        totals.decode_tokens += len(drafts)
+        totals.decode_seconds += perf_counter() - started
+        totals.steps += 1
+        if through:
+            self._leave()
+        return pieces
 
     def _leave(self) -> None:
         """Frees the slots of finished drafts, and closes gaps between the others unless somebody waits for them."""
-        finished = [slot for slot in self._active if slot.draft is None or slot.draft.completion]
+        finished = [draft for draft in self._active if draft.completion]
+        for draft in finished:
+            steps, seconds = draft.began_at
+            draft.timing.decode_steps = self.totals.steps - steps
+            draft.timing.decode_seconds = self.totals.decode_seconds - seconds
+            self._slots[draft.slot].draft = None
         if not finished:
             return
-        for slot in finished:
-            slot.draft = None
-        self._active = [slot for slot in self._slots if slot.draft and slot is not self._entering]
+        self._active = [draft for draft in self._active if not draft.completion]
         if self._waiting or self._entering:
             return
         for free in self._slots[: len(self._active)]:
             if free.draft is None:
-                last = self._active.pop()
-                self._copy(last, free)
-                free.prompt, free.logits, free.draft = list(last.prompt), last.logits, last.draft
-                last.draft = None
-                self._active.insert(free.number, free)
+                moved = self._active.pop()
+                last = self._slots[moved.slot]
+                assert isinstance(self.context, NativeContext)  # where there is one slot there is no gap
+                self.context.copy(last.number, free.number)
+                free.prompt, free.logits, free.draft = list(last.prompt), last.logits, moved
+                last.draft, moved.slot = None, free.number
+                self._active.insert(free.number, moved)

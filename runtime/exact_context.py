@@ -50,14 +50,17 @@ class ExactContext:
         if position >= NEAR:
             self._carried = position + len(tokens)
 
-    def decode_each(self, rows: Sequence[tuple[int, int, int]]) -> None:
+    def decode_each(self, rows: Sequence[tuple[int, int, int]]) -> npt.NDArray[np.float32]:
         """As `NativeContext.decode_each`, of one row."""
-        ((_, position, _),) = rows
-        self._context_at(position).decode_each(rows)
-        if position >= NEAR:
-            self._carried = position + 1
+        position = rows[0][1]
+        if position < NEAR:
+            return self._near.decode_each(rows)
+        logits = self._context_at(position).decode_each(rows)
+        self._carried = position + 1
+        return logits
 
     def logits(self, rows: int) -> npt.NDArray[np.float32]:
+        """Of the last `decode`."""
         return self._last.logits(rows)
 
     def keep(self, positions: int, slot: int = 0) -> None:

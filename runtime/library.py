@@ -9,7 +9,7 @@ import ctypes
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -167,7 +167,7 @@ class NativeModel:
         is_end, vocab = bindings().llama_vocab_is_eog, self._vocab()
         return [token for token in range(self.vocabulary) if is_end(vocab, token)]
 
-    def check_tokens(self, tokens: Sequence[int]) -> None:
+    def check_tokens(self, tokens: Iterable[object]) -> None:
         """Raises `UsageError` for what is no id of the vocabulary: llama.cpp ends the process on some of them."""
         for token in tokens:
             if not isinstance(token, int | np.integer) or not 0 <= token < self.vocabulary:
@@ -232,40 +232,44 @@ class NativeContext:
         self.threads = threads
         self.batch_size: int = params.n_batch
         self._decode = lib.llama_decode
-        self._get_logits = lib.llama_get_logits
         self._memory = lib.llama_get_memory(self.handle)
-        self._batch = lib.llama_batch_init(self.batch_size, 0, 1)
+        self._batch = batch_ = lib.llama_batch_init(self.batch_size, 0, 1)
+        self._tokens, self._positions, self._scored = batch_.token, batch_.pos, batch_.logits
+        self._slots = [batch_.seq_id[index] for index in range(self.batch_size)]
         for index in range(self.batch_size):
-            self._batch.n_seq_id[index] = 1
-        self._logits: tuple[int, npt.NDArray[np.float32]] = 0, np.empty((0, 0), np.float32)
+            batch_.n_seq_id[index] = 1
+        # as a number, for which no object has to be made; a view takes ten times as long to make as to find again
+        self._logits_address = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(
+            ctypes.cast(lib.llama_get_logits, ctypes.c_void_p).value or 0
+        )
+        self._view: tuple[int, npt.NDArray[np.float32]] = 0, np.empty((0, 0), np.float32)
         if _pending:
             self.close()
             _raise_pending()
 
     def decode(self, tokens: Sequence[int], position: int, slot: int = 0, scored_from: int | None = None) -> None:
         """Appends at most `batch_size` tokens at `position`; logits are kept of the last, or from an index on."""
-        batch = self._batch
         if len(tokens) > self.batch_size:
             raise RuntimeFailure(f"{len(tokens)} tokens at once; this context takes {self.batch_size}")
         first_scored = len(tokens) - 1 if scored_from is None else scored_from
         for index, token in enumerate(tokens):
-            batch.token[index] = token
-            batch.pos[index] = position + index
-            batch.seq_id[index][0] = slot
-            batch.logits[index] = index >= first_scored
+            self._tokens[index] = token
+            self._positions[index] = position + index
+            self._slots[index][0] = slot
+            self._scored[index] = index >= first_scored
         self._run(len(tokens), position + len(tokens) - 1)
 
-    def decode_each(self, rows: Sequence[tuple[int, int, int]]) -> None:
-        """Appends one token to each of several sequences: (token, position, slot), slots ascending; all are scored."""
-        batch = self._batch
+    def decode_each(self, rows: Sequence[tuple[int, int, int]]) -> npt.NDArray[np.float32]:
+        """Appends a token to each of several sequences: (token, position, slot), slots ascending; returns `logits`."""
         last = 0
         for index, (token, position, slot) in enumerate(rows):
-            batch.token[index] = token
-            batch.pos[index] = position
-            batch.seq_id[index][0] = slot
-            batch.logits[index] = True
+            self._tokens[index] = token
+            self._positions[index] = position
+            self._slots[index][0] = slot
+            self._scored[index] = 1
             last = max(last, position)
         self._run(len(rows), last)
+        return self.logits(len(rows))
 
     def _run(self, count: int, last_position: int) -> None:
         if last_position >= self.positions:  # behind them llama.cpp reads beyond the position table
@@ -279,12 +283,11 @@ class NativeContext:
 
     def logits(self, rows: int) -> npt.NDArray[np.float32]:
         """The logits of the last decode's `rows` scored tokens, (rows, vocabulary): a view until the next decode."""
-        pointer = self._get_logits(self.handle)
-        address = ctypes.addressof(pointer.contents)
-        if self._logits[0] != address or len(self._logits[1]) != rows:
-            # a view takes ten times as long to make as to find again
-            self._logits = address, np.ctypeslib.as_array(pointer, (rows, self.vocabulary))
-        return self._logits[1]
+        address = self._logits_address(self.handle)
+        if self._view[0] != address or len(self._view[1]) != rows:
+            pointer = ctypes.cast(address, ctypes.POINTER(ctypes.c_float))
+            self._view = address, np.ctypeslib.as_array(pointer, (rows, self.vocabulary))
+        return self._view[1]
 
     def embeddings(self, rows: int) -> npt.NDArray[np.float32]:
         """The final norm's output for the last decode's tokens, (rows, width): a view until the next decode."""

@@ -26,7 +26,7 @@ from .engine import CHUNK, Engine, Piece
 from .exact_context import ExactContext
 from .generation import Batch, Generation
 from .library import F16, F32, KV_TYPES, NativeContext, NativeModel
-from .request import Options, make_request, random_seed
+from .request import Options, check_seed, make_request, random_seed
 from .threads import check_threads, make_governor
 from .validate import check_model_file
 
@@ -105,6 +105,8 @@ class Model:
         header = check_model_file(path)
         trained: int = header.metadata["gpt2.context_length"]
         native = NativeModel(path)
+        # llama.cpp takes token 11, a comma, where a file names none; GPT-2 has one token for both
+        native.bos = header.metadata.get("tokenizer.ggml.bos_token_id", native.eos)
         try:
             return cls(
                 path,
@@ -148,7 +150,7 @@ class Model:
         """
         if num_return_sequences < 1:
             raise UsageError(f"{num_return_sequences} sequences were asked for; at least 1 is needed")
-        seed = options.get("seed")
+        seed = check_seed(options.get("seed"))
         first = random_seed() if seed is None else seed
         drafts = []
         for prompt in [prompts] if isinstance(prompts, str) else prompts:
@@ -173,7 +175,8 @@ class Model:
     ) -> list[list[Completion]]:
         """`num_return_sequences` completions for each prompt; see `batch`, and `Options`."""
         batch = self.batch(prompts, num_return_sequences=num_return_sequences, parallel=parallel, **options)
-        found, size = batch.run(), num_return_sequences
+        with self._lock:  # another thread's call waits for its turn
+            found, size = batch.run(), num_return_sequences
         return [found[start : start + size] for start in range(0, len(found), size)]
 
     def tokenize(self, text: str, *, special: bool = True) -> list[int]:
@@ -199,6 +202,7 @@ class Model:
         """
         if tokens and not 0 <= first < len(tokens):
             raise UsageError(f"the first row is {first}; it goes from 0 to {len(tokens) - 1}")
+        self._open()
         with self._lock:
             return scoring.logits(self._context_for(tokens), tokens, first)
 
@@ -209,6 +213,7 @@ class Model:
         for more tokens than `positions`.
         """
         tokens = self.tokenize(text) if isinstance(text, str) else list(text)
+        self._open()
         with self._lock:
             return scoring.score(self._context_for(tokens), tokens)
 
@@ -219,6 +224,7 @@ class Model:
         than `positions`.
         """
         tokens = self.tokenize(text) if isinstance(text, str) else list(text)
+        self._open()
         with self._lock:
             return scoring.features(self._context_for(tokens, features=True), tokens, pooling)
 
@@ -231,6 +237,7 @@ class Model:
 
     def new_engine(self, slots: int, positions: int, *, user: _Closable | None = None) -> Engine:
         """An engine with a context of its own, for a `Scheduler`; the model closes its user before it frees it."""
+        self._open()
         with self._lock:
             governor = make_governor(self._threads)
 
@@ -261,13 +268,14 @@ class Model:
 
     def close(self) -> None:
         """Frees the memory; closing twice is fine. Schedulers of this model are closed first."""
+        if self._process != os.getpid():  # in a forked child it is the parent's, and so may be a lock
+            self._native = None
+            return
         for user in list(self._users):
             user.close()
         with self._lock:
             contexts, native = self._contexts, self._native
             self._contexts, self._scoring, self._native, self._turn = [], {}, None, None
-            if self._process != os.getpid():
-                return  # in a forked child: it is the parent's
             for context in contexts:
                 context.close()
             if native is not None:
@@ -275,6 +283,7 @@ class Model:
 
     def _write(self, drafts: Sequence[Draft], parallel: int = 1) -> Iterator[Piece]:
         """Writes drafts to their ends, from when it is first asked for a piece; other generations end then."""
+        self._open()
         with self._lock:
             self._take(drafts)
             engine = self._engine_for(drafts, parallel)
@@ -282,16 +291,17 @@ class Model:
                 engine.add(draft)
         try:
             while not all(draft.is_through for draft in drafts):
+                self._open()
                 with self._lock:
-                    self._open()
                     if self._turn is not drafts:
                         raise RuntimeFailure("another generation of this model has begun, so this one can not go on")
                     pieces = self._step(engine)
                 yield from (piece for piece in pieces if piece[1])
         finally:
-            with self._lock:
-                if self._turn is drafts and self._native is not None:
-                    engine.cancel_all()
+            if self._process == os.getpid():
+                with self._lock:
+                    if self._turn is drafts and self._native is not None:
+                        engine.cancel_all()
 
     def _step(self, engine: Engine) -> Sequence[Piece]:
         try:

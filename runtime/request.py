@@ -1,11 +1,10 @@
 """What is asked for one text, checked before anything is computed."""
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict, Unpack
 
-import numpy as np
 from dgpt2_quant.quantize.errors import UsageError
 
 from .library import NativeModel
@@ -32,7 +31,7 @@ class Options(TypedDict, total=False):
 
     max_tokens: int
     seed: int | None
-    stop: str | Sequence[str]
+    stop: str | Sequence[str] | None
     min_tokens: int
     ignore_eos: bool
     truncate: bool
@@ -83,6 +82,13 @@ def random_seed() -> int:
     return secrets.randbelow(_SEEDS)
 
 
+def check_seed(seed: object) -> int | None:
+    """Raises `UsageError` for what is neither a whole number nor None."""
+    if seed is None or type(seed) is int:
+        return seed
+    raise UsageError(f"the seed is {seed!r}, not a whole number")
+
+
 def make_request(
     model: NativeModel, positions: int, prompt: str | Sequence[int], **options: Unpack[Options]
 ) -> Request:
@@ -93,17 +99,12 @@ def make_request(
     settings = dict(options)
     max_tokens = _count("max_tokens", settings.pop("max_tokens", DEFAULT_MAX_TOKENS))
     min_tokens = _count("min_tokens", settings.pop("min_tokens", 0))
-    seed = settings.pop("seed", None)
-    if seed is not None and type(seed) is not int:
-        raise UsageError(f"the seed is {seed!r}, not a whole number")
+    seed = check_seed(settings.pop("seed", None))
     wanted = settings.pop("logprobs", None)
     logprobs = None if wanted is None else _count("logprobs", wanted)
     if logprobs is not None and logprobs > model.vocabulary:
         raise UsageError(f"logprobs is {logprobs}; this vocabulary has {model.vocabulary} tokens")
-    stop = settings.pop("stop", ())
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)  # type: ignore[arg-type]
-    if not all(isinstance(text, str) for text in stops):
-        raise UsageError(f"stop is {stop!r}; it is a text, or several")
+    stops = _stops(settings.pop("stop", None))
     ignore_eos, truncate, echo = (bool(settings.pop(name, False)) for name in ("ignore_eos", "truncate", "echo"))
     tokens, text = _prompt(model, positions, prompt, max_tokens if truncate else None)
     return Request(
@@ -125,9 +126,9 @@ def _prompt(
     """Token ids and text of a prompt; if need be cut so that `truncated_for` tokens have room behind it."""
     if isinstance(prompt, str):
         tokens = model.tokenize(prompt, special=True)
-    elif isinstance(prompt, Sequence | np.ndarray):
+    elif isinstance(prompt, Iterable):
         model.check_tokens(prompt)
-        tokens = [int(token) for token in prompt]
+        tokens = [int(token) for token in prompt]  # NumPy's integers are none to C
     else:
         raise UsageError(f"the prompt is {prompt!r}; it is a text, or a list of token ids")
     text = prompt if isinstance(prompt, str) else model.detokenize(tokens)
@@ -142,6 +143,15 @@ def _prompt(
             "Shorten the prompt, or let it be truncated to its end.",
         )
     return tokens, text
+
+
+def _stops(stop: object) -> tuple[str, ...]:
+    if stop is None:
+        return ()
+    stops = (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, Iterable) else (stop,)
+    if not all(isinstance(text, str) for text in stops):
+        raise UsageError(f"stop is {stop!r}; it is a text, or several")
+    return stops
 
 
 def _count(name: str, value: object) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from dgpt2_quant.quantize.errors import UsageError
+from dgpt2_quant.quantize.errors import RuntimeFailure, UsageError
 
 from .candidates import Ids, Logits, at_least, at_least_likely, log_total, nucleus, typical
 from .library import NativeModel, NativeSampler
@@ -26,13 +26,12 @@ class Sampler:
     ) -> None:
         self.sampling = sampling
         self._penalties = self._grammar = self._choice = None
-        self._bias_ids = np.array(list(sampling.logit_bias), np.intp)
-        self._bias = np.array(list(sampling.logit_bias.values()), np.float32)
         for token in sampling.logit_bias:
             if not 0 <= token < model.vocabulary:
                 raise UsageError(f"logit_bias names token {token}; this vocabulary goes to {model.vocabulary - 1}")
+        self._bias_ids = np.array(list(sampling.logit_bias), np.intp)
+        self._bias = np.array(list(sampling.logit_bias.values()), np.float32)
         self._surprise_limit = 2 * sampling.mirostat_tau  # mirostat's mu, in bits
-        self._surprise = 0.0
         penalties = sampling.penalties(model.vocabulary, positions + 1)
         if penalties:
             self._history = np.zeros(positions + 1, np.intp)  # the last token that is sampled needs no position
@@ -42,12 +41,18 @@ class Sampler:
             self._grammar = NativeSampler(model, [("grammar", sampling.grammar, "root")])
         if not sampling.is_greedy:
             self._choice = NativeSampler(model, _choice(sampling, seed))
+        self._plain = not (len(self._bias) or penalties or sampling.grammar)
         if self._penalties:
             for token in prompt:
                 self._remember(token)
 
     def choose(self, logits: Logits) -> int | None:
-        """The next token by these logits, shape (vocabulary,), which are changed; None where nothing is allowed."""
+        """The next token by these logits, shape (vocabulary,), which are changed, and remembers it.
+
+        None where nothing is allowed. Raises `RuntimeFailure` for logits that are not finite.
+        """
+        if self._plain:
+            return self._pick(logits)
         if len(self._bias):
             logits[self._bias_ids] += self._bias
         if self._penalties and self._length:
@@ -56,22 +61,17 @@ class Sampler:
             self._penalties.apply(recent, logits[recent])
             logits[self._penalties.ids[: len(recent)]] = self._penalties.logits[: len(recent)]
         token = self._pick(logits)
-        if self._grammar and not self._fits(token):
+        if self._grammar and token is not None and not self._fits(token):
             # as llama.cpp's own tools do: the whole vocabulary is only checked where the first choice does not fit
             self._grammar.apply(np.arange(len(logits)), logits)
             logits[:] = self._grammar.logits
             token = self._pick(logits)
-        return token if logits[token] > -np.inf else None
-
-    def accept(self, token: int) -> None:
-        """What was chosen, for the next choice."""
-        if self._penalties:
-            self._remember(token)
-        if self._grammar:
-            self._grammar.accept(token)
-        if self.sampling.mirostat:
-            error = self._surprise - self.sampling.mirostat_tau
-            self._surprise_limit -= self.sampling.mirostat_eta * error
+        if token is not None:
+            if self._penalties:
+                self._remember(token)
+            if self._grammar:
+                self._grammar.accept(token)
+        return token
 
     def close(self) -> None:
         for part in (self._penalties, self._grammar, self._choice):
@@ -79,29 +79,49 @@ class Sampler:
                 part.close()
         self._penalties = self._grammar = self._choice = None
 
-    def _pick(self, logits: Logits) -> int:
-        settings = self.sampling
+    def _pick(self, logits: Logits) -> int | None:
         if self._choice is None:
-            return int(logits.argmax())
+            token = int(logits.argmax())
+            return token if self._possible(logits.item(token)) else None
+        settings = self.sampling
+        if settings.top_k and not settings.mirostat:
+            found = at_least_likely(logits, settings.top_k)
+            values = logits[found]
+            top = np.maximum.reduce(values) if len(found) else math.nan
+            return self._draw(found, values) if self._possible(top) else None
+        top = float(logits.max())
+        if not self._possible(top):
+            return None
         if settings.mirostat:
             return self._pick_by_surprise(logits)
-        if settings.top_k:
-            found = at_least_likely(logits, settings.top_k)
-        elif settings.typical_p < 1:
+        if settings.typical_p < 1:
             found = typical(logits, settings.typical_p)
         elif settings.top_p < 1 or settings.min_p:
-            least = float(logits.max()) + math.log(settings.min_p) if settings.min_p else -math.inf
+            least = top + math.log(settings.min_p) if settings.min_p else -math.inf
             found = nucleus(logits, settings.top_p, least) if settings.top_p < 1 else at_least(logits, least)
         else:
             return self._pick_of_all(logits)
         return self._draw(found, logits[found])
 
+    def _possible(self, top: float) -> bool:
+        """Whether there is anything to choose from, by the largest logit; samplers end the process on a NaN."""
+        if math.isfinite(top):
+            return True
+        if top == -math.inf and not self._plain:
+            return False
+        raise RuntimeFailure(
+            "the logits are not finite: the model's weights are so large that its sums overflow",
+            "The file is damaged, or never was a model that works; make it again with `dgpt2-quant convert`.",
+        )
+
     def _draw(self, ids: Ids, logits: Logits) -> int:
-        assert self._choice
-        index = self._choice.apply(ids, logits)
+        choice = self._choice
+        assert choice
+        index = choice.apply(ids, logits)
         if self.sampling.mirostat:
-            self._surprise = -math.log2(self._choice.probabilities[index])
-        return int(self._choice.ids[index])
+            surprise = -math.log2(choice.probabilities[index])
+            self._surprise_limit -= self.sampling.mirostat_eta * (surprise - self.sampling.mirostat_tau)
+        return int(choice.ids[index])
 
     def _pick_of_all(self, logits: Logits) -> int:
         """First a block of tokens by the probability of all of them together, then a token of it."""

@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
+from math import inf
 from typing import Any
 
 from dgpt2_quant.quantize.errors import UsageError
 
 _LONGEST_GRAMMAR = 1 << 16  # bytes; and how deep its parentheses go: llama.cpp reads it by recursion
 _DEEPEST_GRAMMAR = 100
+_BIAS = 1_000_000  # beyond it a sum, divided by a temperature, would overflow
+_COLDEST = 1e-30  # divided by less, logits overflow; long before it nothing but the likeliest is left
 _LONGEST_BREAKER = 40  # bytes of a DRY breaker that llama.cpp looks at
 
 
@@ -59,21 +61,19 @@ class Sampling:
         if not isinstance(self.logit_bias, Mapping):
             raise UsageError(f"logit_bias is {self.logit_bias!r}, not a mapping of token ids to numbers")
         for token, bias in self.logit_bias.items():
-            if type(token) is not int or type(bias) not in (int, float) or not bias < float("inf"):
-                raise UsageError(f"logit_bias has {token!r}: {bias!r}; it maps token ids to numbers (-inf forbids)")
-        if isinstance(self.dry_sequence_breakers, str) or not all(
-            isinstance(text, str) and 0 < len(text.encode("utf-8", "replace")) <= _LONGEST_BREAKER
-            for text in self.dry_sequence_breakers
-        ):
-            raise UsageError(
-                f"dry_sequence_breakers is {self.dry_sequence_breakers!r}; they are texts of 1-{_LONGEST_BREAKER} bytes"
-            )
+            if type(token) is not int or type(bias) not in (int, float) or not (abs(bias) <= _BIAS or bias == -inf):
+                raise UsageError(
+                    f"logit_bias has {token!r}: {bias!r}; it maps token ids to -{_BIAS} to {_BIAS}, or -inf (never)"
+                )
+        breakers = self.dry_sequence_breakers
+        if isinstance(breakers, str) or not isinstance(breakers, Sequence) or not all(map(_is_breaker, breakers)):
+            raise UsageError(f"dry_sequence_breakers is {breakers!r}; they are texts of 1-{_LONGEST_BREAKER} bytes")
         _check_grammar(self.grammar)
 
     @property
     def is_greedy(self) -> bool:
         """Whether the likeliest token is taken, and nothing is drawn."""
-        return self.temperature == 0 or (self.top_k == 1 and not self.mirostat)
+        return self.temperature < _COLDEST or (self.top_k == 1 and not self.mirostat)
 
     def penalties(self, vocabulary: int, positions: int) -> Sequence[tuple[Any, ...]]:
         """The samplers for `NativeSampler` that change the logits of tokens which were there already."""
@@ -115,7 +115,7 @@ _WHOLE = ("top_k", "repeat_last_n", "dry_allowed_length", "dry_penalty_last_n", 
 
 
 def _check(name: str, value: float, low: float, high: float) -> None:
-    if type(value) not in (int, float) or not isfinite(value) or not low <= value <= high:
+    if type(value) not in (int, float) or not low <= value <= high:
         raise UsageError(f"{name} is {value}; it goes from {low} to {high}")
 
 
@@ -123,10 +123,25 @@ def _check_grammar(grammar: str) -> None:
     """What llama.cpp does not check by itself; the rest it refuses when it reads the grammar."""
     if not isinstance(grammar, str):
         raise UsageError(f"grammar is {grammar!r}, not a text in GBNF")
-    if "\0" in grammar or len(grammar.encode("utf-8", "replace")) > _LONGEST_GRAMMAR:
-        raise UsageError(f"the grammar has more than {_LONGEST_GRAMMAR} bytes, or a zero byte")
+    data = _c_text(grammar)
+    if data is None or len(data) > _LONGEST_GRAMMAR:
+        raise UsageError(f"the grammar has more than {_LONGEST_GRAMMAR} bytes, a zero byte, or what is no character")
     depth = 0
     for character in grammar:
         depth += (character == "(") - (character == ")")
         if depth > _DEEPEST_GRAMMAR:
             raise UsageError(f"the grammar's parentheses go deeper than {_DEEPEST_GRAMMAR}")
+
+
+def _is_breaker(text: object) -> bool:
+    data = _c_text(text)
+    return data is not None and 0 < len(data) <= _LONGEST_BREAKER
+
+
+def _c_text(text: object) -> bytes | None:
+    """A text as C takes it; None for what it can not be: no text, a lone surrogate in it, or a zero byte."""
+    try:
+        data = text.encode("utf-8") if isinstance(text, str) else b"\0"
+    except UnicodeEncodeError:
+        return None
+    return None if b"\0" in data else data

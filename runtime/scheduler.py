@@ -124,12 +124,12 @@ class Scheduler:
 
     def close(self, *, drain: bool = False) -> None:
         """Ends all requests, or with `drain` waits for them, and frees the context. Closing twice is fine."""
+        if self._process != os.getpid():
+            return  # a forked child has neither the thread nor the context, and a lock may be held for ever
         with self._changed:
             self._closing = True
             self._draining = self._draining or drain
             self._changed.notify()
-        if self._process != os.getpid():
-            return  # a forked child has neither the thread nor the context
         if self._thread is not threading.current_thread():
             self._thread.join()
         self.model.free_engine(self._engine)
@@ -143,11 +143,9 @@ class Scheduler:
             except BaseException as error:  # what the cache holds is not known any more
                 self._engine.forget()
                 self._fail(error)
-        for draft in list(self._jobs):
-            self._tell(draft, self._engine.cancel(draft))
-        for job in self._incoming:
-            self._jobs[job.draft] = job
-            self._tell(job.draft, job.draft.stop())
+        self._take_jobs()
+        for draft, text in self._engine.cancel(*self._jobs):
+            self._tell(draft, text)
 
     def _wait(self) -> bool:
         """Until there is something to do; False when it is time to end."""
@@ -166,8 +164,9 @@ class Scheduler:
                 self._jobs[job.draft] = job
         for job in arrived:
             self._engine.add(job.draft)
-        for job in [job for job in self._jobs.values() if job.cancelled]:
-            self._tell(job.draft, self._engine.cancel(job.draft))
+        unwanted = [draft for draft, job in self._jobs.items() if job.cancelled]
+        for draft, text in self._engine.cancel(*unwanted) if unwanted else ():
+            self._tell(draft, text)
 
     def _tell(self, draft: Draft, text: str) -> None:
         """Sends a piece, and counts a request that is through."""

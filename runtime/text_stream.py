@@ -16,10 +16,15 @@ class TextStream:
         self._stop = [text for text in stop if text]
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
+        self._whole = True  # whether no character is in the middle of its bytes
 
     def feed(self, data: bytes) -> str:
         """What can be shown now. After it, `stopped` tells whether a stop string was met (it is not shown)."""
-        text = self._decoder.decode(data)
+        if self._whole and data.isascii():
+            text = data.decode("ascii")
+        else:
+            text = self._decoder.decode(data)
+            self._whole = self._decoder.getstate()[0] == b""
         return self._release(text) if self._stop else text
 
     def finish(self) -> str:

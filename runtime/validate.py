@@ -52,12 +52,11 @@ def _check_tokenizer(header: GGUFHeader) -> None:
     pre = metadata.get("tokenizer.ggml.pre")
     if pre not in _PRE_TOKENIZERS:
         raise _refused(header.path, f"its tokenizer.ggml.pre is {pre!r}, not gpt-2", again)
-    count = len(metadata["tokenizer.ggml.tokens"])
-    for name in ("bos", "eos"):  # it takes token 11, a comma, for one that is missing or too large
-        key = f"tokenizer.ggml.{name}_token_id"
-        number = metadata.get(key)
+    count, eos = len(metadata["tokenizer.ggml.tokens"]), metadata.get("tokenizer.ggml.eos_token_id")
+    # for one that is missing or too large it takes token 11, a comma; not every file says how a text begins
+    for key, number in ("eos_token_id", eos), ("bos_token_id", metadata.get("tokenizer.ggml.bos_token_id", eos)):
         if number is None or number >= count:
-            raise _refused(header.path, f"its {key} is {number}, not 0 to {count - 1}", again)
+            raise _refused(header.path, f"its tokenizer.ggml.{key} is {number}, not 0 to {count - 1}", again)
 
 
 def _check_memory(header: GGUFHeader) -> None:
@@ -95,7 +94,7 @@ def _check_values(header: GGUFHeader) -> None:
                 size = _PIECE // tensor.type.block_bytes * tensor.type.block_bytes
                 for done in range(0, tensor.nbytes, size):
                     piece = buffer[: min(size, tensor.nbytes - done)]
-                    if file.readinto(memoryview(piece)) != len(piece):
+                    if file.readinto(piece.data) != len(piece):
                         raise _refused(header.path, f"it ends within tensor {tensor.name!r}", "Is it being written?")
                     if not all_finite(piece, tensor.type):
                         what = "scale" if tensor.type.is_quantized else "value"

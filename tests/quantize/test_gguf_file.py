@@ -155,13 +155,14 @@ numbers = st.integers(0, 2**64 - 1)
 floats = st.floats(width=32, allow_nan=False)
 strings = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 tables = st.lists(strings, min_size=1, max_size=9) | st.lists(st.integers(-(2**31), 2**31 - 1), min_size=1, max_size=9)
+keys = strings.filter(lambda name: name and "\0" not in name and name != "general.alignment")
 values = strings | st.booleans() | numbers | floats | tables
 shapes = st.lists(st.integers(1, 5), max_size=3)
 
 
 @QUICK
 @given(
-    metadata=st.dictionaries(strings.filter(lambda name: name != "general.alignment"), values, max_size=8),
+    metadata=st.dictionaries(keys, values, max_size=8),
     tensors=st.dictionaries(
         st.text("abc.01", min_size=1, max_size=9), st.tuples(shapes, st.sampled_from(TensorType)), max_size=5
     ),

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from dgpt2_quant.quantize.convert import convert
 from dgpt2_quant.quantize.errors import CheckpointError, GGUFError, ModelNotFoundError, OutputError, UsageError
-from dgpt2_quant.quantize.gguf_file import read_header
+from dgpt2_quant.quantize.gguf_file import EncodedValue, read_header
 from dgpt2_quant.quantize.hyperparameters import multiplied
 from dgpt2_quant.quantize.importance import ImportanceMatrix, Statistics, read_importance
 from dgpt2_quant.quantize.quant_types import TensorType
@@ -350,7 +351,8 @@ def test_a_file_of_another_kind_is_refused(
 
 
 def test_the_only_part_of_a_split_file_is_a_whole_one(made: dict[str, Path], tmp_path: Path) -> None:
-    source = rewrite(made["F32"], tmp_path / "it.gguf", metadata={"split.count": 1, "split.no": 0})
+    one, first = (EncodedValue(struct.pack("<IH", KINDS.UINT16, number)) for number in (1, 0))
+    source = rewrite(made["F32"], tmp_path / "it.gguf", metadata={"split.count": one, "split.no": first})
     assert contents(converted(source, "Q4_0", tmp_path)).keys() == contents(made["F32"]).keys()
 
 

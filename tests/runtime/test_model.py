@@ -360,7 +360,8 @@ class TestLife:
         with pytest.raises(RuntimeFailure, match="another generation"):
             next(first)
         assert start + "".join(second) == GREEDY
-        assert first.completion and first.completion.finish_reason == "cancelled"
+        assert first.completion
+        assert first.completion.finish_reason == "cancelled"
 
     def test_scoring_does_not_disturb_a_generation(self, storybook: Model) -> None:
         generation = storybook.stream(PROMPT, max_tokens=24, temperature=0)

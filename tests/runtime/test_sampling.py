@@ -33,12 +33,79 @@ def text(model: Model, max_tokens: int = 24, seed: int = 0, **sampling: Any) -> 
         ("repeat_penalty", 0),
         ("repeat_penalty", -1.1),
         ("repeat_penalty", 101),
+        ("typical_p", -0.01),
+        ("typical_p", 1.01),
+        ("typical_p", math.nan),
+        ("frequency_penalty", -101),
+        ("frequency_penalty", 101),
+        ("presence_penalty", -100.5),
+        ("presence_penalty", math.inf),
+        ("repeat_last_n", -2),
+        ("repeat_last_n", 2**31),
+        ("dry_multiplier", -0.1),
+        ("dry_multiplier", 101),
+        ("dry_base", 0.9),
+        ("dry_base", 101),
+        ("dry_allowed_length", -1),
+        ("dry_allowed_length", 2**31),
+        ("dry_penalty_last_n", -2),
+        ("dry_penalty_last_n", 2**31),
+        ("mirostat", -1),
+        ("mirostat", 3),
+        ("mirostat_tau", -0.1),
+        ("mirostat_tau", 101),
+        ("mirostat_eta", -0.1),
+        ("mirostat_eta", 1.1),
+        pytest.param("temperature", 10**400, id="temperature-10**400"),
+        ("temperature", True),
+        ("top_p", "0.9"),
+        ("min_p", None),
     ],
 )
 def test_out_of_range_values_are_refused_by_name(name: str, value: float) -> None:
     with pytest.raises(UsageError, match=rf"{name} is {value}; it goes from ") as caught:
         Sampling(**{name: value})
     assert caught.value.exit_status == 2
+
+
+@pytest.mark.parametrize("name", ["top_k", "repeat_last_n", "dry_allowed_length", "dry_penalty_last_n", "mirostat"])
+def test_what_is_counted_is_a_whole_number(name: str) -> None:
+    with pytest.raises(UsageError, match=rf"{name} is 2\.0, not a whole number"):
+        Sampling(**{name: 2.0})
+
+
+def test_mirostat_1_is_not_there() -> None:
+    with pytest.raises(UsageError, match=r"mirostat is 1; it is 0 \(off\) or 2"):
+        Sampling(mirostat=1)
+
+
+@pytest.mark.parametrize(
+    "bias",
+    [
+        None,
+        [1, 2],
+        {"5": 1.0},
+        {5: "1"},
+        {5: None},
+        {5: True},
+        {True: 1.0},
+        {5.0: 1.0},
+        {5: math.nan},
+        {5: math.inf},
+        {5: 1e39},  # infinite in 32 bits
+        {5: 10**400},
+    ],
+    ids=lambda bias: str(bias)[:20],
+)
+def test_a_bias_maps_token_ids_to_numbers(bias: Any) -> None:
+    with pytest.raises(UsageError, match="logit_bias"):
+        Sampling(logit_bias=bias)
+
+
+@pytest.mark.parametrize("breakers", ["\n", [""], ["x" * 41], ["語" * 14], [b"x"], [3], None, 3, ["\ud83d"], ["a\0b"]])
+def test_breakers_are_short_texts(breakers: Any) -> None:
+    with pytest.raises(UsageError, match="dry_sequence_breakers is "):
+        Sampling(dry_sequence_breakers=breakers)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +121,19 @@ def test_out_of_range_values_are_refused_by_name(name: str, value: float) -> Non
         {"min_p": 1},
         {"repeat_penalty": 0.01},
         {"repeat_penalty": 100},
+        {"typical_p": 0},
+        {"typical_p": 0, "top_k": 0},
+        {"frequency_penalty": -100, "presence_penalty": 100, "repeat_last_n": -1},
+        {"frequency_penalty": 100, "presence_penalty": -100, "repeat_last_n": 2**31 - 1},
+        {"repeat_penalty": 2, "repeat_last_n": 0},
+        {"dry_multiplier": 100, "dry_base": 100, "dry_allowed_length": 0, "dry_penalty_last_n": 2**31 - 1},
+        {"dry_multiplier": 100, "dry_base": 1, "dry_allowed_length": 2**31 - 1, "dry_penalty_last_n": -1},
+        {"dry_multiplier": 1, "dry_penalty_last_n": 0},
+        {"dry_multiplier": 1, "dry_sequence_breakers": ["x" * 40]},
+        {"dry_multiplier": 1, "dry_sequence_breakers": []},
+        {"mirostat": 2, "mirostat_tau": 0, "mirostat_eta": 0},
+        {"mirostat": 2, "mirostat_tau": 100, "mirostat_eta": 1},
+        {"logit_bias": {0: -math.inf, 8188: 3e38}},
     ],
 )
 def test_the_ends_of_the_ranges_generate(storybook: Model, sampling: dict[str, Any]) -> None:

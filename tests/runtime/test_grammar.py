@@ -1,0 +1,125 @@
+"""Grammars: the text is one of theirs, whatever else is set; how it ends; and which ones are refused."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+from dgpt2_quant.quantize.errors import UsageError
+from dgpt2_quant.runtime import Completion, Model
+from dgpt2_quant.runtime.candidates import log_total
+
+PROMPT = "Once upon a time"
+WORDS = ["castle", "king", "kingdom", "no, never", "語"]
+OF_WORDS = "root ::= " + " | ".join(f'" {word}"' for word in WORDS)
+OF_JSON = r"""
+root   ::= "{" pair ("," pair){0,2} "}"
+pair   ::= string ":" value
+value  ::= string | number | "[" (value ("," value){0,2})? "]" | "true" | "null"
+string ::= "\"" [a-z ]{1,8} "\""
+number ::= "-"? ("0" | [1-9] [0-9]{0,3})
+"""
+SETTINGS: list[dict[str, Any]] = [
+    {"temperature": 0},
+    {},
+    {"top_k": 0},
+    {"top_k": 0, "top_p": 1, "min_p": 0, "temperature": 3},
+    {"top_k": 0, "typical_p": 0.9},
+    {"mirostat": 2},
+    {"repeat_penalty": 1.3, "dry_multiplier": 0.8},
+]
+
+
+def written(model: Model, seed: int = 1, max_tokens: int = 120, **options: Any) -> Completion:
+    ((completion,),) = model.generate(PROMPT, seed=seed, max_tokens=max_tokens, **options)
+    return completion
+
+
+@pytest.mark.parametrize("options", SETTINGS, ids=str)
+def test_one_of_some_words(storybook: Model, options: dict[str, Any]) -> None:
+    for seed in range(5):
+        completion = written(storybook, seed, grammar=OF_WORDS, **options)
+        assert completion.text.removeprefix(" ") in WORDS
+        assert completion.finish_reason == "eos"
+
+
+@pytest.mark.parametrize("options", SETTINGS, ids=str)
+def test_json(storybook: Model, options: dict[str, Any]) -> None:
+    completion = written(storybook, grammar=OF_JSON, **options)
+    assert 1 <= len(json.loads(completion.text)) <= 3
+    assert completion.finish_reason == "eos"
+
+
+def test_the_likeliest_that_fits(storybook: Model) -> None:
+    tokens = storybook.tokenize(PROMPT)
+    row = storybook.logits(tokens, len(tokens) - 1)[0]
+    fitting = [t for t in range(storybook.vocabulary) if re.fullmatch(rb" [xyz][a-z]*", storybook.token_bytes(t))]
+    completion = written(storybook, grammar='root ::= " " [xyz] [a-z]* "."', temperature=0, max_tokens=1, logprobs=1)
+    assert completion.token_ids == (max(fitting, key=lambda token: row[token]),)
+    # the log-probabilities are the model's, not the grammar's
+    assert completion.logprobs is not None
+    assert completion.logprobs[0].logprob == pytest.approx(row[completion.token_ids[0]] - log_total(row), abs=0.02)
+
+
+def test_it_is_cut_where_the_tokens_end(storybook: Model) -> None:
+    completion = written(storybook, grammar="root ::= [a-z ]+", max_tokens=9)
+    assert re.fullmatch("[a-z ]+", completion.text)
+    assert (completion.tokens, completion.finish_reason) == (9, "length")
+
+
+def test_a_stop_string_in_it(storybook: Model) -> None:
+    completion = written(storybook, grammar='root ::= " the king and" " the queen"', stop=" and")
+    assert (completion.text, completion.finish_reason) == (" the king", "stop")
+
+
+def test_an_empty_text_may_be_all(storybook: Model) -> None:
+    assert written(storybook, grammar='root ::= ""') == Completion("", 1, "eos")
+
+
+def test_where_no_token_is_allowed_the_text_ends(storybook: Model) -> None:
+    completion = written(storybook, grammar='root ::= " yes"', min_tokens=50)  # and no end-of-text token either
+    assert (completion.text, completion.finish_reason) == (" yes", "stop")
+
+
+@pytest.mark.parametrize("options", SETTINGS, ids=str)
+def test_a_grammar_that_the_biases_leave_nothing_of(storybook: Model, options: dict[str, Any]) -> None:
+    biases = {token: float("-inf") for token in range(storybook.vocabulary) if b"a" in storybook.token_bytes(token)}
+    completion = written(storybook, grammar='root ::= "a" "b"', logit_bias=biases, **options)
+    assert completion == Completion("", 0, "stop")
+
+
+def test_of_several_sequences_each_has_its_own(storybook: Model) -> None:
+    (completions,) = storybook.generate(PROMPT, num_return_sequences=6, seed=1, grammar=OF_JSON, parallel=3)
+    assert all(json.loads(completion.text) for completion in completions)
+    assert len({completion.text for completion in completions}) == 6
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    ['root ::= "a', 'word ::= "a"', "root ::= x", 'root ::= root "a"', "x", "  ", "root ::= [", 'root ::= "a"{3,2'],
+)
+def test_what_llama_cpp_can_not_read_is_refused(storybook: Model, grammar: str) -> None:
+    with pytest.raises(UsageError, match="can not read the grammar"):
+        storybook.stream(PROMPT, grammar=grammar)
+    assert written(storybook, temperature=0, max_tokens=4).text == ", and the King"  # and it still works
+
+
+@pytest.mark.parametrize(
+    ("grammar", "message"),
+    [
+        (None, "grammar is None"),
+        (b'root ::= "a"', "grammar is b'root"),
+        ('root ::= "a\0"', "a zero byte"),
+        ('root ::= "' + "語" * 22_000 + '"', "more than 65536 bytes"),
+        ("root ::= " + 101 * "(" + '"a"' + 101 * ")", "deeper than 100"),
+        ('root ::= "\ud83d"', "grammar"),
+    ],
+)
+def test_what_llama_cpp_would_not_survive_is_refused(storybook: Model, grammar: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        storybook.stream(PROMPT, grammar=grammar)
+
+
+def test_parentheses_as_deep_as_they_may_be(storybook: Model) -> None:
+    grammar = "root ::= " + 100 * "(" + '"yes"' + 100 * ")"
+    assert written(storybook, grammar=grammar).text == "yes"

@@ -1,0 +1,224 @@
+"""Models in several threads and processes, and how they end."""
+
+import gc
+import os
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dgpt2_quant.quantize.errors import RuntimeFailure
+from dgpt2_quant.runtime import Model
+
+PROMPTS = ["Once upon a time", "The wolf", "A king had three sons", "“Mother,” said"]
+OPTIONS: dict[str, Any] = {"temperature": 0, "max_tokens": 40}
+
+
+def text(model: Model, prompt: str = PROMPTS[0]) -> str:
+    return "".join(model.stream(prompt, **OPTIONS))
+
+
+class TestThreads:
+    @pytest.mark.parametrize("count", [1, 3])
+    def test_calls_from_several_threads_take_turns(self, storybook: Model, count: int) -> None:
+        expected = {prompt: [text(storybook, prompt)] * count for prompt in PROMPTS}
+        start = threading.Barrier(len(PROMPTS))
+
+        def work(prompt: str) -> None:
+            start.wait(10)
+            for _ in range(4):
+                completions = storybook.generate([prompt] * count, **OPTIONS)
+                assert [completion.text for (completion,) in completions] == expected[prompt]
+
+        with ThreadPoolExecutor(len(PROMPTS)) as pool:
+            for job in [pool.submit(work, prompt) for prompt in PROMPTS]:
+                job.result(60)
+
+    def test_scores_between_them(self, storybook: Model) -> None:
+        expected, score = text(storybook), storybook.score(PROMPTS[2]).tolist()
+        states = storybook.features(PROMPTS[1]).tolist()
+
+        def work(number: int) -> None:
+            for _ in range(4):
+                if number == 0:
+                    assert storybook.generate(PROMPTS[0], **OPTIONS)[0][0].text == expected
+                elif number == 1:
+                    assert storybook.score(PROMPTS[2]).tolist()[1:] == score[1:]
+                else:
+                    assert storybook.features(PROMPTS[1]).tolist() == states
+
+        with ThreadPoolExecutor(3) as pool:
+            for job in [pool.submit(work, number) for number in range(3)]:
+                job.result(60)
+
+    def test_two_models_in_two_threads(self, storybook: Model, storybook_files: dict[str, Path]) -> None:
+        with Model.load(storybook_files["Q4_0"], threads=1) as other:
+            models = [storybook, other]
+            expected = [text(model) for model in models]
+            with ThreadPoolExecutor(2) as pool:
+                jobs = [pool.submit(lambda model=model: [text(model) for _ in range(5)]) for model in models]
+                assert [job.result(60) for job in jobs] == [[each] * 5 for each in expected]
+
+    def test_tokens_meanwhile(self, storybook: Model) -> None:
+        generation = storybook.stream(PROMPTS[0], **OPTIONS)
+        next(generation)
+        with ThreadPoolExecutor(1) as pool:
+            tokens = pool.submit(storybook.tokenize, PROMPTS[0]).result(10)
+            assert pool.submit(storybook.detokenize, tokens).result(10) == PROMPTS[0]
+
+    def test_one_that_closes_while_another_generates(self, storybook_files: dict[str, Path]) -> None:
+        model = Model.load(storybook_files["Q4_0"], threads=1)
+        begun = threading.Event()
+
+        def work() -> None:
+            for _ in model.stream(PROMPTS[0], max_tokens=500, ignore_eos=True):
+                begun.set()
+
+        with ThreadPoolExecutor(1) as pool:
+            job = pool.submit(work)
+            assert begun.wait(20)
+            model.close()
+            with pytest.raises(RuntimeFailure, match="is closed"):
+                job.result(20)
+
+
+class TestEnd:
+    def test_a_generation_that_is_dropped_frees_its_turn(self, storybook: Model) -> None:
+        expected = text(storybook)
+        for begin in (lambda: storybook.stream("The wolf"), lambda: storybook.batch(PROMPTS)):
+            pieces: Any = begin()
+            next(pieces)
+            gone = weakref.ref(pieces)
+            del pieces
+            gc.collect()
+            assert gone() is None
+            assert text(storybook) == expected
+        (completion,) = storybook.generate(PROMPTS[0], **OPTIONS, parallel=3)[0]
+        assert completion.text == expected
+
+    def test_one_that_is_never_begun_takes_no_turn(self, storybook: Model) -> None:
+        first, second = storybook.stream(PROMPTS[0], **OPTIONS), storybook.stream("The wolf")
+        written = next(first)
+        del second
+        gc.collect()
+        assert written + "".join(first) == text(storybook)
+
+    @pytest.mark.parametrize("use", ["score", "features", "logits"])
+    def test_use_after_close(self, storybook_files: dict[str, Path], use: str) -> None:
+        with Model.load(storybook_files["Q4_0"], threads=1) as model:
+            batch = model.batch(PROMPTS)
+            next(batch)
+            model.features([1])
+            model.score([1, 2])
+        model.close()
+        calls: list[Callable[[], Any]] = [
+            lambda: getattr(model, use)([1, 2]),
+            lambda: model.batch(PROMPTS),
+            lambda: model.make_draft("Once"),
+            lambda: model.new_engine(2, 8),
+            lambda: model.token_bytes(1),
+            lambda: list(batch),
+        ]
+        for call in calls:
+            with pytest.raises(RuntimeFailure, match=r"Q4_0\.gguf is closed"):
+                call()
+
+    def test_what_is_left_when_it_is_forgotten(self, storybook_files: dict[str, Path]) -> None:
+        model = Model.load(storybook_files["Q4_0"], threads=1)
+        model.features([1])
+        (first, *_), draft = model.generate(PROMPTS[:2], max_tokens=2), model.make_draft("Once", grammar='root ::= "a"')
+        gone = weakref.ref(model)
+        del model
+        gc.collect()
+        assert gone() is None
+        assert first[0].tokens == 2
+        draft.stop()
+
+
+CHILD = """if True:
+    import os, sys, threading
+    from dgpt2_quant.quantize.errors import RuntimeFailure
+    from dgpt2_quant.runtime import Model
+
+    model = Model.load(sys.argv[1], threads=1)
+    alone = model.generate("Once upon a time", max_tokens=20, temperature=0)[0][0].text
+    generation = model.stream("The wolf", seed=1)
+    next(generation)
+    model.features([1])
+    for end in sys.argv[2:]:
+        child = os.fork()
+        if child == 0:
+            said = []
+            uses = [
+                lambda: model.generate("Once"), lambda: model.logits([1]), lambda: model.features([1]),
+                lambda: model.score([1]), lambda: model.tokenize("Once"), lambda: next(generation),
+            ]
+            for use in uses:
+                try:
+                    use()
+                except RuntimeFailure as error:
+                    said.append(str(error))
+            expected = f"was loaded in process {os.getppid()}; this is a child that it forked"
+            right = len(said) == len(uses) and all(expected in each for each in said)
+            if end == "close":
+                model.close()
+            if end == "del":
+                del generation, model, uses
+            sys.exit(7 if right else 8)
+        print(end, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        assert model.generate("Once upon a time", max_tokens=20, temperature=0)[0][0].text == alone
+        generation = model.stream("The wolf", seed=1)
+        next(generation)
+"""
+BUSY = """if True:
+    import os, sys, threading
+    from dgpt2_quant.quantize.errors import RuntimeFailure
+    from dgpt2_quant.runtime import Model
+
+    model, through = Model.load(sys.argv[1], threads=1), threading.Event()
+    def work():
+        while not through.is_set():
+            model.logits([1] * 100)
+    thread = threading.Thread(target=work)
+    thread.start()
+    for _ in range(3):
+        child = os.fork()
+        if child == 0:
+            try:
+                model.logits([1])
+            except RuntimeFailure:
+                model.close()
+                os._exit(7)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    through.set()
+    thread.join()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+class TestFork:
+    def run(self, program: str, *arguments: str) -> list[str]:
+        command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program, *arguments]
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        ) as child:
+            try:
+                out, errors = child.communicate(timeout=10)
+            except subprocess.TimeoutExpired:
+                os.killpg(child.pid, 9)  # its own children hold the pipes, too
+                raise
+        assert (child.returncode, errors) == (0, "")
+        return out.splitlines()
+
+    def test_a_forked_child_is_told_and_ends_by_itself(self, storybook_files: dict[str, Path]) -> None:
+        ends = ["exit", "close", "del"]
+        assert self.run(CHILD, str(storybook_files["Q4_0"]), *ends) == [f"{end} 7" for end in ends]
+
+    def test_a_child_that_is_forked_while_a_thread_computes(self, storybook_files: dict[str, Path]) -> None:
+        # the thread is not there in the child, but the lock that it holds is
+        assert self.run(BUSY, str(storybook_files["Q4_0"])) == ["7"] * 3

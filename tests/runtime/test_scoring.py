@@ -1,0 +1,157 @@
+"""Scores and hidden states, against the forward pass in NumPy; and that generations go on as if there had been none."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from dgpt2_quant.quantize.errors import UsageError
+from dgpt2_quant.quantize.reference import Reference, from_gguf
+from dgpt2_quant.runtime import Model
+
+TEXT = "There was once a poor woodcutter who lived in the forest with his wife and three daughters."
+LONG = [7 * index % 250 for index in range(800)]  # for the model with 1,024 positions: more than one batch
+
+
+@pytest.fixture(scope="module")
+def reference(storybook_files: dict[str, Path]) -> Reference:
+    return from_gguf(storybook_files["F32"], np.float64)
+
+
+@pytest.fixture(scope="module")
+def long(long_file: Path) -> Iterator[Model]:
+    with Model.load(long_file, threads=1) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def long_states(long_file: Path) -> npt.NDArray[np.float64]:
+    """The reference's hidden states for `LONG`."""
+    return np.asarray(from_gguf(long_file, np.float64).hidden(LONG), np.float64)
+
+
+def logprobs(reference: Reference, tokens: list[int], states: Any = None) -> npt.NDArray[np.float64]:
+    """Of each token but the first, by those before it."""
+    states = reference.hidden(tokens) if states is None else states
+    rows = np.asarray(states[: len(tokens) - 1] @ reference.weights[reference.head].T, np.float64)
+    found: npt.NDArray[np.float64] = rows[np.arange(len(rows)), tokens[1:]] - np.logaddexp.reduce(rows, axis=1)
+    return found
+
+
+class TestScore:
+    def test_it_is_the_log_softmax(self, storybook: Model, reference: Reference) -> None:
+        tokens = storybook.tokenize(TEXT)
+        found = storybook.score(tokens)
+        assert (found.shape, found.dtype) == ((len(tokens),), np.float32)
+        assert np.isnan(found[0])
+        assert np.abs(found[1:] - logprobs(reference, tokens)).max() < 0.02
+
+    def test_of_a_text(self, storybook: Model) -> None:
+        assert np.array_equal(storybook.score(TEXT), storybook.score(storybook.tokenize(TEXT)), equal_nan=True)
+
+    def test_of_the_first_token_behind_the_beginning(self, storybook: Model, reference: Reference) -> None:
+        found = storybook.score("<|endoftext|>" + TEXT)
+        assert len(found) == len(storybook.tokenize(TEXT)) + 1
+        assert found[1] == pytest.approx(logprobs(reference, [0, *storybook.tokenize(TEXT)])[0], abs=0.02)
+
+    @pytest.mark.parametrize("length", [2, 512, 513, 800])
+    def test_of_more_tokens_than_a_batch(
+        self, long: Model, long_file: Path, long_states: npt.NDArray[np.float64], length: int
+    ) -> None:
+        found = long.score(LONG[:length])
+        assert np.isnan(found).tolist() == [True] + [False] * (length - 1)
+        assert np.abs(found[1:] - logprobs(from_gguf(long_file, np.float64), LONG[:length], long_states)).max() < 0.01
+
+    def test_of_one_token(self, storybook: Model) -> None:
+        assert np.isnan(storybook.score([5])).tolist() == [True]
+
+
+class TestFeatures:
+    # what is left is GELU, which llama.cpp looks up in a table of 16 bits
+    def test_they_are_the_last_hidden_states(self, storybook: Model, reference: Reference) -> None:
+        tokens = storybook.tokenize(TEXT)
+        found = storybook.features(tokens)
+        assert (found.shape, found.dtype) == ((len(tokens), storybook.width), np.float32)
+        assert np.abs(found - reference.hidden(tokens)).max() < 0.005
+
+    # llama.cpp rounds what it multiplies with weights of 8 bits to 8 bits itself
+    @pytest.mark.parametrize(("level", "error"), [("F16", 0.01), ("Q8_0", 0.05), ("Q4_0", 0.05)])
+    def test_of_quantized_weights(self, storybook_files: dict[str, Path], level: str, error: float) -> None:
+        with Model.load(storybook_files[level], threads=1) as model:
+            tokens = model.tokenize(TEXT)
+            found = model.features(tokens)
+        expected = from_gguf(storybook_files[level], np.float64).hidden(tokens)
+        assert np.linalg.norm(found - expected) < error * np.linalg.norm(expected)
+        cosines = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
+        assert cosines.min() > 0.998
+
+    @pytest.mark.parametrize("length", [1, 512, 513, 800])
+    def test_of_more_tokens_than_a_batch(self, long: Model, long_states: npt.NDArray[np.float64], length: int) -> None:
+        found = long.features(LONG[:length])
+        assert np.abs(found - long_states[:length]).max() < 0.005
+
+    def test_of_the_whole_context(self, long: Model) -> None:
+        tokens = [LONG[index % 800] for index in range(1024)]
+        assert np.array_equal(long.features(tokens)[:512], long.features(tokens[:512]))
+
+    def test_pooling(self, storybook: Model) -> None:
+        rows = storybook.features(TEXT, pooling="none")
+        assert np.array_equal(rows, storybook.features(storybook.tokenize(TEXT)))
+        mean, last = (storybook.features(TEXT, pooling=pooling) for pooling in ("mean", "last"))  # type: ignore[arg-type]
+        assert mean.shape == last.shape == (storybook.width,)
+        assert mean.dtype == last.dtype == np.float32
+        assert np.allclose(mean, rows.mean(axis=0), atol=1e-6)
+        assert np.array_equal(last, rows[-1])
+
+    def test_they_are_the_callers_own(self, storybook: Model) -> None:
+        found = [storybook.features([1, 2, 3]), storybook.features([1, 2, 3], pooling="last")]
+        before = [each.copy() for each in found]
+        storybook.features([4, 5, 6])
+        assert all(np.array_equal(one, other) for one, other in zip(found, before, strict=True))
+
+    @pytest.mark.parametrize("pooling", ["max", "", None, "Mean"])
+    def test_an_unknown_pooling_is_refused(self, storybook: Model, pooling: Any) -> None:
+        with pytest.raises(UsageError, match=f"pooling is {pooling!r}; there are none, mean, last"):
+            storybook.features(TEXT, pooling=pooling)
+
+
+@pytest.mark.parametrize("name", ["score", "features", "logits"])
+class TestRefused:
+    def test_nothing(self, storybook: Model, name: str) -> None:
+        with pytest.raises(UsageError, match="0 tokens; 1 to 512"):
+            getattr(storybook, name)([])
+
+    def test_too_much(self, storybook: Model, name: str) -> None:
+        with pytest.raises(UsageError, match="513 tokens; 1 to 512"):
+            getattr(storybook, name)([5] * 513)
+
+    @pytest.mark.parametrize("token", [-1, 8189, 2**40, 1.5, "a"])
+    def test_what_is_no_token(self, storybook: Model, name: str, token: Any) -> None:
+        with pytest.raises(UsageError, match=f"no token {token}"):
+            getattr(storybook, name)([5, token])
+
+
+def test_an_empty_text_is_refused(storybook: Model) -> None:
+    for use in (storybook.score, storybook.features):
+        with pytest.raises(UsageError, match="0 tokens"):
+            use("")
+
+
+def test_generations_do_not_notice(storybook: Model) -> None:
+    def text(prompt: str = TEXT) -> str:
+        return "".join(storybook.stream(prompt, seed=1, temperature=1, max_tokens=40))
+
+    expected = text()
+    batch = storybook.generate([TEXT, "The wolf"], max_tokens=20, temperature=0)
+    scores, states, logits = storybook.score(TEXT), storybook.features(TEXT), storybook.logits([1, 2, 3])
+    for use in (storybook.score, storybook.features, storybook.logits):
+        use(storybook.tokenize("The wolf and the seven kids"))
+        assert text() == expected
+        use(storybook.tokenize(TEXT))
+        assert storybook.generate([TEXT, "The wolf"], max_tokens=20, temperature=0) == batch
+        assert text() == expected
+    assert np.array_equal(storybook.score(TEXT), scores, equal_nan=True)
+    assert np.array_equal(storybook.features(TEXT), states)
+    assert np.array_equal(storybook.logits([1, 2, 3]), logits)
