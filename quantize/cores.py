@@ -10,7 +10,7 @@ from .errors import UsageError
 
 # Turns of OpenMP's waiting loop before it sleeps. libgomp's own number makes a thread spin for milliseconds while the
 # other one has lost its core; this one is long enough for the differences between threads that have theirs.
-_SPINS = "3000"
+_SPINS = "5000"
 
 
 def usable_cores() -> int:

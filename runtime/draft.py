@@ -106,11 +106,6 @@ class Draft:
         self._sampler = Sampler(model, request.sampling, request.seed, positions, request.prompt)
         self._created = self._started = time.perf_counter()
 
-    @property
-    def is_through(self) -> bool:
-        """Whether it came to an end by itself."""
-        return self.completion is not None and self.completion.finish_reason != "cancelled"
-
     def begin(self) -> str:
         """Called when its prompt's turn comes; where there is nothing to write it is through, and this is its text."""
         self._started = time.perf_counter()

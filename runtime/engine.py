@@ -213,8 +213,11 @@ class Engine:
         drafts, governor, context = self._active, self.governor, self.context
         if context.threads != governor.threads:
             context.set_threads(governor.threads)
+        rows = []
+        for draft in drafts:
+            rows.append((draft.token, draft.next_position, draft.slot))
         started = perf_counter()
-        logits = context.decode_each([(draft.token, draft.next_position, draft.slot) for draft in drafts])
+        logits = context.decode_each(rows)
         governor.observe(len(drafts), perf_counter() - started)
         pieces = []
         through = False

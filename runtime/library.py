@@ -261,15 +261,17 @@ class NativeContext:
 
     def decode_each(self, rows: Sequence[tuple[int, int, int]]) -> npt.NDArray[np.float32]:
         """Appends a token to each of several sequences: (token, position, slot), slots ascending; returns `logits`."""
-        last = 0
-        for index, (token, position, slot) in enumerate(rows):
+        last = index = 0
+        for token, position, slot in rows:
             self._tokens[index] = token
             self._positions[index] = position
             self._slots[index][0] = slot
             self._scored[index] = 1
-            last = max(last, position)
-        self._run(len(rows), last)
-        return self.logits(len(rows))
+            if position > last:
+                last = position
+            index += 1
+        self._run(index, last)
+        return self.logits(index)
 
     def _run(self, count: int, last_position: int) -> None:
         if last_position >= self.positions:  # behind them llama.cpp reads beyond the position table

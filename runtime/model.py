@@ -289,26 +289,28 @@ class Model:
             engine = self._engine_for(drafts, parallel)
             for draft in drafts:
                 engine.add(draft)
+        left = len(drafts)
         try:
-            while not all(draft.is_through for draft in drafts):
-                self._open()
+            while left:
                 with self._lock:
-                    if self._turn is not drafts:
+                    if self._turn is not drafts or self._process != os.getpid():
+                        self._open()
                         raise RuntimeFailure("another generation of this model has begun, so this one can not go on")
-                    pieces = self._step(engine)
-                yield from (piece for piece in pieces if piece[1])
+                    try:
+                        pieces = engine.step()
+                    except BaseException:  # what the cache holds is not known any more
+                        engine.forget()
+                        raise
+                for piece in pieces:
+                    if piece[0].completion:
+                        left -= 1
+                    if piece[1]:
+                        yield piece
         finally:
             if self._process == os.getpid():
                 with self._lock:
                     if self._turn is drafts and self._native is not None:
                         engine.cancel_all()
-
-    def _step(self, engine: Engine) -> Sequence[Piece]:
-        try:
-            return engine.step()
-        except BaseException:  # what the cache holds is not known any more
-            engine.forget()
-            raise
 
     def _take(self, turn: object) -> NativeModel:
         """Makes it someone's turn: whatever was going on in these contexts is over."""

@@ -52,6 +52,8 @@ class Sampler:
         None where nothing is allowed. Raises `RuntimeFailure` for logits that are not finite.
         """
         if self._plain:
+            if self._choice is None and math.isfinite(logits.item(token := int(logits.argmax()))):
+                return token
             return self._pick(logits)
         if len(self._bias):
             logits[self._bias_ids] += self._bias

@@ -133,7 +133,7 @@ def test_breakers_are_short_texts(breakers: Any) -> None:
         {"dry_multiplier": 1, "dry_sequence_breakers": []},
         {"mirostat": 2, "mirostat_tau": 0, "mirostat_eta": 0},
         {"mirostat": 2, "mirostat_tau": 100, "mirostat_eta": 1},
-        {"logit_bias": {0: -math.inf, 8188: 3e38}},
+        {"logit_bias": {0: -math.inf, 8188: 1_000_000}},
     ],
 )
 def test_the_ends_of_the_ranges_generate(storybook: Model, sampling: dict[str, Any]) -> None:
