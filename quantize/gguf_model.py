@@ -25,6 +25,7 @@ from .rows import BlockReader, RowReader, from_bfloat16
 from .tokenizer import Tokenizer, TokenType
 
 _SOURCE = "dgpt2_quant.source.sha256"
+_PRE = "tokenizer.ggml.pre"
 _COMPARED_AT_ONCE = 1 << 24  # bytes
 
 
@@ -110,11 +111,13 @@ class GGUFModel:
         place = next((key for key in keys if is_of_level(key)), None)
         before = keys[: keys.index(place)] if place else [key for key in kept if not key.startswith("tokenizer.")]
         first = {key: kept[key] for key in before}
-        return first | level | {key: value for key, value in kept.items() if key not in first}
+        found = first | level | {key: value for key, value in kept.items() if key not in first}
+        # without it llama.cpp splits texts otherwise, and so it is not run here either
+        return found if _PRE in found else {**found, _PRE: "gpt-2"}
 
     def tokenizer(self) -> Tokenizer:
         metadata = read_header(self._header.path).metadata  # with its 100,000 strings, which no conversion needs
-        if (pre := metadata.get("tokenizer.ggml.pre", "gpt-2")) != "gpt-2":
+        if (pre := metadata.get(_PRE, "gpt-2")) != "gpt-2":
             raise GGUFError(f"{self._header.path}: its pre-tokenizer is {pre!r}; only GPT-2's own is known here")
         tokens = metadata["tokenizer.ggml.tokens"]
         types = metadata.get("tokenizer.ggml.token_type", [TokenType.NORMAL] * len(tokens))

@@ -109,8 +109,9 @@ def _read_files(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, int],
             added[entry["content"]] = bool(entry.get("special"))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / 'tokenizer_config.json'}: bad added_tokens_decoder ({error})") from error
-    if wrong := next((text for text, number in ids.items() if type(number) is not int or number < 0), None):
-        raise CheckpointError(f"{folder}: {wrong!r} is a token without a number: {ids[wrong]!r} is none")
+    for text, number in ids.items():  # the empty one too
+        if type(number) is not int or number < 0:
+            raise CheckpointError(f"{folder}: {text!r} is a token without a number: {number!r} is none")
     named = read_json(folder / "special_tokens_map.json") if (folder / "special_tokens_map.json").is_file() else {}
     for text in added.keys() & (_named_tokens(named) | _named_tokens(settings)):
         added[text] = True

@@ -15,32 +15,39 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
+import numpy as np
+
 from .candidates import Logits
 from .draft import Draft, TokenLogprob, token_logprob
 from .exact_context import ExactContext
 from .library import NativeContext
 from .threads import Fixed, Governor
 
-CHUNK = 64  # tokens of a prompt that are decoded in one go, and the unit of reuse
+CHUNK = 128  # tokens of a prompt that are decoded in one go, and the unit of reuse
 
 Piece = tuple[Draft, str]
 
 
 @dataclass
 class _Slot:
-    """A sequence in the KV cache: `prompt` is what its first cells hold, `logits` the row behind an entire prompt."""
+    """A sequence in the KV cache: `prompt` is what its first cells hold; `row` are the logits behind it if `entire`."""
 
     number: int
+    row: Logits
+    entire: bool = False
     prompt: list[int] = field(default_factory=list)
-    logits: Logits | None = None
     draft: Draft | None = None
 
     def forget(self) -> None:
-        self.prompt, self.logits = [], None
+        self.prompt, self.entire = [], False
+
+    def keep_row(self, row: Logits) -> None:
+        self.row[:] = row  # memory that is there already: fresh pages cost more than the copy
+        self.entire = True
 
     def reusable(self, prompt: Sequence[int]) -> int:
         """How many of a prompt's tokens need not be computed: all of an equal one, otherwise whole chunks."""
-        if self.logits is not None and self.prompt == prompt:
+        if self.entire and self.prompt == prompt:
             return len(prompt)
         common = 0
         for one, other in zip(self.prompt, prompt, strict=False):
@@ -69,7 +76,8 @@ class Engine:
         self.governor = governor
         self.totals = Totals()
         self._waiting: deque[Draft] = deque()
-        self._slots = [_Slot(number) for number in range(context.slots)]
+        self._slots = [_Slot(number, np.zeros(context.vocabulary, np.float32)) for number in range(context.slots)]
+        self._row = np.zeros(context.vocabulary, np.float32)  # one to change, while the slot's is kept
         self._entering: _Slot | None = None  # its prompt is being computed
         self._active: list[Draft] = []  # by slot; they decode together only where there is no gap
         self._decode_next = False
@@ -151,17 +159,18 @@ class Engine:
         assert slot.draft
         draft = slot.draft
         started = perf_counter()
-        computed = self._compute(slot, draft) if slot.logits is None else 0
+        computed = 0 if slot.entire else self._compute(slot, draft)
         seconds = perf_counter() - started
         draft.timing.prompt_computed += computed
         draft.timing.prompt_seconds += seconds
         self.totals.prompt_tokens += computed
         self.totals.prompt_seconds += seconds
-        if slot.logits is not None:
+        if slot.entire:
             self._entering = None
             self._active = [slot.draft for slot in self._slots if slot.draft]
             draft.began_at = self.totals.steps, self.totals.decode_seconds
-            pieces.append((draft, draft.advance(slot.logits.copy())))
+            self._row[:] = slot.row
+            pieces.append((draft, draft.advance(self._row)))
         return computed
 
     def _reuse(self, slot: _Slot, draft: Draft) -> None:
@@ -172,9 +181,8 @@ class Engine:
         if best is not slot and kept:
             assert isinstance(self.context, NativeContext)  # where there is one slot there is no other
             self.context.copy(best.number, slot.number)
-            slot.logits = best.logits
-        if kept < len(prompt):
-            slot.logits = None
+            slot.keep_row(best.row)
+        slot.entire = kept == len(prompt)
         slot.prompt = list(prompt[:kept])
         self.context.keep(kept, slot.number)
 
@@ -190,7 +198,7 @@ class Engine:
         self.context.decode(chunk, begin, slot.number, None if is_last else len(chunk))
         slot.prompt.extend(chunk)
         if is_last:
-            slot.logits = self.context.logits(1)[0].copy()
+            slot.keep_row(self.context.logits(1)[0])
         return len(chunk)
 
     def _score(self, slot: _Slot, draft: Draft, chunk: Sequence[int], begin: int) -> None:
@@ -252,6 +260,7 @@ class Engine:
                 last = self._slots[moved.slot]
                 assert isinstance(self.context, NativeContext)  # where there is one slot there is no gap
                 self.context.copy(last.number, free.number)
-                free.prompt, free.logits, free.draft = list(last.prompt), last.logits, moved
+                free.keep_row(last.row)
+                free.prompt, free.entire, free.draft = list(last.prompt), last.entire, moved
                 last.draft, moved.slot = None, free.number
                 self._active.insert(free.number, moved)

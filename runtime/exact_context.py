@@ -1,10 +1,10 @@
 """One sequence whose bits do not depend on the number of threads, as fast as llama.cpp can be at each depth.
 
-Flash attention makes a token an eighth faster at the beginning of a text. But as soon as it sees 512 cells (llama.cpp
-pads them to 256), it splits the sum over a single token's cells by the number of threads
+Flash attention makes prompts faster, and tokens at the beginning of a text by an eighth. But for a single token that
+sees 512 cells or more (llama.cpp pads them to 256) it splits the sum over them by the number of threads
 (`ggml_compute_forward_flash_attn_ext_f16` in ggml-cpu/ops.cpp), and threads would change a text. Without it they never
-do, and at that depth it is not faster any more. So the first 256 positions are computed with it, the others without.
-The two caches hold values in different orders; what the second one needs is carried over once a text is that long.
+do, and at that depth it is not faster any more. So single tokens from position 256 on are computed without, all else
+with it. The two caches hold values in different orders; what the second one needs is carried over when it comes to that.
 """
 
 import struct
@@ -15,11 +15,11 @@ import numpy.typing as npt
 
 from .library import NativeContext, State
 
-NEAR = 256  # positions with flash attention
+NEAR = 256  # positions of single tokens with flash attention
 
 
 class ExactContext:
-    """A `NativeContext` of one slot, made of two. `far` is made when it is first needed."""
+    """A `NativeContext` of one slot, made of two."""
 
     slots = 1
 
@@ -27,49 +27,39 @@ class ExactContext:
         """`make` gives a context of so many positions with or without flash attention, which the caller owns."""
         self.positions = positions
         self._make = make
-        self._near = self._last = make(min(positions, NEAR), True)
-        self._far: NativeContext | None = None
-        self._carried = 0  # positions that the far context has
+        self._near = self._last = make(positions, True)
+        self._far: NativeContext | None = None  # made when it is first needed
+        self._carried = 0  # cells that the far context has
         self.vocabulary = self._near.vocabulary
 
     @property
     def threads(self) -> int:
         return self._near.threads
 
-    @property
-    def far(self) -> NativeContext:
-        """The one without flash attention, of all positions. Who uses it by itself calls `keep(0)` before and after."""
-        if self._far is None:
-            self._far = self._make(self.positions, False)
-            self._far.set_threads(self.threads)
-        return self._far
-
     def decode(self, tokens: Sequence[int], position: int, slot: int = 0, scored_from: int | None = None) -> None:
-        """As `NativeContext.decode`; a batch lies on one side of `NEAR`."""
-        self._context_at(position).decode(tokens, position, slot, scored_from)
-        if position >= NEAR:
-            self._carried = position + len(tokens)
+        """As `NativeContext.decode`."""
+        self._last = self._near
+        if len(tokens) == 1 and position >= NEAR:
+            self._last = self._far_at(position)
+        self._last.decode(tokens, position, slot, scored_from)
 
     def decode_each(self, rows: Sequence[tuple[int, int, int]]) -> npt.NDArray[np.float32]:
         """As `NativeContext.decode_each`, of one row."""
         position = rows[0][1]
         if position < NEAR:
             return self._near.decode_each(rows)
-        logits = self._context_at(position).decode_each(rows)
-        self._carried = position + 1
-        return logits
+        return self._far_at(position).decode_each(rows)
 
     def logits(self, rows: int) -> npt.NDArray[np.float32]:
         """Of the last `decode`."""
         return self._last.logits(rows)
 
     def keep(self, positions: int, slot: int = 0) -> None:
-        self._near.keep(min(positions, NEAR), slot)
-        if self._far is not None:
-            self._carried = min(self._carried, positions)
-            self._far.keep(self._carried if positions > NEAR else 0, slot)
-            if positions <= NEAR:
-                self._carried = 0
+        """As `NativeContext.keep`."""
+        self._near.keep(positions, slot)
+        if self._far is not None and self._carried > positions:
+            self._far.keep(positions, slot)
+            self._carried = positions
 
     def set_threads(self, threads: int) -> None:
         for context in (self._near, self._far):
@@ -81,13 +71,16 @@ class ExactContext:
             if context is not None:
                 context.close()
 
-    def _context_at(self, position: int) -> NativeContext:
-        self._last = self._near
-        if position >= NEAR:
-            self._last = self.far
-            if self._carried < NEAR:
-                self.far.restore(0, transposed(self._near.save(0)))
-        return self._last
+    def _far_at(self, position: int) -> NativeContext:
+        """The far context, with all cells before a position, and one more as soon as it decodes."""
+        if self._far is None:
+            self._far = self._make(self.positions, False)
+            self._far.set_threads(self.threads)
+        if self._carried < position:
+            # the near one has them all: single tokens that it has not come behind those that the far one has
+            self._far.restore(0, transposed(self._near.save(0)))
+        self._carried = position + 1
+        return self._far
 
 
 def transposed(state: State) -> State:

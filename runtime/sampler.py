@@ -52,8 +52,10 @@ class Sampler:
         None where nothing is allowed. Raises `RuntimeFailure` for logits that are not finite.
         """
         if self._plain:
-            if self._choice is None and math.isfinite(logits.item(token := int(logits.argmax()))):
-                return token
+            if self._choice is None:
+                likeliest = int(logits.argmax())
+                if math.isfinite(logits.item(likeliest)):
+                    return likeliest
             return self._pick(logits)
         if len(self._bias):
             logits[self._bias_ids] += self._bias
@@ -88,9 +90,10 @@ class Sampler:
         settings = self.sampling
         if settings.top_k and not settings.mirostat:
             found = at_least_likely(logits, settings.top_k)
-            values = logits[found]
-            top = np.maximum.reduce(values) if len(found) else math.nan
-            return self._draw(found, values) if self._possible(top) else None
+            # no row of finite logits leaves none, and only a row with many -inf leaves all
+            if 0 < len(found) < len(logits) or self._possible(float(logits.max())):
+                return self._draw(found, logits[found])
+            return None
         top = float(logits.max())
         if not self._possible(top):
             return None
@@ -120,8 +123,11 @@ class Sampler:
         choice = self._choice
         assert choice
         index = choice.apply(ids, logits)
+        probability = choice.probabilities.item(index)
+        if not probability >= 0:  # of an infinite logit
+            self._possible(math.inf)
         if self.sampling.mirostat:
-            surprise = -math.log2(choice.probabilities[index])
+            surprise = -math.log2(probability or 1)
             self._surprise_limit -= self.sampling.mirostat_eta * (surprise - self.sampling.mirostat_tau)
         return int(choice.ids[index])
 

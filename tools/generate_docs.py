@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from dgpt2_quant.bench.report import COLUMNS, markdown_table, remarks, table_rows
 from dgpt2_quant.cli.main import VERBS, app
@@ -57,6 +58,9 @@ def tables() -> dict[str, list[str]]:
         "all_types": type_table(QUANT_TYPES.values()),
         "demo": fenced((ROOT / "docs" / "bench" / "demo.txt").read_text("utf-8")).splitlines(),
         "quantize": quantize_table("quantize", "quantize-imatrix"),
+        "generation": generation_table(document_of("runtime")),
+        "depth": depth_table(document_of("runtime")),
+        "governor": governor_table(document_of("governor")),
         "bench": bench_table("storybook"),
         "random": bench_table("distilgpt2-random"),
     }
@@ -75,7 +79,7 @@ def type_table(types: Iterable[QuantType]) -> list[str]:
 
 
 def bench_table(name: str) -> list[str]:
-    document = json.loads((ROOT / "docs" / "bench" / f"{name}.json").read_text("utf-8"))
+    document = document_of(name)
     return [*markdown_table(COLUMNS, table_rows(document)), "", *(f"- {remark}" for remark in remarks(document))]
 
 
@@ -83,7 +87,7 @@ def quantize_table(*names: str) -> list[str]:
     """Of what tools/time_quantize.py printed."""
     rows = []
     for name in names:
-        document = json.loads((ROOT / "docs" / "bench" / f"{name}.json").read_text("utf-8"))
+        document = document_of(name)
         for quant_type, result in document["types"].items():
             times = [
                 f"{seconds['median']:.2f} ({seconds['min']:.2f}-{seconds['max']:.2f})"
@@ -91,6 +95,51 @@ def quantize_table(*names: str) -> list[str]:
             ]
             rows.append([quant_type, *times, f"{result['ratio']:.2f}"])
     return markdown_table(["type", "`convert`, s", "`llama_model_quantize`, s", "speed ratio"], rows)
+
+
+def generation_table(document: dict[str, Any]) -> list[str]:
+    """Of what tools/time_runtime.py printed: each comparison with each peer."""
+    rows = []
+    for level, parts in document.items():
+        if not isinstance(parts, dict):
+            continue
+        for part in ("decode", "prompt", "batch"):
+            for name, found in parts[part].items():
+                ours, *others = found["tps"]
+                rows += [
+                    [level, part, name, tps(found["tps"][ours]), other, tps(found["tps"][other]), f"{ratio:.2f}"]
+                    for other, ratio in ((other, found["ratio"][other]) for other in others)
+                ]
+    return markdown_table(["level", "part", "", "ours, tokens/s", "peer", "tokens/s", "ratio"], rows)
+
+
+def depth_table(document: dict[str, Any]) -> list[str]:
+    rows = []
+    for level, parts in document.items():
+        if isinstance(parts, dict):
+            for cache, found in parts["depth"].items():
+                far, near = found["tps"].values()
+                rows.append([level, cache, tps(near), tps(far), f"{next(iter(found['ratio'].values())):.2f}"])
+    return markdown_table(["level", "cache", "at position 10, tokens/s", "at 1,000", "ratio"], rows)
+
+
+def governor_table(document: dict[str, Any]) -> list[str]:
+    """Of what tools/time_governor.py printed."""
+    rows = [
+        [busy, *(tps(speed) for speed in found["tps"].values()), f"{found['of_best_fixed']:.2f}"]
+        for busy, found in document["load"].items()
+    ]
+    names = [name if name == "auto" else f"{name} fixed" for name in document["load"]["0"]["tps"]]
+    return markdown_table(["busy processes", *(f"{name}, tokens/s" for name in names), "auto / best fixed"], rows)
+
+
+def tps(speed: dict[str, float]) -> str:
+    return f"{speed['median']:.0f} ({speed['min']:.0f}-{speed['max']:.0f})"
+
+
+def document_of(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((ROOT / "docs" / "bench" / f"{name}.json").read_text("utf-8"))
+    return found
 
 
 def filled(path: Path, blocks: dict[str, list[str]]) -> str:

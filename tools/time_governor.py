@@ -88,7 +88,8 @@ def timeline(model: Model, cores: int, seconds: float) -> dict[str, Any]:
     bins: dict[int, list[int]] = {}
     for at, threads in marks:
         bins.setdefault(int(at / BIN), []).append(threads)
-    rows = [(round(n * BIN, 2), len(used) / BIN, statistics.mean(used)) for n, used in sorted(bins.items())]
+    whole = sorted(bins.items())[:-1]  # the last one ends somewhere in the middle
+    rows = [(round(n * BIN, 2), len(used) / BIN, statistics.mean(used)) for n, used in whole]
     usual = statistics.median(tps for at, tps, _ in rows if 1 < at < begin - BIN)
     # back: the first half second after the end with 95 % of the usual speed
     behind = [(at, tps) for at, tps, _ in rows if at >= end]

@@ -281,6 +281,13 @@ def test_the_position_table_keeps_its_type_as_with_llama_quantize(
         assert_same_tensors(Path(file.path), tmp_path / "theirs.gguf")
 
 
+def test_an_older_file_gets_the_pre_tokenizer_that_it_does_not_name(made: dict[str, Path], tmp_path: Path) -> None:
+    source = rewrite(made["F32"], tmp_path / "older.gguf", metadata={"tokenizer.ggml.pre": None})
+    result = converted(source, "Q4_0", tmp_path)
+    assert read_header(result).metadata["tokenizer.ggml.pre"] == "gpt-2"
+    Model.load(result, threads=1).close()
+
+
 def test_biases_and_norms_in_f16_become_f32(made: dict[str, Path], tmp_path: Path) -> None:
     vectors = {name: floats(made["F32"], name) for name in ("blk.0.attn_qkv.bias", "output_norm.weight")}
     halves = {name: (data.shape, TensorType.F16, data.astype("<f2").tobytes()) for name, data in vectors.items()}

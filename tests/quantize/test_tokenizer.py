@@ -270,6 +270,10 @@ FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "a negative number": (lambda f: change(f / "vocab.json", lambda v: v.update(A=-1)), "without a number"),
     "a name for a number": (lambda f: change(f / "vocab.json", lambda v: v.update(A="1")), "without a number"),
+    "an empty token without one": (
+        lambda f: change(f / "vocab.json", lambda v: v.update({"": None})),
+        "without a number",
+    ),
     "half a surrogate": (
         lambda f: change(f / "vocab.json", lambda v: v.update({"\ud83d": v.pop("he")})),
         "no Unicode text",

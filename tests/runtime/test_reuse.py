@@ -12,8 +12,8 @@ from dgpt2_quant.runtime.exact_context import NEAR
 
 STORY = (Path(__file__).parents[2] / "demo" / "evaluation.txt").read_text("utf-8")
 LEVELS = ["F32", "Q8_0", "Q4_K_M", "Q4_0"]
-LENGTH = 4 * CHUNK + 30
-SHARED = [1, CHUNK - 1, CHUNK, CHUNK + 5, 3 * CHUNK, NEAR, LENGTH - 1]
+LENGTH = 3 * CHUNK + 30
+SHARED = [1, CHUNK - 1, CHUNK, CHUNK + 5, NEAR, LENGTH - 1]
 CACHES: list[dict[str, Any]] = [
     {"flash_attention": False},
     {"flash_attention": True},
@@ -88,7 +88,7 @@ class TestOneSlot:
         write(model, [*prompt, 5, 6])
         assert write(model, prompt) == (fresh, 30)
 
-    @pytest.mark.parametrize("length", [2 * CHUNK, 4 * CHUNK])
+    @pytest.mark.parametrize("length", [CHUNK, 3 * CHUNK])
     def test_behind_a_shorter_one(self, model: Model, prompt: list[int], fresh: Told, length: int) -> None:
         write(model, prompt[:length], max_tokens=CHUNK)  # of its text nothing may be taken for the prompt
         assert write(model, prompt) == (fresh, LENGTH - length)
@@ -98,12 +98,12 @@ class TestOneSlot:
         forget(model)
         told, computed = write(model, prompt[:length], max_tokens=12)
         assert computed == length
-        for before in (prompt, other(prompt, 3 * CHUNK), prompt[:length]):
+        for before in (prompt, other(prompt, 2 * CHUNK), prompt[:length]):
             write(model, before, max_tokens=12)
             assert write(model, prompt[:length], max_tokens=12)[0] == told
 
     def test_behind_one_that_was_dropped_or_scored(self, model: Model, prompt: list[int], fresh: Told) -> None:
-        next(model.stream(other(prompt, 100)))
+        next(model.stream(other(prompt, CHUNK + 36)))
         assert write(model, prompt) == (fresh, LENGTH - CHUNK)
         for tokens in (other(prompt, 100), prompt, [1]):
             model.score(tokens)

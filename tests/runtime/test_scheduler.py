@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from dgpt2_quant.quantize.errors import OverloadedError, RuntimeFailure, UsageError
 from dgpt2_quant.runtime import Model, Scheduler
+from dgpt2_quant.runtime.engine import CHUNK
 
 PROMPTS = ["Once upon a time", "The king", "The wolf", "A poor woodcutter", "In the forest", "My dear child"]
 
@@ -164,7 +165,7 @@ class TestQueue:
             steps = scheduler.stats.totals.steps
             late = scheduler.submit([5] * 500, max_tokens=2)
             next(late)
-            assert scheduler.stats.totals.steps - steps >= 500 // 64
+            assert scheduler.stats.totals.steps - steps >= 500 // CHUNK
             running.cancel()
 
     @pytest.mark.parametrize("wrong", [{"parallel": 0}, {"parallel": 257}, {"queue": -1}, {"ctx_size": 0}])
