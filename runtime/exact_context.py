@@ -4,7 +4,7 @@ Flash attention makes prompts faster, and tokens at the beginning of a text by a
 sees 512 cells or more (llama.cpp pads them to 256) it splits the sum over them by the number of threads
 (`ggml_compute_forward_flash_attn_ext_f16` in ggml-cpu/ops.cpp), and threads would change a text. Without it they never
 do, and at that depth it is not faster any more. So single tokens from position 256 on are computed without, all else
-with it. The two caches hold values in different orders; what the second one needs is carried over when it comes to that.
+with it. The two caches hold values in different orders; what the second one needs is carried over when it is used.
 """
 
 import struct
