@@ -1,9 +1,8 @@
 """Which tokens can be chosen at all: the cheap part of sampling, over the whole vocabulary.
 
-llama.cpp's samplers take an array of all tokens, which is built anew for each token and, for some, sorted: 50,257
-flat logits cost 50 us behind a top-k of 40 and several milliseconds for top-p alone, beside a decode of 2 ms. These
-functions find by vectors, most in 2-20 us, the few tokens that such a filter would leave; C then does the rest on
-them. What they find depends on nothing but the logits.
+llama.cpp's samplers take an array of all tokens, which is built anew for each token and, for some, sorted; for 50,257
+flat logits that can take longer than the decode itself. These functions find by vectors the few tokens that such a
+filter would leave; C then does the rest on them. What they find depends on nothing but the logits.
 """
 
 from typing import Any

@@ -1,0 +1,88 @@
+"""What a token costs beside its decode: choosing it, turning it into text, handing it out.
+
+usage: time_overhead.py MODEL.gguf [--rounds N] [--threads N]
+
+For each setting, in turns: the whole (milliseconds a token, by `Model.stream`), a bare loop of `llama_decode` in the
+same kind of context, and the same `Model.stream` with the decode left out, as microseconds a token: what Python takes
+where nothing empties the caches. The last line is JSON.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dgpt2_quant.runtime import Model
+from dgpt2_quant.runtime.library import NativeContext, NativeModel
+
+TOKENS = 240  # all before the position where flash attention ends
+SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "greedy": {"temperature": 0},
+    "top-k 40": {},
+    "temperature alone": {"top_k": 0, "top_p": 1.0, "min_p": 0},
+    "top-p alone": {"top_k": 0, "min_p": 0},
+    "mirostat": {"mirostat": 2},
+    "penalties": {"repeat_penalty": 1.1},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    native = NativeModel(arguments.model)
+    context = NativeContext(native, TOKENS + 2, threads=arguments.threads, flash_attention=True)
+    times: dict[str, dict[str, list[float]]] = {name: {"whole": [], "bare": [], "without": []} for name in SETTINGS}
+    with Model.load(arguments.model, threads=arguments.threads, flash_attention=True) as model:
+        for number in range(arguments.rounds + 1):
+            for name, settings in SETTINGS.items():
+                taken = (stream(model, settings), bare(context), stream(model, settings, decode=False))
+                for key, seconds in zip(times[name], taken, strict=True):
+                    if number:  # the first warms up
+                        times[name][key].append(seconds / TOKENS)
+    context.close()
+    native.close()
+    found = {
+        name: {
+            "whole_ms": round(1e3 * statistics.median(parts["whole"]), 3),
+            "bare_ms": round(1e3 * statistics.median(parts["bare"]), 3),
+            "python_warm_us": round(1e6 * statistics.median(parts["without"]), 1),
+        }
+        for name, parts in times.items()
+    }
+    print(json.dumps({"settings": found, "threads": arguments.threads, "loadavg": os.getloadavg()}))
+
+
+def stream(model: Model, settings: Mapping[str, Any], *, decode: bool = True) -> float:
+    """Seconds for the tokens behind the first one."""
+    pieces = model.stream([5], max_tokens=TOKENS + 1, ignore_eos=True, seed=1, **settings)
+    next(pieces)
+    context: Any = model._single.context
+    real = context._decode
+    if not decode:
+        context._decode = lambda handle, batch: 0  # the logits stay those of the prompt
+    try:
+        started = time.perf_counter()
+        for _ in pieces:
+            pass
+        return time.perf_counter() - started
+    finally:
+        context._decode = real
+
+
+def bare(context: NativeContext) -> float:
+    context.keep(0)
+    started = time.perf_counter()
+    for position in range(TOKENS):
+        context.decode_each([(5, position, 0)])
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()
