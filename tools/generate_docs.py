@@ -60,6 +60,7 @@ def tables() -> dict[str, list[str]]:
         "quantize": quantize_table("quantize", "quantize-imatrix"),
         "generation": generation_table(document_of("runtime")),
         "depth": depth_table(document_of("runtime")),
+        "overhead": overhead_table(document_of("overhead")),
         "governor": governor_table(document_of("governor")),
         "bench": bench_table("storybook"),
         "random": bench_table("distilgpt2-random"),
@@ -121,6 +122,15 @@ def depth_table(document: dict[str, Any]) -> list[str]:
                 far, near = found["tps"].values()
                 rows.append([level, cache, tps(near), tps(far), f"{next(iter(found['ratio'].values())):.2f}"])
     return markdown_table(["level", "cache", "at position 10, tokens/s", "at 1,000", "ratio"], rows)
+
+
+def overhead_table(document: dict[str, Any]) -> list[str]:
+    """Of what tools/time_overhead.py printed."""
+    rows = [
+        [name, f"{found['whole_ms']:.2f}", f"{found['bare_ms']:.2f}", f"{found['python_warm_us']:.0f}"]
+        for name, found in document["settings"].items()
+    ]
+    return markdown_table(["setting", "ms a token", "of it a bare decode", "Python alone, us"], rows)
 
 
 def governor_table(document: dict[str, Any]) -> list[str]:
