@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from dgpt2_quant.quantize.cores import threads_or_all
 from dgpt2_quant.quantize.errors import RuntimeFailure
 
 PROMPT_TOKENS = 64
@@ -33,7 +34,7 @@ def measure_footprint(path: Path, *, threads: int | None = None, children: int =
     """Runs the children one after another. Raises `RuntimeFailure` with what a failing one said."""
     results = []
     for _ in range(children):
-        command = [sys.executable, "-m", "dgpt2_quant.bench.footprint", str(path), str(threads or "auto")]
+        command = [sys.executable, "-m", "dgpt2_quant.bench.footprint", str(path), str(threads_or_all(threads))]
         try:
             child = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
         except subprocess.TimeoutExpired as error:
@@ -67,7 +68,7 @@ def _child(path: str, threads: str) -> None:
 
     bindings()  # importing the library is no part of loading a model
     started = time.perf_counter()
-    with Model.load(path, threads="auto" if threads == "auto" else int(threads)) as model:
+    with Model.load(path, threads=int(threads)) as model:
         load_ms = 1000 * (time.perf_counter() - started)
         prompt = [index % model.vocabulary for index in range(min(PROMPT_TOKENS, model.positions // 2))]
         generation = model.stream(prompt, max_tokens=DECODE_TOKENS, seed=0, temperature=0, ignore_eos=True)

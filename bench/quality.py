@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from dgpt2_quant.quantize.cores import threads_or_all
 from dgpt2_quant.quantize.errors import UsageError
 from dgpt2_quant.quantize.progress import Progress
 from dgpt2_quant.runtime.model import Model
@@ -54,7 +55,7 @@ def compare(
     """
     with ExitStack() as stack:
         base, *models = (
-            stack.enter_context(Model.load(path, ctx_size=context, threads=threads or "auto"))
+            stack.enter_context(Model.load(path, ctx_size=context, threads=threads_or_all(threads)))
             for path in (reference, *files)
         )
         if any(model.vocabulary != base.vocabulary for model in models):

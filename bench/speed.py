@@ -13,6 +13,7 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from dgpt2_quant.quantize.cores import threads_or_all
 from dgpt2_quant.quantize.errors import UsageError
 from dgpt2_quant.quantize.progress import Progress
 from dgpt2_quant.runtime.model import Model
@@ -59,7 +60,8 @@ def measure(
     decodes: list[list[float]] = [[] for _ in files]
     meters = [_OthersMeter() for _ in files]
     with ExitStack() as stack:
-        models = [stack.enter_context(Model.load(path, threads=threads or "auto")) for path in files]
+        count = threads_or_all(threads)  # a governor's trials are none of a file's speed
+        models = [stack.enter_context(Model.load(path, threads=count)) for path in files]
         for number in range(-1, rounds):
             for index, model in enumerate(models):
                 prompt = _prompt(model, prompt_tokens, number)
