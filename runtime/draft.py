@@ -148,9 +148,9 @@ class Draft:
             return shown + self._finish("length")
         return shown
 
-    def stop(self, reason: FinishReason = "cancelled") -> str:
+    def stop(self) -> str:
         """Ends it before its time; returns what was held back."""
-        return "" if self.completion else self._finish(reason)
+        return "" if self.completion else self._finish("cancelled")
 
     def _finish(self, reason: FinishReason) -> str:
         rest = self._show(self._text.finish())

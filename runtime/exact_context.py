@@ -1,6 +1,6 @@
 """One sequence whose bits do not depend on the number of threads, as fast as llama.cpp can be at each depth.
 
-Flash attention makes prompts faster, and tokens at the beginning of a text by an eighth. But for a single token that
+Flash attention makes prompts faster, and tokens at the beginning of a text. But for a single token that
 sees 512 cells or more (llama.cpp pads them to 256) it splits the sum over them by the number of threads
 (`ggml_compute_forward_flash_attn_ext_f16` in ggml-cpu/ops.cpp), and threads would change a text. Without it they never
 do, and at that depth it is not faster any more. So single tokens from position 256 on are computed without, all else

@@ -31,9 +31,15 @@ from .threads import check_threads, make_governor
 from .validate import check_model_file
 
 PARALLEL = 8  # sequences that decode together, unless the caller says otherwise
-MOST_PARALLEL = 256  # LLAMA_MAX_SEQ
+_MOST_PARALLEL = 256  # LLAMA_MAX_SEQ
 
 Prompts = str | Sequence[str] | Sequence[Sequence[int]]
+
+
+def check_parallel(parallel: int) -> None:
+    """Raises `UsageError` for more sequences at a time than llama.cpp has, or none."""
+    if not 1 <= parallel <= _MOST_PARALLEL:
+        raise UsageError(f"{parallel} sequences at a time were asked for; 1 to {_MOST_PARALLEL} are possible")
 
 
 class _Closable(Protocol):
@@ -161,8 +167,7 @@ class Model:
 
     def write(self, drafts: Sequence[Draft], *, parallel: int = PARALLEL) -> Batch:
         """Starts texts that `make_draft` made, each with settings of its own, `parallel` at a time."""
-        if not 1 <= parallel <= MOST_PARALLEL:
-            raise UsageError(f"{parallel} sequences at a time were asked for; 1 to {MOST_PARALLEL} are possible")
+        check_parallel(parallel)
         return Batch(drafts, self._write(drafts, parallel))
 
     def generate(
@@ -200,11 +205,11 @@ class Model:
 
         Raises `UsageError` for more tokens than `positions`.
         """
-        if tokens and not 0 <= first < len(tokens):
-            raise UsageError(f"the first row is {first}; it goes from 0 to {len(tokens) - 1}")
-        self._open()
+        ids = self._ids(tokens)
+        if not 0 <= first < len(ids):
+            raise UsageError(f"the first row is {first}; it goes from 0 to {len(ids) - 1}")
         with self._lock:
-            return scoring.logits(self._context_for(tokens), tokens, first)
+            return scoring.logits(self._context_for(), ids, first)
 
     def score(self, text: str | Sequence[int]) -> npt.NDArray[np.float32]:
         """Each token's log-probability in nats, given those before it, shape (tokens,); nan for the first.
@@ -212,10 +217,9 @@ class Model:
         Put `<|endoftext|>` before the text to score its first token as the beginning of a text. Raises `UsageError`
         for more tokens than `positions`.
         """
-        tokens = self.tokenize(text) if isinstance(text, str) else list(text)
-        self._open()
+        ids = self._ids(text)
         with self._lock:
-            return scoring.score(self._context_for(tokens), tokens)
+            return scoring.score(self._context_for(), ids)
 
     def features(self, text: str | Sequence[int], *, pooling: scoring.Pooling = "none") -> npt.NDArray[np.float32]:
         """Hidden states behind the final norm (GPT2Model's `last_hidden_state`), shape (tokens, width), float32.
@@ -223,10 +227,9 @@ class Model:
         With `pooling` "mean" over the tokens or "last", shape (width,). Raises `UsageError` for no tokens, or more
         than `positions`.
         """
-        tokens = self.tokenize(text) if isinstance(text, str) else list(text)
-        self._open()
+        ids = self._ids(text)
         with self._lock:
-            return scoring.features(self._context_for(tokens, features=True), tokens, pooling)
+            return scoring.features(self._context_for(features=True), ids, pooling)
 
     def make_draft(
         self, prompt: str | Sequence[int], positions: int | None = None, **options: Unpack[Options]
@@ -321,12 +324,18 @@ class Model:
                 engine.cancel_all()
         return native
 
-    def _context_for(self, tokens: Sequence[int], *, features: bool = False) -> NativeContext:
-        """The context to score these tokens in. Raises `UsageError` when they are none, or too many."""
+    def _ids(self, text: str | Sequence[int]) -> list[int]:
+        """The tokens of a text to be scored. Raises `UsageError` when they are none, or too many."""
         native = self._open()
+        tokens = native.tokenize(text, special=True) if isinstance(text, str) else text
         if not 0 < len(tokens) <= self.positions:
             raise UsageError(f"{len(tokens)} tokens; 1 to {self.positions} can be scored at once")
         native.check_tokens(tokens)
+        return [int(token) for token in tokens]  # NumPy's integers are none to C
+
+    def _context_for(self, *, features: bool = False) -> NativeContext:
+        """The context to score in, apart from those that generate."""
+        self._open()
         found = self._scoring.get(features)
         if found is None:
             # hidden states are compared with other implementations', which do not round their caches to 16 bits

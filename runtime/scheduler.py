@@ -21,7 +21,7 @@ from dgpt2_quant.quantize.errors import OverloadedError, RuntimeFailure, UsageEr
 
 from .draft import Draft
 from .engine import Engine, Totals
-from .model import MOST_PARALLEL, PARALLEL, Model
+from .model import PARALLEL, Model, check_parallel
 from .request import Options
 from .ticket import Event, Ticket
 
@@ -62,8 +62,7 @@ class Scheduler:
     def __init__(
         self, model: Model, *, parallel: int = PARALLEL, queue: int = QUEUE, ctx_size: int | None = None
     ) -> None:
-        if not 1 <= parallel <= MOST_PARALLEL:
-            raise UsageError(f"{parallel} sequences at a time were asked for; 1 to {MOST_PARALLEL} are possible")
+        check_parallel(parallel)
         if queue < 0:
             raise UsageError(f"the queue's length is {queue}; it is 0 or more")
         if ctx_size is not None and ctx_size < 1:

@@ -155,3 +155,14 @@ def test_generations_do_not_notice(storybook: Model) -> None:
     assert np.array_equal(storybook.score(TEXT), scores, equal_nan=True)
     assert np.array_equal(storybook.features(TEXT), states)
     assert np.array_equal(storybook.logits([1, 2, 3]), logits)
+
+
+def test_tokens_may_come_as_numpys_integers(storybook: Model) -> None:
+    tokens = storybook.tokenize(TEXT)
+    array = np.array(tokens)
+    assert np.array_equal(storybook.logits(array), storybook.logits(tokens))  # type: ignore[arg-type]
+    assert np.array_equal(storybook.score(array)[1:], storybook.score(tokens)[1:])  # type: ignore[arg-type]
+    assert np.array_equal(storybook.features(array), storybook.features(tokens))  # type: ignore[arg-type]
+    assert "".join(storybook.stream(array, max_tokens=5, seed=1)) == "".join(  # type: ignore[arg-type]
+        storybook.stream(tokens, max_tokens=5, seed=1)
+    )
