@@ -7,6 +7,7 @@ draws all that it decides from the `random.Random` that it is given, so a case i
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 from random import Random
 
@@ -17,6 +18,8 @@ from dgpt2_quant.quantize.hyperparameters import KEYS, Hyperparameters
 from dgpt2_quant.quantize.quant_types import TensorType
 
 from ..quantize.checkpoints import make_checkpoint
+
+_LARGEST = 1 << 22  # weights of a tensor that data is made for
 
 SIZES = [key for key in KEYS if not key.endswith("epsilon")]
 NUMBERS = (0, 1, 2, 3, 5, 31, 64, 255, 256, 511, 513, 1024, 2**15, 2**20, 2**31 - 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1)
@@ -384,14 +387,15 @@ def change_a_type(draft: Draft, random: Random) -> None:
 def retype_tensors(draft: Draft, random: Random) -> None:
     """Sound blocks of another type, in one matrix or in several."""
     for tensor in draft.tensors:
-        if len(tensor.dimensions) == 2 and random.random() < 0.4:
+        # an absurd shape of an earlier mutation stays what it is: nobody has the data for it
+        if len(tensor.dimensions) == 2 and random.random() < 0.4 and prod(tensor.dimensions) < _LARGEST:
             fitting = [kind for kind in TensorType if tensor.dimensions[0] % kind.block == 0]
             tensor.type = random.choice(fitting)
             tensor.data = random_blocks(tensor.dimensions, TensorType(tensor.type), random)
 
 
 def retype_a_vector(draft: Draft, random: Random) -> None:
-    vectors = [tensor for tensor in draft.tensors if len(tensor.dimensions) == 1]
+    vectors = [t for t in draft.tensors if len(t.dimensions) == 1 and t.dimensions[0] < _LARGEST]
     if vectors:
         tensor = random.choice(vectors)
         tensor.type = random.choice((TensorType.F16, TensorType.BF16, TensorType.Q8_0))
