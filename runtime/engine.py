@@ -169,8 +169,10 @@ class Engine:
             self._entering = None
             self._active = [slot.draft for slot in self._slots if slot.draft]
             draft.began_at = self.totals.steps, self.totals.decode_seconds
-            self._row[:] = slot.row
-            pieces.append((draft, draft.advance(self._row)))
+            if not computed:
+                self._row[:] = slot.row
+            row = self.context.logits(1)[0] if computed else self._row
+            pieces.append((draft, draft.advance(row)))
         return computed
 
     def _reuse(self, slot: _Slot, draft: Draft) -> None:

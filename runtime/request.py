@@ -106,7 +106,10 @@ def make_request(
         raise UsageError(f"logprobs is {logprobs}; this vocabulary has {model.vocabulary} tokens")
     stops = _stops(settings.pop("stop", None))
     ignore_eos, truncate, echo = (bool(settings.pop(name, False)) for name in ("ignore_eos", "truncate", "echo"))
-    tokens, text = _prompt(model, positions, prompt, max_tokens if truncate else None)
+    tokens, is_cut = _prompt(model, positions, prompt, max_tokens if truncate else None)
+    text = None
+    if echo:
+        text = prompt if isinstance(prompt, str) and not is_cut else model.detokenize(tokens)
     return Request(
         tokens,
         max_tokens,
@@ -116,14 +119,14 @@ def make_request(
         ignore_eos,
         min_tokens,
         logprobs,
-        text if echo else None,
+        text,
     )
 
 
 def _prompt(
     model: NativeModel, positions: int, prompt: str | Sequence[int], truncated_for: int | None
-) -> tuple[list[int], str]:
-    """Token ids and text of a prompt; if need be cut so that `truncated_for` tokens have room behind it."""
+) -> tuple[list[int], bool]:
+    """Token ids of a prompt, and whether they are cut so that `truncated_for` tokens have room behind them."""
     if isinstance(prompt, str):
         tokens = model.tokenize(prompt, special=True)
     elif isinstance(prompt, Iterable):
@@ -131,18 +134,17 @@ def _prompt(
         tokens = [int(token) for token in prompt]  # NumPy's integers are none to C
     else:
         raise UsageError(f"the prompt is {prompt!r}; it is a text, or a list of token ids")
-    text = prompt if isinstance(prompt, str) else model.detokenize(tokens)
     tokens = tokens or [model.bos]
+    is_cut = len(tokens) > positions and truncated_for is not None
     if len(tokens) > positions and truncated_for is not None:
         # the last token that is sampled needs no position
         tokens = tokens[-max(positions - truncated_for + 1, -(-positions // 2)) :][-positions:]
-        text = model.detokenize(tokens)
     if len(tokens) > positions:
         raise UsageError(
             f"the prompt has {len(tokens)} tokens; this model has {positions} positions",
             "Shorten the prompt, or let it be truncated to its end.",
         )
-    return tokens, text
+    return tokens, is_cut
 
 
 def _stops(stop: object) -> tuple[str, ...]:

@@ -52,7 +52,9 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for name, (low, high) in _BOUNDS.items():
-            _check(name, getattr(self, name), low, high)
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not low <= value <= high:
+                raise UsageError(f"{name} is {value}; it goes from {low} to {high}")
         for name in _WHOLE:
             if type(getattr(self, name)) is not int:
                 raise UsageError(f"{name} is {getattr(self, name)}, not a whole number")
@@ -112,11 +114,6 @@ _BOUNDS = {
     "mirostat_eta": (0, 1),
 }
 _WHOLE = ("top_k", "repeat_last_n", "dry_allowed_length", "dry_penalty_last_n", "mirostat")
-
-
-def _check(name: str, value: float, low: float, high: float) -> None:
-    if type(value) not in (int, float) or not low <= value <= high:
-        raise UsageError(f"{name} is {value}; it goes from {low} to {high}")
 
 
 def _check_grammar(grammar: str) -> None:
