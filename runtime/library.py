@@ -95,6 +95,14 @@ class NativeModel:
         self.width: int = lib.llama_model_n_embd(self.handle)
         self.bos: int = lib.llama_vocab_bos(self.vocab)
         self.eos: int = lib.llama_vocab_eos(self.vocab)
+        self.real_vocabulary = self._without_padding()
+
+    def _without_padding(self) -> int:
+        """How many tokens there are before those of type UNUSED at the end: the vocabulary is padded with such."""
+        lib, count = bindings(), self.vocabulary
+        while count and lib.llama_vocab_get_attr(self.vocab, count - 1) & lib.LLAMA_TOKEN_ATTR_UNUSED:
+            count -= 1
+        return count or self.vocabulary
 
     def sampler_step(self, name: str, *arguments: Any) -> Any:
         """What `llama_sampler_init_NAME` makes of these arguments, to be freed by the caller."""

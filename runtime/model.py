@@ -12,21 +12,18 @@ import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Protocol, Self, Unpack
 
-import numpy as np
-import numpy.typing as npt
 from dgpt2_quant.quantize.errors import RuntimeFailure, UsageError
 from dgpt2_quant.quantize.gguf_file import require_file
 
-from . import scoring
 from .draft import Completion, Draft
 from .engine import CHUNK, Engine, Piece
 from .exact_context import ExactContext
 from .generation import Batch, Generation
 from .library import F16, F32, KV_TYPES, NativeContext, NativeModel
 from .request import Options, check_seed, make_request, random_seed
+from .scorer import Scorer
 from .threads import check_threads, make_governor
 from .validate import check_model_file
 
@@ -46,11 +43,12 @@ class _Closable(Protocol):
     def close(self) -> None: ...
 
 
-class Model:
+class Model(Scorer):
     """A GGUF file in memory. Its calls may come from several threads; they take turns.
 
-    `positions` is the context's length in tokens, `vocabulary` the number of logits, `width` that of a hidden state,
-    `quant_type` the level's name (None where the file does not say).
+    `positions` is the context's length in tokens, `vocabulary` the number of logits (those of real tokens come first,
+    `real_vocabulary` of them; behind are only pad tokens), `width` that of a hidden state, `quant_type` the level's
+    name (None where the file does not say).
     """
 
     def __init__(
@@ -68,6 +66,7 @@ class Model:
         self.quant_type = quant_type
         self.positions = positions
         self.vocabulary = native.vocabulary
+        self.real_vocabulary = native.real_vocabulary
         self.width = native.width
         self._threads = threads
         self._flash_attention = flash_attention
@@ -200,37 +199,6 @@ class Model:
         """Whether this token ends a text."""
         return self._open().is_end(token)
 
-    def logits(self, tokens: Sequence[int], first: int = 0) -> npt.NDArray[np.float32]:
-        """Logits for the positions `first` and later of a text of its own, shape (len(tokens) - first, vocabulary).
-
-        Raises `UsageError` for more tokens than `positions`.
-        """
-        ids = self._ids(tokens)
-        if not 0 <= first < len(ids):
-            raise UsageError(f"the first row is {first}; it goes from 0 to {len(ids) - 1}")
-        with self._lock:
-            return scoring.logits(self._context_for(), ids, first)
-
-    def score(self, text: str | Sequence[int]) -> npt.NDArray[np.float32]:
-        """Each token's log-probability in nats, given those before it, shape (tokens,); nan for the first.
-
-        Put `<|endoftext|>` before the text to score its first token as the beginning of a text. Raises `UsageError`
-        for more tokens than `positions`.
-        """
-        ids = self._ids(text)
-        with self._lock:
-            return scoring.score(self._context_for(), ids)
-
-    def features(self, text: str | Sequence[int], *, pooling: scoring.Pooling = "none") -> npt.NDArray[np.float32]:
-        """Hidden states behind the final norm (GPT2Model's `last_hidden_state`), shape (tokens, width), float32.
-
-        With `pooling` "mean" over the tokens or "last", shape (width,). Raises `UsageError` for no tokens, or more
-        than `positions`.
-        """
-        ids = self._ids(text)
-        with self._lock:
-            return scoring.features(self._context_for(features=True), ids, pooling)
-
     def make_draft(
         self, prompt: str | Sequence[int], positions: int | None = None, **options: Unpack[Options]
     ) -> Draft:
@@ -324,15 +292,6 @@ class Model:
                 engine.cancel_all()
         return native
 
-    def _ids(self, text: str | Sequence[int]) -> list[int]:
-        """The tokens of a text to be scored. Raises `UsageError` when they are none, or too many."""
-        native = self._open()
-        tokens = native.tokenize(text, special=True) if isinstance(text, str) else text
-        if not 0 < len(tokens) <= self.positions:
-            raise UsageError(f"{len(tokens)} tokens; 1 to {self.positions} can be scored at once")
-        native.check_tokens(tokens)
-        return [int(token) for token in tokens]  # NumPy's integers are none to C
-
     def _context_for(self, *, features: bool = False) -> NativeContext:
         """The context to score in, apart from those that generate."""
         self._open()
@@ -340,7 +299,11 @@ class Model:
         if found is None:
             # hidden states are compared with other implementations', which do not round their caches to 16 bits
             found = self._scoring[features] = self._new_context(
-                self.positions, threads=self.threads, embeddings=features, kv_type=F32 if features else F16
+                self.positions,
+                threads=self.threads,
+                embeddings=features,
+                kv_type=F32 if features else F16,
+                flash_attention=not features,  # several tokens at once: there it lets no threads into the bits
             )
         if found.threads != self.threads:
             found.set_threads(self.threads)
@@ -373,14 +336,6 @@ class Model:
                 "Load it in each process, or start processes by `spawn`.",
             )
         return self._native
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if getattr(self, "_native", None) is not None:

@@ -13,11 +13,11 @@ seed are others than PyTorch's: another generator of random numbers, and quantiz
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from dgpt2_quant.quantize.errors import UsageError
 
+from .closing import Closing
 from .draft import Draft
 from .model import PARALLEL, Model
 
@@ -85,7 +85,7 @@ def pipeline(
     return TextGenerationPipeline(Model.load(path, threads=threads), **options)
 
 
-class TextGenerationPipeline:
+class TextGenerationPipeline(Closing):
     """Call it with a text or several; `model` is the `Model` behind it. `options` are defaults for the calls."""
 
     def __init__(self, model: Model, **options: Any) -> None:
@@ -155,12 +155,8 @@ class TextGenerationPipeline:
             repeat_last_n=-1,
         )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Closes the model."""
         self.model.close()
 
 

@@ -114,10 +114,7 @@ class Sampler:
             return True
         if top == -math.inf and not self._plain:
             return False
-        raise RuntimeFailure(
-            "the logits are not finite: the model's weights are so large that its sums overflow",
-            "The file is damaged, or never was a model that works; make it again with `dgpt2-quant convert`.",
-        )
+        raise overflowed()
 
     def _draw(self, ids: Ids, logits: Logits) -> int:
         choice = self._choice
@@ -159,6 +156,14 @@ class Sampler:
 
     def __del__(self) -> None:
         self.close()
+
+
+def overflowed() -> RuntimeFailure:
+    """What to raise for logits that are not finite."""
+    return RuntimeFailure(
+        "the logits are not finite: the model's weights are so large that its sums overflow",
+        "The file is damaged, or never was a model that works; make it again with `dgpt2-quant convert`.",
+    )
 
 
 def _choice(settings: Sampling, seed: int) -> Sequence[tuple[Any, ...]]:

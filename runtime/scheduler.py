@@ -14,11 +14,11 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from types import TracebackType
-from typing import Self, Unpack
+from typing import Unpack
 
 from dgpt2_quant.quantize.errors import OverloadedError, RuntimeFailure, UsageError
 
+from .closing import Closing
 from .draft import Draft
 from .engine import Engine, Totals
 from .model import PARALLEL, Model, check_parallel
@@ -51,7 +51,7 @@ class _Job:
     cancelled: bool = False
 
 
-class Scheduler:
+class Scheduler(Closing):
     """Requests for one model, from any thread: `parallel` at a time, in the order in which they came.
 
     At most `queue` more may wait. Each has `ctx_size` positions (default: the model's). One thread of its own does the
@@ -189,14 +189,6 @@ class Scheduler:
             job.draft.stop()
             if ticket := job.ticket():
                 ticket.push(error)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 @cache

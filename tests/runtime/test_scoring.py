@@ -166,3 +166,68 @@ def test_tokens_may_come_as_numpys_integers(storybook: Model) -> None:
     assert "".join(storybook.stream(array, max_tokens=5, seed=1)) == "".join(  # type: ignore[arg-type]
         storybook.stream(tokens, max_tokens=5, seed=1)
     )
+
+
+class TestContinuations:
+    """Scores behind a shared prefix, against `score` of the whole."""
+
+    @staticmethod
+    def expected(model: Model, prefix: list[int], tokens: list[int]) -> tuple[npt.NDArray[Any], list[bool]]:
+        rows = model.logits(prefix + tokens)[len(prefix) - 1 : -1]
+        greedy = [int(row.argmax()) == token for row, token in zip(rows, tokens, strict=True)]
+        return model.score(prefix + tokens)[len(prefix) :], greedy
+
+    def test_they_are_those_of_the_whole_text(self, storybook: Model) -> None:
+        prefix = storybook.tokenize(TEXT)
+        continuations = [storybook.tokenize(text) for text in (" The wolf", " They lived happily ever after.", " x")]
+        continuations.append([int(storybook.logits(prefix)[-1].argmax())])  # one token, and the greedy one
+        found = storybook.score_continuations(prefix, continuations)
+        for scores, tokens in zip(found, continuations, strict=True):
+            log_probs, greedy = self.expected(storybook, prefix, tokens)
+            assert (scores.log_probs.dtype, scores.greedy.dtype) == (np.float32, np.bool_)
+            assert np.abs(scores.log_probs - log_probs).max() < 0.01
+            assert scores.greedy.tolist() == greedy
+        assert found[-1].greedy.tolist() == [True]
+
+    def test_the_order_does_not_matter(self, storybook: Model) -> None:
+        prefix, short, long = [5, 6, 7], [8], list(range(100, 160))
+        one = storybook.score_continuations(prefix, [short, long, short])
+        other = storybook.score_continuations(prefix, [long])
+        assert np.array_equal(one[0].log_probs, one[2].log_probs)
+        assert np.array_equal(one[1].log_probs, other[0].log_probs)
+
+    @pytest.mark.parametrize(("before", "behind"), [(1, 700), (600, 100), (700, 1), (513, 2)])
+    def test_of_more_tokens_than_a_batch(self, long: Model, before: int, behind: int) -> None:
+        prefix, tokens = LONG[:before], [LONG[index % 800] for index in range(before, before + behind)]
+        (found,) = long.score_continuations(prefix, [tokens])
+        assert np.abs(found.log_probs - self.expected(long, prefix, tokens)[0]).max() < 0.01
+
+    def test_of_none(self, storybook: Model) -> None:
+        assert storybook.score_continuations([5], []) == []
+
+    def test_pad_tokens_do_not_count(self, storybook: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(storybook, "real_vocabulary", 100)  # as if all others only filled it up
+        (found,) = storybook.score_continuations([5, 6], [[7, 8]])
+        rows = storybook.logits([5, 6, 7])[1:, :100].astype(np.float64)
+        assert found.log_probs == pytest.approx(
+            [row[token] - np.logaddexp.reduce(row) for row, token in zip(rows, (7, 8), strict=True)], abs=0.01
+        )
+        assert found.greedy.tolist() == [int(row.argmax()) == token for row, token in zip(rows, (7, 8), strict=True)]
+
+    def test_generations_do_not_notice(self, storybook: Model) -> None:
+        before = "".join(storybook.stream(TEXT, seed=1, max_tokens=10))
+        storybook.score_continuations([5], [[6]])
+        assert "".join(storybook.stream(TEXT, seed=1, max_tokens=10)) == before
+
+    @pytest.mark.parametrize(
+        ("prefix", "continuation", "says"),
+        [
+            ([], [5], "0 tokens"),
+            ([5], [], "a continuation has no tokens"),
+            ([5] * 500, [5] * 13, "513 tokens; 1 to 512"),
+            ([5], [8189], "no token 8189"),
+        ],
+    )
+    def test_refused(self, storybook: Model, prefix: list[int], continuation: list[int], says: str) -> None:
+        with pytest.raises(UsageError, match=says):
+            storybook.score_continuations(prefix, [[5], continuation])
