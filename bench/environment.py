@@ -14,7 +14,7 @@ def describe_environment(threads: int | None) -> Environment:
     """Everything a reader needs to judge the numbers; `threads` None means all usable cores."""
     cores = usable_cores()
     return {
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": cores,
         "threads": threads or cores,
         "ram_bytes": _ram_bytes(),
@@ -26,7 +26,8 @@ def describe_environment(threads: int | None) -> Environment:
     }
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor, as the system calls it."""
     try:
         for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
             if line.startswith("model name"):

@@ -1,65 +1,96 @@
-"""Perplexity by llama.cpp's method, so that the numbers can be laid beside everybody else's.
+"""Perplexity of one file on a text, by llama.cpp's method or the strided one of Transformers' documentation."""
 
-The text's tokens are cut into chunks of `context`; each chunk is a text of its own, and the tokens of its second half
-are scored, so that each has at least half a context before it (llama.cpp, tools/perplexity/perplexity.cpp).
-"""
-
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
-from dgpt2_quant.quantize.errors import UsageError
+from dgpt2_quant.quantize.cores import threads_or_all
+from dgpt2_quant.quantize.output_file import refuse_existing
+from dgpt2_quant.quantize.progress import Progress
+from dgpt2_quant.quantize.quant_types import QuantType
+from dgpt2_quant.quantize.resolve import DEFAULT_MODEL
+from dgpt2_quant.quantize.store import model_file
+from dgpt2_quant.runtime.model import Model
 
-CONTEXT = 512
-
-
-@dataclass(frozen=True)
-class Perplexity:
-    """`nll` is the mean negative log-likelihood of a token, in nats; `stderr` that of the perplexity."""
-
-    tokens: int
-    nll: float
-    perplexity: float
-    stderr: float
-
-
-def chunks(tokens: Sequence[int], context: int) -> list[Sequence[int]]:
-    """The whole chunks of `context` tokens. Raises `UsageError` when there is not even one."""
-    if len(tokens) < context:
-        raise UsageError(
-            f"the text has {len(tokens)} tokens; at least one chunk of {context} is needed",
-            "Take a longer text.",
-        )
-    return [tokens[start : start + context] for start in range(0, len(tokens) - context + 1, context)]
+from . import rows
+from .datasets import load_bench_text
+from .divergence import summarize
+from .per_token import TokenTexts, lines_alone, write_lines
+from .quality import logits, visit
+from .rows import FloatArray, ForBlocks, Logits
+from .schema import PerplexityJson
+from .windows import CONTEXT, Cut, Method, Window
 
 
-def scored_half(chunk: Sequence[int]) -> tuple[int, npt.NDArray[np.int64]]:
-    """Where the scored half begins, and the tokens that its logits (the last one's aside) should have predicted."""
-    first = len(chunk) // 2
-    return first, np.asarray(chunk[first + 1 :], np.int64)
+def perplexity(
+    model: str = DEFAULT_MODEL,
+    *,
+    type: str | QuantType | None = None,
+    text: str | Path = "evaluation",
+    ctx_size: int = CONTEXT,
+    method: Method | None = None,
+    stride: int | None = None,
+    per_token: Path | None = None,
+    overwrite: bool = False,
+    threads: int | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+    progress: Progress | None = None,
+    announce: Callable[[str], None] | None = None,
+) -> PerplexityJson:
+    """Scores a text: a bundled one by name, a data set by name, or a file, in windows of `ctx_size` tokens.
+
+    `method` is llama.cpp, or strided (the default where a `stride` is given; half of the context where it is not).
+    `per_token` is a file for one line of JSON a scored token. Raises `DgptQuantError`.
+    """
+    if per_token is not None:
+        refuse_existing(per_token, overwrite)
+    cut = Cut(method or ("strided" if stride is not None else "llama.cpp"), ctx_size, stride)
+    source = load_bench_text(text, offline=offline)
+    count = threads_or_all(threads)
+    name, path = model_file(
+        model, type=type, revision=revision, offline=offline, threads=threads, progress=progress, announce=announce
+    )
+    with Model.load(path, ctx_size=cut.context, threads=count) as loaded, rows.on_threads(count) as for_blocks:
+        cut = cut.fitted(loaded.positions)
+        tokens = loaded.tokenize(source.text, special=False)
+        windows = cut.windows(tokens)
+        loaded.score(windows[0].tokens[:1])  # makes the context: what is timed is the scoring alone
+        parts: list[FloatArray] = []
+        seconds = 0.0
+        for number, window in enumerate(windows):
+            started = time.perf_counter()
+            parts.append(_nll(loaded, window, for_blocks))
+            seconds += time.perf_counter() - started
+            if progress:
+                progress(number + 1, len(windows), "perplexity")
+        if per_token is not None:
+            texts = TokenTexts(loaded, windows)
+            tops = (rows.expected(logits(loaded, window), window.targets, for_blocks) for window in windows)
+            write_lines(lines_alone(tops, texts), per_token, overwrite=overwrite)
+    result = summarize(np.concatenate(parts))
+    return {
+        "model": name,
+        "text": {"name": source.name, "sha256": source.sha256, "tokens": len(tokens)},
+        "method": cut.method,
+        "context": cut.context,
+        "stride": cut.stride,
+        "tokens_scored": result.tokens,
+        "nll": result.nll,
+        "perplexity": result.perplexity,
+        "perplexity_stderr": result.stderr,
+        "tps": sum(len(window.tokens) for window in windows) / seconds,
+        "threads": count,
+    }
 
 
-def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Log-probabilities along the last axis, shape (rows, vocabulary); the sums are taken in float64."""
-    shifted: npt.NDArray[np.float32] = logits - logits.max(axis=-1, keepdims=True)
-    total = np.exp(shifted).sum(axis=-1, keepdims=True, dtype=np.float64)
-    shifted -= np.log(total).astype(np.float32)
-    return shifted
+def _nll(model: Model, window: Window, for_blocks: ForBlocks) -> FloatArray:
+    found = np.empty(len(window.targets))
 
+    def see(start: int, part: Logits) -> None:
+        there = slice(start, start + len(part))
+        found[there] = rows.nll(part, window.targets[there], for_blocks)
 
-def negative_log_likelihood(
-    log_probs: npt.NDArray[np.float32], targets: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float64]:
-    """Of the tokens that came, (rows,), in nats."""
-    nll: npt.NDArray[np.float64] = -log_probs[np.arange(len(targets)), targets].astype(np.float64)
-    return nll
-
-
-def summarize(nll: npt.NDArray[np.floating]) -> Perplexity:
-    """From each scored token's negative log-likelihood; the standard error is llama-perplexity's, by the delta rule."""
-    count = nll.size
-    mean = float(nll.mean(dtype=np.float64))
-    spread = float(np.sqrt(nll.var(dtype=np.float64) / (count - 1))) if count > 1 else math.nan
-    return Perplexity(count, mean, math.exp(mean), math.exp(mean) * spread)
+    visit(model, window, see)
+    return found

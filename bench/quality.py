@@ -1,13 +1,15 @@
-"""Perplexity and KL divergence of several files against one reference, in lockstep.
+"""What several files make of one text, token by token, beside a reference.
 
-Chunk by chunk, the reference's logits are computed once and every file's are compared with them at once, so that
-nothing has to be stored: 255 rows of DistilGPT2's 50,257 logits are 51 MB, a text's would be gigabytes.
+Window by window the reference's logits are taken from the cache, or computed, and every file's are compared with them
+at once, in float: nothing but a few numbers for each token stays.
 """
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,29 +17,43 @@ from dgpt2_quant.quantize.cores import threads_or_all
 from dgpt2_quant.quantize.errors import UsageError
 from dgpt2_quant.quantize.progress import Progress
 from dgpt2_quant.runtime.model import Model
+from dgpt2_quant.runtime.scoring import Visitor
 
-from .divergence import Divergence, TokenScores, combine, score
-from .perplexity import (
-    CONTEXT,
-    Perplexity,
-    chunks,
-    log_softmax,
-    negative_log_likelihood,
-    scored_half,
-    summarize,
-)
+from . import rows
+from .reference_cache import LIMIT, ReferenceCache
+from .rows import Base, Expected, ForBlocks, Found, Logits
+from .windows import LLAMA_CPP, Cut, Window
 
-_SHORTEST = 4  # positions of a chunk
+_NOISE_WINDOWS = 8  # in which the reference is computed once more
+_NOISE_BATCH = 32  # tokens at once, instead of a whole window
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The first scored tokens once more, by the reference itself on another road, told in words by `how`."""
+
+    how: str
+    scores: Found
 
 
 @dataclass(frozen=True)
 class Quality:
-    """`results` in the order of the files; `tokens` of the whole text, `context` of each chunk."""
+    """`levels` in the order of the files; all arrays have one value for each scored token, window by window.
 
-    tokens: int
-    context: int
-    reference: Perplexity
-    results: list[Divergence]
+    `tokens` are those of the whole text, `cut` how it was scored.
+    """
+
+    tokens: Sequence[int]
+    cut: Cut
+    windows: list[Window]
+    base: Base
+    levels: list[Found]
+    noise: Noise
+
+    @property
+    def lengths(self) -> list[int]:
+        """How many scored tokens each window has."""
+        return [len(window.targets) for window in self.windows]
 
 
 def compare(
@@ -45,34 +61,81 @@ def compare(
     files: Sequence[Path],
     text: str,
     *,
-    context: int = CONTEXT,
+    cut: Cut = LLAMA_CPP,
     threads: int | None = None,
+    cache_bytes: int = LIMIT,
     progress: Progress | None = None,
 ) -> Quality:
-    """Scores the text with each file. Models with fewer positions than `context` get chunks of their own size.
+    """Scores the text with each file. Models with fewer positions than the cut's context get windows of their size.
 
-    Raises `UsageError` for a text shorter than one chunk, or files of different vocabularies.
+    Only real tokens count: pad tokens at a vocabulary's end have no part in any probability. `cache_bytes` bounds
+    what is kept of the reference. Raises `UsageError` for a text that is too short, or files of different vocabularies.
     """
+    count = threads_or_all(threads)
+    other = 2 if count == 1 else 1
     with ExitStack() as stack:
-        base, *models = (
-            stack.enter_context(Model.load(path, ctx_size=context, threads=threads_or_all(threads)))
-            for path in (reference, *files)
-        )
-        if any(model.vocabulary != base.vocabulary for model in models):
-            raise UsageError(f"the files have not all the vocabulary of {reference}")
-        context = min(context, base.positions)
-        if context < _SHORTEST:
-            raise UsageError(f"{context} positions are too few to score a text; at least {_SHORTEST} are needed")
+        load = partial(Model.load, ctx_size=cut.context)
+        base, again = (stack.enter_context(load(reference, threads=number)) for number in (count, other))
+        models = [stack.enter_context(load(path, threads=count)) for path in files]
+        cut = cut.fitted(min(model.positions for model in (base, *models)))
         tokens = base.tokenize(text, special=False)
-        parts = chunks(tokens, context)
-        base_nll: list[npt.NDArray[np.float64]] = []
-        scores: list[list[TokenScores]] = [[] for _ in models]
-        for number, chunk in enumerate(parts):
-            first, targets = scored_half(chunk)
-            expected = log_softmax(base.logits(chunk, first)[:-1])
-            base_nll.append(negative_log_likelihood(expected, targets))
-            for model, found in zip(models, scores, strict=True):
-                found.append(score(expected, log_softmax(model.logits(chunk, first)[:-1]), targets))
+        for path, model in zip(files, models, strict=True):
+            if model.real_vocabulary != base.real_vocabulary or model.tokenize(text, special=False) != tokens:
+                raise UsageError(f"{path} has not the vocabulary of {reference}", "Compare levels of one model.")
+        windows = cut.windows(tokens)
+        noisy = min(len(windows), _NOISE_WINDOWS)
+        for_blocks = stack.enter_context(rows.on_threads(count))
+        expected: list[Base] = []
+        levels: list[list[Found]] = [[] for _ in models]
+        noise: list[Found] = []
+        cache = ReferenceCache(cache_bytes)
+        kept = cache.rows(reference, windows, base.real_vocabulary, lambda window: logits(base, window))
+        stack.enter_context(closing(kept))
+        for number, (window, of_base) in enumerate(zip(windows, kept, strict=True)):
+            wanted = rows.expected(of_base, window.targets, for_blocks)
+            expected.append(Base(wanted.nll, wanted.top, wanted.top_p))
+            for model, scores in zip(models, levels, strict=True):
+                scores.append(scored(model, window, wanted, for_blocks))
+            if number < noisy:
+                noise.append(scored(again, window, wanted, for_blocks, batch=_NOISE_BATCH))
             if progress:
-                progress(number + 1, len(parts), "perplexity and KL divergence")
-    return Quality(len(tokens), context, summarize(np.concatenate(base_nll)), [combine(found) for found in scores])
+                progress(number + 1, len(windows), "perplexity and KL divergence")
+    how = f"{_NOISE_BATCH} tokens at a time on {other} thread{'s' * (other > 1)}, {noisy} of {len(windows)} windows"
+    return Quality(
+        tokens,
+        cut,
+        windows,
+        Base(*_joined([(part.nll, part.top, part.top_p) for part in expected])),
+        [Found(*_joined([(part.nll, part.kld, part.top) for part in scores])) for scores in levels],
+        Noise(how, Found(*_joined([(part.nll, part.kld, part.top) for part in noise]))),
+    )
+
+
+def logits(model: Model, window: Window) -> Logits:
+    """A copy of those of the scored rows, over the real vocabulary, (rows, vocabulary)."""
+    parts: list[Logits] = []
+    visit(model, window, lambda _, part: parts.append(part.copy()))
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def visit(model: Model, window: Window, see: Visitor, batch: int | None = None) -> None:
+    """Calls `see(index of the first, rows)` with views of the scored rows, over the real vocabulary."""
+    count = len(window.targets)
+
+    def see_real(position: int, part: Logits) -> None:
+        start = position - window.first
+        if start < count:  # behind the last token nothing is scored
+            see(start, part[: count - start, : model.real_vocabulary])
+
+    model.visit_logits(window.tokens, window.first, see_real, batch=batch)
+
+
+def scored(model: Model, window: Window, wanted: Expected, for_blocks: ForBlocks, batch: int | None = None) -> Found:
+    """A model's scores of a window, beside the reference's."""
+    result = rows.no_scores(len(window.targets))
+    visit(model, window, lambda start, part: rows.compare(part, wanted, start, result, for_blocks), batch)
+    return result
+
+
+def _joined(parts: Sequence[tuple[npt.NDArray[Any], ...]]) -> list[npt.NDArray[Any]]:
+    return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]

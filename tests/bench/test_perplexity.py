@@ -1,102 +1,117 @@
-"""Perplexity against its definition in float64, and against llama-perplexity's own arithmetic."""
+"""Perplexity of one file, against its definition in float64 by either method."""
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from dgpt2_quant.bench.perplexity import chunks, log_softmax, scored_half, summarize
-from dgpt2_quant.bench.quality import compare
-from dgpt2_quant.quantize.errors import UsageError
+from dgpt2_quant.bench.perplexity import perplexity
+from dgpt2_quant.quantize.errors import ModelNotFoundError, UsageError
 from dgpt2_quant.quantize.text import load_text
 from dgpt2_quant.runtime import Model
 
 
-def random_logits(rows: int = 40, vocabulary: int = 500, scale: float = 5) -> npt.NDArray[np.float32]:
-    return np.random.default_rng(1).normal(0, scale, (rows, vocabulary)).astype(np.float32)
+def log_probs(model: Model, tokens: list[int]) -> npt.NDArray[np.float64]:
+    exact = model.logits(tokens).astype(np.float64)
+    exact -= exact.max(axis=-1, keepdims=True)
+    return exact - np.log(np.exp(exact).sum(axis=-1, keepdims=True))
 
 
-def test_log_softmax_is_the_definition() -> None:
-    logits = random_logits()
-    exact = logits.astype(np.float64)
-    exact -= np.log(np.exp(exact).sum(axis=-1, keepdims=True))
-    found = log_softmax(logits)
-    assert found.dtype == np.float32
-    assert np.abs(found - exact).max() < 1e-5
+@pytest.fixture(scope="module")
+def tale(tmp_path_factory: pytest.TempPathFactory, storybook_files: dict[str, Path]) -> tuple[Path, list[int]]:
+    """A text of 1,100 tokens or so, and these."""
+    path = tmp_path_factory.mktemp("text") / "tale.txt"
+    path.write_text(load_text().text[:4300], "utf-8")
+    with Model.load(storybook_files["F32"], threads=1) as model:
+        tokens = model.tokenize(path.read_text("utf-8"), special=False)
+    assert 1024 <= len(tokens) < 1536
+    return path, tokens
 
 
-@pytest.mark.parametrize("shift", [0, 1000, -1000])
-def test_log_softmax_sums_to_one(shift: float) -> None:
-    sums = np.exp(log_softmax(random_logits() + np.float32(shift)).astype(np.float64)).sum(axis=-1)
-    assert np.abs(sums - 1).max() < 1e-4
-
-
-def test_log_softmax_leaves_the_logits_alone() -> None:
-    logits = random_logits()
-    log_softmax(logits)
-    assert np.array_equal(logits, random_logits())
-
-
-def test_summary_is_the_definition() -> None:
-    nll = np.random.default_rng(2).exponential(3, 1000)
-    found = summarize(nll.astype(np.float32))
-    mean = sum(nll) / 1000
-    deviation = math.sqrt(sum((value - mean) ** 2 for value in nll) / 1000)
-    assert found.tokens == 1000
-    assert found.nll == pytest.approx(mean)
-    assert found.perplexity == pytest.approx(math.exp(mean))
-    assert found.stderr == pytest.approx(math.exp(mean) * deviation / math.sqrt(999))
-
-
-def test_a_sure_model_has_perplexity_1_and_a_guessing_one_that_of_its_choices() -> None:
-    assert summarize(np.zeros(9)).perplexity == 1
-    even = -log_softmax(np.zeros((9, 50), np.float32))[:, 0]
-    assert summarize(even).perplexity == pytest.approx(50)
-    assert summarize(even).stderr == pytest.approx(0, abs=1e-6)
-
-
-def test_whole_chunks_only() -> None:
-    assert [list(chunk) for chunk in chunks(range(11), 4)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert [list(chunk) for chunk in chunks(range(8), 4)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert chunks([1, 2, 3, 4], 4) == [[1, 2, 3, 4]]
-
-
-def test_a_text_shorter_than_a_chunk_is_refused() -> None:
-    with pytest.raises(UsageError, match="the text has 511 tokens; at least one chunk of 512"):
-        chunks(range(511), 512)
-
-
-def test_the_scored_tokens_are_those_of_the_second_half() -> None:
-    first, targets = scored_half(range(100, 108))
-    # the logits at 4, 5 and 6 predict the tokens at 5, 6 and 7
-    assert (first, targets.tolist()) == (4, [105, 106, 107])
-    assert len(scored_half(range(512))[1]) == 255
-
-
-def test_the_figures_are_those_of_llama_perplexity(storybook_files: dict[str, Path]) -> None:
-    text = load_text().text
+def test_the_figures_are_those_of_llama_perplexity(
+    storybook_files: dict[str, Path], tale: tuple[Path, list[int]]
+) -> None:
+    path, tokens = tale
     nll = []
     with Model.load(storybook_files["F32"], threads=1) as model:
-        tokens = model.tokenize(text, special=False)
         for start in (0, 512):
             chunk = tokens[start : start + 512]
             # tools/perplexity/perplexity.cpp: log_softmax() on rows n_ctx/2 .. n_ctx-2, each against the next token
-            for position, row in enumerate(model.logits(chunk).astype(np.float64)[256:511], 256):
-                largest = row.max()
-                nll.append(math.log(np.exp(row - largest).sum()) + largest - row[chunk[position + 1]])
+            rows = log_probs(model, chunk)
+            nll += [-rows[position, chunk[position + 1]] for position in range(256, 511)]
     mean, mean_of_squares = sum(nll) / len(nll), sum(value**2 for value in nll) / len(nll)
-    two_chunks = model_text(storybook_files["F32"], tokens[:1024])
-    found = compare(storybook_files["F32"], [], two_chunks, threads=1)
-    assert found.tokens == 1024
-    assert found.reference.tokens == len(nll) == 510
-    assert found.reference.perplexity == pytest.approx(math.exp(mean), rel=1e-5)
+    found = perplexity(str(storybook_files["F32"]), text=path, threads=1)
+    assert (found["method"], found["context"], found["stride"]) == ("llama.cpp", 512, None)
+    assert found["text"]["tokens"] == len(tokens)
+    assert found["tokens_scored"] == len(nll) == 510
+    assert found["nll"] == pytest.approx(mean, rel=1e-6)
+    assert found["perplexity"] == pytest.approx(math.exp(mean), rel=1e-5)
     error = math.sqrt((mean_of_squares - mean**2) / (len(nll) - 1)) * math.exp(mean)
-    assert found.reference.stderr == pytest.approx(error, rel=1e-4)
+    assert found["perplexity_stderr"] == pytest.approx(error, rel=1e-4)
+    assert found["tps"] > 0
 
 
-def model_text(path: Path, tokens: list[int]) -> str:
-    with Model.load(path, threads=1) as model:
-        text = model.detokenize(tokens)
-        assert model.tokenize(text, special=False) == tokens
-    return text
+@pytest.mark.parametrize(("context", "stride"), [(256, 64), (256, None), (512, 512), (2048, 100)])
+def test_the_strided_method_is_that_of_the_documentation(
+    storybook_files: dict[str, Path], tale: tuple[Path, list[int]], context: int, stride: int | None
+) -> None:
+    path, tokens = tale
+    length, step = min(context, 512), stride or 128
+    nll = []
+    with Model.load(storybook_files["F32"], threads=1) as model:
+        before = 0  # the end of the window before, as in the documentation's loop
+        for begin in range(0, len(tokens), step):
+            end = min(begin + length, len(tokens))
+            rows = log_probs(model, tokens[begin:end])
+            labels = range(max(before, begin + 1), end)  # those of the earlier windows are masked
+            nll += [-rows[label - begin - 1, tokens[label]] for label in labels]
+            before = end
+            if end == len(tokens):
+                break
+    found = perplexity(
+        str(storybook_files["F32"]), text=path, ctx_size=context, method="strided", stride=stride, threads=1
+    )
+    assert (found["method"], found["context"], found["stride"]) == ("strided", length, step)
+    assert found["tokens_scored"] == len(nll)
+    assert found["nll"] == pytest.approx(sum(nll) / len(nll), rel=1e-6)
+
+
+def test_a_stride_means_the_strided_method(storybook_files: dict[str, Path], tale: tuple[Path, list[int]]) -> None:
+    assert perplexity(str(storybook_files["Q4_0"]), text=tale[0], stride=300, threads=1)["method"] == "strided"
+
+
+def test_threads_change_nothing_but_the_speed(storybook_files: dict[str, Path], tale: tuple[Path, list[int]]) -> None:
+    one, two = (perplexity(str(storybook_files["Q4_0"]), text=tale[0], threads=threads) for threads in (1, 2))
+    assert one["perplexity"] == two["perplexity"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"text": "absent.txt"}, ModelNotFoundError, "no text 'absent.txt'"),
+        ({"ctx_size": 0}, UsageError, "the context size is 0"),
+        ({"ctx_size": 3}, UsageError, "3 positions are too few"),
+        ({"stride": 0}, UsageError, "the stride is 0"),
+        ({"stride": 513}, UsageError, "the stride is 513"),
+        ({"method": "llama.cpp", "stride": 8}, UsageError, "has no stride"),
+        ({"method": "best"}, UsageError, "the method is 'best'"),
+    ],
+)
+def test_wrong_arguments(
+    storybook_files: dict[str, Path], options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        perplexity(str(storybook_files["Q4_0"]), threads=1, **options)
+
+
+def test_a_text_that_is_too_short(storybook_files: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("The end.")
+    with pytest.raises(UsageError, match="the text has 3 tokens; at least one chunk of 512"):
+        perplexity(str(storybook_files["Q4_0"]), text=tmp_path / "short.txt", threads=1)
+    found = perplexity(str(storybook_files["Q4_0"]), text=tmp_path / "short.txt", method="strided", threads=1)
+    assert found["tokens_scored"] == 2
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(UsageError, match="the text has 0 tokens"):
+        perplexity(str(storybook_files["Q4_0"]), text=tmp_path / "empty.txt", method="strided", threads=1)

@@ -1,0 +1,80 @@
+"""`dgpt2-quant perplexity`: one file's perplexity on a text."""
+
+from typing import Annotated, Literal
+
+import typer
+
+from .options import (
+    JsonOption,
+    ModelOption,
+    OfflineOption,
+    OverwriteOption,
+    PerTokenOption,
+    RevisionOption,
+    ScoredTextOption,
+    StrideOption,
+    ThreadsOption,
+    TypeOption,
+    WindowOption,
+)
+from .output import note, print_json
+from .progress import progress_bar
+
+
+def perplexity(
+    model: ModelOption = "distilbert/distilgpt2",
+    type: TypeOption = None,
+    text: ScoredTextOption = "evaluation",
+    ctx_size: WindowOption = 512,
+    method: Annotated[
+        Literal["llama.cpp", "strided"] | None,
+        typer.Option(
+            "--method",
+            help="llama.cpp: chunks, the second half of each scored. strided: windows that overlap, each token scored"
+            " once; the default where a stride is given.",
+        ),
+    ] = None,
+    stride: StrideOption = None,
+    per_token: PerTokenOption = None,
+    threads: ThreadsOption = None,
+    revision: RevisionOption = None,
+    offline: OfflineOption = False,
+    overwrite: OverwriteOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Score a text with one file.
+
+    Perplexity with its standard error, by the method of llama-perplexity or of Transformers' documentation.
+
+    Example: dgpt2-quant perplexity -m storybook -t q4_0 --text story.txt --ctx-size 512 --stride 128
+    """
+    from dgpt2_quant.bench.perplexity import perplexity as run_perplexity
+
+    with progress_bar() as progress:
+        result = run_perplexity(
+            model,
+            type=type,
+            text=text,
+            ctx_size=ctx_size,
+            method=method,
+            stride=stride,
+            per_token=per_token,
+            overwrite=overwrite,
+            threads=threads,
+            revision=revision,
+            offline=offline,
+            progress=progress,
+            announce=note,
+        )
+    if json:
+        print_json(result)
+        return
+    stride_told = f", stride {result['stride']}" if result["stride"] else ""
+    typer.echo(
+        f"{result['model']} on {result['text']['name']}: perplexity {result['perplexity']:.4f} ±"
+        f" {result['perplexity_stderr']:.4f}"
+    )
+    typer.echo(
+        f"{result['tokens_scored']:,} of {result['text']['tokens']:,} tokens scored, {result['method']} method,"
+        f" context {result['context']}{stride_told}; {result['tps']:.0f} tokens/s on {result['threads']} threads"
+    )
