@@ -1,80 +1,277 @@
-"""Speed by rounds: who is timed when, and what comes out. How fast it is, no test can know."""
+"""Speed by rounds: who is timed when, what is repeated, and what comes out. How fast it is, no test can know."""
 
-import os
-import subprocess
-import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from dgpt2_quant.bench.speed import Rate, measure
-from dgpt2_quant.quantize.errors import GGUFError
+from dgpt2_quant.bench import speed as speed_module
+from dgpt2_quant.bench import timing
+from dgpt2_quant.bench.disturbance import Usage
+from dgpt2_quant.bench.energy import EnergyMeter
+from dgpt2_quant.bench.grid import Grid, Point
+from dgpt2_quant.bench.schema import RateJson
+from dgpt2_quant.bench.speed import Speeds, make_prompt, measure
+from dgpt2_quant.bench.timing import Sample, time_point, time_text
+from dgpt2_quant.quantize.errors import GGUFError, UsageError
 from dgpt2_quant.quantize.quant_types import TensorType
-from dgpt2_quant.runtime import Generation, Model
+from dgpt2_quant.runtime import Model
 
 from ..runtime.gguf_edit import rewrite
 
+NONE = Grid.none()
+QUIET, LOUD, UNKNOWN = Usage(1, 0, 1, 0), Usage(1, 0.9, 1, 0), Usage(1, None, 1, None)
 
-class Streams(list[tuple[str, list[int]]]):
-    """Level and prompt of every generation that was started."""
 
-    def watch(self, monkeypatch: pytest.MonkeyPatch) -> "Streams":
-        stream = Model.stream
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One repetition of everything is enough here."""
+    monkeypatch.setattr(timing, "TEXT_SECONDS", 0.0)
+    monkeypatch.setattr(timing, "POINT_SECONDS", 0.0)
 
-        def watched(model: Model, prompt: Sequence[int], **options: Any) -> Generation:
-            self.append((str(model.quant_type), list(prompt)))
-            return stream(model, prompt, **options)
 
-        monkeypatch.setattr(Model, "stream", watched)
+class Turns(list[tuple[str, tuple[int, ...]]]):
+    """Whose turn it was, and with which prompt. `usages` says what each turn used; quiet is what follows."""
+
+    def __init__(self, usages: Sequence[Usage] = ()) -> None:
+        self.usages: Iterator[Usage] = iter(usages)
+
+    def watch(self, monkeypatch: pytest.MonkeyPatch) -> "Turns":
+        """Turns take no time, and the n-th one of all has a speed of n tokens per second, half for a prompt."""
+
+        def timed(model: Model, prompt: Sequence[int], *_: Any) -> Sample:
+            self.append((str(model.quant_type), tuple(prompt)))
+            return Sample(len(self) / 2, len(self), 3.0, next(self.usages, QUIET))
+
+        def point_timed(model: Model, point: Point, prompt: Sequence[int], *_: Any) -> Sample:
+            self.append((f"{model.quant_type} {point.measure} {point.batch}", tuple(prompt)))
+            return Sample(len(self) / 2, len(self), 3.0, next(self.usages, QUIET))
+
+        monkeypatch.setattr(speed_module, "time_text", timed)
+        monkeypatch.setattr(speed_module, "time_point", point_timed)
         return self
 
+    @property
+    def names(self) -> list[str]:
+        return [name for name, _ in self]
 
-def check(rate: Rate, rounds: int) -> None:
-    assert rate.rounds == rounds
-    assert 0 < rate.min <= rate.median <= rate.max
+
+def check(rate: RateJson, rounds: int) -> None:
+    assert rate["rounds"] == rounds
+    assert 0 < rate["min"] <= rate["median"] <= rate["max"]
 
 
-def test_every_file_in_every_round(storybook_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    streams, seen = Streams().watch(monkeypatch), []
-    levels = ["Q8_0", "Q4_0", "F16"]
-    speeds = measure(
-        [storybook_files[level] for level in levels],
-        rounds=3,
-        threads=1,
+def run(files: dict[str, Path], levels: Sequence[str], **options: Any) -> Speeds:
+    return measure(files["F32"], [files[level] for level in levels], threads=1, **{"grid": NONE} | options)
+
+
+def test_a_real_run(storybook_files: dict[str, Path]) -> None:
+    grid = Grid(prompt_sizes=(16,), depths=(300,), batches=(3,), thread_counts=(2,))
+    seen: list[Any] = []
+    found = run(
+        storybook_files,
+        ["Q4_0", "F32"],
+        rounds=2,
+        grid=grid,
         prompt_tokens=16,
         decode_tokens=8,
-        progress=lambda *arguments: seen.append(arguments),
+        progress=lambda *step: seen.append(step),
     )
-    assert len(speeds) == 3
-    for speed in speeds:
-        check(speed.prompt_tps, 3)
-        check(speed.decode_tps, 3)
-    assert seen == [(1, 4, "speed"), (2, 4, "speed"), (3, 4, "speed"), (4, 4, "speed")]
+    for speed in (found.reference, *found.files):
+        for rate in (speed.prompt_tps, speed.decode_tps, speed.prompt_ratio, speed.decode_ratio):
+            check(rate, 2)
+        for point in speed.points:
+            check(point["tps"], 2)
+        settings = [tuple(point.values())[:5] for point in speed.points]
+        assert settings == [
+            ("prompt", 16, 0, 1, 1),
+            ("decode", 32, 300, 1, 1),
+            ("decode", 32, 0, 3, 1),
+            ("decode", 32, 0, 1, 2),
+            ("prompt", 128, 0, 1, 2),
+        ]
+    assert found.files[1] == found.reference
+    assert set(found.reference.decode_ratio.values()) == {1.0, 2}
+    assert seen == [(step, 6, "speed") for step in range(1, 7)]
+    assert (found.peers, found.skipped_peers) == ([], [])
 
-    assert [level for level, _ in streams] == levels * 4  # in turn; the first time to warm up
-    rounds = [[prompt for _, prompt in streams[at : at + 3]] for at in range(0, 12, 3)]
-    assert all(prompts[0] == prompts[1] == prompts[2] for prompts in rounds)
-    assert len({tuple(prompts[0]) for prompts in rounds}) == 4  # so that the cache holds none of it
-    assert {len(prompt) for _, prompt in streams} == {16}
+
+def test_everyone_in_every_round_in_turn(storybook_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = Turns().watch(monkeypatch)
+    found = run(storybook_files, ["Q8_0", "F32", "Q4_0"], rounds=3, prompt_tokens=16)
+    assert turns.names == ["F32", "Q8_0", "Q4_0"] * 4  # the reference once; the first round warms up
+    rounds = [[prompt for _, prompt in turns[at : at + 3]] for at in range(0, 12, 3)]
+    assert all(len(set(prompts)) == 1 for prompts in rounds)
+    assert len({prompts[0][0] for prompts in rounds}) == 4  # so that the cache holds none of it
+    assert {len(prompt) for _, prompt in turns} == {16}
+
+    assert found.reference.decode_tps == {"median": 7, "min": 4, "max": 10, "rounds": 3}  # turns 4, 7 and 10
+    assert found.files[1] == found.reference
+    assert found.files[2].prompt_tps == {"median": 4.5, "min": 3, "max": 6, "rounds": 3}
+    # of the same round: 6/4, 9/7 and 12/10, not 9/7 of the medians
+    assert found.files[2].decode_ratio == {"median": 9 / 7, "min": 12 / 10, "max": 6 / 4, "rounds": 3}
+    assert found.files[2].joules_per_token == 3.0
+    assert found.files[2].disturbed is False
+
+
+def test_the_grid_has_rounds_of_its_own(storybook_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = Turns().watch(monkeypatch)
+    grid = Grid(prompt_sizes=(16,), depths=(), batches=(4,), thread_counts=())
+    found = run(storybook_files, ["Q4_0"], rounds=5, grid=grid)
+    points = ["F32 prompt 1", "Q4_0 prompt 1", "F32 decode 4", "Q4_0 decode 4"]
+    assert turns.names == ["F32", "Q4_0"] * 6 + points * 4
+    prompt, decode = found.files[0].points
+    assert prompt["tps"] == {"median": (12 + 4 + 6) / 2, "min": (12 + 4 + 2) / 2, "max": (12 + 4 + 10) / 2, "rounds": 3}
+    assert decode["tps"]["median"] == 12 + 4 + 8
+    assert (decode["joules_per_token"], decode["disturbed"]) == (3.0, False)
+    assert {len(prompt) for name, prompt in turns if "decode" in name} == {1}
+
+
+def test_a_disturbed_turn_is_repeated(storybook_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    # nothing in the warming round counts; the reference's second try is quiet
+    turns = Turns([LOUD, LOUD, LOUD]).watch(monkeypatch)
+    found = run(storybook_files, ["Q4_0"], rounds=3)
+    assert turns.names[:5] == ["F32", "Q4_0", "F32", "F32", "Q4_0"]
+    assert turns[2][1][0] != turns[3][1][0]  # another prompt: what was computed is cached
+    assert found.reference.decode_tps["min"] == 4
+    assert found.reference.disturbed is False
+
+
+def test_what_stays_disturbed_is_marked(storybook_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = Turns([QUIET] * 2 + [LOUD] * 3).watch(monkeypatch)
+    found = run(storybook_files, ["Q4_0"], rounds=5)
+    assert turns.names[2:6] == ["F32", "F32", "F32", "Q4_0"]
+    assert found.reference.disturbed is True
+    assert found.files[0].disturbed is False
+
+
+def test_a_busy_machine_does_not_take_for_ever(
+    storybook_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = Turns([LOUD] * 1000).watch(monkeypatch)
+    found = run(storybook_files, ["Q4_0"], rounds=6)
+    assert len(turns) == 2 + 12 + 12 // 3  # a third more
+    assert found.reference.disturbed is found.files[0].disturbed is True
+
+
+def test_where_the_machine_does_not_tell(storybook_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = Turns([UNKNOWN] * 9).watch(monkeypatch)
+    assert run(storybook_files, ["Q4_0"], rounds=2).files[0].disturbed is None
+    assert len(turns) == 6
 
 
 def test_a_prompt_leaves_room_to_decode(storybook_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    streams = Streams().watch(monkeypatch)
-    measure([storybook_files["Q4_0"]], rounds=1, threads=1, prompt_tokens=10_000, decode_tokens=2)
-    assert {len(prompt) for _, prompt in streams} == {256}
+    turns = Turns().watch(monkeypatch)
+    run(storybook_files, [], rounds=1, prompt_tokens=10_000)
+    assert {len(prompt) for _, prompt in turns} == {256}
 
 
-def test_no_files() -> None:
-    assert measure([], rounds=2) == []
-
-
-def test_a_broken_file(storybook_files: dict[str, Path], tmp_path: Path) -> None:
+def test_wrong_arguments(storybook_files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = Turns().watch(monkeypatch)
+    with pytest.raises(UsageError, match="0 rounds were asked for"):
+        run(storybook_files, [], rounds=0)
+    with pytest.raises(UsageError, match="0 threads"):
+        measure(storybook_files["F32"], [], threads=0)
+    with pytest.raises(UsageError, match="a prompt of 600 tokens can not be timed: the model has 512 positions"):
+        run(storybook_files, [], grid=Grid(prompt_sizes=(600,)))
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF")
     with pytest.raises(GGUFError, match=r"broken\.gguf"):
-        measure([storybook_files["Q4_0"], broken], rounds=1, threads=1)
+        measure(storybook_files["Q4_0"], [broken], rounds=1, threads=1)
+    assert turns == []
+
+
+def test_prompts() -> None:
+    prompts = [make_prompt(8189, 100, number) for number in range(20)]
+    assert len({prompt[0] for prompt in prompts}) == 20
+    assert all(0 <= token < 8000 for prompt in prompts for token in prompt)
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, model: Model, method: str) -> list[tuple[Any, Any]]:
+    """What every call of a method was given first, and what it returned."""
+    calls: list[tuple[Any, Any]] = []
+    real = getattr(model, method)
+
+    def call(given: Any, **options: Any) -> Any:
+        calls.append((given, real(given, **options)))
+        return calls[-1][1]
+
+    monkeypatch.setattr(model, method, call)
+    return calls
+
+
+def test_a_prompt_is_never_cached_and_decoding_is_all_that_is_timed_as_such(
+    storybook_files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timing, "TEXT_SECONDS", 0.2)
+    with Model.load(storybook_files["Q4_0"], threads=1) as model:
+        streams, batches = watched(monkeypatch, model, "stream"), watched(monkeypatch, model, "batch")
+        prompt = list(range(1, 41))
+        sample = time_text(model, prompt, 5, 1, EnergyMeter(tmp_path))
+    assert len(streams) == len(batches) > 1  # a small model's text is too short to time once
+    assert len({given[0] for given, _ in streams}) == len(streams)
+    assert all(given[1:] == prompt[1:] for given, _ in streams)
+    read = [text.timing for _, text in streams]
+    written = [text.timing for _, text in batches]
+    assert {timing.prompt_computed for timing in read} == {40}
+    assert {(timing.prompt_computed, timing.decode_steps) for timing in written} == {(0, 4)}
+    assert sample.prompt_tps == pytest.approx(40 * len(read) / sum(timing.prompt_seconds for timing in read))
+    assert sample.decode_tps == pytest.approx(4 * len(written) / sum(timing.decode_seconds for timing in written))
+    assert sample.joules_per_token is None
+
+
+@pytest.mark.parametrize(("depth", "batch"), [(0, 1), (300, 1), (0, 4), (200, 3)])
+def test_points_of_decoding(
+    storybook_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, depth: int, batch: int
+) -> None:
+    with Model.load(storybook_files["Q4_0"], threads=1) as model:
+        batches = watched(monkeypatch, model, "batch")
+        sample = time_point(model, Point("decode", 6, depth, batch, 1), list(range(max(depth, 1))), 1, EnergyMeter())
+    ((_, texts),) = batches
+    assert [len(text.token_ids) for text in texts.completions if text] == [6] * batch
+    # all together from the second token on: so many steps, each of which gave a token to all
+    assert texts.timing.decode_steps == 5 * batch
+    assert sample.decode_tps == pytest.approx(5 * batch / texts.timing.decode_seconds)
+    assert sample.prompt_tps == 0
+
+
+def test_other_numbers_of_threads(storybook_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    used = Counter[int]()
+    load = Model.load
+
+    def counted(path: Path, **options: Any) -> Model:
+        used[options["threads"]] += 1
+        return load(path, **options)
+
+    monkeypatch.setattr(Model, "load", counted)
+    with load(storybook_files["Q4_0"], threads=1) as model:
+        for threads in (1, 2):
+            for measure, field in (("prompt", "prompt_tps"), ("decode", "decode_tps")):
+                sample = time_point(model, Point(measure, 8, 0, 1, threads), list(range(8)), 1, EnergyMeter())  # type: ignore[arg-type]
+                assert getattr(sample, field) > 0
+    assert used == {2: 2}
+
+
+def test_energy_of_a_decoded_token(storybook_files: dict[str, Path], tmp_path: Path) -> None:
+    package = tmp_path / "intel-rapl:0"
+    package.mkdir()
+    for name, value in (("name", "package-0"), ("max_energy_range_uj", 10**9), ("energy_uj", 0)):
+        (package / name).write_text(str(value))
+
+    class Growing(EnergyMeter):
+        def read(self) -> tuple[int, ...] | None:
+            reading = super().read()
+            (package / "energy_uj").write_text(str(int((package / "energy_uj").read_text()) + 7_000_000))
+            return reading
+
+    with Model.load(storybook_files["Q4_0"], threads=1) as model:
+        sample = time_text(model, [1, 2, 3], 8, 1, Growing(tmp_path))
+        assert sample.joules_per_token == pytest.approx(7 / 7)
+        sample = time_point(model, Point("decode", 8, 0, 2, 1), [1], 1, Growing(tmp_path))
+        assert sample.joules_per_token == pytest.approx(7 / 14)
+        assert time_point(model, Point("prompt", 3, 0, 1, 1), [1, 2, 3], 1, Growing(tmp_path)).joules_per_token is None
 
 
 def test_a_file_that_ends_every_text_at_once_is_timed_all_the_same(
@@ -92,18 +289,5 @@ def test_a_file_that_ends_every_text_at_once_is_timed_all_the_same(
         assert list(generation) == []
         assert generation.completion
         assert generation.completion.finish_reason == "eos"
-    [speed] = measure([silent], rounds=2, threads=1)
-    assert speed.decode_tps.rounds == 2
-    assert speed.decode_tps.min > 0
-
-
-@pytest.mark.skipif(not Path("/proc/stat").is_file(), reason="the system does not tell what others use")
-def test_busy_neighbours_are_noticed(storybook_files: dict[str, Path]) -> None:
-    neighbours = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
-    try:
-        (speed,) = measure([storybook_files["F32"]], rounds=3, threads=1)
-    finally:
-        for neighbour in neighbours:
-            neighbour.kill()
-            neighbour.wait()
-    assert speed.disturbed is True
+    found = measure(silent, [], rounds=2, threads=1, grid=NONE)
+    check(found.reference.decode_tps, 2)

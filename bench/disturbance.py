@@ -1,0 +1,129 @@
+"""Whether a measurement was disturbed: by threads that waited for a core, or by what others used meanwhile.
+
+Linux tells both. `/proc/self/task/*/schedstat` has the nanoseconds that each thread was ready to run and did not
+(`run_delay`; Documentation/scheduler/sched-stats.rst), which is exact for a block of any length. `/proc/stat` has what
+all processes and the hypervisor (steal) used, in ticks of 10 ms: too coarse for one short block, so that the error of
+a tick is allowed for, and blocks are added up. Where neither is there, as on macOS, nothing is known.
+"""
+
+import os
+import resource
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+# Of the time that our threads ask for. They wait for one another at each matrix product, so the time that one of them
+# loses can be lost for all: a twentieth is about what the speeds of undisturbed rounds differ by.
+WAITED = 0.05
+# Of the machine's CPU time. Others need not take our cores to slow us: they share its memory bandwidth and its clock.
+# A desktop that does nothing uses a few hundredths.
+OTHERS = 0.10
+
+_PROC = Path("/proc")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """CPU seconds of a block: what our threads `asked` for (time by the clock x threads) and how long they `waited`;
+    what the machine had `available` and what `others` used. None where the system does not tell."""
+
+    asked: float
+    waited: float | None
+    available: float
+    others: float | None
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(
+            self.asked + other.asked,
+            _sum(self.waited, other.waited),
+            self.available + other.available,
+            _sum(self.others, other.others),
+        )
+
+    @property
+    def disturbed(self) -> bool | None:
+        """Whether either share is above its limit; None where neither is known."""
+        found = []
+        if self.waited is not None:
+            found.append(self.waited > WAITED * self.asked)
+        if self.others is not None:
+            error = (os.cpu_count() or 1) / os.sysconf("SC_CLK_TCK")  # a tick of each core
+            found.append(self.others - error > OTHERS * self.available)
+        return any(found) if found else None
+
+
+class Watch:
+    """Watches this process in a `with` block, and children that ended in it; `usage` is there behind it."""
+
+    def __init__(self, threads: int, proc: Path = _PROC) -> None:
+        """`threads` are those that work in the block."""
+        self.usage = Usage(0.0, None, 0.0, None)
+        self._threads = threads
+        self._proc = proc
+
+    def __enter__(self) -> Self:
+        self._before = _waits(self._proc), _busy(self._proc), _own(), time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        waits, busy, own, clock = self._before
+        seconds = time.perf_counter() - clock
+        own_now, busy_now, waits_now = _own(), _busy(self._proc), _waits(self._proc)
+        waited = others = None
+        if waits is not None and waits_now is not None:  # a thread that began in the block had not waited before
+            waited = sum(wait - waits.get(thread, 0.0) for thread, wait in waits_now.items())
+        if busy is not None and busy_now is not None:
+            others = (busy_now - busy) - (own_now - own)
+        self.usage = Usage(seconds * self._threads, waited, seconds * (os.cpu_count() or 1), others)
+
+
+def any_disturbed(usages: Sequence[Usage]) -> bool | None:
+    """Whether one of several blocks was disturbed, or all of them together; None where nothing is known."""
+    if not usages:
+        return None
+    total = usages[0]
+    for usage in usages[1:]:
+        total += usage
+    found = [usage.disturbed for usage in (*usages, total)]
+    return True if True in found else None if None in found else False
+
+
+def _sum(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one + other
+
+
+def _waits(proc: Path) -> dict[str, float] | None:
+    """How long each thread of this process has waited for a core so far, in seconds; None where unknown."""
+    found, ran = {}, 0
+    try:
+        for thread in os.listdir(proc / "self" / "task"):  # noqa: PTH208  around a measurement: Path is ten times slower
+            try:
+                with open(f"{proc}/self/task/{thread}/schedstat", encoding="ascii") as file:  # noqa: PTH123
+                    ran_for, waited = map(int, file.readline().split()[:2])
+            except (FileNotFoundError, ProcessLookupError):
+                if os.path.exists(f"{proc}/self/task/{thread}"):  # noqa: PTH110
+                    return None  # a kernel without CONFIG_SCHED_INFO
+                continue  # the thread has just ended
+            ran += ran_for
+            found[thread] = waited / 1e9
+    except (OSError, ValueError):
+        return None
+    return found if ran else None  # all zeros: the kernel has the file, and does not count
+
+
+def _busy(proc: Path) -> float | None:
+    """CPU seconds that all processes together have used, steal included (`man 5 proc_stat`); None where unknown."""
+    try:
+        with open(f"{proc}/stat", encoding="ascii") as file:  # noqa: PTH123
+            user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, file.readline().split()[1:9])
+    except (OSError, ValueError):
+        return None
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def _own() -> float:
+    """CPU seconds of this process, and of its children that have ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
