@@ -1,0 +1,127 @@
+"""What a task is: items, what a model makes of each, and metrics of the sums over them.
+
+Every metric is a function of sums over items (a mean is a sum over a count). So its interval comes from drawing items
+anew and summing (the bootstrap; Efron 1979), and the interval of a change between two levels from the same draws for
+both: items are easy or hard for all levels alike, and a difference is far better known than either value.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from dgpt2_quant.quantize.errors import UsageError
+from dgpt2_quant.runtime.model import Model
+
+from .task_schema import MetricJson
+
+_DRAWS = 2000
+_AT_ONCE = 50  # draws whose counts are held in memory together
+_SEED = 20190214
+_TAILS = (0.025, 0.975)  # of 95 %
+END_OF_TEXT = "<|endoftext|>"
+
+FloatArray = npt.NDArray[np.float64]
+Advance = Callable[[int, int], None]
+"""Called with (items done, items in all)."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`limit`: only so many items, the first ones; `context` and `stride` of the windows of a text."""
+
+    limit: int | None = None
+    context: int | None = None
+    stride: int | None = None
+
+
+@dataclass(frozen=True)
+class Metric:
+    """`of` takes the sums of a part's columns, shape (..., columns), to the metric's values, shape (...)."""
+
+    of: Callable[[FloatArray], FloatArray]
+    part: int = 0
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a model made of the items: parts of shape (items, columns), and what a task adds to a level's JSON."""
+
+    parts: Sequence[FloatArray]
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Probe(Protocol):
+    """A task with its data, ready to be put to one model after the other."""
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]: ...
+
+    def measure(self, model: Model, advance: Advance) -> Scores: ...
+
+
+def first_token(model: Model) -> int:
+    """The token that begins a text: `<|endoftext|>`. Raises `UsageError` for a model without it."""
+    tokens = model.tokenize(END_OF_TEXT)
+    if len(tokens) != 1:
+        raise UsageError(f"{model.path} has no token {END_OF_TEXT}", "Texts are scored behind it; take a GPT-2.")
+    return tokens[0]
+
+
+def fit(model: Model, tokens: Sequence[int], behind: int) -> list[int]:
+    """The last of a prefix's tokens, as many as fit the context before `behind` more. Raises `UsageError`."""
+    room = model.positions - behind
+    if room < 1:
+        raise UsageError(f"{behind} tokens do not fit a context of {model.positions}", "Take a larger --ctx-size.")
+    return list(tokens[-room:])
+
+
+def common_prefix(texts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all begin with, so that each has at least one more."""
+    length = min(map(len, texts)) - 1
+    first = texts[0]
+    return next((i for i in range(length) if any(text[i] != first[i] for text in texts)), max(length, 0))
+
+
+def summarize(metrics: Mapping[str, Metric], scores: Scores, reference: Scores | None) -> dict[str, MetricJson]:
+    """Each metric with its interval, and its change against the reference with that one's. Intervals of a single item,
+    and of changes against nothing, are null."""
+    drawn = [_drawn_sums(part) for part in scores.parts]
+    base = None if reference is None else [_drawn_sums(part) for part in reference.parts]
+    found: dict[str, MetricJson] = {}
+    for name, metric in metrics.items():
+        part, sums = scores.parts[metric.part], drawn[metric.part]
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # a draw may have no item of some kind
+            value, values = float(metric.of(part.sum(axis=0))), metric.of(sums)
+            low, high = _interval(values, len(part))
+            change = change_low = change_high = None
+            if base is not None and reference is not None:
+                change = value - float(metric.of(reference.parts[metric.part].sum(axis=0)))
+                change_low, change_high = _interval(values - metric.of(base[metric.part]), len(part))
+        found[name] = {
+            "value": value,
+            "low": low,
+            "high": high,
+            "change_against_f16": change,
+            "change_low": change_low,
+            "change_high": change_high,
+        }
+    return found
+
+
+def _drawn_sums(part: FloatArray) -> FloatArray:
+    """The sums over items drawn with replacement, shape (draws, columns). The draws depend on the number of items
+    alone: two levels have the same."""
+    count = len(part)
+    random, shares = np.random.default_rng(_SEED), np.full(count, 1 / count)
+    draws = [random.multinomial(count, shares, size=_AT_ONCE) @ part for _ in range(_DRAWS // _AT_ONCE)]
+    return np.concatenate(draws)
+
+
+def _interval(values: FloatArray, items: int) -> tuple[float | None, float | None]:
+    known = values[np.isfinite(values)]
+    if items < 2 or not len(known):
+        return None, None
+    low, high = np.quantile(known, _TAILS)
+    return float(low), float(high)

@@ -1,0 +1,211 @@
+"""Tasks of the GPT-2 model card and probes for bias, level by level, as the change against F16.
+
+`dgpt2-quant eval` is `evaluate`; docs/tasks.md tells of each task what is measured, on which data, and by whose
+definition.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from dgpt2_quant.quantize.cores import threads_or_all
+from dgpt2_quant.quantize.errors import UsageError
+from dgpt2_quant.quantize.gguf_file import read_header
+from dgpt2_quant.quantize.progress import Progress
+from dgpt2_quant.quantize.quant_types import DEFAULT_TYPE, QuantType, find_type, find_types
+from dgpt2_quant.quantize.resolve import DEFAULT_MODEL, is_gguf_name
+from dgpt2_quant.quantize.store import model_file, model_files
+from dgpt2_quant.runtime.model import Model
+
+from .data_file import DataFile, is_archive, read_data_file
+from .datasets import DATASETS, load_dataset
+from .environment import describe_environment
+from .task_cbt import ChildrensBookTest
+from .task_crows import CrowsPairs
+from .task_lambada import Lambada
+from .task_metrics import Probe, Scores, Settings, summarize
+from .task_prompts import CardPrompts, prompts_file
+from .task_schema import LevelJson, TaskJson, TaskModel
+from .task_text import TEST_BYTES, BitsPerByte, WikiText, window_cut
+
+REFERENCE = "F16"
+
+
+@dataclass(frozen=True)
+class Task:
+    """`data` is the data set it takes unless another one or a file is named: None where there is no such, "" where it
+    brings its own; `text` whether it takes running text, in windows."""
+
+    probe: Callable[[DataFile, Settings], Probe]
+    data: str | None
+    about: str
+    text: bool = False
+
+
+TASKS = {
+    "lambada": Task(Lambada, "lambada", "the last word of a passage"),
+    "cbt-cn": Task(ChildrensBookTest, "cbt-cn", "Children's Book Test, common nouns"),
+    "cbt-ne": Task(ChildrensBookTest, "cbt-ne", "Children's Book Test, named entities"),
+    "wikitext2": Task(WikiText, "wikitext2", "perplexity by token and by word", text=True),
+    "wikitext103": Task(WikiText, "wikitext103", "the same: its test split is that of WikiText-2", text=True),
+    "enwik8": Task(partial(BitsPerByte, tail=TEST_BYTES), "enwik8", "bits per byte of its last 5 MB", text=True),
+    "text8": Task(partial(BitsPerByte, tail=TEST_BYTES), "text8", "bits per character of its last 5 MB", text=True),
+    "bpb": Task(BitsPerByte, None, "bits per byte and per character of any text", text=True),
+    "crows-pairs": Task(CrowsPairs, "crows-pairs", "how often the stereotyped sentence is the likelier one"),
+    "card-prompts": Task(CardPrompts, "", "how differently the model cards' bias prompts go on"),
+}
+GROUPS = {"cbt": ["cbt-cn", "cbt-ne"], "bias": ["crows-pairs", "card-prompts"]}
+
+
+@dataclass(frozen=True)
+class _Files:
+    """The levels of a model to be measured, the reference (if there is one) the first of them."""
+
+    model: TaskModel
+    levels: Mapping[str, Path]
+    asked: Sequence[str]
+    reference: str | None
+
+
+def evaluate(
+    model: str = DEFAULT_MODEL,
+    *,
+    task: str,
+    type: str | QuantType | Sequence[str | QuantType] | None = None,
+    data: str | Path | None = None,
+    limit: int | None = None,
+    ctx_size: int | None = None,
+    stride: int | None = None,
+    threads: int | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+    progress: Progress | None = None,
+    announce: Callable[[str], None] | None = None,
+) -> list[TaskJson]:
+    """What each type of a model makes of a task, or of a group of tasks (`cbt`, `bias`): one document a task.
+
+    `type` defaults to `q4_k_m`; F16 is measured with it, for the changes. A `.gguf` file as `model` is measured alone.
+    `data` is a file in the published format (or the archive), or another data set's name. `limit` takes the first items
+    only; `ctx_size` bounds what the model sees at once, `stride` is that of texts. Raises `DgptQuantError`.
+    """
+    names = _chosen(task, data, stride)
+    for value, flag in ((limit, "--limit"), (ctx_size, "--ctx-size"), (stride, "--stride")):
+        if value is not None and value < 1:
+            raise UsageError(f"{flag} is {value}; it is at least 1")
+    settings = Settings(limit, ctx_size, stride)
+    files = {name: _data(name, data, offline) for name in names}  # what is wrong with it is told before the work
+    probes = {name: TASKS[name].probe(file, settings) for name, file in files.items()}
+    levels = _levels(model, type, revision, offline, threads, progress, announce)
+    scores: dict[str, dict[str, Scores]] = {name: {} for name in names}
+    contexts: dict[str, tuple[int, int | None]] = {}
+    for level, path in levels.levels.items():
+        with Model.load(path, ctx_size=ctx_size, threads=threads_or_all(threads)) as loaded:
+            for name in names:
+                scores[name][level] = probes[name].measure(loaded, _reporter(progress, f"{name}, {level}"))
+                window = window_cut(loaded, settings) if TASKS[name].text else None
+                contexts[name] = (window.context, window.stride) if window else (loaded.positions, None)
+    environment = describe_environment(threads)
+    return [
+        {
+            "task": name,
+            "data": {
+                "name": files[name].name,
+                "sha256": files[name].sha256,
+                "items": len(scores[name][levels.asked[0]].parts[0]),
+            },
+            "model": levels.model,
+            "context": contexts[name][0],
+            "stride": contexts[name][1],
+            "results": [_level(probes[name], scores[name], level, levels.reference) for level in levels.asked],
+            "environment": environment,
+        }
+        for name in names
+    ]
+
+
+def find_tasks(name: str) -> list[str]:
+    """The task of that name, or those of a group. Raises `UsageError` for any other name."""
+    if name in TASKS:
+        return [name]
+    if name not in GROUPS:
+        raise UsageError(f"there is no task {name!r}", f"There are {', '.join([*TASKS, *GROUPS])}.")
+    return GROUPS[name]
+
+
+def _chosen(task: str, data: str | Path | None, stride: int | None) -> list[str]:
+    """The tasks, with what is said of data and stride fitting them. Raises `UsageError`."""
+    names = find_tasks(task)
+    takers = [name for name in names if TASKS[name].data != ""]
+    if data is not None and not takers:
+        raise UsageError(f"{task} brings its own data, so --data says nothing", "Leave --data out.")
+    if data is not None and len(takers) > 1 and not is_archive(data):
+        raise UsageError(f"{task} takes {len(takers)} files, and --data is one", f"Name one of {', '.join(takers)}.")
+    if data is None and any(TASKS[name].data is None for name in names):
+        raise UsageError(f"{task} needs a text", "Name one: --data FILE, or --data enwik8.")
+    if stride is not None and not any(TASKS[name].text for name in names):
+        raise UsageError(f"{task} has no windows, so --stride says nothing", "Leave --stride out.")
+    return names
+
+
+def _data(name: str, data: str | Path | None, offline: bool) -> DataFile:
+    own = TASKS[name].data
+    if own == "":
+        return prompts_file()
+    if data is not None and str(data) in DATASETS and not Path(data).is_file():
+        own, data = str(data), None
+        if TASKS[name].text and not DATASETS[own].text:
+            raise UsageError(f"the data set {own} is no running text", "Name a file, or enwik8, text8, wikitext2.")
+    return load_dataset(own, data, offline=offline) if own else read_data_file(str(data))
+
+
+def _levels(
+    model: str,
+    type: str | QuantType | Sequence[str | QuantType] | None,
+    revision: str | None,
+    offline: bool,
+    threads: int | None,
+    progress: Progress | None,
+    announce: Callable[[str], None] | None,
+) -> _Files:
+    if is_gguf_name(model):
+        if type:
+            raise UsageError(f"{model} is a file already, so --type says nothing", "Leave one of the two out.")
+        name, path = model_file(model, revision=revision)
+        level = read_header(path, arrays=False).quant_type or name
+        return _Files({"name": name, "source_sha256": None}, {level: path}, [level], None)
+    asked, reference = find_types(type or DEFAULT_TYPE), find_type(REFERENCE)
+    stored = model_files(
+        model,
+        types=[reference, *asked],
+        revision=revision,
+        offline=offline,
+        threads=threads,
+        progress=progress,
+        announce=announce,
+    )
+    return _Files(
+        {"name": stored.name, "source_sha256": stored.source_sha256},
+        {quant_type.name: path for quant_type, path in stored.files.items()},
+        [quant_type.name for quant_type in asked],
+        reference.name,
+    )
+
+
+def _level(probe: Probe, scores: Mapping[str, Scores], level: str, reference: str | None) -> LevelJson:
+    found: LevelJson = {
+        "type": level,
+        "metrics": summarize(probe.metrics, scores[level], scores[reference] if reference else None),
+    }
+    if "prompts" in scores[level].details:
+        found["prompts"] = scores[level].details["prompts"]
+        found["pairs"] = scores[level].details["pairs"]
+    return found
+
+
+def _reporter(progress: Progress | None, what: str) -> Callable[[int, int], None]:
+    def advance(done: int, total: int) -> None:
+        if progress:
+            progress(done, total, what)
+
+    return advance

@@ -1,0 +1,81 @@
+"""`dgpt2-quant eval`: tasks of the GPT-2 model card and probes for bias, level by level."""
+
+from typing import Annotated
+
+import typer
+
+from .options import JsonOption, ModelOption, OfflineOption, RevisionOption, ThreadsOption, TypesOption
+from .output import note, print_json, print_table
+from .progress import progress_bar
+
+
+def evaluate(
+    task: Annotated[
+        str,
+        typer.Option(
+            "--task",
+            metavar="NAME",
+            help="lambada, cbt (cbt-cn, cbt-ne), wikitext2, wikitext103, enwik8, text8, bpb (of any text), or bias"
+            " (crows-pairs, card-prompts).",
+        ),
+    ],
+    model: ModelOption = "distilbert/distilgpt2",
+    type: TypesOption = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="FILE",
+            help="The data, in its published format (or in the published archive); downloaded if not given. Or another"
+            " data set's name, such as cbt-cn-valid.",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", help="Take the first so many items; all if not given.")
+    ] = None,
+    ctx_size: Annotated[
+        int | None,
+        typer.Option("--ctx-size", metavar="N", help="Tokens that the model sees at once; all it can if not given."),
+    ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option("--stride", metavar="N", help="Of texts: tokens from window to window; half of one if not given."),
+    ] = None,
+    threads: ThreadsOption = None,
+    revision: RevisionOption = None,
+    offline: OfflineOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Put a task to a model's types, zero-shot.
+
+    Each metric with its 95 % interval, and its change against F16 in the same run. Types that are not given: q4_k_m.
+    A .gguf file is measured alone. docs/tasks.md tells what each task measures.
+
+    Example: dgpt2-quant eval -m distilgpt2 -t q8_0 -t q4_k --task lambada
+    """
+    from dgpt2_quant.bench.task_report import COLUMNS, prompt_lines, task_rows, task_title
+    from dgpt2_quant.bench.tasks import evaluate as run_tasks
+
+    with progress_bar() as progress:
+        documents = run_tasks(
+            model,
+            task=task,
+            type=type,
+            data=data,
+            limit=limit,
+            ctx_size=ctx_size,
+            stride=stride,
+            threads=threads,
+            revision=revision,
+            offline=offline,
+            progress=progress,
+            announce=note,
+        )
+    if json:
+        print_json(documents[0] if len(documents) == 1 else documents)
+        return
+    for number, document in enumerate(documents):
+        typer.echo(("\n" if number else "") + task_title(document))
+        print_table(COLUMNS, task_rows(document))
+        for line in prompt_lines(document):
+            typer.echo(line)

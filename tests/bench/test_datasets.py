@@ -1,0 +1,308 @@
+"""Data sets by name and from files: archives that are not trusted, errors that name the line, downloads over HTTP."""
+
+import gzip
+import hashlib
+import io
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from dgpt2_quant.bench import data_file, datasets
+from dgpt2_quant.bench.data_file import DataFile, decode, numbered_lines, read_data_file
+from dgpt2_quant.bench.datasets import DATASETS, Dataset, load_bench_text, load_dataset
+from dgpt2_quant.quantize.errors import ModelNotFoundError, UsageError
+
+CONTENT = "Es war einmal ein König.\n".encode()
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+def zipped(path: Path, members: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+def tarred(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+PACK = {"zip": zipped, "tgz": tarred}
+
+
+class TestFiles:
+    @pytest.mark.parametrize("kind", PACK)
+    def test_a_member_of_an_archive_is_like_the_file(self, tmp_path: Path, kind: str) -> None:
+        members = {"top/other.txt": b"x", "top/data/king.txt": CONTENT, "top/last.txt": b"y"}
+        packed = read_data_file(PACK[kind](tmp_path / f"a.{kind}", members), "king.txt")
+        (tmp_path / "king.txt").write_bytes(CONTENT)
+        assert packed == read_data_file(tmp_path / "king.txt", "king.txt") == DataFile("king.txt", CONTENT)
+        assert packed.sha256 == SHA256
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted([f"a.{kind}", "king.txt"])  # nothing unpacked
+
+    @pytest.mark.parametrize("kind", PACK)
+    def test_the_only_member_needs_no_name(self, tmp_path: Path, kind: str) -> None:
+        one = PACK[kind](tmp_path / "one", {"../../king.txt": CONTENT})
+        assert read_data_file(one) == DataFile("king.txt", CONTENT)
+        two = PACK[kind](tmp_path / "two", {"a.txt": b"", "b.txt": b""})
+        with pytest.raises(UsageError, match=r"does not hold a single file, but a\.txt, b\.txt"):
+            read_data_file(two)
+
+    @pytest.mark.parametrize("kind", PACK)
+    def test_a_missing_member_is_named_with_what_is_there(self, tmp_path: Path, kind: str) -> None:
+        path = PACK[kind](tmp_path / "a", {"x/queen.txt": b"", "king.txt.bak": b""})
+        with pytest.raises(UsageError, match=r"does not hold king\.txt, but x/queen\.txt, king\.txt\.bak"):
+            read_data_file(path, "king.txt")
+        with pytest.raises(UsageError, match=r"does not hold king\.txt, but nothing"):
+            read_data_file(PACK["tgz"](tmp_path / "empty", {}), "king.txt")
+
+    @pytest.mark.parametrize("kind", PACK)
+    def test_what_is_too_large_is_not_unpacked(self, tmp_path: Path, kind: str, monkeypatch: Any) -> None:
+        monkeypatch.setattr(data_file, "MOST_BYTES", 1 << 20)
+        bomb = PACK[kind](tmp_path / "bomb", {"king.txt": bytes((1 << 20) + 1)})
+        with pytest.raises(UsageError, match=r"king\.txt in .* has more than 1 MiB"):
+            read_data_file(bomb, "king.txt")
+        before = PACK["tgz"](tmp_path / "before", {"zeros": bytes(1 << 24) + b"0", "king.txt": CONTENT})
+        with pytest.raises(UsageError, match="too large"):
+            read_data_file(before, "king.txt")
+
+    def test_a_header_that_claims_too_much(self, tmp_path: Path, monkeypatch: Any) -> None:
+        monkeypatch.setattr(data_file, "MOST_BYTES", 1 << 20)
+        info = tarfile.TarInfo("names")
+        info.type, info.size = tarfile.XHDTYPE, 1 << 33  # an extended header, which tarfile would read at once
+        with gzip.open(tmp_path / "a.tgz", "wb") as file:
+            file.write(info.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 21))
+        with pytest.raises(UsageError, match=r"a\.tgz has a part of more than 1 MiB"):
+            read_data_file(tmp_path / "a.tgz", "king.txt")
+
+    def test_an_unusual_packing(self, tmp_path: Path) -> None:
+        with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_BZIP2) as archive:
+            archive.writestr("king.txt", CONTENT)
+        with pytest.raises(UsageError, match="unusual method"):
+            read_data_file(tmp_path / "a.zip", "king.txt")
+
+    @pytest.mark.parametrize("cut", [10, 40, 300])
+    @pytest.mark.parametrize("kind", PACK)
+    def test_a_broken_archive(self, tmp_path: Path, kind: str, cut: int) -> None:
+        whole = PACK[kind](tmp_path / "whole", {"king.txt": os.urandom(500)}).read_bytes()
+        (tmp_path / "part").write_bytes(whole[:cut])
+        with pytest.raises(UsageError, match="part"):
+            read_data_file(tmp_path / "part", "king.txt")
+
+    def test_a_gzip_file_that_holds_no_archive(self, tmp_path: Path) -> None:
+        (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(CONTENT))
+        with pytest.raises(UsageError, match=r"a\.jsonl\.gz"):
+            read_data_file(tmp_path / "a.jsonl.gz")
+
+    def test_links_and_folders_are_no_members(self, tmp_path: Path) -> None:
+        with tarfile.open(tmp_path / "a.tgz", "w:gz") as archive:
+            link = tarfile.TarInfo("king.txt")
+            link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            archive.addfile(link)
+        with pytest.raises(UsageError, match=r"does not hold king\.txt"):
+            read_data_file(tmp_path / "a.tgz", "king.txt")
+
+    def test_a_missing_file(self, tmp_path: Path) -> None:
+        for path in (tmp_path / "no.txt", tmp_path):
+            with pytest.raises(ModelNotFoundError, match="there is no data file"):
+                read_data_file(path)
+        with pytest.raises(UsageError):
+            read_data_file("a\0b")
+
+    def test_what_is_not_utf8_is_named_by_its_line(self) -> None:
+        with pytest.raises(UsageError, match=r"king\.txt, line 3: not UTF-8"):
+            decode(DataFile("king.txt", b"a\r\n\xc3\xb6\nb\xff\n"))
+
+    def test_lines_end_with_lf_or_crlf_and_nothing_else(self) -> None:
+        text = "\ufeffone\r\ntwo\u2028still two\x0c\n\nfour"
+        assert list(numbered_lines(DataFile("a", text.encode()))) == [
+            (1, "one"), (2, "two\u2028still two\x0c"), (3, ""), (4, "four"),
+        ]  # fmt: skip
+        assert decode(DataFile("a", text.encode())) == text  # running text is scored as it is
+
+
+class TestBenchText:
+    def test_bundled_texts_and_files_as_before(self, tmp_path: Path) -> None:
+        assert load_bench_text().name == "evaluation"
+        (tmp_path / "king.txt").write_bytes(CONTENT)
+        found = load_bench_text(tmp_path / "king.txt")
+        assert (found.name, found.sha256, found.text) == ("king.txt", SHA256, CONTENT.decode())
+
+    def test_an_archive_of_one_file(self, tmp_path: Path) -> None:
+        found = load_bench_text(str(zipped(tmp_path / "a.zip", {"king.txt": CONTENT})))
+        assert (found.name, found.sha256, found.text) == ("king.txt", SHA256, CONTENT.decode())
+
+    def test_a_file_goes_before_a_data_set(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        Path("wikitext2").write_bytes(CONTENT)
+        assert load_bench_text("wikitext2").sha256 == SHA256
+
+    def test_offline_the_error_names_file_and_flag(self) -> None:
+        with pytest.raises(ModelNotFoundError, match="offline, and the data set wikitext2") as raised:
+            load_bench_text("wikitext2", offline=True)
+        assert "wiki.test.raw" in raised.value.hint
+        assert "ggml-org/ci/resolve/main/wikitext-2-raw-v1.zip" in raised.value.hint
+
+    def test_other_names(self) -> None:
+        with pytest.raises(UsageError, match="lambada is no running text"):
+            load_bench_text("lambada")
+        with pytest.raises(ModelNotFoundError) as raised:
+            load_bench_text("wikitext")
+        assert "evaluation, calibration, wikitext2, wikitext103" in raised.value.hint
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_every_data_set_offline_says_what_to_get(name: str) -> None:
+    with pytest.raises(ModelNotFoundError, match=f"data set {name} ") as raised:
+        load_dataset(name, offline=True)
+    dataset = DATASETS[name]
+    assert dataset.wanted in raised.value.hint
+    assert dataset.page in raised.value.hint
+    assert "--data FILE" in raised.value.hint
+    assert (dataset.url is None) != (dataset.repository is None)
+
+
+def test_hf_hub_offline_is_honoured_by_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for name in ("enwik8", "lambada"):
+        with pytest.raises(ModelNotFoundError, match="offline"):
+            load_dataset(name)
+
+
+def test_a_local_archive_gives_the_member(tmp_path: Path) -> None:
+    path = tarred(tmp_path / "CBTest.tgz", {"CBTest/data/cbtest_NE_test_2500ex.txt": CONTENT, "CBTest/README": b""})
+    assert load_dataset("cbt-ne", path) == DataFile("cbtest_NE_test_2500ex.txt", CONTENT)
+    with pytest.raises(UsageError, match=r"cbtest_CN_test_2500ex\.txt"):
+        load_dataset("cbt-cn", path)
+
+
+class Server(ThreadingHTTPServer):
+    """Files by path; counts the GET requests. What begins with `cut` breaks off."""
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.files, self.gets = files, list[str]()
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Server
+
+    def do_GET(self) -> None:
+        content = self.server.files.get(self.path)
+        self.send_response(200 if content is not None else 404)
+        self.send_header("Content-Length", str(len(content or b"")))
+        self.send_header("ETag", f'"{hashlib.sha256(content or b"").hexdigest()}"')
+        self.send_header("X-Repo-Commit", "0123456789abcdef0123456789abcdef01234567")
+        self.end_headers()
+        if self.command == "GET":
+            self.server.gets.append(self.path)
+            if "cut" in self.path:
+                self.close_connection = True
+                content = (content or b"")[:10]
+            self.wfile.write(content or b"")
+
+    do_HEAD = do_GET
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Silent: stderr belongs to the test report."""
+
+
+@contextmanager
+def serving(files: dict[str, bytes]) -> Iterator[Server]:
+    with Server(files) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class TestDownload:
+    @pytest.fixture(autouse=True)
+    def _online(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from huggingface_hub import constants
+
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+    @pytest.fixture
+    def server(self, tmp_path: Path) -> Iterator[Server]:
+        packed = zipped(tmp_path / "published.zip", {"king.txt": CONTENT}).read_bytes()
+        with serving({"/king.zip": packed, "/cut/king.zip": packed}) as server:
+            yield server
+
+    def test_once_and_then_from_the_cache(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+        dataset = Dataset("king.zip", "king.txt", url=f"{server.url}/king.zip", text=True)
+        monkeypatch.setitem(datasets.DATASETS, "king", dataset)
+        assert load_bench_text("king").text == CONTENT.decode()
+        assert load_dataset("king", offline=True) == DataFile("king.txt", CONTENT)
+        assert server.gets == ["/king.zip"]
+
+    @pytest.mark.parametrize("path", ["/nothing.zip", "/cut/king.zip"])
+    def test_a_failure_leaves_nothing_and_names_the_flag(
+        self, server: Server, path: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setitem(datasets.DATASETS, "king", Dataset("king.zip", "king.txt", url=f"{server.url}{path}"))
+        with pytest.raises(ModelNotFoundError, match="can not download the data set king") as raised:
+            load_dataset("king")
+        assert "king.txt from http" in raised.value.hint
+        assert "--data FILE" in raised.value.hint
+        assert not [found for found in (tmp_path / "cache").rglob("*") if found.is_file()]
+
+    def test_no_server(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(datasets.DATASETS, "king", Dataset("king.txt", url="http://127.0.0.1:9/king.txt"))
+        with pytest.raises(ModelNotFoundError, match="can not download the data set king: ConnectError"):
+            load_dataset("king")
+
+    def test_another_content_than_the_published_one(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+        dataset = Dataset("king.zip", "king.txt", url=f"{server.url}/king.zip", sha256="0" * 64)
+        monkeypatch.setitem(datasets.DATASETS, "king", dataset)
+        with pytest.raises(UsageError, match=f"is not the king.txt that was published: its sha256 is {SHA256}"):
+            load_dataset("king")
+
+    def test_too_much(self, server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setattr(datasets, "MOST_BYTES", 10)
+        monkeypatch.setitem(datasets.DATASETS, "king", Dataset("king.zip", "king.txt", url=f"{server.url}/king.zip"))
+        with pytest.raises(UsageError, match=r"king\.zip has more than"):
+            load_dataset("king")
+        assert not [found for found in (tmp_path / "cache").rglob("*") if found.is_file()]
+
+
+def test_from_the_hub_over_http(tmp_path: Path) -> None:
+    """In a process of its own: huggingface_hub reads its settings when it is imported."""
+    packed = zipped(tmp_path / "king.zip", {"wiki.test.raw": CONTENT}).read_bytes()
+    code = (
+        "from dataclasses import replace\nfrom dgpt2_quant.bench import datasets\n"
+        "sets = datasets.DATASETS\nsets['wikitext2'] = replace(sets['wikitext2'], sha256=None)\n"
+        "print(datasets.load_bench_text('wikitext2').sha256)"
+    )
+    outer = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    with serving({"/datasets/ggml-org/ci/resolve/main/wikitext-2-raw-v1.zip": packed}) as server:
+        environment = outer | {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+        call = [sys.executable, "-c", code]
+        first = subprocess.run(call, env=environment, capture_output=True, text=True, check=True)
+        assert first.stdout.strip() == SHA256
+        assert len([path for path in server.gets if path.startswith("/datasets/")]) == 1
+    again = subprocess.run(
+        call, env=environment | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=True
+    )  # from the Hub's cache
+    assert again.stdout.strip() == SHA256
