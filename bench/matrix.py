@@ -1,24 +1,59 @@
 """The benchmark: every level of one model, side by side."""
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from dgpt2_quant.quantize.cores import threads_or_all
 from dgpt2_quant.quantize.errors import UsageError
 from dgpt2_quant.quantize.gguf_file import GGUFHeader, read_header
+from dgpt2_quant.quantize.output_file import refuse_existing
 from dgpt2_quant.quantize.progress import Progress
 from dgpt2_quant.quantize.quant_types import BENCH_TYPES, QuantType, find_type, find_types
-from dgpt2_quant.quantize.resolve import DEFAULT_MODEL, is_gguf_name
-from dgpt2_quant.quantize.store import StoredModel, model_files
-from dgpt2_quant.quantize.text import NamedText, load_text
+from dgpt2_quant.quantize.resolve import DEFAULT_MODEL, is_gguf_name, resolve
+from dgpt2_quant.quantize.store import model_files
+from dgpt2_quant.quantize.text import NamedText
+from dgpt2_quant.runtime.model import Model
 
-from .divergence import Divergence
+from .advice import recommend, with_advice
+from .datasets import load_bench_text
+from .divergence import Divergence, divergence, noise_floor, pairs, resampled, summarize
 from .environment import describe_environment
 from .footprint import Footprint, measure_footprint
-from .quality import compare
-from .schema import SCHEMA_VERSION, BenchJson, RateJson, Recommended, Result
-from .speed import Rate, Speed, measure
+from .grid import USUAL, Grid
+from .peers import PeerSpec, llama_bench_for, peers_for
+from .per_token import TokenTexts, lines, worst, write_lines
+from .quality import Quality, compare
+from .reference_cache import LIMIT
+from .schema import SCHEMA_VERSION, BenchJson, Result, WrongToken
+from .speed import Speed, measure
+from .windows import LLAMA_CPP, Cut
 
-_WITHIN = 1.01  # of the reference's perplexity: what counts as no real loss
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured: a model by name, the hash of its source, the reference's file and the levels'."""
+
+    name: str
+    source_sha256: str
+    reference: Path
+    files: Sequence[Path]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How it is measured. `cut` tells how the text is scored, `cache_bytes` bounds what is kept of the reference's
+    logits; `peers` take part in the rounds; `per_token` is a file for a line of JSON a scored token."""
+
+    cut: Cut = LLAMA_CPP
+    cache_bytes: int = LIMIT
+    rounds: int = 5
+    threads: int | None = None
+    grid: Grid = USUAL
+    peers: Sequence[PeerSpec] = ()
+    per_token: Path | None = None
+    overwrite: bool = False
 
 
 def bench(
@@ -27,7 +62,14 @@ def bench(
     type: str | QuantType | Sequence[str | QuantType] | None = None,
     text: str | Path = "evaluation",
     reference: str = "f32",
+    cut: Cut = LLAMA_CPP,
+    cache_bytes: int = LIMIT,
     rounds: int = 5,
+    grid: Grid = USUAL,
+    peers: bool = False,
+    llama_cpp_bin: Path | None = None,
+    per_token: Path | None = None,
+    overwrite: bool = False,
     threads: int | None = None,
     revision: str | None = None,
     offline: bool = False,
@@ -36,18 +78,21 @@ def bench(
 ) -> BenchJson:
     """Measures each type of a checkpoint: size, load, memory, perplexity, KL divergence against `reference`, speed.
 
-    `type` defaults to `BENCH_TYPES`; `text` is a bundled text's name or a file. Missing files are converted into the
-    cache first. `write_report` makes files of the result. Raises `DgptQuantError`.
+    `type` defaults to `BENCH_TYPES`; `text` is a bundled text's name, a data set's, or a file. Missing files are
+    converted into the cache first. With `peers`, other programs that are installed run the same weights in the same
+    rounds; with `llama_cpp_bin`, llama-bench too. `write_report` makes files of the result. Raises `DgptQuantError`.
     """
     if is_gguf_name(model):
         raise UsageError(f"{model} is one file; a benchmark compares the types of a checkpoint", "Name its checkpoint.")
     if rounds < 1:
         raise UsageError(f"{rounds} rounds were asked for; at least 1 is needed")
+    if per_token is not None:
+        refuse_existing(per_token, overwrite)
     quant_types = find_types(type or BENCH_TYPES)
     base = find_type(reference)
     if base.base.is_quantized:
         raise UsageError(f"{base} can not be the reference: it is quantized itself", "Take f32 or f16.")
-    source = load_text(text)  # a wrong name is told before the work, not after it
+    source_text = load_bench_text(text, offline=offline)  # a wrong name is told before the work, not after it
     stored = model_files(
         model,
         types=[*quant_types, base],
@@ -57,105 +102,161 @@ def bench(
         progress=progress,
         announce=announce,
     )
-    levels = {quant_type: stored.files[quant_type] for quant_type in quant_types}
-    return measure_levels(stored, levels, base, source, rounds=rounds, threads=threads, progress=progress)
+    subject = Subject(
+        stored.name,
+        stored.source_sha256,
+        stored.files[base],
+        [stored.files[quant_type] for quant_type in quant_types],
+    )
+    others: list[PeerSpec] = []
+    if peers:
+        folder = resolve(model, revision=revision, offline=offline, prefer_cache=True).folder
+        others += peers_for(folder, subject.files)
+    if llama_cpp_bin is not None:
+        others += llama_bench_for(subject.files, llama_cpp_bin)
+    settings = Settings(cut, cache_bytes, rounds, threads, grid, others, per_token, overwrite)
+    return measure_levels(subject, source_text, settings, progress=progress)
 
 
 def measure_levels(
-    model: StoredModel,
-    levels: Mapping[QuantType, Path],
-    reference: QuantType,
-    text: NamedText,
-    *,
-    rounds: int = 5,
-    threads: int | None = None,
-    progress: Progress | None = None,
+    subject: Subject, text: NamedText, settings: Settings | None = None, *, progress: Progress | None = None
 ) -> BenchJson:
-    """`bench` for files that are here already; the reference's is among `model.files`."""
-    environment = describe_environment(threads)
-    paths = list(levels.values())
-    quality = compare(model.files[reference], paths, text.text, threads=threads, progress=progress)
-    speeds = measure(paths, rounds=rounds, threads=threads, progress=progress)
+    """`bench` for files that are here already; the usual settings if none are given."""
+    settings = settings or Settings()
+    environment = describe_environment(settings.threads)
+    threads, files = settings.threads, subject.files
+    headers = [read_header(path, arrays=False) for path in (subject.reference, *files)]
+    names = [_type_name(header) for header in headers]
+    positions = min(header.metadata["gpt2.context_length"] for header in headers)
+    settings.grid.points(positions, threads_or_all(threads))  # what can not be timed is told before the work
+    quality = compare(
+        subject.reference,
+        files,
+        text.text,
+        cut=settings.cut,
+        threads=threads,
+        cache_bytes=settings.cache_bytes,
+        progress=progress,
+    )
+    draws = resampled(quality)
+    divergences = [divergence(quality, number, draws) for number in range(len(files))]
+    wrong = _wrong_tokens(subject, quality, names[1:], settings)
+    speeds = measure(
+        subject.reference,
+        files,
+        rounds=settings.rounds,
+        threads=threads,
+        grid=settings.grid,
+        peers=settings.peers,
+        progress=progress,
+    )
     footprints = []
-    for number, path in enumerate(paths):
+    for number, path in enumerate(files):
         footprints.append(measure_footprint(path, threads=threads))
         if progress:
-            progress(number + 1, len(paths), "load time and memory")
-    rows = zip(levels.items(), quality.results, speeds, footprints, strict=True)
-    headers = [read_header(path, arrays=False) for path in paths]
+            progress(number + 1, len(files), "load time and memory")
+    base = summarize(quality.base.nll)
     results = [
-        _result(quant_type, header, divergence, quality.reference.perplexity, speed, footprint)
-        for ((quant_type, _), divergence, speed, footprint), header in zip(rows, headers, strict=True)
+        _result(name, *parts)
+        for name, *parts in zip(names[1:], headers[1:], divergences, wrong, speeds.files, footprints, strict=True)
     ]
-    return {
+    document: BenchJson = {
         "schema_version": SCHEMA_VERSION,
         "environment": environment,
+        "runs": [environment],
         "model": {
-            "name": model.name,
-            "source_sha256": model.source_sha256,
+            "name": subject.name,
+            "source_sha256": subject.source_sha256,
             "parameters": headers[0].parameters,
         },
         "text": {
             "name": text.name,
             "sha256": text.sha256,
-            "tokens": quality.tokens,
-            "context": quality.context,
+            "tokens": len(quality.tokens),
+            "context": quality.cut.context,
+            "method": quality.cut.method,
+            "stride": quality.cut.stride,
         },
         "reference": {
-            "type": reference.name,
-            "perplexity": quality.reference.perplexity,
-            "perplexity_stderr": quality.reference.stderr,
-            "tokens_scored": quality.reference.tokens,
+            "type": names[0],
+            "bytes": headers[0].file_bytes,
+            "perplexity": base.perplexity,
+            "perplexity_stderr": base.stderr,
+            "tokens_scored": base.tokens,
+            "prompt_tps": speeds.reference.prompt_tps,
+            "decode_tps": speeds.reference.decode_tps,
         },
+        "noise_floor": noise_floor(quality),
         "results": results,
+        "pairs": pairs(quality, names[1:], draws),
+        "peers": speeds.peers,
+        "skipped_peers": speeds.skipped_peers,
         "recommended": recommend(results),
+        "advice": [],
     }
+    return with_advice(document)
 
 
-def recommend(results: Sequence[Result]) -> Recommended:
-    """Among the levels within 1 % of the reference's perplexity: the smallest file, and the fastest to decode."""
-    good = [result for result in results if result["ppl_ratio"] <= _WITHIN]
-    smallest = min(good, key=lambda result: result["bytes"], default=None)
-    fastest = max(good, key=lambda result: result["decode_tps"]["median"], default=None)
-    return {
-        "smallest_within_1pct_ppl": smallest["type"] if smallest else None,
-        "fastest_within_1pct_ppl": fastest["type"] if fastest else None,
-    }
+def _wrong_tokens(
+    subject: Subject, quality: Quality, names: Sequence[str], settings: Settings
+) -> list[list[WrongToken]]:
+    """Those of each level; writes all tokens to a file where that was asked for."""
+    with Model.load(subject.reference, threads=1) as model:
+        texts = TokenTexts(model, quality.windows)
+        if settings.per_token is not None:
+            write_lines(lines(quality, names, texts), settings.per_token, overwrite=settings.overwrite)
+        return [worst(quality, level, texts) for level in quality.levels]
+
+
+def _type_name(header: GGUFHeader) -> str:
+    return header.quant_type or header.path.stem
 
 
 def _result(
-    quant_type: QuantType,
+    name: str,
     header: GGUFHeader,
-    divergence: Divergence,
-    reference_perplexity: float,
+    found: Divergence,
+    wrong: list[WrongToken],
     speed: Speed,
     footprint: Footprint,
 ) -> Result:
+    with header.path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return {
-        "type": quant_type.name,
+        "type": name,
         "recipe": header.metadata.get("dgpt2_quant.recipe", "stock"),
         "path": str(header.path),
+        "sha256": sha256,
+        "run": 0,
         "bytes": header.file_bytes,
         "bits_per_weight": round(header.bits_per_weight, 3),
         "load_ms": footprint.load_ms,
         "peak_rss_bytes": footprint.peak_rss_bytes,
-        "perplexity": divergence.perplexity.perplexity,
-        "perplexity_stderr": divergence.perplexity.stderr,
-        "ppl_ratio": divergence.perplexity.perplexity / reference_perplexity,
-        "kld_mean": divergence.kld_mean,
-        "kld_stderr": divergence.kld_stderr,
-        "kld_median": divergence.kld_median,
-        "kld_p99": divergence.kld_p99,
-        "kld_p999": divergence.kld_p999,
-        "kld_max": divergence.kld_max,
-        "top1_agreement": divergence.top1,
-        "rms_dp": divergence.rms_dp,
-        "prompt_tps": _rate(speed.prompt_tps),
-        "decode_tps": _rate(speed.decode_tps),
+        "perplexity": found.perplexity.perplexity,
+        "perplexity_stderr": found.perplexity.stderr,
+        "ppl_ratio": found.ppl_ratio,
+        "ppl_ratio_interval": found.ppl_ratio_interval,
+        "kld_mean": found.kld_mean,
+        "kld_stderr": found.kld_stderr,
+        "kld_interval": found.kld_interval,
+        "kld_median": found.kld_median,
+        "kld_p90": found.kld_p90,
+        "kld_p95": found.kld_p95,
+        "kld_p99": found.kld_p99,
+        "kld_p999": found.kld_p999,
+        "kld_max": found.kld_max,
+        "top1_agreement": found.top1_agreement,
+        "mean_dp": found.mean_dp,
+        "rms_dp": found.rms_dp,
+        "nll_correlation": found.nll_correlation,
+        "by_confidence": found.by_confidence,
+        "worst": wrong,
+        "prompt_tps": speed.prompt_tps,
+        "decode_tps": speed.decode_tps,
+        "prompt_ratio": speed.prompt_ratio,
+        "decode_ratio": speed.decode_ratio,
         "first_token_ms": footprint.first_token_ms,
+        "joules_per_token": speed.joules_per_token,
         "disturbed": speed.disturbed,
+        "speed": speed.points,
     }
-
-
-def _rate(rate: Rate) -> RateJson:
-    return {"median": rate.median, "min": rate.min, "max": rate.max, "rounds": rate.rounds}

@@ -1,14 +1,28 @@
-"""The benchmark's result for people: a table, and `report.md`."""
+"""The benchmark's result for people: a table, `report.md`, `report.html` and the plots."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from dgpt2_quant.quantize.json_text import to_json_text
 from dgpt2_quant.quantize.output_file import output_file, refuse_existing
 
-from .schema import BenchJson, RateJson, Result
+from .advice import RULES
+from .figures import label, of_several_runs, percent, small, speed, with_error
+from .page import Items, Picture, Section, Table, Text, visible
+from .plots import CAPTIONS, PLOTS, draw_plots
+from .report_html import to_html
+from .report_markdown import to_markdown
+from .schema import BenchJson, Result
+from .sections import (
+    confidence_section,
+    environment_section,
+    pairs_section,
+    peers_section,
+    quality_section,
+    speed_sections,
+    worst_sections,
+)
 
-REPORT_FILES = ("bench.json", "report.md")
+REPORT_FILES = ("bench.json", "report.md", "report.html")
 
 COLUMNS = (
     "type",
@@ -27,20 +41,31 @@ COLUMNS = (
 
 def refuse_reports(folder: Path, *, overwrite: bool = False) -> None:
     """Raises `OutputError` before anything is measured, when the results could not be written afterwards."""
-    for name in REPORT_FILES:
+    for name in (*REPORT_FILES, *(f"plots/{plot}.{kind}" for plot in PLOTS for kind in ("png", "svg"))):
         refuse_existing(folder / name, overwrite)
 
 
 def write_report(document: BenchJson, folder: Path, *, overwrite: bool = False) -> list[Path]:
-    """Writes `bench.json` and `report.md` into the folder. Raises `OutputError`."""
-    texts = {
-        "bench.json": to_json_text(document) + "\n",
-        "report.md": markdown(document),
+    """Writes `bench.json`, `report.md`, `report.html` and, where matplotlib is installed, `plots/*.png` and `.svg`.
+
+    The numbers come first, so that a full disk loses the pictures and not them. Returns the files in that order.
+    Raises `OutputError`.
+    """
+    refuse_reports(folder, overwrite=overwrite)
+    plots = draw_plots(document)
+    pictures = {f"plots/{name}": content for name, content in plots.items()}
+    sections = report_sections(document, with_plots=bool(plots))
+    vectors = {name: plots[f"{name}.svg"].decode() for name in PLOTS if f"{name}.svg" in plots}
+    contents = {
+        "bench.json": (to_json_text(document) + "\n").encode(),
+        "report.md": to_markdown(sections, {name: f"plots/{name}.png" for name in vectors}).encode(),
+        "report.html": to_html(sections, vectors).encode(),
+        **pictures,
     }
-    for name in REPORT_FILES:
+    for name, content in contents.items():
         with output_file(folder / name, overwrite=overwrite) as file:
-            file.write(texts[name].encode())
-    return [folder / name for name in REPORT_FILES]
+            file.write(content)
+    return [folder / name for name in contents]
 
 
 def table_rows(document: BenchJson) -> list[list[str]]:
@@ -49,107 +74,70 @@ def table_rows(document: BenchJson) -> list[list[str]]:
 
 
 def remarks(document: BenchJson) -> list[str]:
-    """What has to be said about the table: the reference, the recommendation, and what disturbed it."""
-    reference, recommended = document["reference"], document["recommended"]
-    lines = [
+    """What has to be said about the table: the reference, and the advice."""
+    reference = document["reference"]
+    of_reference = (
         f"Reference {reference['type']}: perplexity"
-        f" {_with_error(reference['perplexity'], reference['perplexity_stderr'])}"
+        f" {with_error(reference['perplexity'], reference['perplexity_stderr'])}"
         f" over {reference['tokens_scored']:,} tokens."
-    ]
-    if smallest := recommended["smallest_within_1pct_ppl"]:
-        fastest = recommended["fastest_within_1pct_ppl"]
-        lines.append(f"Within 1 % of its perplexity: smallest {smallest}, fastest {fastest}.")
-    else:
-        lines.append("No level stays within 1 % of its perplexity.")
-    if disturbed := [result["type"] for result in document["results"] if result["disturbed"]]:
-        lines.append(
-            f"Other processes used the machine while these were timed: {', '.join(disturbed)}. Mind the speeds."
-        )
-    return lines
+    )
+    return [visible(line) for line in (of_reference, *document["advice"])]
 
 
-def markdown(document: BenchJson) -> str:
-    """`report.md`: the table, the remarks, and where it was measured."""
-    model, text, environment = document["model"], document["text"], document["environment"]
-    lines = [
-        f"# {model['name']}: {len(document['results'])} quantization levels",
-        "",
-        *markdown_table(COLUMNS, table_rows(document)),
-        "",
-        *(f"- {remark}" for remark in remarks(document)),
-        "",
-        "Perplexity with its standard error, by llama-perplexity's method: chunks of"
-        f" {text['context']} tokens, the second half of each scored. KLD: Kullback-Leibler divergence of the next-token"
-        f" distribution from {document['reference']['type']}'s, in nats. Top-1: how often the likeliest token is the"
-        " same. bpw: bits per weight. Speeds: tokens per second at batch 1, median (minimum-maximum) of"
-        f" {document['results'][0]['decode_tps']['rounds']} rounds in which the levels took turns. Peak memory and load"
-        " time: of a fresh process each.",
-        "",
-        "## More of each level",
-        "",
-        *markdown_table(
-            ["type", "PPL ratio", "KLD median", "KLD 99 %", "KLD max", "RMS dp", "first token ms"],
-            [_second_row(result) for result in document["results"]],
-        ),
-        "",
-        "## Measured on",
-        "",
-        f"- model: {model['name']}, {model['parameters']:,} parameters, source {model['source_sha256'][:16]}",
-        f"- text: {text['name']}, {text['tokens']:,} tokens, sha256 {text['sha256'][:16]}",
-        f"- machine: {environment['cpu']}, {environment['cores']} cores, {environment['threads']} threads,"
-        f" {environment['os']}, load {environment['loadavg']} before the run",
-        f"- dgpt2-quant {environment['dgpt2_quant']}, llama-cpp-python {environment['llama_cpp_python']},"
-        f" Python {environment['python']}",
+def report_sections(document: BenchJson, *, with_plots: bool) -> list[Section]:
+    """The whole report, the advice first."""
+    count = len(document["results"])
+    plots: list[Text | Picture] = [Picture(name, CAPTIONS[name]) for name in PLOTS]
+    if not with_plots:
+        plots = [Text("The plots need matplotlib: pip install 'dgpt2-quant[report]'")]
+    return [
+        Section(f"{document['model']['name']}: {count} quantization level{'s' if count != 1 else ''}", level=1),
+        Section("Which level to take", [Items(remarks(document))]),
+        Section("All levels", [Table(COLUMNS, table_rows(document))]),
+        Section("Plots", plots),
+        quality_section(document),
+        *pairs_section(document),
+        *confidence_section(document),
+        *speed_sections(document),
+        *peers_section(document),
+        *worst_sections(document),
+        _method_section(document),
+        environment_section(document),
     ]
-    return "\n".join(lines) + "\n"
 
 
 def _row(result: Result) -> list[str]:
     return [
-        result["type"],
+        label(result),
         f"{result['bytes'] / 1e6:.2f}",
         f"{result['bits_per_weight']:.2f}",
-        _with_error(result["perplexity"], result["perplexity_stderr"]),
-        _small(result["kld_mean"]),
-        _small(result["kld_p999"]),
-        f"{100 * result['top1_agreement']:.1f} %",
-        _rate(result["prompt_tps"]),
-        _rate(result["decode_tps"]),
+        with_error(result["perplexity"], result["perplexity_stderr"]),
+        small(result["kld_mean"]),
+        small(result["kld_p999"]),
+        percent(result["top1_agreement"]),
+        speed(result["prompt_tps"]),
+        speed(result["decode_tps"]),
         f"{result['load_ms']:.0f}",
         f"{result['peak_rss_bytes'] / 1e6:.0f}",
     ]
 
 
-def _second_row(result: Result) -> list[str]:
-    return [
-        result["type"],
-        f"{result['ppl_ratio']:.4f}",
-        _small(result["kld_median"]),
-        _small(result["kld_p99"]),
-        _small(result["kld_max"]),
-        f"{100 * result['rms_dp']:.2f} %",
-        f"{result['first_token_ms']:.1f}",
-    ]
-
-
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a Markdown table, numbers to the right."""
-    rules = ["---:" if all(is_number(row[index]) for row in rows) else "---" for index in range(len(columns))]
-    return [f"| {' | '.join(cells)} |" for cells in (columns, rules, *rows)]
-
-
-def is_number(cell: str) -> bool:
-    """Whether a cell of a table is to be aligned as a number."""
-    return bool(cell) and cell[0] in "+-0123456789"
-
-
-def _with_error(value: float, error: float) -> str:
-    return f"{value:.3f} ± {error:.3f}"
-
-
-def _rate(rate: RateJson) -> str:
-    return f"{rate['median']:.0f} ({rate['min']:.0f}-{rate['max']:.0f})"
-
-
-def _small(value: float) -> str:
-    return f"{value:.5f}" if value < 0.1 else f"{value:.3f}"
+def _method_section(document: BenchJson) -> Section:
+    text, base = document["text"], document["reference"]["type"]
+    if text["stride"] is None:
+        scored = f"by llama-perplexity's method: chunks of {text['context']} tokens, the second half of each scored"
+    else:
+        scored = f"by the strided method: windows of {text['context']} tokens, {text['stride']} new ones in each scored"
+    rounds = sorted({result["decode_tps"]["rounds"] for result in document["results"]})
+    count = f"{rounds[0]}-{rounds[-1]}" if len(rounds) > 1 else str(rounds[0]) if rounds else "0"
+    said = (
+        f"Perplexity with its standard error, {scored}. KLD: Kullback-Leibler divergence of the next-token distribution"
+        f" from {base}'s, in nats. PPL ratio: to {base}'s perplexity. Intervals: 95 %, by bootstrap. Top-1: how often"
+        " the likeliest token is the same. Δp: change of the probability of the token that came. NLL corr.: correlation"
+        f" of the tokens' negative log-likelihoods with {base}'s. bpw: bits per weight. Speeds: tokens per second at"
+        f" batch 1, median (minimum-maximum) of {count} rounds in which the levels took turns. Peak memory and load"
+        " time: of a fresh process each."
+    )
+    if of_several_runs(document):
+        said += " Merged from several runs: tokens per second, load time and memory are those of different machines."
+    return Section("Method", [Text(said), Text("The advice follows from these rules:"), Items(RULES)])

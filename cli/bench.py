@@ -11,9 +11,13 @@ from .options import (
     JsonOption,
     OfflineOption,
     OverwriteOption,
+    PerTokenOption,
     RevisionOption,
+    ScoredTextOption,
+    StrideOption,
     ThreadsOption,
     TypesOption,
+    WindowOption,
 )
 from .output import note, print_json, print_table
 from .progress import progress_bar
@@ -22,23 +26,47 @@ from .progress import progress_bar
 def bench(
     model: CheckpointOption = "distilbert/distilgpt2",
     type: TypesOption = None,
-    text: Annotated[
-        str,
-        typer.Option("--text", metavar="FILE|NAME", help="The text to score: a UTF-8 file, or evaluation (bundled)."),
-    ] = "evaluation",
+    text: ScoredTextOption = "evaluation",
     reference: Annotated[
         str, typer.Option("--reference", metavar="TYPE", help="What to compare with: f32 or f16.")
     ] = "f32",
+    ctx_size: WindowOption = 512,
+    stride: StrideOption = None,
     rounds: Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="Rounds of the speed measurement.")] = 5,
+    prompt_sizes: Annotated[
+        str | None,
+        typer.Option("--prompt-sizes", metavar="N,N", help="Prompts to time, in tokens; 16,128 if not given."),
+    ] = None,
+    depths: Annotated[
+        str | None,
+        typer.Option("--depths", metavar="N,N", help="Time decoding behind so many tokens; 0,256 if not given."),
+    ] = None,
+    batches: Annotated[
+        str | None,
+        typer.Option("--batches", metavar="N,N", help="Time so many sequences together; 1,4,8 if not given."),
+    ] = None,
+    thread_counts: Annotated[
+        str | None,
+        typer.Option("--thread-counts", metavar="N,N", help="Time other numbers of threads too; 1 if not given."),
+    ] = None,
+    peers: Annotated[
+        bool,
+        typer.Option(
+            "--peers", help="Time llama_cpp.Llama, Transformers and CTranslate2 on the same weights, if installed."
+        ),
+    ] = False,
+    llama_cpp_bin: Annotated[
+        Path | None, typer.Option("--llama-cpp-bin", metavar="DIR", help="Time the llama-bench in this folder too.")
+    ] = None,
+    per_token: PerTokenOption = None,
+    cache: Annotated[
+        str,
+        typer.Option("--reference-cache", metavar="SIZE", help="Keep this much of the reference's logits; 0: none."),
+    ] = "1GB",
     threads: ThreadsOption = None,
     output: Annotated[
         str | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FOLDER",
-            help="Where bench.json and report.md go; a new folder here if not given.",
-        ),
+        typer.Option("--output", "-o", metavar="FOLDER", help="Where the report goes; a new folder here if not given."),
     ] = None,
     revision: RevisionOption = None,
     offline: OfflineOption = False,
@@ -47,22 +75,39 @@ def bench(
 ) -> None:
     """Compare types by quality, speed and size.
 
-    Size, load time, peak memory, perplexity, KL divergence against F32, prompt and decode speed.
+    Size, load time, peak memory, perplexity, KL divergence against F32, prompt and decode speed; written as
+    bench.json, report.md and report.html with plots.
 
     Types that are not given: f16 q8_0 q5_k_m q4_k_m q4_0. Example: dgpt2-quant bench -m storybook -t q8_0 -t q4_k
     """
+    from dgpt2_quant.bench.grid import Grid, parse_counts
     from dgpt2_quant.bench.matrix import bench as run_bench
     from dgpt2_quant.bench.report import COLUMNS, refuse_reports, remarks, table_rows, write_report
+    from dgpt2_quant.bench.windows import Cut
+    from dgpt2_quant.quantize.sizes import parse_bytes
 
     folder = Path(output or time.strftime("dgpt2-quant-bench/%Y%m%d-%H%M%S"))
     refuse_reports(folder, overwrite=overwrite)
+    grid = Grid(
+        parse_counts(prompt_sizes, "--prompt-sizes") if prompt_sizes is not None else None,
+        parse_counts(depths, "--depths", least=0) if depths is not None else None,
+        parse_counts(batches, "--batches") if batches is not None else None,
+        parse_counts(thread_counts, "--thread-counts") if thread_counts is not None else None,
+    )
     with progress_bar() as progress:
         document = run_bench(
             model,
             type=type,
             text=text,
             reference=reference,
+            cut=Cut("llama.cpp" if stride is None else "strided", ctx_size, stride),
+            cache_bytes=parse_bytes(cache),
             rounds=rounds,
+            grid=grid,
+            peers=peers,
+            llama_cpp_bin=llama_cpp_bin,
+            per_token=per_token,
+            overwrite=overwrite,
             threads=threads,
             revision=revision,
             offline=offline,

@@ -33,13 +33,12 @@ def demo(
 
     Takes less than a minute and no network.
     """
-    from dgpt2_quant.bench.matrix import measure_levels
+    from dgpt2_quant.bench.matrix import Subject, measure_levels
     from dgpt2_quant.bench.report import COLUMNS, refuse_reports, remarks, table_rows, write_report
     from dgpt2_quant.quantize.checkpoint import source_sha256
     from dgpt2_quant.quantize.convert import convert
     from dgpt2_quant.quantize.quant_types import DEMO_TYPES, find_type
     from dgpt2_quant.quantize.resolve import resolve
-    from dgpt2_quant.quantize.store import StoredModel
     from dgpt2_quant.quantize.text import load_text
     from dgpt2_quant.runtime.model import Model
 
@@ -69,9 +68,8 @@ def demo(
     typer.echo("\n3. compared with F32 on the bundled evaluation text")
     with tempfile.TemporaryDirectory() as scratch, progress_bar() as progress:
         (base,) = convert(source.name, type=reference, output=scratch)
-        files_by_type = {**levels, reference: Path(base.path)}
-        stored = StoredModel(source.name, source_sha256(source.folder), files_by_type)
-        document = measure_levels(stored, levels, reference, load_text(), progress=progress)
+        subject = Subject(source.name, source_sha256(source.folder), Path(base.path), list(levels.values()))
+        document = measure_levels(subject, load_text(), progress=progress)
     print_table(COLUMNS, table_rows(document))
     for remark in remarks(document):
         typer.echo(remark)

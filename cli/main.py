@@ -12,13 +12,17 @@ from typing import Annotated, Any
 import typer
 
 from .bench import bench
+from .compare import compare
 from .convert import convert
 from .demo import demo
 from .errors import report
+from .evaluate import evaluate
 from .features import features
 from .imatrix import imatrix
 from .inspect_file import inspect
 from .list_types import types
+from .perplexity import perplexity
+from .report import report as merge_report
 from .run import run
 
 VERBS: dict[str, Callable[..., None]] = {
@@ -27,6 +31,10 @@ VERBS: dict[str, Callable[..., None]] = {
     "run": run,
     "features": features,
     "bench": bench,
+    "perplexity": perplexity,
+    "eval": evaluate,
+    "report": merge_report,
+    "compare": compare,
     "inspect": inspect,
     "imatrix": imatrix,
     "demo": demo,

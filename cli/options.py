@@ -1,6 +1,7 @@
 """The flags that several verbs share, with one spelling and one help text each."""
 
 import sys
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -43,6 +44,25 @@ RevisionOption = Annotated[
 OfflineOption = Annotated[bool, typer.Option("--offline", help="Use only what is in the Hub cache already.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist already.")]
+ScoredTextOption = Annotated[
+    str,
+    typer.Option(
+        "--text",
+        metavar="FILE|NAME",
+        help="The text to score: a UTF-8 file, evaluation (bundled), or a data set to download, such as wikitext2.",
+    ),
+]
+WindowOption = Annotated[
+    int, typer.Option("--ctx-size", metavar="N", help="Tokens that the model sees at once; no more than its positions.")
+]
+StrideOption = Annotated[
+    int | None,
+    typer.Option("--stride", metavar="N", help="Score by overlapping windows that move on by so many tokens."),
+]
+PerTokenOption = Annotated[
+    Path | None,
+    typer.Option("--per-token", metavar="FILE", help="Write what became of each scored token: a line of JSON each."),
+]
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", metavar="N", min=1, help="Threads; all usable cores if not given.")
 ]

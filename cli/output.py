@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import typer
-from dgpt2_quant.bench.report import is_number
+from dgpt2_quant.bench.page import is_number
 from dgpt2_quant.quantize.json_text import to_json_text
 
 

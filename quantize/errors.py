@@ -38,6 +38,10 @@ class OutputError(DgptQuantError):
     """A result that can not be written: it exists already, the disk is full, the folder is not writable."""
 
 
+class ResultError(DgptQuantError):
+    """A file of measured results that is broken or too old, or results that do not belong together."""
+
+
 class RuntimeFailure(DgptQuantError):
     """llama.cpp refused a file, a batch or a context."""
 

@@ -1,5 +1,6 @@
 """The whole benchmark on the bundled checkpoint, and what it recommends."""
 
+import hashlib
 import json
 import math
 import types
@@ -10,15 +11,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from dgpt2_quant.bench.matrix import bench, recommend
+from dgpt2_quant.bench.grid import Grid
+from dgpt2_quant.bench.matrix import bench
 from dgpt2_quant.bench.report import refuse_reports, write_report
 from dgpt2_quant.bench.schema import BenchJson
 from dgpt2_quant.quantize.cores import usable_cores
 from dgpt2_quant.quantize.errors import ModelNotFoundError, OutputError, UsageError
 from dgpt2_quant.quantize.gguf_file import read_header
 from dgpt2_quant.quantize.text import load_text
-
-from .documents import result
 
 
 class Run(NamedTuple):
@@ -45,6 +45,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
             text=text,
             rounds=1,
             threads=1,
+            grid=Grid(prompt_sizes=(4,), depths=(8,), batches=(2,), thread_counts=()),
+            per_token=folder / "tokens.jsonl",
             announce=announced.append,
             progress=lambda *arguments: progress.append(arguments),
         )
@@ -89,7 +91,7 @@ def test_one_row_a_type(run: Run) -> None:
     assert [row["type"] for row in run.document["results"]] == ["Q8_0", "Q4_0"]
     report = (run.folder / "report.md").read_text("utf-8").splitlines()
     for name in ("Q8_0", "Q4_0"):
-        assert sum(line.startswith(f"| {name} |") for line in report) == 2  # in both tables
+        assert sum(line.startswith(f"| {name} |") for line in report) >= 2  # in several tables
 
 
 def test_what_was_measured(run: Run) -> None:
@@ -107,14 +109,39 @@ def test_the_rows_are_those_of_the_files(run: Run) -> None:
         header = read_header(Path(row["path"]))
         assert header.quant_type == row["type"]
         assert row["bytes"] == Path(row["path"]).stat().st_size
+        assert row["sha256"] == hashlib.sha256(Path(row["path"]).read_bytes()).hexdigest()
         assert row["bits_per_weight"] == pytest.approx(header.bits_per_weight, abs=1e-3)
         assert run.document["model"]["parameters"] == header.parameters
         assert row["ppl_ratio"] == pytest.approx(row["perplexity"] / run.document["reference"]["perplexity"])
         assert row["recipe"] == "stock"
         assert row["prompt_tps"]["rounds"] == row["decode_tps"]["rounds"] == 1
         assert 0 < row["top1_agreement"] <= 1
+        assert sum(part["tokens"] for part in row["by_confidence"]) == 255
+        assert row["worst"][0]["kld"] == row["kld_max"]
+        assert {(point["measure"], point["tokens"], point["batch"]) for point in row["speed"]} == {
+            ("prompt", 4, 1), ("decode", 32, 1), ("decode", 32, 2),
+        }  # fmt: skip
     assert large["bytes"] > small["bytes"]
     assert large["kld_mean"] < small["kld_mean"]
+
+
+def test_the_levels_are_compared_with_each_other_and_with_noise(run: Run) -> None:
+    (pair,) = run.document["pairs"]
+    assert (pair["a"], pair["b"]) == ("Q8_0", "Q4_0")
+    large, small = run.document["results"]
+    assert pair["kld_difference"]["value"] == pytest.approx(small["kld_mean"] - large["kld_mean"])
+    assert 0 < pair["kld_difference"]["low"] < pair["kld_difference"]["high"]
+    floor = run.document["noise_floor"]
+    assert floor
+    assert floor["kld_mean"] < large["kld_mean"]
+
+
+def test_a_line_for_each_scored_token(run: Run) -> None:
+    rows = [json.loads(line) for line in (run.text.parent / "tokens.jsonl").read_text("utf-8").splitlines()]
+    assert len(rows) == 255
+    for result in run.document["results"]:
+        klds = [row["levels"][result["type"]]["kld"] for row in rows]
+        assert sum(klds) / 255 == pytest.approx(result["kld_mean"])
 
 
 def test_where_it_was_measured(run: Run) -> None:
@@ -174,24 +201,3 @@ def test_a_short_text(tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("The end.")
     with pytest.raises(UsageError, match="the text has 3 tokens; at least one chunk of 512"):
         bench("storybook", type=["q4_0"], reference="f16", text=tmp_path / "short.txt")
-
-
-def row(name: str, ratio: float, size: int, speed: float) -> Any:
-    rate = {"median": speed, "min": speed / 2, "max": speed * 2, "rounds": 5}
-    return result(name, ppl_ratio=ratio, bytes=size, decode_tps=rate)
-
-
-@pytest.mark.parametrize(
-    ("rows", "smallest", "fastest"),
-    [
-        ([], None, None),
-        ([row("Q4_0", 1.011, 1, 9)], None, None),
-        ([row("Q4_0", 1.01, 1, 9)], "Q4_0", "Q4_0"),
-        ([row("Q4_0", 0.98, 1, 9)], "Q4_0", "Q4_0"),  # better than the reference is no loss
-        ([row("Q8_0", 1.0, 8, 3), row("Q5_K_M", 1.004, 5, 2), row("Q4_0", 1.1, 4, 9)], "Q5_K_M", "Q8_0"),
-        ([row("Q8_0", 1.0, 5, 3), row("Q5_K_M", 1.0, 5, 3)], "Q8_0", "Q8_0"),  # ties: the first that was asked for
-        ([row("Q8_0", math.nan, 1, 9), row("F16", 1.0, 16, 1)], "F16", "F16"),
-    ],
-)
-def test_recommendations(rows: list[Any], smallest: str | None, fastest: str | None) -> None:
-    assert recommend(rows) == {"smallest_within_1pct_ppl": smallest, "fastest_within_1pct_ppl": fastest}

@@ -1,0 +1,131 @@
+"""A `bench.json` read without trust: it may come from another machine, another version, or an editor.
+
+The shape is that of the TypedDicts in `schema.py`, checked key by key; keys that are not in them are left out. Ranges
+are checked as far as the report and the comparison rely on them: they divide by sizes and speeds, and draw logarithms.
+"""
+
+import json
+import math
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+from dgpt2_quant.quantize.errors import ResultError
+
+from .schema import SCHEMA_VERSION, BenchJson
+
+_LARGEST_FILE = 64 << 20  # bytes; 35 levels with their worst tokens and pairs are below 1 MB
+_LARGEST_NUMBER = 1e15
+_SIGNED = {"mean_dp", "nll_correlation", "kld_difference", "nll_difference"}
+_POSITIVE = {
+    "bytes",
+    "parameters",
+    "bits_per_weight",
+    "perplexity",
+    "ppl_ratio",
+    "context",
+    "batch",
+    "prompt_tps",
+    "decode_tps",
+    "prompt_ratio",
+    "decode_ratio",
+    "tps",
+}
+_NOT_ABOVE_ONE = {"top1_agreement", "reference_p", "level_p"}
+
+
+def read_document(path: Path) -> BenchJson:
+    """Raises `ResultError` that names the file and the key."""
+    content = _read(path)
+    if not isinstance(content, dict):
+        raise ResultError(f"{path} is not a bench.json: it holds no JSON object", "Name what `bench` wrote.")
+    version = content.get("schema_version")
+    if type(version) is not int:
+        raise ResultError(f"{path} is not a bench.json: it has no schema_version", "Name what `bench` wrote.")
+    if version > SCHEMA_VERSION:
+        raise ResultError(
+            f"{path} has the schema version {version}; this dgpt2-quant knows those up to {SCHEMA_VERSION}",
+            "Install the version of dgpt2-quant that wrote it.",
+        )
+    document: BenchJson = _checked(content, BenchJson, path, "")
+    for index, result in enumerate(document["results"]):
+        if result["run"] >= len(document["runs"]):
+            raise _wrong(path, f"results[{index}].run", f"is {result['run']}, but there are {len(document['runs'])}")
+    if not document["results"]:
+        raise _wrong(path, "results", "is empty")
+    return document
+
+
+def _read(path: Path) -> Any:
+    try:
+        if path.is_dir():
+            raise ResultError(f"{path} is a folder", f"Name the file in it: {path / 'bench.json'}")
+        with path.open("rb") as file:
+            text = file.read(_LARGEST_FILE + 1)
+        if len(text) > _LARGEST_FILE:
+            raise ResultError(f"{path} is not a bench.json: it has more than {_LARGEST_FILE >> 20} MiB")
+        return json.loads(text.decode("utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ResultError(f"there is no file {path}", "Name a bench.json that `bench` wrote.") from None
+    except OSError as error:
+        raise ResultError(f"{path} can not be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:  # a null byte in the name is a ValueError too
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
+        raise ResultError(f"{path} is not sound JSON: {reason}", "Name a bench.json that `bench` wrote.") from error
+
+
+def _checked(value: Any, hint: Any, path: Path, where: str, key: str = "") -> Any:
+    """The value, with the keys of the type alone; `key` is the last name on the way to it."""
+    if typing.is_typeddict(hint):
+        hints = typing.get_type_hints(hint)
+        if not isinstance(value, dict):
+            raise _wrong(path, where, "is not an object")
+        if missing := [name for name in hints if name not in value]:
+            raise ResultError(
+                f"{path} has no {where}{'.' if where else ''}{missing[0]}: it is not whole, or of an older version",
+                "Measure again with this version of dgpt2-quant.",
+            )
+        names = {name: f"{where}.{name}" if where else name for name in hints}
+        signed = key if key in _SIGNED | _POSITIVE else ""  # what an interval or a rate is of says what it may be
+        return {name: _checked(value[name], of, path, names[name], signed or name) for name, of in hints.items()}
+    if typing.get_origin(hint) is list:
+        if not isinstance(value, list):
+            raise _wrong(path, where, "is not a list")
+        (of,) = typing.get_args(hint)
+        return [_checked(item, of, path, f"{where}[{index}]", key) for index, item in enumerate(value)]
+    if isinstance(hint, types.UnionType):
+        (of,) = (part for part in typing.get_args(hint) if part is not type(None))
+        return None if value is None else _checked(value, of, path, where, key)
+    if hint is str:
+        if not isinstance(value, str) or not _is_unicode(value):
+            raise _wrong(path, where, "is not a text")
+        return value
+    if hint is bool:
+        if not isinstance(value, bool):
+            raise _wrong(path, where, "is not true or false")
+        return value
+    return _number(value, hint, path, where, key)
+
+
+def _number(value: Any, hint: Any, path: Path, where: str, key: str) -> int | float:
+    if isinstance(value, bool) or not isinstance(value, int if hint is int else int | float):
+        raise _wrong(path, where, f"is not a {'whole ' if hint is int else ''}number")
+    if abs(value) > _LARGEST_NUMBER or not math.isfinite(value):
+        raise _wrong(path, where, "is out of range")
+    if (value < 0 and key not in _SIGNED) or (value == 0 and key in _POSITIVE) or (value > 1 and key in _NOT_ABOVE_ONE):
+        raise _wrong(path, where, f"is {value}, which it can not be")
+    return value
+
+
+def _is_unicode(text: str) -> bool:
+    """Not so for half of a surrogate pair, which JSON can spell and UTF-8 can not."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _wrong(path: Path, where: str, what: str) -> ResultError:
+    return ResultError(f"{path} is not a sound bench.json: {where or 'the document'} {what}")

@@ -1,0 +1,227 @@
+"""Runs that become one document, those that do not belong together, and files that are none."""
+
+import copy
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dgpt2_quant.bench.merge import merge
+from dgpt2_quant.bench.read_document import read_document
+from dgpt2_quant.quantize.errors import ResultError, UsageError
+
+from .documents import document, environment, peer, rate, result
+
+FAST = environment(cpu="Fast", cores=16)
+
+
+def write(path: Path, content: Any) -> Path:
+    path.write_text(json.dumps(content), "utf-8")
+    return path
+
+
+def changed(content: Any, key: str, value: Any) -> Any:
+    """A copy with another value at `a.b[0].c`; `...` for no such key at all."""
+    content = copy.deepcopy(content)
+    *way, last = [int(part) if part.isdigit() else part for part in re.split(r"[.\[\]]+", key) if part]
+    place = content
+    for part in way:
+        place = place[part]
+    if value is ...:
+        del place[last]
+    else:
+        place[last] = value
+    return content
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> tuple[Path, Path]:
+    one = document(
+        result("Q4_0", bytes=5), result("Q8_0", bytes=8), peers=[peer("A"), peer("B")],
+        skipped_peers=[{"name": "C", "reason": "absent"}],
+    )  # fmt: skip
+    other = document(
+        result("F16", bytes=16),
+        environment=FAST,
+        runs=[FAST],
+        peers=[peer("B", decode_ratio=rate(7.0)), peer("C")],
+        noise_floor={**one["noise_floor"], "kld_mean": 5e-9},
+    )
+    return write(tmp_path / "a.json", one), write(tmp_path / "b.json", other)
+
+
+def test_two_runs(two: tuple[Path, Path]) -> None:
+    merged = merge(two)
+    assert [(row["type"], row["run"]) for row in merged["results"]] == [("F16", 1), ("Q8_0", 0), ("Q4_0", 0)]
+    assert [run["cpu"] for run in merged["runs"]] == ["A Processor 9000", "Fast"]
+    assert merged["environment"] == merged["runs"][0]
+    assert [(one["name"], one["decode_ratio"]["median"]) for one in merged["peers"]] == [
+        ("A", 0.8),
+        ("B", 7.0),
+        ("C", 0.8),
+    ]
+    assert merged["skipped_peers"] == []  # it was there in the other run
+    assert [(pair["a"], pair["b"]) for pair in merged["pairs"]] == [("Q4_0", "Q8_0")]
+    assert merged["noise_floor"]["kld_mean"] == 5e-9  # the higher one
+    assert merged["recommended"]["smallest_within_1pct_ppl"] == "Q4_0"
+    assert any("several runs" in line for line in merged["advice"])
+
+
+def test_what_was_merged_can_be_merged_again(two: tuple[Path, Path], tmp_path: Path) -> None:
+    again = write(tmp_path / "both.json", merge(two))
+    third = environment(cpu="Third")
+    other = write(tmp_path / "c.json", document(result("Q5_0", bytes=6), environment=third, runs=[third]))
+    merged = merge([other, again])
+    where = {row["type"]: merged["runs"][row["run"]]["cpu"] for row in merged["results"]}
+    assert where == {"Q5_0": "Third", "F16": "Fast", "Q8_0": "A Processor 9000", "Q4_0": "A Processor 9000"}
+
+
+def test_a_single_run_keeps_its_order_and_gets_new_advice(two: tuple[Path, Path]) -> None:
+    merged = merge(two[:1])
+    assert [row["type"] for row in merged["results"]] == ["Q4_0", "Q8_0"]
+    assert merged["advice"]
+
+
+def test_the_same_level_twice_is_the_later_one(two: tuple[Path, Path], tmp_path: Path) -> None:
+    again = result("Q4_0", bytes=5, decode_tps=rate(999.0), kld_mean=0.00123 * 1.005)
+    later = write(tmp_path / "later.json", document(again, environment=FAST, runs=[FAST]))
+    merged = merge([two[0], later])
+    assert [(row["type"], row["decode_tps"]["median"], row["run"]) for row in merged["results"]] == [
+        ("Q8_0", 300.6, 0), ("Q4_0", 999.0, 1),
+    ]  # fmt: skip
+    only = merge([write(tmp_path / "early.json", document(result("Q4_0", bytes=5))), later])
+    assert [run["cpu"] for run in only["runs"]] == ["Fast"]  # nothing of the first is left
+    assert only["results"][0]["run"] == 0
+
+
+def test_another_recipe_is_another_level(two: tuple[Path, Path], tmp_path: Path) -> None:
+    lean = write(tmp_path / "lean.json", document(result("Q4_0", recipe="lean", bytes=4, kld_mean=0.5)))
+    assert len(merge([two[0], lean])["results"]) == 3
+
+
+@pytest.mark.parametrize("key", ["kld_mean", "perplexity"])
+def test_the_same_level_with_another_quality_is_refused(key: str, two: tuple[Path, Path], tmp_path: Path) -> None:
+    good = result("Q4_0", bytes=5)
+    later = write(tmp_path / "later.json", document({**good, key: good[key] * 1.02}))  # type: ignore[literal-required]
+    with pytest.raises(ResultError, match=rf"Q4_0 is in .*a\.json and in .*later\.json, and not the same: .*{key}"):
+        merge([two[0], later])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model.source_sha256", "00" * 32),
+        ("text.sha256", "00" * 32),
+        ("text.context", 256),
+        ("text.method", "strided"),
+        ("text.stride", 128),
+        ("reference.type", "F16"),
+        ("reference.tokens_scored", 6_119),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(key: str, value: Any, two: tuple[Path, Path]) -> None:
+    write(two[1], changed(json.loads(two[1].read_text()), key, value))
+    with pytest.raises(ResultError, match=rf"a\.json and .*b\.json can not be laid side by side: {re.escape(key)} is"):
+        merge(two)
+
+
+def test_no_files_at_all() -> None:
+    with pytest.raises(UsageError, match="no results"):
+        merge([])
+
+
+GOOD = document(result("Q4_0"), result("Q8_0"), peers=[peer("A")])
+
+
+def test_a_sound_document_is_read_as_it_is(tmp_path: Path) -> None:
+    assert read_document(write(tmp_path / "a.json", GOOD)) == GOOD
+    more = changed(changed(GOOD, "later", 1), "results[0].later", {"x": []})
+    assert read_document(write(tmp_path / "a.json", more)) == GOOD  # what is not known is left out
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("schema_version", 2, "schema version 2; this dgpt2-quant knows those up to 1"),
+        ("schema_version", "1", "no schema_version"),
+        ("schema_version", ..., "no schema_version"),
+        ("runs", ..., "has no runs: it is not whole, or of an older version"),
+        ("results[1].kld_interval", ..., r"has no results\[1\]\.kld_interval"),
+        ("results[0].kld_interval.low", None, r"results\[0\]\.kld_interval\.low is not a number"),
+        ("results[0].bytes", 1.5, r"results\[0\]\.bytes is not a whole number"),
+        ("results[0].bytes", 0, r"results\[0\]\.bytes is 0, which it can not be"),
+        ("results[0].perplexity", -3.0, r"perplexity is -3\.0, which"),
+        ("results[0].perplexity", True, "perplexity is not a number"),
+        ("results[0].perplexity", 10**400, "perplexity is out of range"),
+        ("results[0].decode_ratio.median", 0.0, r"decode_ratio\.median is 0\.0"),
+        ("results[0].top1_agreement", 1.5, r"top1_agreement is 1\.5"),
+        ("results[0].disturbed", "no", "disturbed is not true or false"),
+        ("results[0].type", 4, r"results\[0\]\.type is not a text"),
+        ("results[0].type", "\ud800", "type is not a text"),
+        ("results[0].worst", {}, "worst is not a list"),
+        ("results[0]", [], r"results\[0\] is not an object"),
+        ("results[1].run", 1, r"results\[1\]\.run is 1, but there are 1"),
+        ("results[1].run", -1, r"run is -1"),
+        ("results", [], "results is empty"),
+        ("noise_floor.kld_mean", None, r"noise_floor\.kld_mean is not a number"),
+        ("peers[0].load_ms", "soon", r"peers\[0\]\.load_ms is not a number"),
+    ],
+)
+def test_a_broken_document_is_one_sentence(key: str, value: Any, says: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "bad.json", changed(GOOD, key, value))
+    with pytest.raises(ResultError, match=rf"bad\.json .*{says}") as caught:
+        read_document(path)
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "key", ["noise_floor", "results[0].disturbed", "results[0].nll_correlation", "peers[0].load_ms"]
+)
+def test_what_may_be_unknown(key: str, tmp_path: Path) -> None:
+    read_document(write(tmp_path / "a.json", changed(GOOD, key, None)))
+
+
+def test_signed_figures(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", changed(GOOD, "pairs[0].nll_difference.low", -0.5))
+    assert read_document(path)["pairs"][0]["nll_difference"]["low"] == -0.5
+
+
+SOUND = json.dumps(GOOD)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "not sound JSON"),
+        (b"{'a': 1}", "not sound JSON"),
+        (b"\xff\xfe{}", "not sound JSON"),
+        (b"[]", "holds no JSON object"),
+        (b"null", "holds no JSON object"),
+        (b"[" * 200_000, "not sound JSON"),
+        (b'{"schema_version": 1' + b"0" * 5000 + b"}", "not sound JSON"),
+        (SOUND.replace('"loadavg": 0.25', '"loadavg": NaN').encode(), "loadavg is out of range"),
+        (SOUND.replace('"loadavg": 0.25', '"loadavg": 1e999').encode(), "loadavg is out of range"),
+    ],
+    ids=["empty", "python", "utf-16", "list", "null", "deep", "long", "nan", "infinite"],
+)
+def test_what_is_no_document(content: bytes, says: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.json").write_bytes(content)
+    with pytest.raises(ResultError, match=rf"bad\.json .*{says}"):
+        read_document(tmp_path / "bad.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        (lambda folder: folder / "none.json", "there is no file"),
+        (lambda folder: folder, "is a folder"),
+        (lambda folder: folder / "a\0b", "not sound JSON|can not be read"),
+        (lambda folder: folder / ("x" * 300), "can not be read"),
+    ],
+    ids=["absent", "folder", "null", "long"],
+)
+def test_what_can_not_be_read(name: Callable[[Path], Path], says: str, tmp_path: Path) -> None:
+    with pytest.raises(ResultError, match=says):
+        read_document(name(tmp_path))
