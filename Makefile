@@ -1,13 +1,16 @@
 # The tool belt. Every target sets up what it needs: uv (its own copy where there is none), then .venv with the
 # versions of constraints.txt. The first set-up compiles llama.cpp for this processor, which takes some minutes.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check types docs bench constraints clean
+.PHONY: help setup demo test check workflows types docs bench constraints clean
 
 UV := $(shell command -v uv || echo .tools/bin/uv)
 READY := .venv/.ready
+BENCHED := dgpt2-quant-bench/storybook
 
 help:            ## this list
 	@sed -n 's/^\([a-z]*\): .*## /\1\t/p;s/^\([a-z]*\): *## /\1\t/p' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## .venv with the versions of constraints.txt (every target does it)
 
 demo: $(READY)   ## convert, run and compare the bundled model
 	.venv/bin/dgpt2-quant demo
@@ -19,6 +22,9 @@ check: $(READY)  ## lint and formatting
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 
+workflows: $(READY)  ## check the CI workflows against GitHub's schema
+	.venv/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+
 types: $(READY)  ## type-check the built package (checkers do not follow the editable install)
 	rm -rf build .types
 	$(UV) pip install --quiet --no-deps --target .types .
@@ -27,8 +33,12 @@ types: $(READY)  ## type-check the built package (checkers do not follow the edi
 docs: $(READY)   ## write the generated pages anew (the tests fail when they are stale)
 	.venv/bin/python tools/generate_docs.py
 
-bench: $(READY)  ## all levels of the bundled model, side by side
-	.venv/bin/dgpt2-quant bench -m storybook
+bench: $(READY)  ## all levels of the bundled model, side by side: the README's table and plots
+	DGPT2_QUANT_CACHE=$(BENCHED)/cache .venv/bin/dgpt2-quant bench -m storybook -t f16 -t q8_0 -t q6_k -t q5_k -t q4_k \
+		-t q4_0 -t q3_k -o $(BENCHED) --overwrite
+	cp $(BENCHED)/bench.json docs/bench/storybook.json
+	for plot in size_kld speed_kld; do cp $(BENCHED)/plots/$$plot.svg docs/bench/storybook-$$plot.svg; done
+	.venv/bin/python tools/generate_docs.py
 
 constraints: $(UV)  ## resolve the dependencies anew, to the newest versions that pyproject.toml allows
 	rm -f uv.lock
@@ -44,6 +54,6 @@ clean:           ## remove what the targets made
 $(READY): pyproject.toml constraints.txt | $(UV)
 	@echo "Setting up .venv; the first time compiles llama.cpp, which takes some minutes."
 	$(UV) venv --quiet --allow-existing
-	$(UV) pip install --quiet -r constraints.txt
-	$(UV) pip install --quiet --no-deps --editable .
+	$(UV) pip install --quiet --python .venv -r constraints.txt
+	$(UV) pip install --quiet --python .venv --no-deps --editable .
 	@touch $(READY)
