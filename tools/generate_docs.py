@@ -13,7 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from dgpt2_quant.bench.report import COLUMNS, markdown_table, remarks, table_rows
+from dgpt2_quant.bench.report import COLUMNS, remarks, table_rows
+from dgpt2_quant.bench.report_markdown import markdown_table
 from dgpt2_quant.cli.main import VERBS, app
 from dgpt2_quant.quantize.quant_types import QUANT_TYPES, QuantType
 from typer.testing import CliRunner
@@ -64,6 +65,10 @@ def tables() -> dict[str, list[str]]:
         "governor": governor_table(document_of("governor")),
         "bench": bench_table("storybook"),
         "random": bench_table("distilgpt2-random"),
+        "peers": peers_table(document_of("distilgpt2-random")),
+        "perplexity": perplexity_table(*(document_of(f"perplexity-{name}") for name in ("storybook", "random"))),
+        "divergence": divergence_table(document_of("perplexity-storybook")),
+        "gate": gate_lines(document_of("gate")),
     }
 
 
@@ -82,6 +87,72 @@ def type_table(types: Iterable[QuantType]) -> list[str]:
 def bench_table(name: str) -> list[str]:
     document = document_of(name)
     return [*markdown_table(COLUMNS, table_rows(document)), "", *(f"- {remark}" for remark in remarks(document))]
+
+
+def peers_table(document: Any) -> list[str]:
+    """Decode speeds over the reference's in the same rounds, ours and the peers', the fastest first."""
+    rows = [("dgpt2-quant", row["type"], row) for row in document["results"]]
+    rows += [(f"{row['name']} {row['version']}", row["precision"], row) for row in document["peers"]]
+    rows.sort(key=lambda row: -row[2]["decode_ratio"]["median"])
+    columns = ["", "weights", "decode, tokens/s", "over our F32, same round", "prompt, tokens/s", "load ms", "peak MB"]
+    return markdown_table(
+        columns,
+        [
+            [
+                name,
+                precision,
+                tps(row["decode_tps"]),
+                f"{row['decode_ratio']['median']:.2f}",
+                tps(row["prompt_tps"]) if row["prompt_tps"] else "",
+                f"{row['load_ms']:.0f}" if row["load_ms"] else "",
+                f"{row['peak_rss_bytes'] / 1e6:.0f}" if row["peak_rss_bytes"] else "",
+            ]
+            for name, precision, row in rows
+        ],
+    )
+
+
+def perplexity_table(*documents: Any) -> list[str]:
+    """Of what tools/compare_perplexity.py printed."""
+    rows = []
+    for document in documents:
+        for found in document["perplexity"]:
+            ratio = found["ratio"]
+            rows.append(
+                [
+                    found["file"],
+                    f"{found['perplexity']:.4f}",
+                    f"{found['llama_perplexity']:.4f}",
+                    f"{found['difference_percent']:+.4f} %",
+                    f"{found['tps']:,}",
+                    f"{found['llama_tps']:,}",
+                    f"{ratio['median']:.2f} ({ratio['min']:.2f}-{ratio['max']:.2f})",
+                ]
+            )
+    columns = ["file", "perplexity", "llama-perplexity", "difference", "tokens/s", "llama-perplexity's", "ratio"]
+    return markdown_table(columns, rows)
+
+
+def divergence_table(document: Any) -> list[str]:
+    """The same tool's figures of KL divergence: ours / as llama-perplexity prints it."""
+    names = list(document["divergence"][0]["figures"])
+    rows = [
+        [name, *(f"{ours:.6f} / {theirs:.6f}" for ours, theirs in (f["figures"][name] for f in document["divergence"]))]
+        for name in names
+    ]
+    return markdown_table(["figure", *(found["file"] for found in document["divergence"])], rows)
+
+
+def gate_lines(document: dict[str, Any]) -> list[str]:
+    """Of what tools/gate_trial.py printed."""
+    caught = sum(bool(found) for found in document["planted"].values())
+    return [
+        f"{document['flagged_of_the_same_build']} of {document['runs']} runs of the same build were flagged, speeds"
+        f" included (tolerance {document['speed_tolerance']:.0%}); {caught} of {len(document['planted'])} tensors that"
+        " were planted one level lower were caught:",
+        "",
+        *(f"- {name}: {'; '.join(found) or 'not caught'}" for name, found in document["planted"].items()),
+    ]
 
 
 def quantize_table(*names: str) -> list[str]:
