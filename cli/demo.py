@@ -33,7 +33,8 @@ def demo(
 
     Takes less than a minute and no network.
     """
-    from dgpt2_quant.bench.matrix import Subject, measure_levels
+    from dgpt2_quant.bench.grid import Grid
+    from dgpt2_quant.bench.matrix import Settings, Subject, measure_levels
     from dgpt2_quant.bench.report import COLUMNS, refuse_reports, remarks, table_rows, write_report
     from dgpt2_quant.quantize.checkpoint import source_sha256
     from dgpt2_quant.quantize.convert import convert
@@ -69,7 +70,8 @@ def demo(
     with tempfile.TemporaryDirectory() as scratch, progress_bar() as progress:
         (base,) = convert(source.name, type=reference, output=scratch)
         subject = Subject(source.name, source_sha256(source.folder), Path(base.path), list(levels.values()))
-        document = measure_levels(subject, load_text(), progress=progress)
+        settings = Settings(rounds=3, grid=Grid.none())  # a demo is short
+        document = measure_levels(subject, load_text(), settings, progress=progress)
     print_table(COLUMNS, table_rows(document))
     for remark in remarks(document):
         typer.echo(remark)

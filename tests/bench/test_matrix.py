@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from dgpt2_quant.bench import timing
 from dgpt2_quant.bench.grid import Grid
 from dgpt2_quant.bench.matrix import bench
 from dgpt2_quant.bench.report import refuse_reports, write_report
@@ -39,6 +40,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     progress: list[tuple[int, int, str]] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DGPT2_QUANT_CACHE", str(folder / "cache"))
+        patch.setattr(timing, "TEXT_SECONDS", 0.0)  # once is enough here
+        patch.setattr(timing, "POINT_SECONDS", 0.0)
         document = bench(
             "storybook",
             type=["q8_0", "Q4_0"],

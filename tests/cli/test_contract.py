@@ -259,7 +259,8 @@ def test_a_full_disk_behind_stdout_is_said() -> None:
 
 def test_bench_prints_the_table_and_writes_the_report(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("The king went into the wood, and there he met an old woman. " * 40)
-    call = ("bench", "-m", "storybook", "-t", "q4_0", "--text", tmp_path / "text.txt", "--rounds", "1")
+    quick = ("--rounds", "1", "--threads", "1", "--prompt-sizes", "8", "--depths", "0", "--batches", "1")
+    call = ("bench", "-m", "storybook", "-t", "q4_0", "--text", tmp_path / "text.txt", *quick)
     first = document(dgpt2(*call, "-o", tmp_path / "out", "--json"))
     assert first == json.loads((tmp_path / "out" / "bench.json").read_text("utf-8"))
     again = dgpt2(*call, "-o", tmp_path / "out")

@@ -91,10 +91,10 @@ def thin(layers: int, inner: int) -> dict[str, Any]:
     return {"layers": layers, "width": 256, "inner": inner, "changed": changed}
 
 
-# a head of its own changes nothing with the depth: below six layers' four cases, each depth has both kinds once
+# neither a head of its own nor an importance matrix changes anything with the depth: all four at six layers, some deeper
 DEPTHS = [(6, head, imatrix) for head in ("absent", "untied") for imatrix in (False, True)]
-DEPTHS += [(12, "absent", True), (12, "untied", False), (24, "absent", False), (24, "untied", True)]
-DEPTHS += [(36, "absent", True), (36, "untied", False), (48, "absent", False), (48, "untied", True)]
+DEPTHS += [(12, "absent", True), (12, "untied", False), (24, "untied", True), (36, "absent", False)]
+DEPTHS += [(48, "untied", False)]
 
 
 @pytest.mark.parametrize(("layers", "head", "imatrix"), DEPTHS)

@@ -76,8 +76,9 @@ class TestThreads:
         begun = threading.Event()
 
         def work() -> None:
-            for _ in model.stream(PROMPTS[0], max_tokens=500, ignore_eos=True):
-                begun.set()
+            while True:  # one text could be through before it is closed
+                for _ in model.stream(PROMPTS[0], max_tokens=500, ignore_eos=True):
+                    begun.set()
 
         with ThreadPoolExecutor(1) as pool:
             job = pool.submit(work)
