@@ -76,6 +76,8 @@ class Timing:
 
 def total_timing(timings: Sequence[Timing]) -> Timing:
     """Of sequences from one prompt: tokens in sum, the time of the longest, the prompt of the first."""
+    if not timings:
+        return Timing()
     return replace(
         timings[0],
         decode_tokens=sum(timing.decode_tokens for timing in timings),

@@ -87,10 +87,6 @@ class Engine:
         return not (self._waiting or self._active or self._entering)
 
     @property
-    def waiting(self) -> int:
-        return len(self._waiting)
-
-    @property
     def active(self) -> int:
         return len(self._active) + (self._entering is not None)
 

@@ -91,7 +91,7 @@ def thin(layers: int, inner: int) -> dict[str, Any]:
     return {"layers": layers, "width": 256, "inner": inner, "changed": changed}
 
 
-# neither a head of its own nor an importance matrix changes anything with the depth: all four at six layers, some deeper
+# neither a head of its own nor an importance matrix changes anything with the depth: all four at six layers only
 DEPTHS = [(6, head, imatrix) for head in ("absent", "untied") for imatrix in (False, True)]
 DEPTHS += [(12, "absent", True), (12, "untied", False), (24, "untied", True), (36, "absent", False)]
 DEPTHS += [(48, "untied", False)]

@@ -143,6 +143,7 @@ class TestOrder:
 
     def test_nothing(self, storybook: Model) -> None:
         assert list(storybook.batch([])) == storybook.generate([]) == []
+        assert storybook.batch([]).timing.decode_tokens == 0
 
     @pytest.mark.parametrize(
         "options", [{"num_return_sequences": 0}, {"parallel": 0}, {"parallel": 257}, {"parallel": -1}], ids=str
@@ -179,7 +180,7 @@ class TestEngine:
             self.steps(engine, 3 * number)
         assert engine.active <= 3
         self.finish(engine)
-        assert (engine.active, engine.waiting) == (0, 0)
+        assert engine.idle
         expected = [alone(storybook, draft.request.prompt, temperature=0, max_tokens=30) for draft in drafts]
         assert [draft.completion for draft in drafts] == expected
 
