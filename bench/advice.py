@@ -4,6 +4,7 @@ Every sentence follows from a rule of `RULES`, which the report prints too. The 
 intervals are of 95 %, by (paired) bootstrap; ranges of speeds are over the rounds.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -59,6 +60,11 @@ def advise(document: BenchJson) -> list[str]:
         *_peers(document),
         *_warnings(document),
     ]
+
+
+def in_several_recipes(results: Sequence[Result]) -> set[str]:
+    """Types that are there in more than one recipe: a pair, which names types, does not say which one it is of."""
+    return {name for name, rows in Counter(row["type"] for row in results).items() if rows > 1}
 
 
 def with_advice(document: BenchJson) -> BenchJson:
@@ -155,7 +161,9 @@ def _dominated(results: Sequence[Result]) -> list[str]:
 
 def _same_for_less(document: BenchJson) -> list[str]:
     ordered = sorted(document["results"], key=_size)
-    by_name = {(pair["a"], pair["b"]): pair["kld_difference"] for pair in document["pairs"]}
+    unclear = in_several_recipes(ordered)
+    pairs = [pair for pair in document["pairs"] if not unclear & {pair["a"], pair["b"]}]
+    by_name = {(pair["a"], pair["b"]): pair["kld_difference"] for pair in pairs}
     found = []
     for smaller, larger in pairwise(ordered):
         names = larger["type"], smaller["type"]

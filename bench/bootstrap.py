@@ -1,12 +1,12 @@
 """95 % intervals by bootstrap, of means over tokens or items; paired where the same instance is asked twice.
 
 Neighbouring tokens of a text are alike, and resampling them one by one would make the intervals too narrow: whole
-blocks of them are drawn (the block bootstrap; Künsch 1989). All means that one `Bootstrap` is asked for are taken over
-the same draws, so the interval of a difference between two levels is that of their difference on the same tokens,
+blocks of them are drawn (the block bootstrap; Carlstein 1986). All means that one `Bootstrap` is asked for are taken
+over the same draws, so the interval of a difference between two levels is that of their difference on the same tokens,
 which is far better known than either. The draws are seeded: the same scores give the same interval.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from .schema import Interval
 
 BLOCK = 32  # tokens that are drawn together
+_FEWEST, _MOST = 10, 4000  # blocks: fewer draws than these have no spread to speak of, more take gigabytes
 _DRAWS = 2000
 _SEED = 20190924
 _TAILS = (0.025, 0.975)
@@ -46,16 +47,15 @@ class Bootstrap:
         return {"value": float(whole), "low": float(low), "high": float(high)}
 
 
-def items(count: int) -> Bootstrap:
-    """For values that have nothing to do with one another: each is a block of its own."""
-    return Bootstrap(np.arange(count))
+def token_blocks(lengths: Sequence[int]) -> npt.NDArray[np.int64]:
+    """The block of each token in runs of so many tokens that follow one another; no block reaches over a run's end.
 
-
-def token_blocks(lengths: list[int], block: int = BLOCK) -> npt.NDArray[np.int64]:
-    """The block of each token in windows of so many scored tokens; none reaches over a window's end."""
-    numbers, first = [], 0
+    Blocks have `BLOCK` tokens, fewer in a short text, and more in a very long one.
+    """
+    total = sum(lengths)
+    block = max(1, min(BLOCK, total // _FEWEST), -(-total // _MOST))
+    numbers, first = [np.empty(0, np.int64)], 0
     for length in lengths:
-        inside = np.arange(length) // block
-        numbers.append(first + inside)
-        first += int(inside[-1]) + 1 if length else 0
-    return np.concatenate(numbers) if numbers else np.empty(0, np.int64)
+        numbers.append(first + np.arange(length) // block)
+        first += -(-length // block)
+    return np.concatenate(numbers)

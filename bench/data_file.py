@@ -1,4 +1,5 @@
-"""The bytes of a data file: plain, or one member of a ZIP or .tar.gz archive as the data sets are published.
+"""The bytes of a data file: plain, packed by gzip, or one member of a ZIP or .tar.gz archive, as data sets are
+published. The first bytes tell which, not the name.
 
 An archive comes from elsewhere and is not trusted: nothing is unpacked to disk, the member is found by the last part
 of its name, and neither it nor what lies before it may be larger than a data set can be.
@@ -9,10 +10,10 @@ import hashlib
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Literal
 
 from dgpt2_quant.quantize.errors import ModelNotFoundError, UsageError
 
@@ -33,21 +34,25 @@ class DataFile:
         return hashlib.sha256(self.content).hexdigest()
 
 
-def read_data_file(path: str | Path, member: str | None = None) -> DataFile:
-    """A plain file's content, or that of the `member` of an archive (by its name without folders).
+def read_data_file(path: str | Path, member: str | None = None, *, prefer: Collection[str] = ()) -> DataFile:
+    """A plain or packed file's content, or that of the `member` of an archive (by its name without folders).
 
-    Where `member` is None, an archive must hold a single file. Raises `ModelNotFoundError` for a missing file,
-    `UsageError` for a broken archive, one without that member, or anything too large.
+    Where `member` is None, an archive must hold a single file, or a single one of those to `prefer`. Raises
+    `ModelNotFoundError` for a missing file, `UsageError` for a broken archive, one without that member, or anything too
+    large.
     """
     path = Path(path)
     try:
         with path.open("rb") as file:
-            magic = file.read(4)
-            file.seek(0)
-            if magic == b"PK\x03\x04":
-                return _from_zip(path, file, member)
-            if magic[:2] == b"\x1f\x8b":
-                return _from_tar(path, file, member)
+            kind = _packing(file)
+            if kind == "zip":
+                return _from_zip(path, file, member, prefer)
+            if kind == "tar":
+                return _from_tar(path, file, member, prefer)
+            if kind == "gzip":
+                name = path.stem if path.suffix.lower() == ".gz" else path.name
+                with gzip.GzipFile(fileobj=file) as unpacked:
+                    return DataFile(name, _read(unpacked, str(path)))
             return DataFile(path.name, _read(file, str(path)))
     except _BROKEN as error:
         reason = str(error) or type(error).__name__
@@ -60,13 +65,13 @@ def read_data_file(path: str | Path, member: str | None = None) -> DataFile:
         ) from error
 
 
-def is_archive(path: str | Path) -> bool:
-    """Whether it is there, and is a ZIP or gzip file."""
+def packing(path: str | Path) -> Literal["zip", "tar", "gzip"] | None:
+    """How a file is packed: a ZIP archive, a .tar.gz one, by gzip alone, or (as one that is not there) not at all."""
     try:
         with Path(path).open("rb") as file:
-            return file.read(4).startswith((b"PK\x03\x04", b"\x1f\x8b"))
+            return _packing(file)
     except (OSError, ValueError):
-        return False
+        return None
 
 
 def decode(file: DataFile, *, mark: bool = False) -> str:
@@ -90,36 +95,66 @@ def numbered_lines(file: DataFile) -> Iterator[tuple[int, str]]:
         yield number, line.removesuffix("\r")
 
 
-def _from_zip(path: Path, file: IO[bytes], member: str | None) -> DataFile:
+def _packing(file: IO[bytes]) -> Literal["zip", "tar", "gzip"] | None:
+    """By the first bytes; the file is at its beginning again."""
+    magic = file.read(4)
+    file.seek(0)
+    if magic == b"PK\x03\x04":
+        return "zip"
+    if magic[:2] != b"\x1f\x8b":
+        return None
+    try:
+        with gzip.GzipFile(fileobj=file) as unpacked:  # which leaves the file open
+            tarfile.TarInfo.frombuf(unpacked.read(tarfile.BLOCKSIZE), "utf-8", "surrogateescape")
+    except tarfile.EOFHeaderError:  # a block of zeros: an archive of nothing
+        return "tar"
+    except tarfile.HeaderError:
+        return "gzip"
+    except (OSError, EOFError, zlib.error):
+        return "tar"  # it is broken, which who reads it tells
+    finally:
+        file.seek(0)
+    return "tar"
+
+
+def _from_zip(path: Path, file: IO[bytes], member: str | None, prefer: Collection[str]) -> DataFile:
     with zipfile.ZipFile(file) as archive:
         infos = [info for info in archive.infolist() if not info.is_dir()]
-        name = _choose(path, [info.filename for info in infos], member)
+        name = _choose(path, [info.filename for info in infos], member, prefer)
         found = next(info for info in infos if info.filename == name)
         if found.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise UsageError(f"{path} is packed by an unusual method", f"Name the unpacked file: {name}.")
+            raise UsageError(f"{path} is packed by an unusual method", f"Unpack it, and name {name}.")
         with archive.open(found) as inside:
             return DataFile(PurePosixPath(name).name, _read(inside, f"{name} in {path}"))
 
 
-def _from_tar(path: Path, file: IO[bytes], member: str | None) -> DataFile:
+def _from_tar(path: Path, file: IO[bytes], member: str | None, prefer: Collection[str]) -> DataFile:
     """Its members come one after the other: those before the wanted one have to be unpacked to be passed over."""
-    names, passed = [], 0
+    if member is None:  # all have to be seen before one is chosen, and none is kept meanwhile
+        member = PurePosixPath(_choose(path, [info.name for info, _ in _members(path, file)], None, prefer)).name
+    names = []
+    for info, archive in _members(path, file):
+        names.append(info.name)
+        if PurePosixPath(info.name).name == member:
+            inside = archive.extractfile(info)
+            assert inside is not None  # as isfile() says
+            with inside:
+                return DataFile(member, _read(inside, f"{info.name} in {path}"))
+    raise _not_held(path, names, member)
+
+
+def _members(path: Path, file: IO[bytes]) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
+    """The files of a .tar.gz archive, each to be read before the next one. Raises `UsageError` for too much."""
+    file.seek(0)
+    count = passed = 0
     with _Bounded(fileobj=file) as unpacked, tarfile.open(fileobj=unpacked, mode="r:") as archive:
         for info in archive:
             if info.isfile():
-                names.append(info.name)
-                if member is None or PurePosixPath(info.name).name == member:
-                    inside = archive.extractfile(info)
-                    assert inside is not None  # as isfile() says
-                    with inside:
-                        content = _read(inside, f"{info.name} in {path}")
-                    if member is not None:
-                        return DataFile(member, content)
+                count += 1
+                yield info, archive
             passed += info.size
-            if passed > 16 * MOST_BYTES or len(names) > _MOST_MEMBERS:
+            if passed > 16 * MOST_BYTES or count > _MOST_MEMBERS:
                 raise UsageError(f"{path} is too large for a data set", "Name an unpacked file.")
-    _choose(path, names, member)
-    return DataFile(PurePosixPath(names[0]).name, content)
 
 
 class _Bounded(gzip.GzipFile):
@@ -131,15 +166,30 @@ class _Bounded(gzip.GzipFile):
         return super().read(size)
 
 
-def _choose(path: Path, names: list[str], member: str | None) -> str:
+def _choose(path: Path, names: list[str], member: str | None, prefer: Collection[str]) -> str:
     """The wanted one of an archive's members. Raises `UsageError`."""
-    found = [name for name in names if member is None or PurePosixPath(name).name == member]
+    if member is None:
+        found = [name for name in names if PurePosixPath(name).name in prefer] if len(names) > 1 else names
+    else:
+        found = [name for name in names if PurePosixPath(name).name == member]
     if len(found) == 1:
         return found[0]
-    wanted = member or "a single file"
-    there = ", ".join(name[:80] for name in names[:5]) or "nothing"
-    what = f"{path} has {len(found)} members named {member}" if len(found) > 1 and member else None
-    raise UsageError(what or f"{path} does not hold {wanted}, but {there}", f"Name the unpacked file: {wanted}.")
+    raise _not_held(path, names, member)
+
+
+def _not_held(path: Path, names: list[str], member: str | None) -> UsageError:
+    """What is wrong with the members of an archive, of which none or more than one is the wanted one."""
+    there = ", ".join(name[:80] for name in names[:5]) + (", ..." if len(names) > 5 else "")
+    if member is None and not names:
+        return UsageError(f"{path} holds no file", "Name another one.")
+    if member is None:
+        return UsageError(f"{path} holds several files: {there}", "Unpack it, and name one of them.")
+    if (count := sum(PurePosixPath(name).name == member for name in names)) > 1:
+        return UsageError(f"{path} has {count} members named {member}", "Unpack it, and name one of them.")
+    return UsageError(
+        f"{path} does not hold {member}, but {there or 'nothing'}",
+        "Name the archive that is published, or the unpacked file.",
+    )
 
 
 def _read(file: IO[bytes], what: str) -> bytes:

@@ -14,15 +14,17 @@ from dgpt2_quant.quantize.output_file import output_file
 from dgpt2_quant.quantize.store import cache_folder
 from dgpt2_quant.quantize.text import BUNDLED, NamedText, load_text
 
-from .data_file import MOST_BYTES, DataFile, decode, read_data_file
+from .data_file import MOST_BYTES, DataFile, decode, packing, read_data_file
 
 _TIMEOUT = 30  # seconds without a byte
+_HEAD = 4096  # bytes that tell a page from the data
 
 
 @dataclass(frozen=True)
 class Dataset:
     """`file` is what is published, on the Hub (in `repository`, at `revision`) or at `url`; `member` the part of that
-    archive; `sha256` that of the data, where it is known from elsewhere; `text` whether it is running text."""
+    archive; `sha256` that of the data, where it is known from elsewhere; `header` what a table's first line has in it;
+    `text` whether it is running text."""
 
     file: str
     member: str | None = None
@@ -30,6 +32,7 @@ class Dataset:
     revision: str | None = None
     url: str | None = None
     sha256: str | None = None
+    header: str = ""
     text: bool = False
 
     @property
@@ -80,6 +83,7 @@ DATASETS = {
     "crows-pairs": Dataset(
         "crows_pairs_anonymized.csv",
         url="https://raw.githubusercontent.com/nyu-mll/crows-pairs/master/data/crows_pairs_anonymized.csv",
+        header="sent_more",
     ),
     "enwik8": Dataset("enwik8.zip", "enwik8", url="https://mattmahoney.net/dc/enwik8.zip", text=True),
     "text8": Dataset("text8.zip", "text8", url="https://mattmahoney.net/dc/text8.zip", text=True),
@@ -87,7 +91,7 @@ DATASETS = {
 
 
 def load_bench_text(text: str | Path = "evaluation", *, offline: bool = False) -> NamedText:
-    """A text to score: a file (plain, or an archive of one), a bundled text, or a data set of running text by name.
+    """A text to score: a file (see `read_text_file`), a bundled text, or a data set of running text by name.
 
     A file goes before a data set of that name. Raises `ModelNotFoundError` or `UsageError`.
     """
@@ -98,14 +102,22 @@ def load_bench_text(text: str | Path = "evaluation", *, offline: bool = False) -
             raise UsageError(f"the data set {name} is no running text", f"Name a file, or one of: {texts}.")
         found = load_dataset(name, offline=offline)
         return NamedText(name, found.sha256, decode(found))
-    if Path(name).suffix.lower() in (".zip", ".tgz", ".gz"):
-        found = read_data_file(name)
+    if packing(name):
+        found = read_text_file(name)
         return NamedText(found.name, found.sha256, decode(found))
     try:
         return load_text(text)
     except ModelNotFoundError as error:
         names = [*BUNDLED, *(key for key, dataset in DATASETS.items() if dataset.text)]
         raise ModelNotFoundError(error.message, f"Name a file, or one of: {', '.join(names)}.") from error
+
+
+def read_text_file(path: str | Path) -> DataFile:
+    """A text file: plain, packed by gzip, or in an archive, alone or as the text of a data set that is published so.
+
+    Raises `ModelNotFoundError` or `UsageError`.
+    """
+    return read_data_file(path, prefer={dataset.wanted for dataset in DATASETS.values() if dataset.text})
 
 
 def load_dataset(name: str, data: str | Path | None = None, *, offline: bool = False) -> DataFile:
@@ -117,12 +129,19 @@ def load_dataset(name: str, data: str | Path | None = None, *, offline: bool = F
     if data is not None:
         return read_data_file(data, dataset.member)
     path = _from_hub(name, dataset, offline) if dataset.repository else _from_url(name, dataset, offline)
-    found = read_data_file(path, dataset.member)
+    # resolved: the Hub's cache has a link there, and the file elsewhere
+    hint = f"Delete {path.resolve()} to download it again, or get it from elsewhere: --data {dataset.wanted}"
+    try:
+        found = read_data_file(path, dataset.member)
+    except UsageError as error:
+        raise UsageError(error.message, hint) from error
     if dataset.sha256 and found.sha256 != dataset.sha256:
-        raise UsageError(
-            f"{path} is not the {dataset.wanted} that was published: its sha256 is {found.sha256}",
-            f"Get it from elsewhere, and name it: --data {dataset.wanted}",
-        )
+        message = f"{path} is not the {dataset.wanted} that was published: its sha256 is {found.sha256}"
+        raise UsageError(message, hint)
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    if not _can_be(dataset, head):
+        raise UsageError(f"{path} is no {dataset.file}", hint)
     return found
 
 
@@ -178,14 +197,25 @@ def _download(name: str, dataset: Dataset, path: Path) -> None:
             output_file(path, overwrite=True) as file,
         ):
             response.raise_for_status()
-            size = 0
+            size, head = 0, b""
             for part in response.iter_bytes():
                 size += len(part)
+                head += part[: _HEAD - len(head)]
                 if size > MOST_BYTES:
                     raise UsageError(f"{dataset.url} has more than {MOST_BYTES >> 20} MiB")
                 file.write(part)
+            if not _can_be(dataset, head):  # a page to log in, say, which would be kept for good
+                raise _unreachable(name, dataset, ValueError(f"what came is no {dataset.file}"))
     except HTTPError as error:
         raise _unreachable(name, dataset, error) from error
+
+
+def _can_be(dataset: Dataset, head: bytes) -> bool:
+    """Whether a file that begins so may be what is published."""
+    if dataset.file.endswith(".zip"):
+        return head.startswith(b"PK\x03\x04")
+    line = head.partition(b"\n")[0]
+    return not head.lstrip().startswith(b"<") and dataset.header.encode() in line
 
 
 def _not_here(name: str, dataset: Dataset) -> ModelNotFoundError:

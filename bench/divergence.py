@@ -70,7 +70,9 @@ def summarize(nll: FloatArray) -> Perplexity:
 
 def resampled(quality: Quality) -> Bootstrap:
     """Draws of its scored tokens, the same for all that is asked of them."""
-    return Bootstrap(token_blocks(quality.lengths))
+    # by the strided method the scored tokens of all windows are one run of the text
+    runs = [sum(quality.lengths)] if quality.cut.method == "strided" else quality.lengths
+    return Bootstrap(token_blocks(runs))
 
 
 def divergence(quality: Quality, level: int, draws: Bootstrap) -> Divergence:

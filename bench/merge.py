@@ -1,7 +1,10 @@
 """Several benchmarks as one: what the jobs of a CI matrix measured, each a level or some, perhaps on other machines.
 
-They must be of the same checkpoint, text, context, method and reference. What is the same in all is kept once; each
-run's environment is kept in `runs`, and each level says by `run` where it was timed.
+They must be of the same checkpoint, text, context, method and reference, and agree on the reference's perplexity. What
+is the same in all is kept once; each run's environment is kept in `runs`, and each level says by `run` where it was
+timed. The reference's figures, its speeds among them, are of the document that the first of `runs` is from.
+
+Pairs name levels by their types alone. Where the merged levels have a type in several recipes, its pairs are left out.
 
 A level that was measured more than once becomes one row, the last one given, if the measurements agree within rounding
 (another processor's kernels round otherwise): its quality is then the same, and its timing the later one. If they do
@@ -13,10 +16,10 @@ from pathlib import Path
 
 from dgpt2_quant.quantize.errors import ResultError, UsageError
 
-from .advice import with_advice
+from .advice import in_several_recipes, with_advice
 from .figures import label, small
 from .read_document import read_document
-from .regression import refuse_different, rounding, same_quality
+from .regression import refuse_different, rounding, same_quality, same_reference
 from .schema import BenchJson, Environment, NoiseFloor, Pair, PeerJson, Result, SkippedPeer
 
 
@@ -33,8 +36,9 @@ def merge(files: Sequence[str | Path]) -> BenchJson:
     first = documents[0]
     for path, document in zip(paths[1:], documents[1:], strict=True):
         refuse_different(first, document, f"{paths[0]} and {path}")
+        _refuse_other_reference(paths[0], first, path, document)
     floor = _noise_floor(documents)
-    results, runs = _results(paths, documents, rounding(floor))
+    results, runs, first = _results(paths, documents, rounding(floor))
     if len(documents) > 1:
         results.sort(key=lambda row: -row["bytes"])
     pairs: dict[frozenset[str], Pair] = {}
@@ -45,13 +49,14 @@ def merge(files: Sequence[str | Path]) -> BenchJson:
         peers |= {(peer["name"], peer["precision"]): peer for peer in document["peers"]}
         skipped |= {peer["name"]: peer for peer in document["skipped_peers"]}
     there = {name for name, _ in peers}
+    unclear = in_several_recipes(results)
     merged: BenchJson = {
         **first,
         "environment": runs[0],
         "runs": runs,
         "noise_floor": floor,
         "results": results,
-        "pairs": list(pairs.values()),
+        "pairs": [pair for names, pair in pairs.items() if not names & unclear],
         "peers": list(peers.values()),
         "skipped_peers": [peer for name, peer in skipped.items() if name not in there],
     }
@@ -60,21 +65,31 @@ def merge(files: Sequence[str | Path]) -> BenchJson:
 
 def _results(
     paths: Sequence[Path], documents: Sequence[BenchJson], floor: float
-) -> tuple[list[Result], list[Environment]]:
-    """Each level once, and the runs that they are of, numbered anew."""
+) -> tuple[list[Result], list[Environment], BenchJson]:
+    """Each level once, the runs that they are of, numbered anew, and the document that the first of these is from."""
     rows: dict[tuple[str, str], tuple[Path, Result]] = {}
-    runs: list[Environment] = []
+    runs: list[tuple[Environment, BenchJson]] = []
     for path, document in zip(paths, documents, strict=True):
         for row in document["results"]:
             key = row["type"], row["recipe"]
             if key in rows:
                 _refuse_other_quality(*rows[key], path, row, floor)
             rows[key] = path, {**row, "run": row["run"] + len(runs)}
-        runs += document["runs"]
+        runs += [(environment, document) for environment in document["runs"]]
     used = sorted({row["run"] for _, row in rows.values()})
     numbers = {run: number for number, run in enumerate(used)}
     results: list[Result] = [{**row, "run": numbers[row["run"]]} for _, row in rows.values()]
-    return results, [runs[run] for run in used]
+    return results, [runs[run][0] for run in used], runs[used[0]][1]
+
+
+def _refuse_other_reference(path: Path, document: BenchJson, other_path: Path, other: BenchJson) -> None:
+    if not same_reference(document, other):
+        one, two = document["reference"]["perplexity"], other["reference"]["perplexity"]
+        raise ResultError(
+            f"{path} and {other_path} can not be laid side by side: reference.perplexity is {one:.4f} in one and"
+            f" {two:.4f} in the other",
+            "On the same text that is another reference or another way of measuring; leave one of the files out.",
+        )
 
 
 def _refuse_other_quality(path: Path, row: Result, other_path: Path, other: Result, floor: float) -> None:

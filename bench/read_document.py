@@ -6,6 +6,7 @@ are checked as far as the report and the comparison rely on them: they divide by
 
 import json
 import math
+import stat
 import types
 import typing
 from pathlib import Path
@@ -13,10 +14,14 @@ from typing import Any
 
 from dgpt2_quant.quantize.errors import ResultError
 
+from .figures import label
 from .schema import SCHEMA_VERSION, BenchJson
 
 _LARGEST_FILE = 64 << 20  # bytes; 35 levels with their worst tokens and pairs are below 1 MB
 _LARGEST_NUMBER = 1e15
+_SMALLEST_POSITIVE = 1e-9  # far below any speed, size or perplexity; a logarithm and a quotient of it are sound
+_LARGEST_KLD = 1e6  # nats; logits are some hundreds at most
+_SMALLEST_KLD = 1e-30  # nats; of a mean, which is drawn on a logarithmic axis. Float64 rounds at 1e-16
 _SIGNED = {"mean_dp", "nll_correlation", "kld_difference", "nll_difference"}
 _POSITIVE = {
     "bytes",
@@ -31,6 +36,19 @@ _POSITIVE = {
     "prompt_ratio",
     "decode_ratio",
     "tps",
+}
+_KLD = {
+    "kld",
+    "kld_mean",
+    "kld_stderr",
+    "kld_interval",
+    "kld_median",
+    "kld_p90",
+    "kld_p95",
+    "kld_p99",
+    "kld_p999",
+    "kld_max",
+    "kld_difference",
 }
 _NOT_ABOVE_ONE = {"top1_agreement", "reference_p", "level_p"}
 
@@ -49,7 +67,10 @@ def read_document(path: Path) -> BenchJson:
             "Install the version of dgpt2-quant that wrote it.",
         )
     document: BenchJson = _checked(content, BenchJson, path, "")
+    levels: dict[tuple[str, str], int] = {}
     for index, result in enumerate(document["results"]):
+        if (first := levels.setdefault((result["type"], result["recipe"]), index)) != index:
+            raise _wrong(path, f"results[{index}]", f"is {label(result)}, and so is results[{first}]")
         if result["run"] >= len(document["runs"]):
             raise _wrong(path, f"results[{index}].run", f"is {result['run']}, but there are {len(document['runs'])}")
     if not document["results"]:
@@ -59,8 +80,11 @@ def read_document(path: Path) -> BenchJson:
 
 def _read(path: Path) -> Any:
     try:
-        if path.is_dir():
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
             raise ResultError(f"{path} is a folder", f"Name the file in it: {path / 'bench.json'}")
+        if not stat.S_ISREG(mode):  # a pipe that nobody writes to would be waited for without end
+            raise ResultError(f"{path} is no regular file", "Name a bench.json that `bench` wrote.")
         with path.open("rb") as file:
             text = file.read(_LARGEST_FILE + 1)
         if len(text) > _LARGEST_FILE:
@@ -87,8 +111,8 @@ def _checked(value: Any, hint: Any, path: Path, where: str, key: str = "") -> An
                 "Measure again with this version of dgpt2-quant.",
             )
         names = {name: f"{where}.{name}" if where else name for name in hints}
-        signed = key if key in _SIGNED | _POSITIVE else ""  # what an interval or a rate is of says what it may be
-        return {name: _checked(value[name], of, path, names[name], signed or name) for name, of in hints.items()}
+        ranged = key if key in _SIGNED | _POSITIVE | _KLD else ""  # what an interval or a rate is of says its range
+        return {name: _checked(value[name], of, path, names[name], ranged or name) for name, of in hints.items()}
     if typing.get_origin(hint) is list:
         if not isinstance(value, list):
             raise _wrong(path, where, "is not a list")
@@ -115,6 +139,12 @@ def _number(value: Any, hint: Any, path: Path, where: str, key: str) -> int | fl
         raise _wrong(path, where, "is out of range")
     if (value < 0 and key not in _SIGNED) or (value == 0 and key in _POSITIVE) or (value > 1 and key in _NOT_ABOVE_ONE):
         raise _wrong(path, where, f"is {value}, which it can not be")
+    if key in _POSITIVE and value < _SMALLEST_POSITIVE:
+        raise _wrong(path, where, f"is {value}, which is out of range: it is {_SMALLEST_POSITIVE:g} or more")
+    if key in _KLD and abs(value) > _LARGEST_KLD:
+        raise _wrong(path, where, f"is {value}, which is out of range: it is {_LARGEST_KLD:g} nats at most")
+    if key == "kld_mean" and 0 < value < _SMALLEST_KLD:
+        raise _wrong(path, where, f"is {value}, which is out of range: it is 0, or {_SMALLEST_KLD:g} nats or more")
     return value
 
 

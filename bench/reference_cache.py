@@ -49,7 +49,8 @@ class ReferenceCache:
         with contextlib.suppress(OSError, ValueError):  # missing, unreadable, or not whole
             if path.stat().st_size == size:
                 kept = np.memmap(path, np.float32, "r", shape=(sum(counts), vocabulary))
-                os.utime(path)  # used just now: the last one to go
+                with contextlib.suppress(OSError):
+                    os.utime(path)  # used just now: the last one to go
                 start = 0
                 for count in counts:
                     yield kept[start : start + count]

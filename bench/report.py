@@ -48,24 +48,28 @@ def refuse_reports(folder: Path, *, overwrite: bool = False) -> None:
 def write_report(document: BenchJson, folder: Path, *, overwrite: bool = False) -> list[Path]:
     """Writes `bench.json`, `report.md`, `report.html` and, where matplotlib is installed, `plots/*.png` and `.svg`.
 
-    The numbers come first, so that a full disk loses the pictures and not them. Returns the files in that order.
-    Raises `OutputError`.
+    The numbers come first, before anything is drawn, so that a full disk loses the pictures and not them. Returns the
+    files in that order. Raises `OutputError`.
     """
     refuse_reports(folder, overwrite=overwrite)
+    _write(folder / "bench.json", (to_json_text(document) + "\n").encode(), overwrite)
     plots = draw_plots(document)
     pictures = {f"plots/{name}": content for name, content in plots.items()}
     sections = report_sections(document, with_plots=bool(plots))
     vectors = {name: plots[f"{name}.svg"].decode() for name in PLOTS if f"{name}.svg" in plots}
     contents = {
-        "bench.json": (to_json_text(document) + "\n").encode(),
         "report.md": to_markdown(sections, {name: f"plots/{name}.png" for name in vectors}).encode(),
         "report.html": to_html(sections, vectors).encode(),
         **pictures,
     }
     for name, content in contents.items():
-        with output_file(folder / name, overwrite=overwrite) as file:
-            file.write(content)
-    return [folder / name for name in contents]
+        _write(folder / name, content, overwrite)
+    return [folder / name for name in ("bench.json", *contents)]
+
+
+def _write(path: Path, content: bytes, overwrite: bool) -> None:
+    with output_file(path, overwrite=overwrite) as file:
+        file.write(content)
 
 
 def table_rows(document: BenchJson) -> list[list[str]]:

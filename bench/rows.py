@@ -18,7 +18,7 @@ IntArray = npt.NDArray[np.int64]
 ForBlocks = Callable[[int, Callable[[slice], None]], None]
 
 _BLOCK = 8  # rows
-_SMALL = 0.1  # difference of logits: the next term of the series is a millionth
+_SMALL = 0.1  # difference of logits: what the series leaves out is a ten-thousandth of its sum at the most
 
 
 @contextmanager

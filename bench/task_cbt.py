@@ -78,7 +78,7 @@ def read_questions(file: DataFile) -> list[Question]:
 class ChildrensBookTest:
     """Columns: whether the right choice is the likeliest, 1."""
 
-    metrics: Mapping[str, Metric] = {"accuracy": Metric(lambda sums: sums[..., 0] / sums[..., 1])}
+    metrics: Mapping[str, Metric] = {"accuracy": Metric(0, over=1)}
 
     def __init__(self, file: DataFile, settings: Settings) -> None:
         self.questions = read_questions(file)[: settings.limit]

@@ -10,7 +10,6 @@ import csv
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from dgpt2_quant.quantize.errors import UsageError
@@ -60,11 +59,11 @@ class CrowsPairs:
         self.pairs = read_pairs(file)[: settings.limit]
         self.bias_types = sorted({pair.bias_type for pair in self.pairs})
         self.metrics: Mapping[str, Metric] = {
-            "stereotype_share": Metric(partial(_ratio, over=0, column=1)),
-            "log_likelihood_difference": Metric(partial(_ratio, over=0, column=2)),
-            "absolute_log_likelihood_difference": Metric(partial(_ratio, over=0, column=3)),
+            "stereotype_share": Metric(1, over=0),
+            "log_likelihood_difference": Metric(2, over=0),
+            "absolute_log_likelihood_difference": Metric(3, over=0),
         } | {
-            f"stereotype_share_{bias_type}": Metric(partial(_ratio, over=4 + 2 * index, column=5 + 2 * index))
+            f"stereotype_share_{bias_type}": Metric(5 + 2 * index, over=4 + 2 * index)
             for index, bias_type in enumerate(self.bias_types)
         }
 
@@ -88,7 +87,3 @@ def likelihood_difference(model: Model, begin: int, pair: Pair) -> float:
     prefix = fit(model, texts[0][:shared], max(map(len, behind)))
     more, less = (part.log_probs.sum(dtype=np.float64) for part in model.score_continuations(prefix, behind))
     return float(more - less)
-
-
-def _ratio(sums: FloatArray, *, over: int, column: int) -> FloatArray:
-    return np.asarray(sums[..., column] / sums[..., over])

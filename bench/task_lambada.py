@@ -1,8 +1,9 @@
 """LAMBADA: the last word of a passage, which only the whole of it tells (Paperno et al. 2016, arXiv:1606.06031).
 
-As lm-evaluation-harness defines `lambada_openai`: the passage up to its last blank is the prompt, the blank and last
-word are scored. The word counts as right when all its tokens are the likeliest ones. The accuracy that OpenAI published
-for GPT-2 asks for the last token only (https://github.com/openai/gpt-2/issues/131), so that stands beside it.
+As lm-evaluation-harness defines `lambada_openai`: the passage up to its last blank is the prompt, but for the white
+space at its end; that, the blank and the last word are scored. The word counts as right when all its tokens are the
+likeliest ones. The accuracy that OpenAI published for GPT-2 asks for the last token only
+(https://github.com/openai/gpt-2/issues/131), so that stands beside it.
 """
 
 import json
@@ -42,9 +43,9 @@ class Lambada:
     is, 1."""
 
     metrics: Mapping[str, Metric] = {
-        "perplexity": Metric(lambda sums: np.exp(sums[..., 0] / sums[..., 3])),
-        "accuracy": Metric(lambda sums: sums[..., 1] / sums[..., 3]),
-        "last_token_accuracy": Metric(lambda sums: sums[..., 2] / sums[..., 3]),
+        "perplexity": Metric(0, over=3, of=np.exp),
+        "accuracy": Metric(1, over=3),
+        "last_token_accuracy": Metric(2, over=3),
     }
 
     def __init__(self, file: DataFile, settings: Settings) -> None:
@@ -62,8 +63,8 @@ class Lambada:
 
 
 def split_passage(model: Model, passage: str) -> tuple[list[int], list[int]]:
-    """The tokens before the last word, and those of the word with the blank before it."""
-    before = passage.rpartition(" ")[0].rstrip(" ")
+    """The tokens before the last word, and those of the word with the white space before it."""
+    before = passage.rpartition(" ")[0].rstrip()
     tokens = model.tokenize(passage, special=False)
     length = len(model.tokenize(before, special=False)) if before else 0
     return tokens[:length], tokens[length:]

@@ -1,8 +1,9 @@
 """What a task is: items, what a model makes of each, and metrics of the sums over them.
 
-Every metric is a function of sums over items (a mean is a sum over a count). So its interval comes from drawing items
-anew and summing (the bootstrap; Efron 1979), and the interval of a change between two levels from the same draws for
-both: items are easy or hard for all levels alike, and a difference is far better known than either value.
+Every metric is a function of one sum over items divided by another (a mean is a sum over a count). So its interval
+comes from drawing items anew and summing (the bootstrap; Efron 1979), and the interval of a change between two levels
+from the same draws for both: items are easy or hard for all levels alike, and a difference is far better known than
+either value. Items that have something in common are drawn together, as blocks.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -38,18 +39,37 @@ class Settings:
 
 @dataclass(frozen=True)
 class Metric:
-    """`of` takes the sums of a part's columns, shape (..., columns), to the metric's values, shape (...)."""
+    """`of` the quotient of the sums of two columns of a part, `column` and `over`."""
 
-    of: Callable[[FloatArray], FloatArray]
+    column: int
+    over: int
+    of: Callable[[FloatArray], FloatArray] = np.asarray
     part: int = 0
+
+    def values(self, sums: FloatArray) -> FloatArray:
+        """Sums of shape (..., columns) to values of shape (...): infinite where they are too large for a double, NaN
+        where there is nothing to divide by."""
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            return self.of(sums[..., self.column] / sums[..., self.over])
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a model made of the items: parts of shape (items, columns), and what a task adds to a level's JSON."""
+    """What a model made of the items: parts of shape (items, columns), what a task adds to a level's JSON, and the
+    block (from 0) that each item is drawn with; None where each is drawn by itself."""
 
     parts: Sequence[FloatArray]
     details: dict[str, Any] = field(default_factory=dict)
+    blocks: Sequence[int] | None = None
+
+    def to_draw(self) -> list[FloatArray]:
+        """The parts with a row for each thing that is drawn: an item, or the sum of a block."""
+        if self.blocks is None:
+            return list(self.parts)
+        found = [np.zeros((max(self.blocks) + 1, part.shape[1])) for part in self.parts]
+        for sums, part in zip(found, self.parts, strict=True):
+            np.add.at(sums, np.asarray(self.blocks), part)
+        return found
 
 
 class Probe(Protocol):
@@ -85,22 +105,27 @@ def common_prefix(texts: Sequence[Sequence[int]]) -> int:
 
 
 def summarize(metrics: Mapping[str, Metric], scores: Scores, reference: Scores | None) -> dict[str, MetricJson]:
-    """Each metric with its interval, and its change against the reference with that one's. Intervals of a single item,
-    and of changes against nothing, are null."""
-    drawn = [_drawn_sums(part) for part in scores.parts]
-    base = None if reference is None else [_drawn_sums(part) for part in reference.parts]
+    """Each metric with its interval, and its change against the reference with that one's. Null are intervals where a
+    single item (or block) has anything of what the metric is divided by, changes against nothing, and whatever is no
+    finite number."""
+    parts = scores.to_draw()
+    drawn = [_drawn_sums(part) for part in parts]
+    base = None if reference is None else [_drawn_sums(part) for part in reference.to_draw()]
     found: dict[str, MetricJson] = {}
     for name, metric in metrics.items():
-        part, sums = scores.parts[metric.part], drawn[metric.part]
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # a draw may have no item of some kind
-            value, values = float(metric.of(part.sum(axis=0))), metric.of(sums)
-            low, high = _interval(values, len(part))
-            change = change_low = change_high = None
-            if base is not None and reference is not None:
-                change = value - float(metric.of(reference.parts[metric.part].sum(axis=0)))
-                change_low, change_high = _interval(values - metric.of(base[metric.part]), len(part))
+        part, sums = parts[metric.part], drawn[metric.part]
+        value, values = float(metric.values(part.sum(axis=0))), metric.values(sums)
+        there = sums[:, metric.over] != 0  # a draw may have no item of some kind
+        alone = np.count_nonzero(part[:, metric.over]) < 2
+        low, high = (None, None) if alone else _interval(values[there])
+        change = change_low = change_high = None
+        if base is not None and reference is not None:
+            with np.errstate(invalid="ignore"):  # two infinite values
+                change = _finite(value - float(metric.values(reference.parts[metric.part].sum(axis=0))))
+                changes = (values - metric.values(base[metric.part]))[there]
+            change_low, change_high = (None, None) if alone or change is None else _interval(changes)
         found[name] = {
-            "value": value,
+            "value": _finite(value),
             "low": low,
             "high": high,
             "change_against_f16": change,
@@ -119,9 +144,12 @@ def _drawn_sums(part: FloatArray) -> FloatArray:
     return np.concatenate(draws)
 
 
-def _interval(values: FloatArray, items: int) -> tuple[float | None, float | None]:
-    known = values[np.isfinite(values)]
-    if items < 2 or not len(known):
-        return None, None
-    low, high = np.quantile(known, _TAILS)
-    return float(low), float(high)
+def _interval(values: FloatArray) -> tuple[float | None, float | None]:
+    """Both ends or neither: to leave out what overflows would make the interval narrower than it is."""
+    with np.errstate(invalid="ignore"):  # between two infinite values
+        low, high = np.quantile(values, _TAILS)
+    return (float(low), float(high)) if np.isfinite([low, high]).all() else (None, None)
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None

@@ -43,9 +43,10 @@ def prompts_file() -> DataFile:
 
 
 class CardPrompts:
-    """Columns: the Jensen-Shannon divergence of a pair in nats, 1."""
+    """Columns: the Jensen-Shannon divergence of a pair in nats, 1. The pairs of a template are drawn together: they
+    share its words, and most prompts are in two of them."""
 
-    metrics: Mapping[str, Metric] = {"js_divergence": Metric(lambda sums: sums[..., 0] / sums[..., 1])}
+    metrics: Mapping[str, Metric] = {"js_divergence": Metric(0, over=1)}
 
     def __init__(self, file: DataFile, settings: Settings) -> None:
         self.pairs = prompt_pairs(settings.limit)
@@ -62,7 +63,8 @@ class CardPrompts:
             for (a, b), divergence in zip(self.pairs, found[:, 0], strict=True)
         ]
         shown = [_shown(model, prompt, probabilities) for prompt, probabilities in after.items()]
-        return Scores([found], {"prompts": shown, "pairs": pairs})
+        blocks = [index // len(GROUPS) for index in range(len(self.pairs))]
+        return Scores([found], {"prompts": shown, "pairs": pairs}, blocks)
 
 
 def next_token_probabilities(model: Model, prompt: str) -> FloatArray:

@@ -52,9 +52,11 @@ def _range(low: float | None, high: float | None, sign: str = "") -> str:
     return "" if low is None or high is None else f"{_number(low, sign)} to {_number(high, sign)}"
 
 
-def _number(value: float, sign: str = "") -> str:
+def _number(value: float | None, sign: str = "") -> str:
     """Four digits that mean something, or more before the point."""
-    if value == 0 or not math.isfinite(value):
-        return f"{value:g}"
+    if value is None:
+        return "-"
+    if value == 0:
+        return "0"
     digits = max(0, 3 - math.floor(math.log10(abs(value))))
     return f"{value:{sign},.{digits}f}" if digits < 8 else f"{value:{sign}.1e}"

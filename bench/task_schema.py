@@ -8,9 +8,10 @@ from .schema import Environment
 class MetricJson(TypedDict):
     """A metric with its 95 % interval by bootstrap over the items, and how far it is from that of F16 on the same items
     (this level's less F16's), with an interval by paired bootstrap. Null where it is not known: an interval of a single
-    item, a change where MODEL is one file."""
+    item (of the metric's kind; of a single template, where the prompts of one are drawn together), a change where MODEL
+    is one file, a perplexity too large for a double (above 1.8e308) or over no words, with its interval and change."""
 
-    value: float
+    value: float | None
     low: float | None
     high: float | None
     change_against_f16: float | None

@@ -29,13 +29,17 @@ Measure = Callable[[FloatArray], FloatArray]
 """How much of something (words, say) lies between each place, in bytes from the beginning, and the one before it."""
 
 
+def _bits(nats: FloatArray) -> FloatArray:
+    return np.asarray(nats / math.log(2))
+
+
 class BitsPerByte:
     """Columns: negative log-likelihood in nats, tokens, bytes, characters. `tail`: only so many bytes of the end."""
 
     metrics: Mapping[str, Metric] = {
-        "bits_per_byte": Metric(lambda sums: sums[..., _NLL] / sums[..., 2] / math.log(2)),
-        "bits_per_character": Metric(lambda sums: sums[..., _NLL] / sums[..., 3] / math.log(2)),
-        "token_perplexity": Metric(lambda sums: np.exp(sums[..., _NLL] / sums[..., _TOKENS])),
+        "bits_per_byte": Metric(_NLL, over=2, of=_bits),
+        "bits_per_character": Metric(_NLL, over=3, of=_bits),
+        "token_perplexity": Metric(_NLL, over=_TOKENS, of=np.exp),
     }
 
     def __init__(self, file: DataFile, settings: Settings, *, tail: int | None = None) -> None:
@@ -50,25 +54,19 @@ class WikiText:
     """Two parts, the text as it is and detokenized. Columns: negative log-likelihood in nats, tokens, bytes of the text
     as it is scored, bytes of the original, words of the original."""
 
+    metrics: Mapping[str, Metric] = {
+        "token_perplexity": Metric(_NLL, over=_TOKENS, of=np.exp),
+        "word_perplexity": Metric(_NLL, over=4, of=np.exp),
+        "bits_per_byte": Metric(_NLL, over=3, of=_bits),
+        "word_perplexity_detokenized": Metric(_NLL, over=4, of=np.exp, part=1),
+        "bits_per_byte_detokenized": Metric(_NLL, over=3, of=_bits, part=1),
+    }
+
     def __init__(self, file: DataFile, settings: Settings) -> None:
         self.text = decode(file)
         self.settings = settings
-
-    @property
-    def metrics(self) -> Mapping[str, Metric]:
-        def per_word(sums: FloatArray) -> FloatArray:
-            return np.exp(sums[..., _NLL] / sums[..., 4])
-
-        def bits(sums: FloatArray) -> FloatArray:
-            return np.asarray(sums[..., _NLL] / sums[..., 3] / math.log(2))
-
-        return {
-            "token_perplexity": Metric(lambda sums: np.exp(sums[..., _NLL] / sums[..., _TOKENS])),
-            "word_perplexity": Metric(per_word),
-            "bits_per_byte": Metric(bits),
-            "word_perplexity_detokenized": Metric(per_word, part=1),
-            "bits_per_byte_detokenized": Metric(bits, part=1),
-        }
+        if not self.text.split():
+            raise UsageError(f"{file.name} has no words", "Take a longer text, or --task bpb, which counts none.")
 
     def measure(self, model: Model, advance: Advance) -> Scores:
         lines = self.text.splitlines(keepends=True)

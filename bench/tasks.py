@@ -18,8 +18,8 @@ from dgpt2_quant.quantize.resolve import DEFAULT_MODEL, is_gguf_name
 from dgpt2_quant.quantize.store import model_file, model_files
 from dgpt2_quant.runtime.model import Model
 
-from .data_file import DataFile, is_archive, read_data_file
-from .datasets import DATASETS, load_dataset
+from .data_file import DataFile, packing
+from .datasets import DATASETS, load_dataset, read_text_file
 from .environment import describe_environment
 from .task_cbt import ChildrensBookTest
 from .task_crows import CrowsPairs
@@ -39,21 +39,20 @@ class Task:
 
     probe: Callable[[DataFile, Settings], Probe]
     data: str | None
-    about: str
     text: bool = False
 
 
 TASKS = {
-    "lambada": Task(Lambada, "lambada", "the last word of a passage"),
-    "cbt-cn": Task(ChildrensBookTest, "cbt-cn", "Children's Book Test, common nouns"),
-    "cbt-ne": Task(ChildrensBookTest, "cbt-ne", "Children's Book Test, named entities"),
-    "wikitext2": Task(WikiText, "wikitext2", "perplexity by token and by word", text=True),
-    "wikitext103": Task(WikiText, "wikitext103", "the same: its test split is that of WikiText-2", text=True),
-    "enwik8": Task(partial(BitsPerByte, tail=TEST_BYTES), "enwik8", "bits per byte of its last 5 MB", text=True),
-    "text8": Task(partial(BitsPerByte, tail=TEST_BYTES), "text8", "bits per character of its last 5 MB", text=True),
-    "bpb": Task(BitsPerByte, None, "bits per byte and per character of any text", text=True),
-    "crows-pairs": Task(CrowsPairs, "crows-pairs", "how often the stereotyped sentence is the likelier one"),
-    "card-prompts": Task(CardPrompts, "", "how differently the model cards' bias prompts go on"),
+    "lambada": Task(Lambada, "lambada"),
+    "cbt-cn": Task(ChildrensBookTest, "cbt-cn"),
+    "cbt-ne": Task(ChildrensBookTest, "cbt-ne"),
+    "wikitext2": Task(WikiText, "wikitext2", text=True),
+    "wikitext103": Task(WikiText, "wikitext103", text=True),
+    "enwik8": Task(partial(BitsPerByte, tail=TEST_BYTES), "enwik8", text=True),
+    "text8": Task(partial(BitsPerByte, tail=TEST_BYTES), "text8", text=True),
+    "bpb": Task(BitsPerByte, None, text=True),
+    "crows-pairs": Task(CrowsPairs, "crows-pairs"),
+    "card-prompts": Task(CardPrompts, ""),
 }
 GROUPS = {"cbt": ["cbt-cn", "cbt-ne"], "bias": ["crows-pairs", "card-prompts"]}
 
@@ -139,7 +138,7 @@ def _chosen(task: str, data: str | Path | None, stride: int | None) -> list[str]
     takers = [name for name in names if TASKS[name].data != ""]
     if data is not None and not takers:
         raise UsageError(f"{task} brings its own data, so --data says nothing", "Leave --data out.")
-    if data is not None and len(takers) > 1 and not is_archive(data):
+    if data is not None and len(takers) > 1 and packing(data) not in ("zip", "tar"):
         raise UsageError(f"{task} takes {len(takers)} files, and --data is one", f"Name one of {', '.join(takers)}.")
     if data is None and any(TASKS[name].data is None for name in names):
         raise UsageError(f"{task} needs a text", "Name one: --data FILE, or --data enwik8.")
@@ -156,7 +155,7 @@ def _data(name: str, data: str | Path | None, offline: bool) -> DataFile:
         own, data = str(data), None
         if TASKS[name].text and not DATASETS[own].text:
             raise UsageError(f"the data set {own} is no running text", "Name a file, or enwik8, text8, wikitext2.")
-    return load_dataset(own, data, offline=offline) if own else read_data_file(str(data))
+    return load_dataset(own, data, offline=offline) if own else read_text_file(str(data))
 
 
 def _levels(

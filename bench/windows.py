@@ -21,6 +21,7 @@ Method = Literal["llama.cpp", "strided"]
 METHODS: tuple[Method, ...] = get_args(Method)
 CONTEXT = 512
 _SHORTEST = 4  # positions of a chunk
+_FEWEST_SCORED = 2  # tokens: one has no spread, and so no error
 
 
 @dataclass(frozen=True)
@@ -63,15 +64,18 @@ class Cut:
     def windows(self, tokens: Sequence[int]) -> list[Window]:
         """The windows of a text, by a cut that is `fitted`. Raises `UsageError` when there is nothing to score."""
         if self.method == "strided":
-            if len(tokens) < 2:
-                raise UsageError(f"the text has {len(tokens)} tokens; at least 2 are needed", "Take a longer text.")
+            if len(tokens) <= _FEWEST_SCORED:
+                needed = f"at least {_FEWEST_SCORED + 1} are needed"
+                raise UsageError(f"the text has {len(tokens)} tokens; {needed}", "Take a longer text.")
             return list(_strided(tokens, self.context, self.stride or 1))
         if len(tokens) < self.context:
             raise UsageError(
                 f"the text has {len(tokens)} tokens; at least one chunk of {self.context} is needed",
-                "Take a longer text, a smaller --ctx-size, or --method strided.",
+                "Take a longer text, a smaller --ctx-size, or a --stride.",
             )
         starts = range(0, len(tokens) - self.context + 1, self.context)
+        if len(starts) * (self.context - self.context // 2 - 1) < _FEWEST_SCORED:
+            raise UsageError(f"one chunk of {self.context} tokens scores too few", "Take a longer text, or a --stride.")
         return [Window(tokens[start : start + self.context], self.context // 2) for start in starts]
 
 

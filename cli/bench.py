@@ -82,12 +82,19 @@ def bench(
     """
     from dgpt2_quant.bench.grid import Grid, parse_counts
     from dgpt2_quant.bench.matrix import bench as run_bench
-    from dgpt2_quant.bench.report import COLUMNS, refuse_reports, remarks, table_rows, write_report
+    from dgpt2_quant.bench.report import COLUMNS, REPORT_FILES, refuse_reports, remarks, table_rows, write_report
     from dgpt2_quant.bench.windows import Cut
+    from dgpt2_quant.quantize.errors import UsageError
     from dgpt2_quant.quantize.sizes import parse_bytes
 
     folder = Path(output or time.strftime("dgpt2-quant-bench/%Y%m%d-%H%M%S"))
     refuse_reports(folder, overwrite=overwrite)
+    if (
+        per_token is not None
+        and per_token.resolve().is_relative_to(folder.resolve())
+        and per_token.name in REPORT_FILES
+    ):
+        raise UsageError(f"--per-token {per_token} is a file of the report itself", "Give it another name.")
     grid = Grid(
         parse_counts(prompt_sizes, "--prompt-sizes") if prompt_sizes is not None else None,
         parse_counts(depths, "--depths", least=0) if depths is not None else None,

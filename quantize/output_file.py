@@ -32,7 +32,7 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
         if path.exists() and not path.is_file():
             raise OutputError(f"{path} is a device or a pipe, which is not replaced", "Name a file.")
         if path.exists() and not overwrite:
-            raise OutputError(f"{path} exists already", "Use --overwrite to replace it, or -o to write elsewhere.")
+            raise OutputError(f"{path} exists already", "Use --overwrite to replace it, or name another place.")
 
 
 @contextmanager
@@ -80,7 +80,7 @@ def explain_errors(path: Path) -> Iterator[None]:
             errno.EDQUOT: ("the disk quota is used up", "Free some space, or use -o to write elsewhere."),
             errno.EACCES: ("no permission to write there", "Use -o to write elsewhere."),
             errno.EROFS: ("the file system is read-only", "Use -o to write elsewhere."),
-            errno.EEXIST: ("it exists already", "Use --overwrite to replace it, or -o to write elsewhere."),
+            errno.EEXIST: ("it exists already", "Use --overwrite to replace it, or name another place."),
         }
         reason, hint = reasons.get(error.errno or 0, (error.strerror or str(error), ""))
         raise OutputError(f"{path} can not be written: {reason}", hint) from error

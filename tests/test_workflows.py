@@ -269,6 +269,21 @@ def test_expressions(expression: str, value: object, monkeypatch: pytest.MonkeyP
             evaluate(wrong, contexts, {})
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the workflow wants ubuntu")
+@pytest.mark.parametrize(("caller", "status"), [("quant-matrix", 1), ("real-model", 0)])
+def test_a_baseline_that_is_gone_is_red_where_one_is_required(caller: str, status: int, tmp_path: Path) -> None:
+    """The callers' own inputs and the gate's own steps, in a repository without any baseline."""
+    bench = WORKFLOWS["bench"]
+    given = JOBS[caller, "bench"]["with"] | {"revision": "", "text": "evaluation"}
+    gate = [step for step in JOBS["bench", "report"]["steps"] if "inputs.baseline" in step.get("if", "")]
+    called = {**bench, "on": triggers(bench), "jobs": {"gate": {"runs-on": "ubuntu-24.04", "steps": gate}}}
+    del called[True]
+    calls = {"on": "workflow_dispatch", "jobs": {"a": {"uses": "./.github/workflows/bench.yml", "with": given}}}
+    done = run_workflow(commit(tmp_path / "repository", calls=yaml.safe_dump(calls), bench=yaml.safe_dump(called)))
+    assert done.returncode == status, done.stdout + done.stderr
+    assert f"::{'error' if status else 'notice'}::{given['baseline']} is not there" in done.stdout
+
+
 def test_history_has_a_point_for_each_figure(tmp_path: Path) -> None:
     ratio = {"median": 2.5, "min": 2.0, "max": 3.0, "rounds": 5}
     figures = {"perplexity": 20.5, "perplexity_stderr": 0.25, "kld_mean": 0.001, "kld_stderr": 0.0001, "bytes": 1000}

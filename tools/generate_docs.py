@@ -145,13 +145,16 @@ def divergence_table(document: Any) -> list[str]:
 
 def gate_lines(document: dict[str, Any]) -> list[str]:
     """Of what tools/gate_trial.py printed."""
-    caught = sum(bool(found) for found in document["planted"].values())
+    planted = document["planted"]
+    changes = [row["kld_change"] for row in planted]
     return [
         f"{document['flagged_of_the_same_build']} of {document['runs']} runs of the same build were flagged, speeds"
-        f" included (tolerance {document['speed_tolerance']:.0%}); {caught} of {len(document['planted'])} tensors that"
-        " were planted one level lower were caught:",
-        "",
-        *(f"- {name}: {'; '.join(found) or 'not caught'}" for name, found in document["planted"].items()),
+        f" included ({document['speeds_compared']} compared, {document['speeds_disturbed']} disturbed; tolerance"
+        f" {document['speed_tolerance']:.0%}). Of {len(planted)} tensors that were planted one level lower, one at a"
+        f" time, {sum(row['caught'] for row in planted)} were caught,"
+        f" {sum(row['caught_by_quality'] for row in planted)} of them by their quality and the others by their lost"
+        f" bits alone: the mean KL divergence moved by {min(changes):+.1%} to {max(changes):+.0%}, and fell for"
+        f" {sum(change < 0 for change in changes)} of them, by luck."
     ]
 
 

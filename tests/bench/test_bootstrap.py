@@ -2,7 +2,12 @@
 
 import numpy as np
 import pytest
-from dgpt2_quant.bench.bootstrap import Bootstrap, items, token_blocks
+from dgpt2_quant.bench.bootstrap import BLOCK, Bootstrap, token_blocks
+
+
+def items(count: int) -> Bootstrap:
+    """Of values that have nothing to do with one another."""
+    return Bootstrap(np.arange(count))
 
 
 def test_the_value_is_the_mean() -> None:
@@ -63,7 +68,19 @@ def test_one_value_has_no_interval_to_speak_of() -> None:
     assert items(1).mean(np.array([3.0])) == {"value": 3.0, "low": 3.0, "high": 3.0}
 
 
-def test_blocks_end_with_their_windows() -> None:
-    assert token_blocks([5, 3], 2).tolist() == [0, 0, 1, 1, 2, 3, 3, 4]
-    assert token_blocks([2, 0, 2], 2).tolist() == [0, 0, 1, 1]
+def test_blocks_end_with_their_runs() -> None:
+    found = token_blocks([BLOCK + 1, 10 * BLOCK, 0, 1])
+    assert found[: BLOCK + 2].tolist() == [0] * BLOCK + [1, 2]
+    assert np.bincount(found).tolist() == [BLOCK, 1, *[BLOCK] * 10, 1]
     assert token_blocks([]).tolist() == []
+
+
+def test_a_short_text_has_shorter_blocks() -> None:
+    assert np.bincount(token_blocks([64])).tolist() == [6] * 10 + [4]
+    assert token_blocks([3, 2]).tolist() == [0, 1, 2, 3, 4]
+    found = Bootstrap(token_blocks([2])).mean(np.array([1.0, 3.0]))
+    assert (found["low"], found["value"], found["high"]) == (1, 2, 3)
+
+
+def test_a_very_long_text_has_longer_ones() -> None:
+    assert token_blocks([1_000_000])[-1] < 4000

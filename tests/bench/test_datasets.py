@@ -10,6 +10,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -59,8 +60,19 @@ class TestFiles:
         one = PACK[kind](tmp_path / "one", {"../../king.txt": CONTENT})
         assert read_data_file(one) == DataFile("king.txt", CONTENT)
         two = PACK[kind](tmp_path / "two", {"a.txt": b"", "b.txt": b""})
-        with pytest.raises(UsageError, match=r"does not hold a single file, but a\.txt, b\.txt"):
+        with pytest.raises(UsageError, match=r"two holds several files: a\.txt, b\.txt") as raised:
             read_data_file(two)
+        assert raised.value.hint == "Unpack it, and name one of them."
+        with pytest.raises(UsageError, match="empty holds no file"):
+            read_data_file(PACK[kind](tmp_path / "empty", {"a/": b""} if kind == "zip" else {}))
+
+    @pytest.mark.parametrize("kind", PACK)
+    def test_of_several_members_the_preferred_one(self, tmp_path: Path, kind: str) -> None:
+        members = {"w/wiki.train.raw": b"x", "w/wiki.test.raw": CONTENT, "w/LICENSE": b"y"}
+        path = PACK[kind](tmp_path / "a", members)
+        assert read_data_file(path, prefer=("enwik8", "wiki.test.raw")) == DataFile("wiki.test.raw", CONTENT)
+        with pytest.raises(UsageError, match="a holds several files"):
+            read_data_file(path, prefer=("wiki.train.raw", "wiki.test.raw"))
 
     @pytest.mark.parametrize("kind", PACK)
     def test_a_missing_member_is_named_with_what_is_there(self, tmp_path: Path, kind: str) -> None:
@@ -103,10 +115,20 @@ class TestFiles:
         with pytest.raises(UsageError, match="part"):
             read_data_file(tmp_path / "part", "king.txt")
 
-    def test_a_gzip_file_that_holds_no_archive(self, tmp_path: Path) -> None:
-        (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(CONTENT))
-        with pytest.raises(UsageError, match=r"a\.jsonl\.gz"):
-            read_data_file(tmp_path / "a.jsonl.gz")
+    @pytest.mark.parametrize("content", [CONTENT, CONTENT * 100, b""])
+    def test_a_gzip_file_of_one_text(self, tmp_path: Path, content: bytes) -> None:
+        (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(content))
+        assert read_data_file(tmp_path / "a.jsonl.gz") == DataFile("a.jsonl", content)
+        assert read_data_file(tmp_path / "a.jsonl.gz", "king.txt").content == content  # as a plain file of any name
+
+    def test_a_gzip_file_of_one_text_is_bounded_too(self, tmp_path: Path, monkeypatch: Any) -> None:
+        monkeypatch.setattr(data_file, "MOST_BYTES", 1 << 20)
+        (tmp_path / "a.gz").write_bytes(gzip.compress(b"a" * ((1 << 20) + 1)))
+        with pytest.raises(UsageError, match=r"a\.gz has more than 1 MiB"):
+            read_data_file(tmp_path / "a.gz")
+        (tmp_path / "a.gz").write_bytes(gzip.compress(CONTENT)[:-9])
+        with pytest.raises(UsageError, match=r"a\.gz"):
+            read_data_file(tmp_path / "a.gz")
 
     def test_links_and_folders_are_no_members(self, tmp_path: Path) -> None:
         with tarfile.open(tmp_path / "a.tgz", "w:gz") as archive:
@@ -145,6 +167,20 @@ class TestBenchText:
     def test_an_archive_of_one_file(self, tmp_path: Path) -> None:
         found = load_bench_text(str(zipped(tmp_path / "a.zip", {"king.txt": CONTENT})))
         assert (found.name, found.sha256, found.text) == ("king.txt", SHA256, CONTENT.decode())
+
+    def test_the_first_bytes_tell_what_it_is_not_the_name(self, tmp_path: Path) -> None:
+        (tmp_path / "short.txt.gz").write_bytes(gzip.compress(CONTENT))
+        found = load_bench_text(tmp_path / "short.txt.gz")
+        assert (found.name, found.sha256, found.text) == ("short.txt", SHA256, CONTENT.decode())
+        (tmp_path / "plain.gz").write_bytes(CONTENT)
+        assert load_bench_text(tmp_path / "plain.gz").text == CONTENT.decode()
+        assert load_bench_text(zipped(tmp_path / "packed.txt", {"king.txt": CONTENT})).text == CONTENT.decode()
+
+    @pytest.mark.parametrize("member", ["wiki.test.raw", "enwik8", "text8"])
+    def test_the_published_archive_of_a_running_text(self, tmp_path: Path, member: str) -> None:
+        path = zipped(tmp_path / "a.zip", {"w/wiki.train.raw": b"x", f"w/{member}": CONTENT, "w/wiki.valid.raw": b"y"})
+        found = load_bench_text(path)
+        assert (found.name, found.text) == (member, CONTENT.decode())
 
     def test_a_file_goes_before_a_data_set(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
@@ -268,6 +304,47 @@ class TestDownload:
         assert "--data FILE" in raised.value.hint
         assert not [found for found in (tmp_path / "cache").rglob("*") if found.is_file()]
 
+    @pytest.mark.parametrize(
+        ("dataset", "content"),
+        [
+            (Dataset("king.zip", "king.txt"), b"<!DOCTYPE html><title>Log in</title>"),
+            (Dataset("king.zip", "king.txt"), b""),
+            (Dataset("king.csv", header="bias_type"), b"<html>bias_type</html>"),
+            (Dataset("king.csv", header="bias_type"), b"please log in\nbias_type\n"),
+            (Dataset("king.txt"), b" \n<!doctype html>"),
+        ],
+    )
+    def test_a_page_instead_of_the_data_is_not_kept(
+        self, dataset: Dataset, content: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        with serving({"/king": content}) as server:
+            monkeypatch.setitem(datasets.DATASETS, "king", replace(dataset, url=f"{server.url}/king"))
+            with pytest.raises(ModelNotFoundError, match=f"can not download the data set king: .*{dataset.file}"):
+                load_dataset("king")
+        assert not [found for found in (tmp_path / "cache").rglob("*") if found.is_file()]
+
+    def test_a_table_with_its_column_is_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        content = b"\xef\xbb\xbf,sent_more,bias_type\r\n0,a,b\r\n"
+        with serving({"/king": content}) as server:
+            dataset = Dataset("king.csv", header="bias_type", url=f"{server.url}/king")
+            monkeypatch.setitem(datasets.DATASETS, "king", dataset)
+            assert load_dataset("king").content == load_dataset("king", offline=True).content == content
+
+    @pytest.mark.parametrize("broken", [b"<html>Log in</html>", b"PK\x03\x04 and no more"])
+    def test_a_broken_file_in_the_cache_is_named(
+        self, server: Server, broken: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        dataset = Dataset("king.zip", "king.txt", url=f"{server.url}/king.zip")
+        monkeypatch.setitem(datasets.DATASETS, "king", dataset)
+        load_dataset("king")
+        [cached] = [found for found in (tmp_path / "cache").rglob("*") if found.is_file()]
+        cached.write_bytes(broken)
+        with pytest.raises(UsageError) as raised:
+            load_dataset("king")
+        assert f"Delete {cached}" in raised.value.hint
+        cached.unlink()
+        assert load_dataset("king").content == CONTENT
+
     def test_no_server(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(datasets.DATASETS, "king", Dataset("king.txt", url="http://127.0.0.1:9/king.txt"))
         with pytest.raises(ModelNotFoundError, match="can not download the data set king: ConnectError"):
@@ -276,8 +353,9 @@ class TestDownload:
     def test_another_content_than_the_published_one(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
         dataset = Dataset("king.zip", "king.txt", url=f"{server.url}/king.zip", sha256="0" * 64)
         monkeypatch.setitem(datasets.DATASETS, "king", dataset)
-        with pytest.raises(UsageError, match=f"is not the king.txt that was published: its sha256 is {SHA256}"):
+        with pytest.raises(UsageError, match=f"is not the king.txt that was published: .* is {SHA256}") as raised:
             load_dataset("king")
+        assert "Delete " in raised.value.hint
 
     def test_too_much(self, server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setattr(datasets, "MOST_BYTES", 10)

@@ -2,7 +2,10 @@
 
 import copy
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,7 +101,38 @@ def test_the_same_level_twice_is_the_later_one(two: tuple[Path, Path], tmp_path:
 
 def test_another_recipe_is_another_level(two: tuple[Path, Path], tmp_path: Path) -> None:
     lean = write(tmp_path / "lean.json", document(result("Q4_0", recipe="lean", bytes=4, kld_mean=0.5)))
-    assert len(merge([two[0], lean])["results"]) == 3
+    merged = merge([two[0], lean])
+    assert len(merged["results"]) == 3
+    assert merged["pairs"] == []  # Q4_0 and Q8_0: of which Q4_0, nobody could tell
+    third = write(tmp_path / "third.json", document(result("F16", bytes=16), result("Q8_0", bytes=8)))
+    assert [(pair["a"], pair["b"]) for pair in merge([two[0], lean, third])["pairs"]] == [("F16", "Q8_0")]
+
+
+def test_the_reference_is_of_the_first_run_that_is_left(two: tuple[Path, Path], tmp_path: Path) -> None:
+    def measured(name: str, cpu: str, speed: float, *levels: Any) -> Path:
+        run = environment(cpu=cpu)
+        reference = {**document()["reference"], "decode_tps": rate(speed), "perplexity": 20.4 * (1 + speed / 1e6)}
+        return write(tmp_path / name, document(*levels, environment=run, runs=[run], reference=reference))
+
+    q4, q8 = result("Q4_0", bytes=5), result("Q8_0", bytes=8)
+    slow, fast = measured("slow.json", "Slow", 100.0, q4), measured("fast.json", "Fast", 900.0, q4)
+    for files, cpu, speed in (([slow, fast], "Fast", 900.0), ([fast, slow], "Slow", 100.0)):
+        merged = merge(files)
+        assert (merged["environment"]["cpu"], merged["reference"]["decode_tps"]["median"]) == (cpu, speed)
+    kept = merge([measured("both.json", "Both", 500.0, q4, q8), fast])
+    assert (kept["environment"]["cpu"], kept["reference"]["decode_tps"]["median"]) == ("Both", 500.0)
+
+
+@pytest.mark.parametrize(("by", "refused"), [(0.998, True), (0.9995, False), (1.0005, False), (1.002, True)])
+def test_another_perplexity_of_the_reference_is_refused(by: float, refused: bool, two: tuple[Path, Path]) -> None:
+    write(two[1], changed(json.loads(two[1].read_text()), "reference.perplexity", 20.4 * by))
+    if not refused:
+        assert len(merge(two)["results"]) == 3
+        return
+    with pytest.raises(
+        ResultError, match=r"a\.json and .*b\.json can not .*: reference\.perplexity is 20\.4000 in one"
+    ):
+        merge(two)
 
 
 @pytest.mark.parametrize("key", ["kld_mean", "perplexity"])
@@ -165,6 +199,16 @@ def test_a_sound_document_is_read_as_it_is(tmp_path: Path) -> None:
         ("results[1].run", 1, r"results\[1\]\.run is 1, but there are 1"),
         ("results[1].run", -1, r"run is -1"),
         ("results", [], "results is empty"),
+        ("results[1].type", "Q4_0", r"results\[1\] is Q4_0, and so is results\[0\]"),
+        ("results[0].kld_mean", 5e-324, r"results\[0\]\.kld_mean is 5e-324, which is out of range: it is 0, or 1e-30"),
+        ("results[0].kld_mean", 1e15, r"kld_mean is 10*\.0, which is out of range: it is 1e\+06 nats at most"),
+        ("results[0].kld_interval.high", 1e7, r"kld_interval\.high is .* out of range"),
+        ("results[0].kld_p99", 10**7, r"kld_p99 is .* out of range"),
+        ("results[0].worst[0].kld", 1e7, r"worst\[0\]\.kld is .* out of range"),
+        ("noise_floor.kld_mean", 1e-31, r"noise_floor\.kld_mean is .* out of range"),
+        ("pairs[0].kld_difference.low", -1e7, r"kld_difference\.low is .* out of range"),
+        ("reference.perplexity", 5e-324, r"reference\.perplexity is 5e-324, which is out of range: it is 1e-09"),
+        ("results[0].decode_ratio.min", 1e-300, r"decode_ratio\.min is .* out of range"),
         ("noise_floor.kld_mean", None, r"noise_floor\.kld_mean is not a number"),
         ("peers[0].load_ms", "soon", r"peers\[0\]\.load_ms is not a number"),
     ],
@@ -186,6 +230,12 @@ def test_what_may_be_unknown(key: str, tmp_path: Path) -> None:
 def test_signed_figures(tmp_path: Path) -> None:
     path = write(tmp_path / "a.json", changed(GOOD, "pairs[0].nll_difference.low", -0.5))
     assert read_document(path)["pairs"][0]["nll_difference"]["low"] == -0.5
+
+
+@pytest.mark.parametrize("value", [0, 0.0, 1e-30, 1e6])
+def test_divergences_at_the_ends_of_their_range(value: float, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", changed(GOOD, "results[0].kld_mean", value))
+    assert read_document(path)["results"][0]["kld_mean"] == value
 
 
 SOUND = json.dumps(GOOD)
@@ -217,11 +267,20 @@ def test_what_is_no_document(content: bytes, says: str, tmp_path: Path) -> None:
     [
         (lambda folder: folder / "none.json", "there is no file"),
         (lambda folder: folder, "is a folder"),
+        (lambda folder: Path(os.devnull), "is no regular file"),
         (lambda folder: folder / "a\0b", "not sound JSON|can not be read"),
         (lambda folder: folder / ("x" * 300), "can not be read"),
     ],
-    ids=["absent", "folder", "null", "long"],
+    ids=["absent", "folder", "device", "null", "long"],
 )
 def test_what_can_not_be_read(name: Callable[[Path], Path], says: str, tmp_path: Path) -> None:
     with pytest.raises(ResultError, match=says):
         read_document(name(tmp_path))
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(pipe := tmp_path / "pipe")
+    tool = Path(sys.executable).with_name("dgpt2-quant")
+    done = subprocess.run([tool, "compare", pipe, pipe], capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == 1
+    assert f"{pipe} is no regular file" in done.stderr

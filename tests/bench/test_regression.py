@@ -73,11 +73,44 @@ def test_rounding_of_another_processor_is_no_loss() -> None:
     old, new = (document(result("F16", kld_mean=kld, kld_p99=8 * kld)) for kld in (1e-6, 1.9e-6))
     assert worse(new, old) == []
     assert worse(document(result("F16", kld_mean=3e-6, kld_p99=8e-6)), old) == ["kld_mean"]
-    floor = {**old["noise_floor"], "kld_mean": 3e-6}
-    assert worse({**new, "results": [result("F16", kld_mean=3.9e-6, kld_p99=8e-6)], "noise_floor": floor}, old) == []
+    higher = {**old, "noise_floor": {**old["noise_floor"], "kld_mean": 3e-6}}
+    new = document(result("F16", kld_mean=3.9e-6, kld_p99=8e-6))
+    assert worse(new, higher) == []
+    assert worse({**new, "noise_floor": higher["noise_floor"]}, old) == ["kld_mean"]  # no allowance of its own
     zero = document(result("F32", kld_mean=0.0, kld_p99=0.0))
     assert worse(zero, zero) == []
     assert worse(document(result("F32", kld_mean=1e-5, kld_p99=0.0)), zero) == ["kld_mean"]
+
+
+def with_floor(noise: float | None, **row: Any) -> Any:
+    floor = None if noise is None else {**OLD["noise_floor"], "kld_mean": noise}  # type: ignore[dict-item]
+    return {**with_row(**row), "noise_floor": floor}
+
+
+def test_a_noise_floor_opens_the_gate_only_so_far() -> None:
+    high = with_floor(1.0)
+    assert worse(with_floor(1.0, kld_mean=0.00123 * 1.01 + 9e-5), high) == []
+    assert worse(with_floor(1.0, kld_mean=0.00123 * 1.01 + 1.1e-4), high) == ["kld_mean"]
+    assert worse(with_floor(1.0, kld_mean=0.0015), with_floor(None)) == ["kld_mean"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        (1e-9, 9e-6, False),
+        (1e-9, 1.1e-5, True),
+        (0.0, 1.1e-5, True),
+        (5e-6, 4.9e-5, False),
+        (5e-6, 5.1e-5, True),
+        (1e-5, 1e-9, False),
+        (None, 1.0, False),
+        (1e-9, None, False),
+    ],
+)
+def test_a_noise_floor_that_grew_is_a_reason(old: float | None, new: float | None, told: bool) -> None:
+    found = compare_documents(with_floor(old), with_floor(new))
+    assert found["worse"] is told
+    assert [reason.split(" is ")[0] for reason in found["reasons"]] == ["The noise floor"] * told
 
 
 def test_lost_bits_have_to_be_paid_for() -> None:

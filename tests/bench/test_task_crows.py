@@ -71,6 +71,17 @@ def test_turning_the_pairs_round_turns_the_figures_round(model: Model) -> None:
     assert here[name]["value"] == pytest.approx(-there[name]["value"], abs=0.02)
 
 
+def test_one_pair_of_its_type_has_no_interval(model: Model) -> None:
+    task = CrowsPairs(csv_file(PAIRS[:3]), Settings())  # one of size
+    scores = task.measure(model, lambda *_: None)
+    found = summarize(task.metrics, scores, scores)
+    alone = found["stereotype_share_size"]
+    assert alone["value"] in (0, 1)
+    assert alone["change_against_f16"] == 0
+    assert [alone[key] for key in ("low", "high", "change_low", "change_high")] == [None] * 4
+    assert found["stereotype_share_animal"]["low"] is not None
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_quotes_line_ends_and_a_byte_order_mark(end: str) -> None:
     file = csv_file(PAIRS, end)

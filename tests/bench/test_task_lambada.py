@@ -18,6 +18,7 @@ PASSAGES = [
     "Once upon a time",
     "Rumpelstiltskin",  # nothing before the word
     "two  blanks before the  end",
+    "He opened the door and said:\n\n come",  # the ends of lines belong to the word
     "“Curly quotes”, said the prince",
 ]
 
@@ -36,7 +37,7 @@ def by_hand(model: Model, passage: str) -> tuple[float, bool, bool]:
     """The last word's log-probability, whether it is greedy, and whether its last token is, from all logits at once."""
     before, _, word = passage.rpartition(" ")
     tokens = model.tokenize(passage, special=False)
-    first = len(model.tokenize(before.rstrip(" "), special=False)) if before else 0
+    first = len(model.tokenize(before.rstrip(), special=False)) if before else 0
     if not first:
         tokens, first = [*model.tokenize("<|endoftext|>"), *tokens], 1
     assert model.detokenize(tokens[first:]).strip() == word
@@ -67,6 +68,21 @@ def test_the_word_has_the_blank_before_it(model: Model) -> None:
     assert (model.detokenize(before)[-3:], model.detokenize(word)) == ("the", " door")
     assert before + word == model.tokenize(PASSAGES[1])
     assert split_passage(model, "Rumpelstiltskin")[0] == []
+
+
+def test_all_white_space_before_the_word_is_scored_with_it(model: Model) -> None:
+    before, word = split_passage(model, "The old king said:\n\t  come")
+    assert (model.detokenize(before), model.detokenize(word)) == ("The old king said:", "\n\t  come")
+    assert split_passage(model, "\n come")[0] == []
+
+
+def test_a_perplexity_that_is_no_number(model: Model) -> None:
+    task = Lambada(jsonl("The fox said " + "qz" * 200), Settings())
+    scores = task.measure(model, lambda *_: None)
+    found = summarize(task.metrics, scores, scores)
+    assert scores.parts[0][0, 0] > 710  # nats; e to this is no double
+    assert set(found["perplexity"].values()) == {None}
+    assert (found["accuracy"]["value"], found["accuracy"]["change_against_f16"]) == (0, 0)
 
 
 def test_a_long_passage_is_cut_at_the_left(storybook_files: dict[str, Path]) -> None:

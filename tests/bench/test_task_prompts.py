@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dgpt2_quant.bench.task_metrics import Settings, summarize
-from dgpt2_quant.bench.task_prompts import CardPrompts, js_divergence, prompt_pairs, prompts_file
+from dgpt2_quant.bench.task_prompts import GROUPS, TEMPLATES, CardPrompts, js_divergence, prompt_pairs, prompts_file
 from dgpt2_quant.runtime import Model
 
 
@@ -43,6 +43,24 @@ def test_the_prompts_of_the_cards_come_first() -> None:
     pairs = prompt_pairs()
     assert len(pairs) == len(set(pairs)) == 20
     assert prompts_file().content.count(b"\n") == 20
+
+
+def test_templates_are_drawn_whole(model: Model) -> None:
+    task = CardPrompts(prompts_file(), Settings())
+    found = summarize(task.metrics, task.measure(model, lambda *_: None), None)["js_divergence"]
+    scores = task.measure(model, lambda *_: None)
+    divergences = scores.parts[0][:, 0].reshape(len(TEMPLATES), len(GROUPS))
+    every = np.stack(np.meshgrid(*[divergences.mean(axis=1)] * 4), -1).mean(axis=-1)  # all 256 draws of four
+    low, high = np.quantile(every, (0.025, 0.975))
+    assert found["value"] == pytest.approx(divergences.mean())
+    assert found["low"] == pytest.approx(low, rel=0.05)
+    assert found["high"] == pytest.approx(high, rel=0.05)
+
+
+def test_one_template_has_no_interval(model: Model) -> None:
+    task = CardPrompts(prompts_file(), Settings(limit=len(GROUPS)))
+    found = summarize(task.metrics, task.measure(model, lambda *_: None), None)["js_divergence"]
+    assert (found["low"], found["high"]) == (None, None)
 
 
 def test_the_figures_are_the_definition(model: Model) -> None:

@@ -141,6 +141,21 @@ def test_an_empty_text(model: Model) -> None:
         BitsPerByte(file(""), Settings()).measure(model, lambda *_: None)
 
 
+def test_a_text_without_words() -> None:
+    with pytest.raises(UsageError, match=r"text\.txt has no words"):
+        WikiText(file(" \n" * 50), Settings())
+
+
+def test_a_word_perplexity_that_is_no_number(model: Model) -> None:
+    task = WikiText(file("x" * 3000), Settings())
+    scores = task.measure(model, lambda *_: None)
+    found = summarize(task.metrics, scores, scores)
+    for name in ("word_perplexity", "word_perplexity_detokenized"):
+        assert set(found[name].values()) == {None}
+    assert found["token_perplexity"]["value"] > 1
+    assert found["bits_per_byte"]["change_against_f16"] == 0
+
+
 def test_what_is_no_utf8_is_told_before_anything_is_loaded() -> None:
     with pytest.raises(UsageError, match=r"text\.txt, line 2: not UTF-8"):
         BitsPerByte(DataFile("text.txt", b"a\n\xff"), Settings())

@@ -1,5 +1,6 @@
 """Tasks by name, level by level: documents, changes against F16 with their intervals, and what is refused."""
 
+import gzip
 import json
 import math
 import typing
@@ -16,11 +17,11 @@ from dgpt2_quant.quantize.errors import ModelNotFoundError, UsageError
 from dgpt2_quant.quantize.text import load_text
 from dgpt2_quant.runtime import Model
 
-from .test_datasets import tarred
+from .test_datasets import tarred, zipped
 from .test_task_cbt import FILE as CBT_FILE
 from .test_task_crows import PAIRS, csv_file
 
-MEAN = {"mean": Metric(lambda sums: sums[..., 0] / sums[..., 1])}
+MEAN = {"mean": Metric(0, over=1)}
 
 
 def scores(values: Any) -> Scores:
@@ -62,11 +63,34 @@ class TestIntervals:
         assert (found["value"], found["low"], found["change_against_f16"], found["change_low"]) == (2, None, 1, None)
 
     def test_draws_without_an_item_of_a_kind_are_left_out(self) -> None:
-        rare = {"rare": Metric(lambda sums: sums[..., 1] / sums[..., 0])}
+        part = np.zeros((20, 2))
+        part[:2] = 1
+        found = summarize(MEAN, Scores([part]), None)["mean"]
+        assert (found["value"], found["low"], found["high"]) == (1, 1, 1)
+
+    def test_a_single_item_of_a_kind_has_no_interval(self) -> None:
         part = np.zeros((20, 2))
         part[0] = 1
-        found = summarize(rare, Scores([part]), None)["rare"]
-        assert (found["value"], found["low"], found["high"]) == (1, 1, 1)
+        found = summarize(MEAN, Scores([part]), Scores([part]))["mean"]
+        assert (found["value"], found["low"], found["change_low"]) == (1, None, None)
+
+    def test_blocks_are_drawn_whole(self) -> None:
+        values = np.repeat(np.random.default_rng(7).normal(size=30), 10)  # ten copies tell no more than one
+        blocks = np.repeat(np.arange(30), 10)
+        found = summarize(MEAN, Scores([np.column_stack([values, np.ones(300)])], blocks=blocks), None)["mean"]
+        copied = summarize(MEAN, scores(values[::10]), None)["mean"]
+        assert found == {key: value and pytest.approx(value) for key, value in copied.items()}
+
+    def test_a_level_that_overflows_has_no_change(self) -> None:
+        perplexity = {"perplexity": Metric(0, over=1, of=np.exp)}
+        found = summarize(perplexity, scores([800.0, 900]), scores([1.0, 2]))["perplexity"]
+        assert set(found.values()) == {None}
+        found = summarize(perplexity, scores([1.0, 2]), scores([800.0, 900]))["perplexity"]
+        assert found["value"] == pytest.approx(math.exp(1.5))
+        assert (found["change_against_f16"], found["change_low"]) == (None, None)
+        some = summarize(perplexity, scores([1.0, 1200]), scores([1.0, 2]))["perplexity"]  # of some draws e^1200
+        assert some["value"] == pytest.approx(math.exp(600.5))
+        assert (some["low"], some["high"]) == (None, None)
 
     def test_the_same_scores_give_the_same_interval(self) -> None:
         values = np.random.default_rng(5).normal(size=100)
@@ -187,6 +211,29 @@ def test_a_gguf_file_is_measured_alone(storybook_files: dict[str, Path], tmp_pat
     assert there["metrics"]["bits_per_byte"]["change_against_f16"] is not None
 
 
+def test_a_figure_that_is_no_number_is_a_dash(storybook_files: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("x" * 3000)
+    [document] = evaluate(str(storybook_files["F32"]), task="wikitext2", data=tmp_path / "x.txt", threads=1)
+    check(document, TaskJson)
+    assert document["results"][0]["metrics"]["word_perplexity"]["value"] is None
+    rows = {row[1]: row[2:] for row in task_rows(document)}
+    assert rows["word perplexity"] == ["-", "", "", ""]
+    assert float(rows["token perplexity"][0]) > 1
+
+
+def test_a_packed_file_is_not_both_parts_of_a_group(tmp_path: Path) -> None:
+    (tmp_path / "cbt.txt.gz").write_bytes(gzip.compress(CBT_FILE.content))
+    with pytest.raises(UsageError, match="cbt takes 2 files"):
+        run("cbt", data=tmp_path / "cbt.txt.gz", type="f16", limit=1)
+
+
+def test_the_published_archive_is_a_text_too(tmp_path: Path) -> None:
+    text = load_text().text[:1500].encode()
+    archive = zipped(tmp_path / "a.zip", {"w/wiki.train.raw": b"x", "w/wiki.test.raw": text})
+    [document] = run("bpb", data=archive, type="f16", limit=1)
+    assert document["data"]["name"] == "wiki.test.raw"
+
+
 def test_a_smaller_context(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(load_text().text[:1500], "utf-8")
     [document] = run("bpb", data=tmp_path / "text.txt", type="f16", ctx_size=64, stride=48, limit=3)
@@ -231,7 +278,7 @@ def test_the_names() -> None:
 
 
 def test_the_table_for_people(tmp_path: Path) -> None:
-    [document] = run("card-prompts", type=["q8_0", "q4_0"], limit=2)
+    [document] = run("card-prompts", type=["q8_0", "q4_0"], limit=6)
     rows = task_rows(document)
     assert [row[:2] for row in rows] == [["Q8_0", "js divergence"], ["Q4_0", "js divergence"]]
     assert all(len(row) == len(COLUMNS) for row in rows)
@@ -239,9 +286,9 @@ def test_the_table_for_people(tmp_path: Path) -> None:
     assert float(rows[0][2]) == pytest.approx(metric["value"], rel=1e-3)
     assert " to " in rows[0][3]
     assert rows[0][4][0] in "+-"
-    assert "card-prompts: storybook on card-prompts (2 items" in task_title(document)
+    assert "card-prompts: storybook on card-prompts (6 items" in task_title(document)
     lines = prompt_lines(document)
-    assert len(lines) == 8
+    assert len(lines) == 16
     assert lines[0].startswith("Q8_0  The White man worked as a ... ")
     assert json.loads(json.dumps(document)) == document
     assert typing.get_type_hints(TaskJson).keys() == document.keys()

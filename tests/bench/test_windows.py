@@ -15,7 +15,7 @@ def chunks(count: int, context: int) -> list[list[int]]:
 
 def test_whole_chunks_only() -> None:
     assert chunks(11, 4) == chunks(8, 4) == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert chunks(4, 4) == [[0, 1, 2, 3]]
+    assert chunks(6, 6) == [[0, 1, 2, 3, 4, 5]]
 
 
 def test_the_scored_tokens_of_a_chunk_are_those_of_its_second_half() -> None:
@@ -49,7 +49,7 @@ def test_a_stride_of_the_whole_context_leaves_out_what_nothing_precedes() -> Non
     assert [token for token, _ in scored(9, 4, 4)] == [1, 2, 3, 5, 6, 7]
 
 
-@given(st.integers(2, 80), st.integers(4, 30), st.integers(1, 30))
+@given(st.integers(3, 80), st.integers(4, 30), st.integers(1, 30))
 def test_every_token_is_scored_once(count: int, context: int, stride: int) -> None:
     stride = min(stride, context - 1)
     found = scored(count, context, stride)
@@ -84,7 +84,8 @@ def test_windows_are_never_longer_than_the_model() -> None:
     ("cut", "count", "message"),
     [
         (Cut(), 511, "the text has 511 tokens; at least one chunk of 512"),
-        (Cut("strided", 512, 256), 1, "the text has 1 tokens; at least 2"),
+        (Cut("strided", 512, 256), 2, "the text has 2 tokens; at least 3"),
+        (Cut(context=4), 7, "one chunk of 4 tokens scores too few"),
     ],
 )
 def test_a_text_that_is_too_short(cut: Cut, count: int, message: str) -> None:
@@ -93,8 +94,8 @@ def test_a_text_that_is_too_short(cut: Cut, count: int, message: str) -> None:
 
 
 def test_one_short_window_by_the_strided_method() -> None:
-    (window,) = Cut("strided", 512, 256).windows(range(2))
-    assert (window.first, window.targets.tolist()) == (0, [1])
+    (window,) = Cut("strided", 512, 256).windows(range(3))
+    assert (window.first, window.targets.tolist()) == (0, [1, 2])
 
 
 def test_they_compare_by_value() -> None:
