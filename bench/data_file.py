@@ -105,11 +105,10 @@ def _packing(file: IO[bytes]) -> Literal["zip", "tar", "gzip"] | None:
         return None
     try:
         with gzip.GzipFile(fileobj=file) as unpacked:  # which leaves the file open
-            tarfile.TarInfo.frombuf(unpacked.read(tarfile.BLOCKSIZE), "utf-8", "surrogateescape")
-    except tarfile.EOFHeaderError:  # a block of zeros: an archive of nothing
-        return "tar"
+            block = unpacked.read(tarfile.BLOCKSIZE)
+        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError:
-        return "gzip"
+        return "tar" if block == bytes(tarfile.BLOCKSIZE) else "gzip"  # zeros: an archive of nothing
     except (OSError, EOFError, zlib.error):
         return "tar"  # it is broken, which who reads it tells
     finally:
@@ -192,7 +191,7 @@ def _not_held(path: Path, names: list[str], member: str | None) -> UsageError:
     )
 
 
-def _read(file: IO[bytes], what: str) -> bytes:
+def _read(file: IO[bytes] | gzip.GzipFile, what: str) -> bytes:
     """All of it. Whatever an archive says of the size, no more than the limit is unpacked."""
     content = file.read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
