@@ -17,10 +17,10 @@ from . import rows
 from .datasets import load_bench_text
 from .divergence import summarize
 from .per_token import TokenTexts, lines_alone, write_lines
-from .quality import logits, visit
-from .rows import FloatArray, ForBlocks, Logits
+from .quality import logits, window_nll
+from .rows import FloatArray
 from .schema import PerplexityJson
-from .windows import CONTEXT, Cut, Method, Window
+from .windows import CONTEXT, Cut, Method
 
 
 def perplexity(
@@ -61,7 +61,7 @@ def perplexity(
         seconds = 0.0
         for number, window in enumerate(windows):
             started = time.perf_counter()
-            parts.append(_nll(loaded, window, for_blocks))
+            parts.append(window_nll(loaded, window, for_blocks))
             seconds += time.perf_counter() - started
             if progress:
                 progress(number + 1, len(windows), "perplexity")
@@ -83,14 +83,3 @@ def perplexity(
         "tps": sum(len(window.tokens) for window in windows) / seconds,
         "threads": count,
     }
-
-
-def _nll(model: Model, window: Window, for_blocks: ForBlocks) -> FloatArray:
-    found = np.empty(len(window.targets))
-
-    def see(start: int, part: Logits) -> None:
-        there = slice(start, start + len(part))
-        found[there] = rows.nll(part, window.targets[there], for_blocks)
-
-    visit(model, window, see)
-    return found

@@ -21,7 +21,7 @@ from dgpt2_quant.runtime.scoring import Visitor
 
 from . import rows
 from .reference_cache import LIMIT, ReferenceCache
-from .rows import Base, Expected, ForBlocks, Found, Logits
+from .rows import Base, Expected, FloatArray, ForBlocks, Found, Logits
 from .windows import LLAMA_CPP, Cut, Window
 
 _NOISE_WINDOWS = 8  # in which the reference is computed once more
@@ -128,6 +128,18 @@ def visit(model: Model, window: Window, see: Visitor, batch: int | None = None) 
             see(start, part[: count - start, : model.real_vocabulary])
 
     model.visit_logits(window.tokens, window.first, see_real, batch=batch)
+
+
+def window_nll(model: Model, window: Window, for_blocks: ForBlocks) -> FloatArray:
+    """The negative log-likelihood of each of a window's targets, in nats."""
+    found = np.empty(len(window.targets))
+
+    def see(start: int, part: Logits) -> None:
+        there = slice(start, start + len(part))
+        found[there] = rows.nll(part, window.targets[there], for_blocks)
+
+    visit(model, window, see)
+    return found
 
 
 def scored(model: Model, window: Window, wanted: Expected, for_blocks: ForBlocks, batch: int | None = None) -> Found:

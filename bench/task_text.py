@@ -12,14 +12,14 @@ from functools import partial
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 from dgpt2_quant.quantize.errors import UsageError
 from dgpt2_quant.runtime.model import Model
 
 from .data_file import DataFile, decode
-from .rows import ForBlocks, nll, on_threads
+from .quality import window_nll
+from .rows import on_threads
 from .task_metrics import Advance, FloatArray, Metric, Scores, Settings, first_token
-from .windows import Cut, Window
+from .windows import Cut
 
 TEST_BYTES = 5_000_000  # the end of enwik8 and text8 that is customarily the test split
 _NLL, _TOKENS = 0, 1
@@ -94,7 +94,7 @@ def score_text(
     sizes = {token: len(model.token_bytes(token)) for token in set(tokens)}
     with on_threads(model.threads) as for_blocks:
         for index, window in enumerate(windows):
-            values[index, _NLL] = window_nll(model, window, for_blocks)
+            values[index, _NLL] = window_nll(model, window, for_blocks).sum()
             values[index, _TOKENS] = len(window.targets)
             values[index, 2] = sum(sizes[int(token)] for token in window.targets)
             advance(index + 1, len(windows))
@@ -111,19 +111,6 @@ def window_cut(model: Model, settings: Settings) -> Cut:
     if cut.stride == cut.context:  # each window's first token would have nothing before it, and no probability
         raise UsageError(f"the stride is {cut.stride}; with a context of {cut.context} it goes up to {cut.context - 1}")
     return cut
-
-
-def window_nll(model: Model, window: Window, for_blocks: ForBlocks) -> float:
-    """The negative log-likelihood of a window's targets together, in nats, over the real tokens."""
-    total = 0.0
-
-    def see(position: int, logits: npt.NDArray[np.float32]) -> None:
-        nonlocal total
-        targets = window.targets[position - window.first :][: len(logits)]
-        total += float(nll(logits[: len(targets), : model.real_vocabulary], targets, for_blocks).sum())
-
-    model.visit_logits(window.tokens, window.first, see)
-    return total
 
 
 def characters(text: str) -> Measure:

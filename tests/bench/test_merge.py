@@ -224,7 +224,10 @@ def test_a_broken_document_is_one_sentence(key: str, value: Any, says: str, tmp_
     "key", ["noise_floor", "results[0].disturbed", "results[0].nll_correlation", "peers[0].load_ms"]
 )
 def test_what_may_be_unknown(key: str, tmp_path: Path) -> None:
-    read_document(write(tmp_path / "a.json", changed(GOOD, key, None)))
+    known, unknown = (
+        read_document(write(tmp_path / name, part)) for name, part in (("a", GOOD), ("b", changed(GOOD, key, None)))
+    )
+    assert unknown == changed(known, key, None)
 
 
 def test_signed_figures(tmp_path: Path) -> None:
