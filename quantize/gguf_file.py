@@ -130,9 +130,9 @@ def tensor_bytes(shape: Sequence[int], tensor_type: TensorType) -> int:
 def encode_header(metadata: Mapping[str, Any], tensors: Mapping[str, tuple[tuple[int, ...], TensorType]]) -> bytes:
     """The head of a file, padded to where the first tensor's data begins.
 
-    `metadata` values are str, bool, int (UINT32, or UINT64 beyond it), float (FLOAT32), lists of str or of int
-    (INT32), and what `encode_value` made of one of these; `tensors` gives (shape, type) by name, in the order in which
-    their data will follow, each padded.
+    `metadata` values are str, bool, int (UINT32, or UINT64 beyond it), float (FLOAT32), lists of str, of int (INT32)
+    or of float (FLOAT32), and what `encode_value` made of one of these; `tensors` gives (shape, type) by name, in the
+    order in which their data will follow, each padded.
     """
     parts = [MAGIC, struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
     for key, value in metadata.items():
@@ -151,6 +151,11 @@ def encode_header(metadata: Mapping[str, Any], tensors: Mapping[str, tuple[tuple
 def encode_value(value: Any) -> EncodedValue:
     """Type and value as they lie in a file. Raises `TypeError` for what has no GGUF type."""
     return value if isinstance(value, EncodedValue) else EncodedValue(_encode(value))
+
+
+def decode_value(encoded: EncodedValue) -> Any:
+    """What `encode_value` was given, or what lies in a file. Raises `GGUFError` for bytes that are no value."""
+    return _Reader(Path("the value"), encoded, len(encoded), arrays=True).value()
 
 
 def read_header(path: Path, *, arrays: bool = True) -> GGUFHeader:
@@ -203,7 +208,7 @@ class _Reader:
             if key in metadata:
                 raise self._broken(f"the key {key!r} stands in it twice")
             begin = self.at
-            metadata[key] = self._value(self._value_type())
+            metadata[key] = self.value()
             encoded[key] = EncodedValue(self.data[begin : self.at])
         alignment = metadata.get("general.alignment", ALIGNMENT)
         if alignment != ALIGNMENT or encoded.get("general.alignment", _ALIGNED) != _ALIGNED:
@@ -225,6 +230,10 @@ class _Reader:
                 raise self._broken(f"tensor {name!r} ends at byte {end}, the file at {self.file_bytes}")
             tensors[name] = TensorInfo(name, shape, tensor_type, start, nbytes)
         return GGUFHeader(self.path, self.file_bytes, metadata, encoded, tensors)
+
+    def value(self) -> Any:
+        """One with its type before it."""
+        return self._value(self._value_type())
 
     def _tensor_entry(self) -> tuple[str, tuple[int, ...], TensorType, int]:
         name = self._string()
@@ -340,4 +349,6 @@ def _encode(value: Any) -> bytes:
             )
         case [int(), *_]:
             return struct.pack(f"<IIQ{len(value)}i", ValueType.ARRAY, ValueType.INT32, len(value), *value)
+        case [float(), *_]:
+            return struct.pack(f"<IIQ{len(value)}f", ValueType.ARRAY, ValueType.FLOAT32, len(value), *value)
     raise TypeError(f"no GGUF type for {value!r}")

@@ -1,7 +1,7 @@
 """The sizes of a GPT-2, as a GGUF file states them, and the shapes of the tensors that follow from them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 # Layers: LLAMA_MAX_LAYERS in llama.cpp's src/llama-hparams.h. The others: far beyond any model, and so small that no
@@ -59,6 +59,10 @@ class Hyperparameters:
             "ffn_up.weight": (inner, width),
         }
         return outside | {f"blk.{n}.{name}": shape for n in range(self.layers) for name, shape in block.items()}
+
+    def padded(self, count: int) -> "Hyperparameters":
+        """The same model with `count` more rows in its vocabulary."""
+        return replace(self, vocabulary=self.vocabulary + count)
 
     def to_metadata(self) -> dict[str, Any]:
         """The keys under `gpt2.`; the vocabulary's size is that of the token table."""

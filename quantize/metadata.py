@@ -3,18 +3,20 @@
 Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; ours are under `dgpt2_quant.`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .gguf_file import EncodedValue, encode_value
+from .gguf_file import EncodedValue, decode_value, encode_value
 from .hyperparameters import Hyperparameters
 from .importance import ImportanceMatrix
 from .quant_types import QuantType
 from .resolve import Source
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, TokenType, pad_texts
 
 _QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION in ggml.h: of the block formats
+_SCORES, _VOCABULARY = "tokenizer.ggml.scores", "gpt2.vocab_size"
 _LEVEL_KEYS = {f"general.{name}" for name in ("quantized_by", "file_type", "quantization_version")}
+_LEVEL_PREFIXES = ("dgpt2_quant.imatrix.", "dgpt2_quant.lean.", "dgpt2_quant.padding", "quantize.imatrix.")
 _LEVEL_KEYS |= {f"dgpt2_quant.{name}" for name in ("version", "type", "recipe", "tensor_types", "requantized_from")}
 
 
@@ -46,7 +48,11 @@ def model_metadata(
 
 
 def level_metadata(
-    quant_type: QuantType, recipe: str, overrides: Iterable[str] = (), importance: ImportanceMatrix | None = None
+    quant_type: QuantType,
+    recipe: str,
+    overrides: Iterable[str] = (),
+    importance: ImportanceMatrix | None = None,
+    without: Iterable[str] = (),
 ) -> dict[str, Any]:
     """What tells one level's file from another's."""
     metadata: dict[str, Any] = {
@@ -59,6 +65,8 @@ def level_metadata(
     }
     if by_hand := list(overrides):
         metadata["dgpt2_quant.tensor_types"] = by_hand
+    if left_out := list(without):
+        metadata["dgpt2_quant.lean.without"] = left_out
     if importance:
         metadata |= {
             "dgpt2_quant.imatrix.sha256": importance.sha256,
@@ -72,7 +80,7 @@ def level_metadata(
 
 def is_of_level(key: str) -> bool:
     """Whether a key of a file is about its level, and says nothing of one that is made from it."""
-    return key in _LEVEL_KEYS or key.startswith(("dgpt2_quant.imatrix.", "quantize.imatrix."))
+    return key in _LEVEL_KEYS or key.startswith(_LEVEL_PREFIXES)
 
 
 def tokenizer_metadata(tokenizer: Tokenizer) -> dict[str, EncodedValue]:
@@ -88,6 +96,29 @@ def tokenizer_metadata(tokenizer: Tokenizer) -> dict[str, EncodedValue]:
         "tokenizer.ggml.add_bos_token": False,
     }
     return {key: encode_value(value) for key, value in values.items()}
+
+
+def with_pad_tokens(metadata: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """The metadata of a file with `count` unused tokens behind its own; merges and all other keys stay as they are.
+
+    `metadata` are those of either kind of source, encoded or not. A file without token types gets them.
+    """
+    tokens = _decoded(metadata["tokenizer.ggml.tokens"])
+    types = _decoded(metadata.get("tokenizer.ggml.token_type", [int(TokenType.NORMAL)] * len(tokens)))
+    found = {
+        **metadata,
+        "tokenizer.ggml.tokens": encode_value([*tokens, *pad_texts(tokens, count)]),
+        "tokenizer.ggml.token_type": encode_value([*types, *[int(TokenType.UNUSED)] * count]),
+    }
+    if _SCORES in found:  # of no meaning to a BPE, but llama.cpp wants as many as tokens
+        found[_SCORES] = encode_value([*map(float, _decoded(found[_SCORES])), *[0.0] * count])
+    if _VOCABULARY in found:
+        found[_VOCABULARY] = encode_value(len(tokens) + count)
+    return found
+
+
+def _decoded(value: Any) -> Any:
+    return decode_value(value) if isinstance(value, EncodedValue) else value
 
 
 def tool_version() -> str:

@@ -9,7 +9,8 @@ without resizing. Rows without a token get an unused one; tokens without a row, 
 """
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,21 @@ def read_tokenizer(folder: Path, config: dict[str, Any], vocabulary: int) -> Tok
         )
     bos, eos = (_special_id(config, settings, name, ids, vocabulary) for name in ("bos_token", "eos_token"))
     return Tokenizer(tokens, types, merges, bos, eos)
+
+
+def padded_tokenizer(tokenizer: Tokenizer, count: int) -> Tokenizer:
+    """The tokenizer with `count` unused tokens behind its own; no text ever becomes one of them."""
+    return replace(
+        tokenizer,
+        tokens=[*tokenizer.tokens, *pad_texts(tokenizer.tokens, count)],
+        types=[*tokenizer.types, *[TokenType.UNUSED] * count],
+    )
+
+
+def pad_texts(tokens: Sequence[str], count: int) -> list[str]:
+    """Texts for `count` tokens behind these, `[PAD8189]` and so on, that no other token has."""
+    there = set(tokens)
+    return [_unused(number, there) for number in range(len(tokens), len(tokens) + count)]
 
 
 def _read_files(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, int], list[str], dict[str, bool]]:
@@ -195,7 +211,7 @@ def _by_number(folder: Path, ids: dict[str, int], vocabulary: int) -> list[str]:
     return [_unused(number, ids) if token is None else token for number, token in enumerate(tokens)]
 
 
-def _unused(number: int, ids: dict[str, int]) -> str:
+def _unused(number: int, ids: Container[str]) -> str:
     """A text for a row without a token: llama.cpp ends the process when two have the same."""
     text = f"[PAD{number}]"
     while text in ids:

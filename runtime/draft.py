@@ -1,5 +1,6 @@
 """One text while it is written: what was asked for, what came so far, and when it is through."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -91,6 +92,7 @@ class Draft:
 
     def __init__(self, model: NativeModel, request: Request, positions: int) -> None:
         self.request = request
+        self.real_vocabulary = model.real_vocabulary
         self.timing = Timing(prompt_tokens=len(request.prompt))
         self.completion: Completion | None = None
         self.token_ids: list[int] = []
@@ -121,7 +123,11 @@ class Draft:
         return tuple(self._logprobs[begin:])
 
     def advance(self, logits: Logits) -> str:
-        """Chooses the next token by logits of shape (vocabulary,), which it changes; returns the text to show now."""
+        """Chooses the next token by logits of shape (vocabulary,), which it changes; returns the text to show now.
+
+        Pad tokens at the vocabulary's end have no part in it.
+        """
+        logits = logits[: self.real_vocabulary]
         request, token_ids = self.request, self.token_ids
         shown = "" if token_ids or request.echo is None else self._show(request.echo)
         if self.room <= 0:  # only the prompt's log-probabilities were wanted
@@ -176,7 +182,10 @@ class Draft:
 
 
 def token_logprob(logits: Logits, token: int, count: int) -> TokenLogprob:
-    """A token's log-probability, and those of the `count` likeliest tokens, by logits of shape (vocabulary,)."""
+    """A token's log-probability, and those of the `count` likeliest tokens, by logits of shape (real vocabulary,).
+
+    A pad token behind them, which only a prompt can have, gets -inf.
+    """
     total = log_total(logits)
     top = {int(other): float(logits[other]) - total for other in likeliest(logits, count)} if count else {}
-    return TokenLogprob(token, float(logits[token]) - total, top)
+    return TokenLogprob(token, float(logits[token]) - total if token < len(logits) else -math.inf, top)

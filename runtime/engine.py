@@ -208,7 +208,7 @@ class Engine:
             draft.prompt_logprobs.append(TokenLogprob(prompt[0], None))
         self.context.decode(chunk, begin, slot.number, 0)
         following = prompt[begin + 1 : begin + len(chunk) + 1]
-        rows = self.context.logits(len(chunk))
+        rows = self.context.logits(len(chunk))[:, : draft.real_vocabulary]
         draft.prompt_logprobs += [token_logprob(row, token, count) for row, token in zip(rows, following, strict=False)]
         self.context.keep(begin, slot.number)
 

@@ -171,9 +171,9 @@ class NativeModel:
 
     @cached_property
     def ends(self) -> list[int]:
-        """All tokens that end a text."""
+        """All tokens that end a text, but for pad tokens."""
         is_end, vocab = bindings().llama_vocab_is_eog, self._vocab()
-        return [token for token in range(self.vocabulary) if is_end(vocab, token)]
+        return [token for token in range(self.real_vocabulary) if is_end(vocab, token)]
 
     def check_tokens(self, tokens: Iterable[object]) -> None:
         """Raises `UsageError` for what is no id of the vocabulary: llama.cpp ends the process on some of them."""

@@ -102,8 +102,8 @@ def make_request(
     seed = check_seed(settings.pop("seed", None))
     wanted = settings.pop("logprobs", None)
     logprobs = None if wanted is None else _count("logprobs", wanted)
-    if logprobs is not None and logprobs > model.vocabulary:
-        raise UsageError(f"logprobs is {logprobs}; this vocabulary has {model.vocabulary} tokens")
+    if logprobs is not None and logprobs > model.real_vocabulary:
+        raise UsageError(f"logprobs is {logprobs}; this vocabulary has {model.real_vocabulary} tokens")
     stops = _stops(settings.pop("stop", None))
     ignore_eos, truncate, echo = (bool(settings.pop(name, False)) for name in ("ignore_eos", "truncate", "echo"))
     tokens, is_cut = _prompt(model, positions, prompt, max_tokens if truncate else None)

@@ -27,8 +27,13 @@ class Sampler:
         self.sampling = sampling
         self._penalties = self._grammar = self._choice = None
         for token in sampling.logit_bias:
-            if not 0 <= token < model.vocabulary:
-                raise UsageError(f"logit_bias names token {token}; this vocabulary goes to {model.vocabulary - 1}")
+            if not 0 <= token < model.real_vocabulary:
+                is_pad = model.real_vocabulary <= token < model.vocabulary
+                raise UsageError(
+                    f"logit_bias names token {token}; this vocabulary goes to {model.real_vocabulary - 1}"
+                    + (", and behind are pad tokens, which are never chosen" if is_pad else "")
+                )
+        self._vocabulary = model.real_vocabulary
         self._bias_ids = np.array(list(sampling.logit_bias), np.intp)
         self._bias = np.array(list(sampling.logit_bias.values()), np.float32)
         self._surprise_limit = 2 * sampling.mirostat_tau  # mirostat's mu, in bits
@@ -47,7 +52,7 @@ class Sampler:
                 self._remember(token)
 
     def choose(self, logits: Logits) -> int | None:
-        """The next token by these logits, shape (vocabulary,), which are changed, and remembers it.
+        """The next token by these logits, shape (real vocabulary,), which are changed, and remembers it.
 
         None where nothing is allowed. Raises `RuntimeFailure` for logits that are not finite.
         """
@@ -68,7 +73,7 @@ class Sampler:
         if self._grammar and token is not None and not self._fits(token):
             # as llama.cpp's own tools do: the whole vocabulary is only checked where the first choice does not fit
             self._grammar.apply(np.arange(len(logits)), logits)
-            logits[:] = self._grammar.logits
+            logits[:] = self._grammar.logits[: len(logits)]
             token = self._pick(logits)
         if token is not None:
             if self._penalties:
@@ -150,8 +155,9 @@ class Sampler:
 
     def _remember(self, token: int) -> None:
         assert self._penalties
-        self._history[self._length] = token
-        self._length += 1
+        if token < self._vocabulary:  # a prompt may have pad tokens, but there is no logit of one
+            self._history[self._length] = token
+            self._length += 1
         self._penalties.accept(token)
 
     def __del__(self) -> None:
