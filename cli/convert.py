@@ -18,7 +18,12 @@ from .output import megabytes, note, print_json, print_table
 from .progress import progress_bar
 
 if TYPE_CHECKING:
-    from dgpt2_quant.quantize.convert import ConvertedFile
+    from collections.abc import Sequence
+
+    from dgpt2_quant.quantize.convert import ConvertedFile, MeasureTimes
+    from dgpt2_quant.quantize.hyperparameters import Hyperparameters
+    from dgpt2_quant.quantize.quant_types import TensorType
+    from dgpt2_quant.quantize.search import Times
 
 
 def convert(
@@ -37,14 +42,31 @@ def convert(
         ),
     ] = None,
     recipe: Annotated[
-        str, typer.Option("--recipe", metavar="NAME", help="stock: as llama-quantize mixes types.")
+        str,
+        typer.Option(
+            "--recipe",
+            metavar="NAME|FILE.json",
+            help="stock: as llama-quantize mixes types; lean: better files, calibrated; or what a search has saved.",
+        ),
     ] = "stock",
+    prefer: Annotated[
+        str | None,
+        typer.Option("--prefer", metavar="quality|speed|size", help="What recipe lean and a search choose for."),
+    ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option("--without", metavar="STEP", help="A step that recipe lean leaves out, for example feedback."),
+    ] = None,
     imatrix: Annotated[
         Path | None, typer.Option("--imatrix", metavar="FILE", help="Importance matrix (GGUF), see `imatrix`.")
     ] = None,
     calibrate: Annotated[
         Path | None,
-        typer.Option("--calibrate", metavar="TEXTFILE", help="Collect an importance matrix over this text first."),
+        typer.Option(
+            "--calibrate",
+            metavar="TEXTFILE",
+            help="Collect an importance matrix over this text first; sampled: over what the model writes itself.",
+        ),
     ] = None,
     tensor_type: Annotated[
         list[str] | None,
@@ -53,6 +75,17 @@ def convert(
             metavar="REGEX=TYPE",
             help="Type of the matrices that match, for example ffn_down=q6_k; the first that matches counts.",
         ),
+    ] = None,
+    target_size: Annotated[
+        str | None, typer.Option("--target-size", metavar="SIZE", help="Search the best types for a file of this size.")
+    ] = None,
+    target_bpw: Annotated[
+        float | None,
+        typer.Option("--target-bpw", metavar="BITS", help="Search the best types for so many bits per weight."),
+    ] = None,
+    max_kld: Annotated[
+        float | None,
+        typer.Option("--max-kld", metavar="NATS", help="Search the smallest file of at most this mean KL divergence."),
     ] = None,
     revision: RevisionOption = None,
     offline: OfflineOption = False,
@@ -69,6 +102,7 @@ def convert(
     """Write a model as GGUF, at one quantization type or several.
 
     Several types read the source once. Example: dgpt2-quant convert -t q4_k -t q8_0 -o models/
+    Better files of the same formats: --recipe lean. Types by measurement: --target-size 48MB.
     """
     from dgpt2_quant.quantize.convert import convert as convert_model
     from dgpt2_quant.quantize.errors import UsageError
@@ -76,7 +110,8 @@ def convert(
 
     if all and type:
         raise UsageError("--all and --type were both given", "Leave one of the two out.")
-    every = [t.name for t in QUANT_TYPES.values() if imatrix or calibrate or not t.needs_imatrix]
+    calibrated = imatrix or calibrate or recipe != "stock"
+    every = [t.name for t in QUANT_TYPES.values() if calibrated or not t.needs_imatrix]
     if all and len(every) < len(QUANT_TYPES):
         note(f"Without {' '.join(t for t in QUANT_TYPES if t not in every)}: they need --imatrix or --calibrate.")
     with progress_bar() as progress:
@@ -85,9 +120,15 @@ def convert(
             type=every if all else type or [],
             output=output,
             recipe=recipe,
+            prefer=prefer,
+            without=without or [],
             imatrix=imatrix,
             calibrate=calibrate,
             tensor_type=tensor_type or [],
+            target_size=target_size,
+            target_bpw=target_bpw,
+            max_kld=max_kld,
+            measure_times=_times(threads),
             revision=revision,
             offline=offline,
             threads=threads,
@@ -99,7 +140,7 @@ def convert(
     if json:
         print_json([file.to_json() for file in files])
         return
-    if dry_run:
+    if dry_run or files[0].found:
         _print_plans(files)
     rows = [
         [
@@ -112,8 +153,26 @@ def convert(
         for f in files
     ]
     print_table(["type", "size", "bits/weight", "tensors", "file"], rows)
+    if found := files[0].found:
+        note(
+            f"Mean KL divergence {found['kld']:.5f}, measured on text held back; the sum of single effects is"
+            f" {found['kld_predicted']:.5f}"
+        )
     what = "nothing was written" if dry_run else f"in {files[0].seconds:.1f} s"
     note(f"{files[0].parameters:,} parameters of {files[0].model}, {what}")
+
+
+def _times(threads: int | None) -> "MeasureTimes":
+    """What the search asks for the time of a matrix, where it prefers speed."""
+
+    def measure(sizes: "Hyperparameters", types: "Sequence[TensorType]") -> "Times":
+        from dgpt2_quant.bench.kernel_times import token_times
+
+        note("Measuring how long each type takes on this machine, once")
+        with progress_bar() as progress:
+            return token_times(sizes, types, threads=threads, progress=progress).of
+
+    return measure
 
 
 def _print_plans(files: "list[ConvertedFile]") -> None:

@@ -5,34 +5,43 @@ when all of them are complete.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from .calibrate import collect, uncollected
+from .calibrate import SAMPLED
+from .calibration import Calibration, check_given
 from .cores import threads_or_all
 from .errors import UsageError
 from .gguf_file import encode_header
-from .importance import read_importance
+from .hyperparameters import Hyperparameters
+from .lean import LeanModel
+from .lean_mix import find_preference
+from .lean_plan import Recipe, make_lean_plan, pad_tokens, plan_of_recipe, read_recipe
+from .lean_steps import steps_without
 from .model_source import ModelSource, open_model
 from .output_file import output_file, refuse_existing
+from .padded_source import PaddedSource, padded_source
 from .plan import Plan, make_plan, needs_importance
 from .progress import Progress
-from .quant_types import QuantType, find_types
-from .recipe import Override, find_override
+from .quant_types import QuantType, TensorType, find_types
+from .recipe import Override, check_recipe, find_override
 from .resolve import DEFAULT_MODEL, is_gguf_name
+from .search import SEARCHED_TYPES, Target, Times, find_target, search
 from .stream import FileWriter, stream
-from .text import load_text
+
+MeasureTimes = Callable[[Hyperparameters, Sequence[TensorType]], Times]
 
 
 @dataclass(frozen=True)
 class ConvertedFile:
     """One entry of `convert --json`. `seconds` is of the whole call, `tensors` counts them by tensor type.
 
-    Of a dry run, `sha256` is None; `plan` is what was, or would be, written.
+    Of a dry run, `sha256` is None; `plan` is what was, or would be, written; `found` what a search told
+    (`Recipe.found`), `padding` what is known of the pad tokens' logits (`PadRows`).
     """
 
     model: str
@@ -46,9 +55,15 @@ class ConvertedFile:
     seconds: float
     tensors: dict[str, int]
     plan: Plan
+    padding: Mapping[str, Any] | None = None
+    found: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        document = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "plan"}
+        document = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("plan", "padding", "found")}
+        if self.padding is not None:
+            document["padding"] = dict(self.padding)
+        if self.found is not None:
+            document["search"] = dict(self.found)
         if self.sha256 is None:
             document["plan"] = [
                 {"name": n, "type": t.name, "shape": list(self.plan.shapes[n]), "bytes": self.plan.tensor_bytes(n)}
@@ -60,12 +75,18 @@ class ConvertedFile:
 def convert(
     model: str = DEFAULT_MODEL,
     *,
-    type: str | QuantType | Sequence[str | QuantType],
+    type: str | QuantType | Sequence[str | QuantType] = (),
     output: str | Path | None = None,
-    recipe: str = "stock",
+    recipe: str | Path = "stock",
+    prefer: str | None = None,
+    without: Sequence[str] = (),
     imatrix: str | Path | None = None,
     calibrate: str | Path | None = None,
     tensor_type: Sequence[str | Override] = (),
+    target_size: int | str | None = None,
+    target_bpw: float | None = None,
+    max_kld: float | None = None,
+    measure_times: MeasureTimes | None = None,
     revision: str | None = None,
     offline: bool = False,
     threads: int | None = None,
@@ -78,40 +99,106 @@ def convert(
 
     `model` is `storybook`, a Hub name, a folder, or a GGUF file (of F32, F16 or BF16; of others with
     `allow_requantize`); `output` a folder (default: here), or with one type also a file name that ends in `.gguf`.
-    `imatrix` is an importance matrix in llama.cpp's GGUF format, `calibrate` a text to collect one over on the way;
-    `tensor_type` are `REGEX=TYPE`, the first that matches a matrix going before the recipe. `threads` defaults to the
-    cores that this process may use. `dry_run` plans, writes nothing, and takes from the Hub cache only.
+    `recipe` is `stock` (the types and the bytes of llama-quantize), `lean` (better files of the same formats), or a
+    file that a search wrote, which says types and level itself. `prefer` and `without` are for `lean`: what to choose
+    the embedding's type for (`quality`, `speed`, `size`), and steps to leave out (`lean.STEPS`).
+    `imatrix` is an importance matrix in llama.cpp's GGUF format, `calibrate` a text to collect one over on the way
+    (`sampled`: what the model writes itself, which `lean` takes if it is given neither); `tensor_type` are
+    `REGEX=TYPE`, the first that matches a matrix going before the recipe.
+
+    With one of `target_size` (bytes, or as `48MB`), `target_bpw` (bits per weight) and `max_kld` (nats), types are
+    searched for (search.py), and the recipe that was found is written beside the file, with `.recipe.json` behind its
+    name. `measure_times` is needed to prefer speed: called with the model's sizes and types, it gives a function for
+    the seconds of a matrix's shape and type (`bench.kernel_times.token_times` makes one).
+
+    `threads` defaults to the cores that this
+    process may use. `dry_run` plans, writes nothing, and takes from the Hub cache only.
 
     Raises `DgptQuantError`: nothing half-written is left behind then.
     """
-    quant_types = find_types(type)
-    if not quant_types:
+    saved = read_recipe(recipe) if str(recipe).endswith(".json") else None
+    target = find_target(target_size, target_bpw, max_kld, prefer)
+    if (saved or target) and (type or tensor_type or (saved and (prefer or without or target))):
+        raise UsageError(
+            f"{recipe if saved else 'a search'} says all types itself", "Leave out --type, --tensor-type and the like."
+        )
+    quant_types = [saved.quant_type] if saved else find_types(type)
+    if not (quant_types or target):
         raise UsageError("no quantization type was asked for", "For example `--type q4_k`; see `dgpt2-quant types`.")
+    is_stock = str(recipe) == "stock" and not target
+    if not saved:
+        check_recipe(str(recipe))
+    if is_stock and (prefer or without):
+        raise UsageError("--prefer and --without are for the recipe lean", "Add --recipe lean.")
     if imatrix is not None and calibrate is not None:
         raise UsageError("an importance matrix was given, and a text to collect one over", "Leave one of the two out.")
     for quant_type in quant_types:
-        if quant_type.needs_imatrix and imatrix is None and calibrate is None:
+        if is_stock and quant_type.needs_imatrix and imatrix is None and calibrate is None:
             raise needs_importance(quant_type.name)
     threads = threads_or_all(threads)
     overrides = [find_override(text) for text in tensor_type]
-    importance = read_importance(imatrix) if imatrix is not None else None
-    text = load_text(calibrate) if calibrate is not None else None
+    wanted, steps = find_preference(prefer), steps_without(without).left_out
+    check_given(imatrix, calibrate)
     source = open_model(model, revision=revision, offline=offline or dry_run, allow_requantize=allow_requantize)
+    quantized = bool(saved or target) or any(quant_type.base.is_quantized for quant_type in quant_types)
+    if imatrix is None and calibrate is None and quantized and not is_stock:
+        calibrate = SAMPLED
+    calibration = Calibration(source, imatrix, calibrate)
+    if target:
+        saved = _searched(source, calibration, target, steps, measure_times, progress)
+        quant_types = [saved.quant_type]
     targets = _targets(source.name, quant_types, Path(output or "."))
+    beside = {path: path.with_name(f"{path.name}.recipe.json") for path in targets.values() if target}
     if not dry_run:
-        for path in targets.values():
+        for path in (*targets.values(), *beside.values()):
             refuse_existing(path, overwrite)
-    if text:
-        importance = uncollected(source, text)
-    plans = [make_plan(source, quant_type, recipe, overrides, importance) for quant_type in quant_types]
+    planned = calibration.planned()
+
+    def plan(quant_type: QuantType) -> Plan:
+        if planned is not None and saved:
+            return plan_of_recipe(source, saved, planned)
+        if planned is None or is_stock or not quant_type.base.is_quantized:  # at F16 `lean` has nothing to offer
+            return make_plan(source, quant_type, "stock", overrides, planned)
+        return make_lean_plan(source, quant_type, planned, overrides=overrides, prefer=wanted, without=steps)
+
+    plans = [plan(quant_type) for quant_type in quant_types]
+    found = saved.found if saved and target else None
     if dry_run:
-        return [_as_planned(source, plan, path) for plan, path in zip(plans, targets.values(), strict=True)]
-    if text:  # last, for it takes longest
-        collected = collect(source, text, progress=progress)
-        plans = [replace(plan, importance=collected) for plan in plans]
-    return write_files(
+        made = [_as_planned(source, plan, path) for plan, path in zip(plans, targets.values(), strict=True)]
+        return [replace(file, found=found) for file in made]
+    collected = calibration.collected(progress)  # last, for it takes longest
+    plans = [replace(plan, importance=collected) for plan in plans]
+    files = write_files(
         source, dict(zip(targets.values(), plans, strict=True)), threads=threads, overwrite=overwrite, progress=progress
     )
+    for path in beside.values():
+        if saved:
+            saved.write(path, overwrite=overwrite)
+    return [replace(file, found=found) for file in files]
+
+
+def _searched(
+    source: ModelSource,
+    calibration: Calibration,
+    target: Target,
+    steps: Sequence[str],
+    measure_times: MeasureTimes | None,
+    progress: Progress | None,
+) -> Recipe:
+    importance = calibration.collected(progress)
+    if importance is None or not importance.tokens:
+        raise UsageError(
+            "the importance matrix has not the text in it that it was collected on, which a search measures on",
+            "`dgpt2-quant imatrix` makes one that has.",
+        )
+
+    def file_bytes(plan: Plan) -> int:
+        return _as_planned(source, plan, Path()).bytes
+
+    times = None
+    if target.prefer == "speed" and measure_times:
+        times = measure_times(source.sizes, SEARCHED_TYPES)
+    return search(source, importance, target, without=steps, file_bytes=file_bytes, times=times, progress=progress)
 
 
 def write_files(
@@ -137,15 +224,33 @@ def write_files(
             for path, plan in plans.items()
         ]
 
-        def heads() -> list[bytes]:
-            return [_head(source, writer.plan, hashing.result()) for writer in writers]
+        padding: dict[Path, Mapping[str, Any]] = {}
+        for model, group in _prepared(source, writers, progress):
+            if isinstance(model, PaddedSource) and model.pads:
+                padding |= {writer.path: model.pads.to_json() for writer in group}
 
-        stream(source.tensors, writers, heads, threads, progress)
+            def heads(model: ModelSource = model, group: Sequence[FileWriter] = group) -> list[bytes]:
+                return [_head(model, writer.plan, hashing.result()) for writer in group]
+
+            stream(model.tensors, group, heads, threads, progress)
     seconds = round(time.monotonic() - started, 3)
-    return [
-        _describe(source, writer.plan, writer.path, writer.bytes, writer.hash.hexdigest(), seconds)
-        for writer in writers
-    ]
+    files = [_describe(source, w.plan, w.path, w.bytes, w.hash.hexdigest(), seconds) for w in writers]
+    return [replace(file, padding=padding.get(Path(file.path))) for file in files]
+
+
+def _prepared(
+    source: ModelSource, writers: Sequence[FileWriter], progress: Progress | None
+) -> Iterator[tuple[ModelSource, Sequence[FileWriter]]]:
+    """The stock files all at once, in one reading of the source; then the `lean` ones, each with tensors of its own."""
+    if stock := [writer for writer in writers if writer.plan.recipe == "stock"]:
+        yield source, stock
+    model: LeanModel | None = None
+    for writer in writers:
+        plan = writer.plan
+        if plan.recipe != "stock" and plan.importance:
+            if model is None or model.left_out != plan.without:
+                model = LeanModel(source, plan.importance, plan.without, progress)
+            yield model.quantized(plan.types), [writer]
 
 
 def _head(source: ModelSource, plan: Plan, sha256: str) -> bytes:
@@ -155,7 +260,8 @@ def _head(source: ModelSource, plan: Plan, sha256: str) -> bytes:
 
 def _as_planned(source: ModelSource, plan: Plan, path: Path) -> ConvertedFile:
     any_hash = "0" * 64  # all are as long as another
-    return _describe(source, plan, path, len(_head(source, plan, any_hash)) + plan.data_bytes, None, 0.0)
+    model = source if plan.recipe == "stock" else padded_source(source, pad_tokens(source, plan.without))
+    return _describe(source, plan, path, len(_head(model, plan, any_hash)) + plan.data_bytes, None, 0.0)
 
 
 def _describe(

@@ -3,6 +3,7 @@
 For each matrix, sums over the tokens of a text: of the squares of its input, one number a column, which is what the
 quantizers weigh errors with, and of the input itself, which llama.cpp's tools ignore. Kept in llama.cpp's own file
 format (tools/imatrix/imatrix.cpp, pull request 9400): a GGUF with `NAME.in_sum2` and `NAME.counts`, and `NAME.in_sum`.
+The text's tokens travel along, too: the recipe `lean` computes from them what is too large for a file.
 """
 
 import hashlib
@@ -23,6 +24,7 @@ from .read_at import read_at
 
 Vector = npt.NDArray[np.float32]
 _MAX_UINT32 = 2**32 - 1
+_TOKENS = "dgpt2_quant.imatrix.tokens"
 _SUFFIXES = {"in_sum2": "sum_squares", "in_sum": "sums", "counts": "count"}
 
 
@@ -49,21 +51,32 @@ class Statistics:
 
 @dataclass(frozen=True)
 class ImportanceMatrix:
-    """Statistics by the matrix's name; from which texts, and in how many chunks of how many tokens."""
+    """Statistics by the matrix's name; from which texts, and in how many chunks of how many tokens.
+
+    `tokens` are those of all chunks, one after the other; none in a file of llama-imatrix.
+    """
 
     entries: Mapping[str, Statistics]
     datasets: Sequence[str]
     chunk_count: int
     chunk_size: int
+    tokens: Sequence[int] = ()
+
+    @property
+    def chunks(self) -> list[Sequence[int]]:
+        """The tokens of each chunk; empty where there are none."""
+        return [self.tokens[at : at + self.chunk_size] for at in range(0, len(self.tokens), self.chunk_size or 1)]
 
     def encode(self) -> bytes:
         """The file. The same statistics give the same bytes."""
-        metadata = {
+        metadata: dict[str, Any] = {
             "general.type": "imatrix",
             "imatrix.datasets": list(self.datasets) or ["unknown"],
             "imatrix.chunk_count": self.chunk_count,
             "imatrix.chunk_size": self.chunk_size,
         }
+        if self.tokens:
+            metadata[_TOKENS] = list(self.tokens)
         arrays: dict[str, Vector] = {}
         for name in sorted(self.entries):
             entry = self.entries[name]
@@ -99,6 +112,18 @@ class ImportanceMatrix:
                 "It was made for another architecture; collect one with `dgpt2-quant imatrix`.",
             )
 
+    def check_text(self, vocabulary: int, context: int) -> None:
+        """Raises `UsageError` when its tokens are none of a model's, or its chunks longer than the model's context."""
+        if (largest := max(self.tokens, default=0)) >= vocabulary:
+            why = f"has the token {largest} in it, the model only {vocabulary} tokens"
+        elif self.tokens and self.chunk_size > context:
+            why = f"has a text in chunks of {self.chunk_size} tokens, the model {context} positions"
+        else:
+            return
+        raise UsageError(
+            f"the importance matrix {why}", "It was made for another model; collect one with `dgpt2-quant imatrix`."
+        )
+
 
 def merged(matrices: Iterable[ImportanceMatrix]) -> ImportanceMatrix:
     """One over all their texts. Raises `UsageError` when they are of models of different shapes."""
@@ -118,7 +143,9 @@ def merged(matrices: Iterable[ImportanceMatrix]) -> ImportanceMatrix:
     size = first.chunk_size
     tokens = sum(matrix.chunk_count * matrix.chunk_size for matrix in every)
     chunk_count = min(tokens // size if size else 0, _MAX_UINT32)
-    return ImportanceMatrix(entries, datasets, chunk_count, size)
+    whole = all(matrix.tokens and matrix.chunk_size == size for matrix in every)
+    text = [token for matrix in every for token in matrix.tokens] if whole else []
+    return ImportanceMatrix(entries, datasets, chunk_count, size, text)
 
 
 def read_importance(path: str | Path) -> ImportanceMatrix:
@@ -162,8 +189,13 @@ def read_importance(path: str | Path) -> ImportanceMatrix:
         raise _broken(path, f"its imatrix.datasets are {datasets!r}")
     if not (type(count) is int and type(size) is int and 0 <= count <= _MAX_UINT32 and 0 <= size <= _MAX_UINT32):
         raise _broken(path, f"its imatrix.chunk_count and chunk_size are {count!r} and {size!r}")
+    text = header.metadata.get(_TOKENS, [])
+    if not (isinstance(text, list) and all(type(token) is int and token >= 0 for token in text)):
+        raise _broken(path, f"its {_TOKENS} are no tokens")
+    if text and len(text) != count * size:
+        raise _broken(path, f"it has {len(text)} tokens for {count} chunks of {size}")
     entries = {name: _statistics(path, name, found) for name, found in parts.items()}
-    return ImportanceMatrix(entries, datasets, count, size)
+    return ImportanceMatrix(entries, datasets, count, size, text)
 
 
 def _statistics(path: Path, name: str, found: dict[str, Vector]) -> Statistics:

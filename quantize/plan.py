@@ -28,6 +28,7 @@ class Plan:
     importance: ImportanceMatrix | None
     shapes: Mapping[str, tuple[int, ...]]
     types: Mapping[str, TensorType]
+    without: tuple[str, ...] = ()  # steps of the recipe `lean` that are left out
 
     @property
     def parameters(self) -> int:
@@ -52,7 +53,7 @@ class Plan:
 
     def metadata(self) -> dict[str, Any]:
         """What tells this file from others of the same source."""
-        return level_metadata(self.quant_type, self.recipe, map(str, self.overrides), self.importance)
+        return level_metadata(self.quant_type, self.recipe, map(str, self.overrides), self.importance, self.without)
 
 
 def make_plan(
@@ -66,12 +67,7 @@ def make_plan(
     fit the model, and a type that needs one where there is none."""
     overrides = tuple(overrides)
     shapes = {tensor.name: tensor.shape for tensor in source.tensors}
-    if idle := without_effect(overrides, shapes):
-        raise UsageError(
-            f"--tensor-type {idle[0]} matches no matrix of the model",
-            "They are called token_embd.weight, output.weight, and blk.0.attn_qkv.weight, blk.0.attn_output.weight,"
-            " blk.0.ffn_up.weight, blk.0.ffn_down.weight and so on.",
-        )
+    refuse_idle(overrides, shapes)
     if overrides and not quant_type.base.is_quantized:
         _log.warning("%s: types set by hand change nothing there, as in llama-quantize", quant_type)
     if importance:
@@ -93,6 +89,16 @@ def make_plan(
             )
         raise needs_importance(quant_type.name if quant_type.needs_imatrix else f"{name} at {types[name].name}")
     return Plan(quant_type, recipe, overrides, importance, shapes, types)
+
+
+def refuse_idle(overrides: Iterable[Override], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises `UsageError` for an override that matches nothing."""
+    if idle := without_effect(overrides, shapes):
+        raise UsageError(
+            f"--tensor-type {idle[0]} matches no matrix of the model",
+            "They are called token_embd.weight, output.weight, and blk.0.attn_qkv.weight, blk.0.attn_output.weight,"
+            " blk.0.ffn_up.weight, blk.0.ffn_down.weight and so on.",
+        )
 
 
 def needs_importance(what: str) -> UsageError:

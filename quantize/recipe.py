@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 from .errors import UsageError
 from .hyperparameters import block_of
+from .lean_mix import POSITION_TYPE, Prefer, body_type, head_type
 from .quant_types import QuantType, TensorType, nearest
 from .stock import StockMix
 
-RECIPES = ("stock",)
+RECIPES = ("stock", "lean")
 
 # Where a row does not divide into the type's blocks: the nearest type with blocks of 32.
 _FALLBACK: dict[TensorType, TensorType] = dict.fromkeys(
@@ -69,16 +70,17 @@ def tensor_types(
     overrides: Iterable[Override] = (),
     has_imatrix: bool = False,
     stored: Mapping[str, TensorType] | None = None,
+    prefer: Prefer | None = None,
 ) -> dict[str, TensorType]:
     """A tensor type for each tensor of the model. `shapes` are in llama-quantize's order (`Hyperparameters.shapes`).
 
     The first of the `overrides` that matches a matrix counts; as in llama-quantize they change nothing at F32, F16 and
-    BF16. The position table, which no recipe touches, keeps the type that it is `stored` in (F32 if that is not said).
+    BF16. The position table keeps the type that it is `stored` in (F32 if that is not said), but with `lean`, which
+    also asks what to `prefer`.
 
     Raises `UsageError` for an unknown recipe, or a type whose blocks fit the rows in no way.
     """
-    if recipe not in RECIPES:
-        raise UsageError(f"unknown recipe {recipe!r}; there are {', '.join(RECIPES)}")
+    check_recipe(recipe)
     layers = 1 + max((block_of(name) or 0 for name in shapes), default=0)
     head = "output.weight" if "output.weight" in shapes else "token_embd.weight"
     mix, overrides = StockMix(quant_type, layers, head, has_imatrix), tuple(overrides)
@@ -87,14 +89,27 @@ def tensor_types(
         if len(shape) == 1:
             types[name] = TensorType.F32
         elif name == "position_embd.weight":
-            types[name] = (stored or {}).get(name, TensorType.F32)
+            types[name] = (
+                (stored or {}).get(name, TensorType.F32) if recipe == "stock" else _position(quant_type, shape)
+            )
         elif not quant_type.base.is_quantized:
             types[name] = quant_type.base
         else:
             by_hand = next((override for override in overrides if override.pattern.search(name)), None)
-            chosen = by_hand.type if by_hand else mix.choose(name, shape[1])
-            types[name] = _fitting(name, chosen, shape[1])
+            if by_hand:
+                chosen = by_hand.type
+            elif recipe == "stock":
+                chosen = mix.choose(name, shape[1])
+            else:
+                chosen = head_type(quant_type, prefer) if block_of(name) is None else body_type(quant_type)
+            types[name] = fitting(name, chosen, shape[1])
     return types
+
+
+def check_recipe(recipe: str) -> None:
+    """Raises `UsageError` for a name that is none."""
+    if recipe not in RECIPES:
+        raise UsageError(f"unknown recipe {recipe!r}; there are {', '.join(RECIPES)}, and files that end in .json")
 
 
 def without_effect(overrides: Iterable[Override], shapes: Mapping[str, tuple[int, ...]]) -> list[Override]:
@@ -122,7 +137,14 @@ def lacking_importance(
     return None
 
 
-def _fitting(name: str, tensor_type: TensorType, columns: int) -> TensorType:
+def _position(quant_type: QuantType, shape: tuple[int, ...]) -> TensorType:
+    if not quant_type.base.is_quantized:
+        return TensorType.F16 if quant_type.base is TensorType.F16 else TensorType.F32
+    return POSITION_TYPE if shape[1] % POSITION_TYPE.block == 0 else TensorType.F16
+
+
+def fitting(name: str, tensor_type: TensorType, columns: int) -> TensorType:
+    """The type, or one near it whose blocks divide a row. Raises `UsageError` where there is none."""
     if columns % tensor_type.block == 0:
         return tensor_type
     if tensor_type not in _FALLBACK and tensor_type.block > 32:

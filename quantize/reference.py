@@ -58,14 +58,8 @@ class Reference:
         return self.hidden(tokens) @ self.weights[self.head].T
 
     def _attention(self, name: str, x: Array, observe: Observer | None) -> Array:
-        length, width = x.shape
-        heads = self.sizes.heads
-        fused = self._linear(f"{name}.attn_qkv", x, observe)
-        # (3, heads, length, head width)
-        query, key, value = fused.reshape(length, 3, heads, width // heads).transpose(1, 2, 0, 3)
-        scores = query @ key.transpose(0, 2, 1) / sqrt(width // heads)
-        mixed = softmax(np.where(np.tri(length, dtype=bool), scores, -np.inf)) @ value
-        return self._linear(f"{name}.attn_output", mixed.transpose(1, 0, 2).reshape(length, width), observe)
+        mixed = attend(self._linear(f"{name}.attn_qkv", x, observe), self.sizes.heads)
+        return self._linear(f"{name}.attn_output", mixed, observe)
 
     def _linear(self, name: str, x: Array, observe: Observer | None) -> Array:
         if observe:
@@ -74,10 +68,25 @@ class Reference:
         return y
 
     def _norm(self, name: str, x: Array) -> Array:
-        centered = x - x.mean(axis=-1, keepdims=True)
-        scale = np.sqrt(np.square(centered).mean(axis=-1, keepdims=True) + self.sizes.norm_epsilon)
-        y: Array = centered / scale * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
-        return y
+        return normalize(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"], self.sizes.norm_epsilon)
+
+
+def normalize(x: Array, gain: Array, bias: Array, epsilon: float) -> Array:
+    """The layer norm, along the last axis."""
+    centered = x - x.mean(axis=-1, keepdims=True)
+    scale = np.sqrt(np.square(centered).mean(axis=-1, keepdims=True) + epsilon)
+    y: Array = centered / scale * gain + bias
+    return y
+
+
+def attend(fused: Array, heads: int) -> Array:
+    """Causal attention of one sequence, shape (length, 3 x width) to (length, width)."""
+    length, width = len(fused), fused.shape[1] // 3
+    # (3, heads, length, head width)
+    query, key, value = fused.reshape(length, 3, heads, width // heads).transpose(1, 2, 0, 3)
+    scores = query @ key.transpose(0, 2, 1) / sqrt(width // heads)
+    mixed: Array = softmax(np.where(np.tri(length, dtype=bool), scores, -np.inf)) @ value
+    return mixed.transpose(1, 0, 2).reshape(length, width)
 
 
 def gelu(x: Array) -> Array:

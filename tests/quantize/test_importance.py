@@ -170,6 +170,80 @@ def test_the_same_statistics_give_the_same_bytes_whatever_their_order() -> None:
     assert len({m.sha256 for m in [matrix(), *others]}) == 4
 
 
+class TestTokens:
+    """The text's tokens, which travel in the file."""
+
+    whole = matrix(chunk_count=3, chunk_size=4, tokens=[5, 0, 7, 50256, 1, 2, 3, 4, 9, 9, 9, 9])
+
+    def test_a_round_trip(self, tmp_path: Path) -> None:
+        self.whole.write(tmp_path / "it.gguf")
+        found = read_importance(tmp_path / "it.gguf")
+        assert list(found.tokens) == self.whole.tokens
+        assert [list(chunk) for chunk in found.chunks] == [[5, 0, 7, 50256], [1, 2, 3, 4], [9, 9, 9, 9]]
+        assert_equal(found, self.whole)
+        assert found.sha256 == self.whole.sha256 != matrix(chunk_count=3, chunk_size=4).sha256
+
+    def test_there_may_be_none(self, tmp_path: Path) -> None:
+        matrix().write(tmp_path / "it.gguf")
+        found = read_importance(tmp_path / "it.gguf")
+        assert (list(found.tokens), found.chunks) == ([], [])
+        assert not [key for key in read_header(tmp_path / "it.gguf").metadata if "tokens" in key]
+
+    def test_merging_puts_them_behind_each_other(self) -> None:
+        other = matrix(chunk_count=1, chunk_size=4, tokens=[1, 1, 1, 1])
+        both = merged([self.whole, other])
+        assert both.tokens == [*self.whole.tokens, 1, 1, 1, 1]
+        assert (both.chunk_count, len(both.chunks)) == (4, 4)
+        assert list(merged([self.whole]).tokens) == self.whole.tokens
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            matrix(chunk_count=3, chunk_size=4),
+            matrix(chunk_count=2, chunk_size=2, tokens=[1, 2, 3, 4]),
+        ],
+        ids=["without any", "in other chunks"],
+    )
+    def test_merging_with_others_leaves_none(self, other: ImportanceMatrix, tmp_path: Path) -> None:
+        for order in ([self.whole, other], [other, self.whole]):
+            both = merged(order)
+            assert list(both.tokens) == []
+            both.write(tmp_path / "it.gguf", overwrite=True)
+            assert_equal(read_importance(tmp_path / "it.gguf"), both)
+
+    KEY = "dgpt2_quant.imatrix.tokens"
+
+    @pytest.mark.parametrize(
+        ("keys", "why"),
+        [
+            ({KEY: [1, 2, 3]}, "it has 3 tokens for 2 chunks of 8"),
+            ({KEY: [1] * 17}, "it has 17 tokens for 2 chunks of 8"),
+            ({KEY: [1] * 8, "imatrix.chunk_size": 0}, "it has 8 tokens for 2 chunks of 0"),
+            ({KEY: [1] * 8, "imatrix.chunk_count": 2**32 - 1}, "it has 8 tokens for 4294967295 chunks of 8"),
+            ({KEY: [-1] * 16}, "tokens are no tokens"),
+            ({KEY: [0.5] * 16}, "tokens are no tokens"),
+            ({KEY: [True] * 16}, "tokens are no tokens"),
+            ({KEY: ["a"] * 16}, "tokens are no tokens"),
+            ({KEY: "aaaaaaaaaaaaaaaa"}, "tokens are no tokens"),
+            ({KEY: 16}, "tokens are no tokens"),
+        ],
+    )
+    def test_what_are_none_are_refused(self, keys: dict[str, Any], why: str, tmp_path: Path) -> None:
+        with pytest.raises(GGUFError, match=why):
+            read_importance(write(tmp_path / "it.gguf", keys=keys))
+
+    def test_as_many_as_said_are_read(self, tmp_path: Path) -> None:
+        assert list(read_importance(write(tmp_path / "it.gguf", keys={self.KEY: [3] * 16})).tokens) == [3] * 16
+
+    def test_whether_they_are_a_models(self) -> None:
+        self.whole.check_text(50257, 4)
+        matrix().check_text(1, 1)  # there are none
+        with pytest.raises(UsageError, match="has the token 50256 in it, the model only 50256 tokens"):
+            self.whole.check_text(50256, 4)
+        with pytest.raises(UsageError, match="a text in chunks of 4 tokens, the model 3 positions"):
+            self.whole.check_text(50257, 3)
+
+
 def test_an_existing_file_is_not_replaced_unasked(tmp_path: Path) -> None:
     matrix().write(tmp_path / "it.gguf")
     with pytest.raises(OutputError, match="exists already"):

@@ -1,0 +1,169 @@
+"""Rounding with error feedback: a weight's rounding error is made good by the weights that are rounded after it.
+
+For a matrix W with inputs x, rounded to Q, the loss is E[tr((W - Q) x xᵀ (W - Q)ᵀ G)]: H = E[x xᵀ] says how errors in
+the columns of a row work together, and G = E[g gᵀ], of the gradients g of the log-likelihood by the matrix's outputs,
+how those in the rows do. After a column is rounded, its error is spread over the columns that follow, through the
+Cholesky factor of the inverse of H (GPTQ, Frantar et al. 2022, arXiv:2210.17323), and after a group of rows, over the
+rows that follow, through that of G (both sides: YAQA, Tseng et al. 2025, arXiv:2505.22988). Then every column is
+rounded again, given all the others, some times over (coordinate descent: Behdin et al. 2023, arXiv:2309.01885). Scales
+stay as the C quantizer chose them, and so do the block formats.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from .blocks import Bytes, Codes, Grid, read_grid, with_codes
+from .errors import CheckpointError
+from .ggml import quantize
+from .quant_types import TensorType
+
+Array = npt.NDArray[np.float32]
+Matrix = npt.NDArray[np.floating]
+
+DAMPING = 0.01  # of the mean of the diagonal, added to it: directions that calibration never saw
+_OUTPUT_DAMPING = 0.03
+_COLUMNS = 64  # rounded before their errors are carried on to all the others
+_GROUPS = 16  # of rows: what is left to gain from more of them is within the noise
+_LEAST_ROWS = 16  # of a group
+_AT_ONCE = 1 << 21  # weights: the columns of so many stay in the cache
+SWEEPS = 2  # of coordinate descent; a third brings a quarter of what the first does
+
+
+@dataclass(frozen=True)
+class Factor:
+    """How errors along one side of a matrix work together, and are made good by those behind.
+
+    `gram` is damped, and in the `order` of treatment, as is `upper`, the Cholesky factor of its inverse.
+    """
+
+    order: npt.NDArray[np.intp]
+    gram: Array
+    upper: Array
+
+    @property
+    def remaining(self) -> Array:
+        """What an error weighs when all others make it good as far as they can: 1 / diagonal of the inverse."""
+        weights: Array = 1 / np.square(self.upper).sum(axis=0)
+        return weights[np.argsort(self.order)]
+
+    @property
+    def inverse(self) -> Array:
+        """The inverse of the damped matrix."""
+        back = np.argsort(self.order)
+        inverse: Array = (self.upper.T @ self.upper)[np.ix_(back, back)]
+        return inverse
+
+
+def factor(gram: Matrix, damping: float = DAMPING) -> Factor:
+    """Of a symmetric matrix, shape (n, n), positive semidefinite; what weighs most goes first.
+
+    Raises `CheckpointError` for one with a value that is not finite.
+    """
+    damped = np.asarray(gram, np.float64).copy()
+    if not np.isfinite(damped).all():
+        raise CheckpointError(
+            "the model's activations on the calibration text are not finite",
+            "Its weights are damaged; does it write sensible text?",
+        )
+    weight = np.diag(damped).mean()
+    damped[np.diag_indices_from(damped)] += damping * weight if weight > 0 else 1.0
+    diagonal = np.diag(damped)
+    order = np.argsort(-diagonal, kind="stable")
+    damped = damped[np.ix_(order, order)]
+    # H = R Rᵀ with R upper (the lower factor of the reversed matrix, reversed), so that H⁻¹ = (R⁻¹)ᵀ R⁻¹
+    lower = np.linalg.cholesky(damped[::-1, ::-1])
+    upper = np.triu(np.linalg.inv(np.ascontiguousarray(lower[::-1, ::-1], np.float32)))
+    return Factor(order, damped.astype(np.float32), np.ascontiguousarray(upper))
+
+
+def output_factor(gram: Matrix) -> Factor:
+    """`factor` for the side of the outputs, whose statistics are of fewer tokens."""
+    return factor(gram, _OUTPUT_DAMPING)
+
+
+def round_matrix(
+    name: str,
+    weights: Array,
+    tensor_type: TensorType,
+    inputs: Factor,
+    outputs: Factor | None = None,
+    *,
+    sweeps: int = SWEEPS,
+) -> Bytes:
+    """Blocks of a matrix, shape (rows, bytes of a row), in any of `blocks.ROUNDABLE`.
+
+    `weights` has the shape (rows, columns), `inputs` is the factor of H and `outputs` that of G (None: rows have
+    nothing to do with each other). Raises as `ggml.quantize`.
+    """
+    rows, columns = weights.shape
+    made = np.empty((rows, tensor_type.row_bytes(columns)), np.uint8)
+    if outputs is None:
+        step = max(1, _AT_ONCE // columns)
+        for first in range(0, rows, step):
+            made[first : first + step], _ = _round_rows(
+                name, weights[first : first + step], tensor_type, inputs, sweeps
+            )
+        return made
+    left = weights[outputs.order]
+    size = max(_LEAST_ROWS, -(-rows // _GROUPS))
+    for first in range(0, rows, size):
+        end = min(rows, first + size)
+        made[outputs.order[first:end]], error = _round_rows(name, left[first:end], tensor_type, inputs, sweeps)
+        if end < rows:
+            own = outputs.upper[first:end, first:end].astype(np.float64)
+            share = np.linalg.solve(own, outputs.upper[first:end, end:]).astype(np.float32)
+            left[end:] -= share.T @ error
+    return made
+
+
+def _round_rows(name: str, weights: Array, tensor_type: TensorType, inputs: Factor, sweeps: int) -> tuple[Bytes, Array]:
+    """The blocks, and what they are off: weights less what the blocks stand for."""
+    (blocks,) = quantize(name, weights, [tensor_type], inputs.remaining)
+    grid = read_grid(name, blocks, tensor_type, (len(weights), weights.shape[1]))
+    wanted = np.ascontiguousarray(weights.T[inputs.order])
+    codes, values = _feed_errors(wanted.copy(), grid, inputs)
+    for _ in range(sweeps):
+        codes, values = _round_again(wanted, values, grid, inputs)
+    back = np.argsort(inputs.order)
+    made = with_codes(tensor_type, blocks, np.ascontiguousarray(codes[back].T))
+    return made, (wanted - values)[back].T
+
+
+def _feed_errors(left: Array, grid: Grid, inputs: Factor) -> tuple[Codes, Array]:
+    """Codes and values, shape (columns, rows), in the factor's order; `left`, of that shape, is used up."""
+    columns, rows = left.shape
+    upper = inputs.upper
+    codes, values = np.empty((columns, rows), np.float32), np.empty((columns, rows), np.float32)
+    for first in range(0, columns, _COLUMNS):
+        end = min(columns, first + _COLUMNS)
+        errors = np.empty((end - first, rows), np.float32)
+        for column in range(first, end):
+            codes[column], values[column] = grid.nearest(inputs.order[column], left[column])
+            error = (left[column] - values[column]) / upper[column, column]
+            errors[column - first] = error
+            if column + 1 < end:
+                left[column + 1 : end] -= upper[column, column + 1 : end, None] * error
+        if end < columns:
+            left[end:] -= upper[first:end, end:].T @ errors
+    return codes, values
+
+
+def _round_again(wanted: Array, values: Array, grid: Grid, inputs: Factor) -> tuple[Codes, Array]:
+    """Every column once more: the nearest to what would be best for it, with all others as they are."""
+    columns, rows = wanted.shape
+    gram, values = inputs.gram, values.copy()
+    codes = np.empty((columns, rows), np.float32)
+    slope = gram @ (values - wanted)
+    for first in range(0, columns, _COLUMNS):
+        end = min(columns, first + _COLUMNS)
+        changes = np.empty((end - first, rows), np.float32)
+        for column in range(first, end):
+            best = values[column] - slope[column] / gram[column, column]
+            codes[column], found = grid.nearest(inputs.order[column], best)
+            changes[column - first] = found - values[column]
+            values[column] = found
+            slope[column:end] += gram[column:end, column, None] * changes[column - first]
+        slope[end:] += gram[end:, first:end] @ changes
+    return codes, values

@@ -1,0 +1,154 @@
+"""What the model's predictions make of errors inside it: the Fisher information, by the backward pass in NumPy.
+
+A small change of an activation y changes the distribution of the next token by a KL divergence of ½ Δyᵀ F Δy, where F
+is the expectation of g gᵀ, and g the gradient by y of the log-likelihood of tokens drawn from the model's own
+distribution (not those of the text: that would be the "empirical" Fisher; Kunstner et al. 2019, arXiv:1905.12558). The
+formulas are those of backpropagation through `reference.py`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf, pi, sqrt
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .progress import Progress
+from .reference import Reference, gelu, softmax
+from .sample_text import draw
+
+Array = npt.NDArray[np.floating[Any]]
+Gram = npt.NDArray[np.float64]
+LOOKUP = "lookup"
+"""What the sum of a token's and a position's row is called, among the matrices' names."""
+
+_SEED = 1
+
+
+@dataclass(frozen=True)
+class Fisher:
+    """E[g gᵀ] for what is looked up (`LOOKUP`) and for the outputs of each block's matrix, by the matrix's name.
+
+    `hidden` is E[h hᵀ] of the final norm's outputs, which the output matrix meets, `least_top` the smallest of the
+    likeliest tokens' logits.
+    """
+
+    grams: Mapping[str, Gram]
+    hidden: Gram
+    least_top: float
+
+    @property
+    def lookup(self) -> Gram:
+        return self.grams[LOOKUP]
+
+
+def fisher(reference: Reference, chunks: Iterable[Sequence[int]], progress: Progress | None = None) -> Fisher:
+    """Over chunks of tokens, each a text of its own. The same chunks give the same result: the draws are seeded."""
+    rng = np.random.default_rng(_SEED)
+    sums: dict[str, Gram] = {}
+    seen, least_top, chunks = 0, inf, list(chunks)
+    for number, tokens in enumerate(chunks):
+        found, hidden, top = gradients(reference, tokens, rng)
+        least_top = min(least_top, top)
+        for name, rows in [*found.items(), ("hidden", hidden)]:
+            gram = (rows.T @ rows).astype(np.float64)
+            sums[name] = sums[name] + gram if name in sums else gram
+        seen += len(tokens)
+        if progress:
+            progress(number + 1, len(chunks), "gradients")
+    means = {name: gram / seen for name, gram in sums.items()}
+    return Fisher(means, means.pop("hidden"), least_top)
+
+
+def gradients(
+    reference: Reference, tokens: Sequence[int], rng: np.random.Generator
+) -> tuple[dict[str, Array], Array, float]:
+    """Of the log-likelihood of drawn tokens, summed over all positions, by each matrix's outputs and by the lookup.
+
+    Each has the shape (tokens, outputs). And the final norm's outputs, (tokens, width), and the smallest of the
+    positions' largest logits.
+    """
+    weights, sizes = reference.weights, reference.sizes
+    x: Array = weights["token_embd.weight"][list(tokens)] + weights["position_embd.weight"][: len(tokens)]
+    passed: list[_Attention | _MLP] = []
+    for block in range(sizes.layers):
+        attention = _Attention(reference, f"blk.{block}", x)
+        x = x + attention.y
+        mlp = _MLP(reference, f"blk.{block}", x)
+        x = x + mlp.y
+        passed += [attention, mlp]
+    final = _Norm(reference, "output_norm", x)
+    head = weights[reference.head]
+    logits = final.y @ head.T
+    probabilities = softmax(logits)
+    drawn = draw(probabilities, rng)
+    g = final.backward(head[drawn] - probabilities @ head)
+    found: dict[str, Array] = {}
+    for part in reversed(passed):
+        g = g + part.backward(g, found)
+    found[LOOKUP] = g
+    return found, final.y, float(logits.max(axis=1).min())
+
+
+class _Norm:
+    def __init__(self, reference: Reference, name: str, x: Array) -> None:
+        self.gain = reference.weights[f"{name}.weight"]
+        centered = x - x.mean(axis=-1, keepdims=True)
+        self.deviation = np.sqrt(np.square(centered).mean(axis=-1, keepdims=True) + reference.sizes.norm_epsilon)
+        self.normal = centered / self.deviation
+        self.y: Array = self.normal * self.gain + reference.weights[f"{name}.bias"]
+
+    def backward(self, g: Array) -> Array:
+        g = g * self.gain
+        along = (g * self.normal).mean(axis=-1, keepdims=True)
+        back: Array = (g - g.mean(axis=-1, keepdims=True) - self.normal * along) / self.deviation
+        return back
+
+
+class _Attention:
+    def __init__(self, reference: Reference, name: str, x: Array) -> None:
+        self.name, self.weights = name, reference.weights
+        length, width = x.shape
+        self.split = (length, 3, reference.sizes.heads, width // reference.sizes.heads)
+        self.norm = _Norm(reference, f"{name}.attn_norm", x)
+        fused = self.norm.y @ self.weights[f"{name}.attn_qkv.weight"].T + self.weights[f"{name}.attn_qkv.bias"]
+        self.query, self.key, self.value = fused.reshape(self.split).transpose(1, 2, 0, 3)
+        scores = self.query @ self.key.transpose(0, 2, 1) / sqrt(self.split[-1])
+        self.shares = softmax(np.where(np.tri(length, dtype=bool), scores, np.float32(-np.inf)))
+        mixed = (self.shares @ self.value).transpose(1, 0, 2).reshape(length, width)
+        output = f"{name}.attn_output"
+        self.y: Array = mixed @ self.weights[f"{output}.weight"].T + self.weights[f"{output}.bias"]
+
+    def backward(self, g: Array, found: dict[str, Array]) -> Array:
+        found[f"{self.name}.attn_output.weight"] = g
+        length, _, heads, size = self.split
+        g = (g @ self.weights[f"{self.name}.attn_output.weight"]).reshape(length, heads, size).transpose(1, 0, 2)
+        by_shares = g @ self.value.transpose(0, 2, 1)
+        by_scores = self.shares * (by_shares - (by_shares * self.shares).sum(axis=-1, keepdims=True)) / sqrt(size)
+        three = by_scores @ self.key, by_scores.transpose(0, 2, 1) @ self.query, self.shares.transpose(0, 2, 1) @ g
+        fused = np.stack(three).transpose(2, 0, 1, 3).reshape(length, -1)
+        found[f"{self.name}.attn_qkv.weight"] = fused
+        return self.norm.backward(fused @ self.weights[f"{self.name}.attn_qkv.weight"])
+
+
+class _MLP:
+    def __init__(self, reference: Reference, name: str, x: Array) -> None:
+        self.name, self.weights = name, reference.weights
+        self.norm = _Norm(reference, f"{name}.ffn_norm", x)
+        self.inner = self.norm.y @ self.weights[f"{name}.ffn_up.weight"].T + self.weights[f"{name}.ffn_up.bias"]
+        self.y: Array = gelu(self.inner) @ self.weights[f"{name}.ffn_down.weight"].T
+        self.y += self.weights[f"{name}.ffn_down.bias"]
+
+    def backward(self, g: Array, found: dict[str, Array]) -> Array:
+        found[f"{self.name}.ffn_down.weight"] = g
+        inner = (g @ self.weights[f"{self.name}.ffn_down.weight"]) * _gelu_slope(self.inner)
+        found[f"{self.name}.ffn_up.weight"] = inner
+        return self.norm.backward(inner @ self.weights[f"{self.name}.ffn_up.weight"])
+
+
+def _gelu_slope(x: Array) -> Array:
+    """The derivative of `gelu`."""
+    curved = np.tanh(sqrt(2 / pi) * (x + 0.044715 * x * x * x))
+    y: Array = 0.5 * (1 + curved) + 0.5 * x * (1 - curved * curved) * sqrt(2 / pi) * (1 + 3 * 0.044715 * x * x)
+    return y

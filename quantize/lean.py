@@ -1,0 +1,198 @@
+"""The recipe `lean`: what makes better files of the same formats.
+
+It rewrites the model in numbers that are easier to quantize (equivalent.py), rounds each matrix with feedback of errors
+on calibration text (lean_body.py, feedback.py), the embedding for both of its uses, and fills the vocabulary up so that
+llama.cpp's fastest kernels take the output matrix (padding.py). What comes out is a `ModelSource` whose tensors are
+blocks already, and is written like any other.
+"""
+
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .blocks import ROUNDABLE
+from .equivalent import Weights, with_centred_embedding, with_even_inputs
+from .feedback import SWEEPS, Factor, factor, output_factor, round_matrix
+from .ggml import quantize
+from .gradients import LOOKUP, Fisher, fisher
+from .hyperparameters import Hyperparameters
+from .importance import ImportanceMatrix
+from .lean_body import Made, as_made, quantize_body
+from .lean_steps import steps_without
+from .model_source import ModelSource
+from .padded_source import PaddedSource, ready_tensor
+from .padding import PadRows, choose_pads, pad_count
+from .progress import Progress
+from .quant_types import TensorType
+from .reference import Reference, from_source
+
+Array = npt.NDArray[np.floating[Any]]
+_FISHER_TOKENS = 8192  # of the calibration text: gradients cost twice a forward pass, and their means settle soon
+_LOOKUP_SHARE = 0.3  # of the head's weight, for what is looked up, where no gradients say it
+
+
+class LeanModel:
+    """A model made ready for `lean`, from which files at several levels are made."""
+
+    def __init__(
+        self,
+        source: ModelSource,
+        importance: ImportanceMatrix,
+        without: Iterable[str] = (),
+        progress: Progress | None = None,
+    ) -> None:
+        """`importance` should hold the tokens that it was collected on, and the inputs' sums: ours does."""
+        self.source, self.importance, self.progress = source, importance, progress
+        self.left_out = tuple(without)
+        self.steps = steps_without(self.left_out).possible_with(importance)
+        self.chunks = [list(chunk) for chunk in importance.chunks]
+        self.reference = Reference(source.sizes, self._rewritten(from_source(source)))
+        self.tied = "output.weight" not in self.reference.weights
+
+    @property
+    def pads(self) -> int:
+        return pad_count(self.source.sizes.vocabulary) if self.steps.padding else 0
+
+    @property
+    def sizes(self) -> Hyperparameters:
+        return self.source.sizes.padded(self.pads)
+
+    @cached_property
+    def fisher(self) -> Fisher:
+        count = max(1, _FISHER_TOKENS // len(self.chunks[0]))
+        return fisher(self.reference, self.chunks[:count], self.progress)
+
+    @cached_property
+    def outputs(self) -> dict[str, Factor]:
+        """Of the outputs' side of each matrix of the blocks."""
+        if not (self.steps.feedback and self.steps.gradients):
+            return {}
+        return {name: output_factor(gram) for name, gram in self.fisher.grams.items() if name != LOOKUP}
+
+    @cached_property
+    def head_gram(self) -> Array:
+        """What errors in a row of the output matrix weigh."""
+        if self.chunks and self.steps.feedback:
+            return self.fisher.hidden
+        entry = self.importance.entries.get(self.reference.head)
+        if entry is None:  # llama-imatrix collects none for a tied embedding
+            return np.eye(self.source.sizes.width)
+        return np.diag(entry.mean_squares.astype(np.float64))
+
+    @cached_property
+    def lookup_gram(self) -> Array:
+        """What errors in a row that is looked up weigh, on the same scale."""
+        if self.chunks and self.steps.feedback and self.steps.gradients:
+            return self.fisher.lookup
+        share = _LOOKUP_SHARE * float(np.trace(self.head_gram)) / len(self.head_gram)
+        return np.eye(len(self.head_gram)) * share
+
+    def can_feed_back(self, tensor_type: TensorType) -> bool:
+        """Whether matrices of the type are rounded here; the others' are by the C quantizer."""
+        return self.steps.feedback and tensor_type in ROUNDABLE
+
+    def quantized(self, types: Mapping[str, TensorType]) -> PaddedSource:
+        """The model at these types; one more for `output.weight` splits a tied embedding."""
+        tensors = self.tensors(types)
+        pads = self._pads(tensors)
+        padded = _padded(tensors, self.pads, pads)
+        order = self.sizes.shapes(tied="output.weight" not in tensors)
+        ready = [ready_tensor(name, padded[name], shape) for name, shape in order.items()]
+        return PaddedSource(self.source, self.pads, ready, pads)
+
+    def tensors(self, types: Mapping[str, TensorType]) -> dict[str, Made | Array]:
+        """All of its tensors, without pad rows."""
+        weights = self.reference.weights
+        made: dict[str, Made | Array] = {
+            n: np.asarray(data, np.float32) for n, data in weights.items() if data.ndim == 1
+        }
+        table = "position_embd.weight"
+        made[table] = self.plain(table, weights[table], types[table])
+        made |= self._embeddings(types)
+        if self.chunks:
+            lookup = {name: values_of(made[name]) for name in ("token_embd.weight", table)}
+            made |= quantize_body(self.reference, lookup, self.chunks, types, self.outputs, self.steps, self.progress)
+        return made | {n: self.plain(n, data, types[n]) for n, data in weights.items() if n not in made}
+
+    def _rewritten(self, reference: Reference) -> Weights:
+        weights: Weights = dict(reference.weights)
+        if self.steps.centring or self.steps.scaling:
+            weights = with_even_inputs(
+                weights,
+                reference.sizes,
+                self.importance,
+                centre=self.steps.centring,
+                scale=self.steps.scaling,
+            )
+        if self.steps.centring and self.chunks:
+            weights = with_centred_embedding(weights, self.frequencies)
+        return weights
+
+    @property
+    def frequencies(self) -> npt.NDArray[np.float64]:
+        """How often each token comes in the calibration text."""
+        tokens = np.concatenate(self.chunks) if self.chunks else np.empty(0, np.int64)
+        return np.bincount(tokens, minlength=self.source.sizes.vocabulary).astype(np.float64)
+
+    def _embeddings(self, types: Mapping[str, TensorType]) -> dict[str, Made | Array]:
+        grams = {"token_embd.weight": self.lookup_gram, "output.weight": self.head_gram}
+        if self.tied and "output.weight" not in types:
+            grams = {"token_embd.weight": self.head_gram + self.lookup_gram}
+        return {name: self.rounded(name, types[name], gram) for name, gram in grams.items()}
+
+    def rounded(self, name: str, tensor_type: TensorType, gram: Array) -> Made:
+        """An embedding, with errors weighed by `gram`."""
+        weights = self.reference.weights[name if name in self.reference.weights else "token_embd.weight"]
+        if not self.can_feed_back(tensor_type):
+            return self.plain(name, weights, tensor_type, np.diag(gram))
+        sweeps = SWEEPS if self.steps.sweeps else 0
+        data = np.asarray(weights, np.float32)
+        return as_made(
+            name, round_matrix(name, data, tensor_type, factor(gram), sweeps=sweeps), tensor_type, data.shape
+        )
+
+    def plain(self, name: str, weights: Array, tensor_type: TensorType, weighing: Array | None = None) -> Made:
+        """As the C quantizer rounds."""
+        entry = self.importance.entries.get(name)
+        if weighing is None and entry is not None:
+            weighing = entry.mean_squares
+        chosen = None if weighing is None else np.asarray(weighing, np.float32)
+        return as_made(name, quantize(name, weights, [tensor_type], chosen)[0], tensor_type, weights.shape)
+
+    def _pads(self, tensors: Mapping[str, Made | Array]) -> PadRows | None:
+        if not self.pads:
+            return None
+        name = "output.weight" if "output.weight" in tensors else "token_embd.weight"
+        head = tensors[name]
+        assert isinstance(head, Made)
+        gain, bias = (np.asarray(tensors[f"output_norm.{part}"], np.float32) for part in ("weight", "bias"))
+        seen = self.frequencies if self.steps.centring and self.chunks else None
+        least = self.fisher.least_top if self.chunks and self.steps.feedback else None
+        return choose_pads(
+            name, head.blocks, head.tensor_type, self.pads, gain, bias, least_top=least, frequencies=seen
+        )
+
+
+def values_of(tensor: Made | Array) -> Array:
+    """The weights that it stands for."""
+    return tensor.values if isinstance(tensor, Made) else tensor
+
+
+def _padded(tensors: Mapping[str, Made | Array], count: int, pads: PadRows | None) -> dict[str, Made | Array]:
+    """With pad rows behind the output matrix; behind an embedding that is only looked up, zeros, which nobody sees."""
+    if pads is None:
+        return dict(tensors)
+    split = "output.weight" in tensors
+    padded = dict(tensors)
+    for name in ("output.weight", "token_embd.weight") if split else ("token_embd.weight",):
+        matrix = tensors[name]
+        assert isinstance(matrix, Made)
+        blocks = pads.blocks
+        if split and name == "token_embd.weight":
+            zeros = np.zeros((count, matrix.values.shape[1]), np.float32)
+            blocks = quantize(name, zeros, [matrix.tensor_type])[0]
+        padded[name] = Made(matrix.tensor_type, np.concatenate([matrix.blocks, blocks]), matrix.values)
+    return padded

@@ -1,0 +1,27 @@
+"""A random GPT-2 as the NumPy reference computes it, without a file, as small as one likes."""
+
+import numpy as np
+from dgpt2_quant.quantize.hyperparameters import Hyperparameters
+from dgpt2_quant.quantize.reference import Reference
+
+
+def random_reference(
+    *,
+    layers: int = 2,
+    width: int = 16,
+    heads: int = 2,
+    inner: int = 24,
+    context: int = 12,
+    vocabulary: int = 20,
+    tied: bool = True,
+    spread: float = 0.3,
+    dtype: type[np.floating] = np.float64,
+) -> Reference:
+    """The same arguments give the same weights, whose standard deviation is `spread`."""
+    sizes = Hyperparameters(layers, width, heads, inner, context, vocabulary, 1e-5)
+    random = np.random.default_rng(0)
+    weights = {
+        name: (random.normal(1.0 if name.endswith("norm.weight") else 0.0, spread, shape)).astype(dtype)
+        for name, shape in sizes.shapes(tied=tied).items()
+    }
+    return Reference(sizes, weights)

@@ -1,0 +1,114 @@
+"""One matrix after what came before it was rounded: each step brings its outputs nearer to the trained model's."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from dgpt2_quant.quantize import lean_body
+from dgpt2_quant.quantize.activations import as_multiplied
+from dgpt2_quant.quantize.ggml import dequantize
+from dgpt2_quant.quantize.lean_body import quantize_body, quantize_linear
+from dgpt2_quant.quantize.lean_steps import Steps, steps_without
+from dgpt2_quant.quantize.quant_types import TensorType
+from dgpt2_quant.quantize.reference import Reference
+
+from .random_reference import random_reference
+
+NAME, WIDTH, TOKENS = "blk.0.ffn_up", 64, 512
+MODEL = random_reference(layers=2, width=WIDTH, heads=4, inner=32, context=16, vocabulary=30, dtype=np.float32)
+RANDOM = np.random.default_rng(7)
+MIXED = RANDOM.normal(size=(WIDTH, WIDTH)) * RANDOM.gamma(1, 1, WIDTH)
+WANTED = (RANDOM.normal(size=(TOKENS, WIDTH)) @ MIXED / 8 + RANDOM.normal(size=WIDTH)).astype(np.float32)
+# what came before has lost some, and moved
+FOUND = (0.95 * WANTED + 0.1 * RANDOM.normal(size=WANTED.shape) + 0.1).astype(np.float32)
+Array = npt.NDArray[np.floating]
+NONE = steps_without(["bias", "feedback", "compensation", "sweeps"])
+
+
+def error(steps: Steps, kind: TensorType = TensorType.Q4_0, weights: Any = MODEL) -> float:
+    _, _, (should, gives) = quantize_linear(weights, NAME, WANTED, FOUND, kind, {}, steps)
+    return float(np.square(should - gives, dtype=np.float64).mean())
+
+
+def test_what_comes_back_is_what_the_file_computes() -> None:
+    matrix, bias, (should, gives) = quantize_linear(MODEL, NAME, WANTED, FOUND, TensorType.Q5_0, {}, Steps())
+    weights = MODEL.weights[f"{NAME}.weight"]
+    np.testing.assert_allclose(should, WANTED @ weights.T + MODEL.weights[f"{NAME}.bias"], atol=1e-4)
+    values = dequantize("w", matrix.blocks, TensorType.Q5_0, weights.shape)
+    assert np.array_equal(matrix.values, values)
+    np.testing.assert_allclose(gives, as_multiplied(FOUND, TensorType.Q5_0) @ values.T + bias, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [TensorType.Q4_0, TensorType.F16, TensorType.Q8_0], ids=lambda kind: kind.name)
+def test_the_bias_takes_the_mean_of_what_is_left(kind: TensorType) -> None:
+    _, bias, (should, gives) = quantize_linear(MODEL, NAME, WANTED, FOUND, kind, {}, Steps())
+    np.testing.assert_allclose(gives.mean(0), should.mean(0), atol=1e-4)
+    without = steps_without(["bias", "compensation"])
+    _, kept, (should, gives) = quantize_linear(MODEL, NAME, WANTED, FOUND, kind, {}, without)
+    assert np.array_equal(kept, MODEL.weights[f"{NAME}.bias"])
+    assert np.abs(gives.mean(0) - should.mean(0)).max() > 0.01
+    assert not np.array_equal(bias, kept)
+
+
+@pytest.mark.parametrize(
+    ("step", "by"), [("bias", 0.99), ("feedback", 0.95), ("compensation", 0.9)], ids=lambda value: str(value)
+)
+def test_each_step_lowers_the_error_of_the_outputs(step: str, by: float) -> None:
+    needed = {"feedback": True, step: True}
+    assert error(replace(NONE, **needed)) < by * error(replace(NONE, **{**needed, step: False}))
+
+
+def test_compensation_comes_near_to_the_best_that_a_matrix_can_do() -> None:
+    """In eight bits little is left but what no linear map of the inputs can make good."""
+    met = np.c_[as_multiplied(FOUND, TensorType.Q8_0), np.ones(TOKENS)].astype(np.float64)
+    should = WANTED.astype(np.float64) @ MODEL.weights[f"{NAME}.weight"].T
+    best = should - met @ np.linalg.lstsq(met, should, rcond=None)[0]
+    assert error(Steps(), TensorType.Q8_0) < 1.3 * np.square(best).mean()
+    assert error(Steps(), TensorType.Q8_0) < 0.6 * error(steps_without(["compensation"]), TensorType.Q8_0)
+
+
+def test_inputs_that_never_change_do_no_harm() -> None:
+    constant = np.tile(FOUND[:1], (TOKENS, 1))
+    matrix, bias, (should, gives) = quantize_linear(MODEL, NAME, constant, constant, TensorType.Q4_0, {}, Steps())
+    np.testing.assert_allclose(gives, should, atol=1e-3)
+    assert np.abs(matrix.values - MODEL.weights[f"{NAME}.weight"]).max() < 0.3
+    assert np.isfinite(bias).all()
+
+
+def test_both_streams_go_through_all_blocks() -> None:
+    """In F16 next to nothing is lost, so every matrix sees what it was trained for, and stays."""
+    chunks = np.random.default_rng(1).integers(0, 30, (4, 16)).tolist()
+    matrices = [f"blk.{n}.{part}" for n in (0, 1) for part in ("attn_qkv", "attn_output", "ffn_up", "ffn_down")]
+    types = {f"{name}.weight": TensorType.F16 for name in matrices}
+    shown: list[tuple[int, int, str]] = []
+    made = quantize_body(MODEL, MODEL.weights, chunks, types, {}, Steps(), lambda *seen: shown.append(seen))
+    assert made.keys() == {f"{name}.{part}" for name in matrices for part in ("weight", "bias")}
+    assert shown == [(number + 1, 8, name) for number, name in enumerate(matrices)]
+    weights = {**MODEL.weights, **{name: getattr(part, "values", part) for name, part in made.items()}}
+    for name, data in weights.items():
+        np.testing.assert_allclose(data, MODEL.weights[name], atol=2e-2)
+    for chunk in chunks:
+        np.testing.assert_allclose(Reference(MODEL.sizes, weights).logits(chunk), MODEL.logits(chunk), atol=0.05)
+
+
+def test_every_matrix_gets_its_own_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the trained model are the reference's."""
+    chunks = np.random.default_rng(2).integers(0, 30, (3, 16)).tolist()
+    expected: dict[str, list[Array]] = {}
+    for chunk in chunks:
+        MODEL.hidden(chunk, observe=lambda name, x: expected.setdefault(name, []).append(x))
+    met: dict[str, Any] = {}
+
+    def watched(trained: Any, name: str, wanted: Any, found: Any, *others: Any) -> Any:
+        met[f"{name}.weight"] = wanted, found
+        return quantize_linear(trained, name, wanted, found, *others)
+
+    monkeypatch.setattr(lean_body, "quantize_linear", watched)
+    types = dict.fromkeys((name for name in expected if name != MODEL.head), TensorType.F32)
+    quantize_body(MODEL, MODEL.weights, chunks, types, {}, Steps())
+    assert met.keys() == types.keys()
+    for name, (wanted, found) in met.items():
+        np.testing.assert_allclose(wanted, np.concatenate(expected[name]), atol=1e-4)
+        np.testing.assert_allclose(found, wanted, atol=1e-3)  # nothing is rounded in F32

@@ -1,0 +1,174 @@
+"""The search for types, on a model so small that it can be looked at from all sides."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dgpt2_quant.quantize import search as module
+from dgpt2_quant.quantize.calibrate import imatrix
+from dgpt2_quant.quantize.convert import ConvertedFile, convert
+from dgpt2_quant.quantize.errors import OutputError, UsageError
+from dgpt2_quant.quantize.gguf_file import read_header
+from dgpt2_quant.quantize.lean_plan import nominal_level, read_recipe
+from dgpt2_quant.quantize.quant_types import TensorType
+from dgpt2_quant.quantize.search import find_target
+from dgpt2_quant.runtime import Model
+
+from .checkpoints import make_checkpoint
+
+
+class Tiny:
+    def __init__(self, folder: Path) -> None:
+        self.model = str(make_checkpoint(folder / "tiny", layers=2, width=64, context=32, vocabulary=300))
+        self.imatrix = folder / "imatrix.gguf"
+        imatrix(self.model, text="sampled", ctx_size=32, chunks=12, output=self.imatrix)
+
+    def convert(self, output: Path, **options: Any) -> ConvertedFile:
+        (file,) = convert(self.model, output=output, **{"imatrix": self.imatrix, **options})
+        return file
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    return Tiny(tmp_path_factory.mktemp("search"))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DGPT2_QUANT_CACHE", str(tmp_path_factory.getbasetemp() / "search-cache"))
+
+
+def test_a_size_is_kept_and_used(tiny: Tiny, tmp_path: Path) -> None:
+    small, large = (tiny.convert(tmp_path / t / "it.gguf", type=t, recipe="lean").bytes for t in ("q4_0", "q8_0"))
+    target = (small + large) // 2
+    file = tiny.convert(tmp_path / "it.gguf", target_size=target)
+    assert target - 3000 < file.bytes <= target
+    assert file.bytes == (tmp_path / "it.gguf").stat().st_size
+    assert len(set(file.plan.types.values())) > 2
+    found = read_recipe(tmp_path / "it.gguf.recipe.json").found
+    assert found is not None
+    assert found["bytes"] == file.bytes
+    assert found["bound"] <= found["kld_predicted"] * (1 + 1e-6)
+    assert 0.3 < found["kld"] / found["kld_predicted"] < 3
+    with Model.load(tmp_path / "it.gguf") as model:
+        assert model.generate("a", max_tokens=4, seed=1)
+
+
+def test_a_recipe_makes_the_same_file_again(tiny: Tiny, tmp_path: Path) -> None:
+    file = tiny.convert(tmp_path / "it.gguf", target_bpw=7.0)
+    assert file.bits_per_weight <= 7.0
+    again = tiny.convert(tmp_path / "again.gguf", recipe=str(tmp_path / "it.gguf.recipe.json"))
+    assert again.sha256 == file.sha256
+    assert again.type == file.type == nominal_level(file.plan.types, file.plan.shapes).name
+
+
+def test_more_bytes_are_no_worse_and_a_looser_limit_no_larger(tiny: Tiny, tmp_path: Path) -> None:
+    losses, sizes = [], []
+    for bits in (5.5, 7.0, 9.0):
+        tiny.convert(tmp_path / f"{bits}.gguf", target_bpw=bits)
+        losses.append((read_recipe(tmp_path / f"{bits}.gguf.recipe.json").found or {})["kld_predicted"])
+    assert losses == sorted(losses, reverse=True)
+    for limit in (losses[0], losses[1]):
+        file = tiny.convert(tmp_path / f"kld{limit}.gguf", max_kld=limit)
+        assert (read_recipe(tmp_path / f"kld{limit}.gguf.recipe.json").found or {})["kld"] <= limit
+        sizes.append(file.bytes)
+    assert sizes[0] < sizes[1]
+
+
+def test_effects_are_measured_once(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = tiny.convert(tmp_path / "a.gguf", target_bpw=6.5)
+
+    def fail(*args: Any, **options: Any) -> Any:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr("dgpt2_quant.quantize.effects._measured", lambda *args: iter(()) if not args[3] else fail())
+    assert tiny.convert(tmp_path / "b.gguf", target_bpw=6.5).sha256 == first.sha256
+
+
+def test_an_interrupted_search_goes_on(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DGPT2_QUANT_CACHE", str(tmp_path / "own"))
+    measured: list[str] = []
+    real = module.measure_effects.__globals__["_measured"]
+
+    def counting(model: Any, predictions: Any, name: str, types: Any, inputs: Any) -> Any:
+        if types:
+            measured.append(name)
+        if len(measured) == 5:
+            measured.append("")
+            raise KeyboardInterrupt
+        return real(model, predictions, name, types, inputs)
+
+    monkeypatch.setattr("dgpt2_quant.quantize.effects._measured", counting)
+    with pytest.raises(KeyboardInterrupt):
+        tiny.convert(tmp_path / "it.gguf", target_bpw=6.5)
+    assert not (tmp_path / "it.gguf").exists()
+    before = measured[:4]
+    measured[:] = ["x"] * 10  # so that it does not stop again
+    tiny.convert(tmp_path / "it.gguf", target_bpw=6.5)
+    assert not set(before) & set(measured)
+
+
+def test_speed_is_preferred_by_measured_times(tiny: Tiny, tmp_path: Path) -> None:
+    def times(sizes: Any, types: Any) -> Any:
+        return lambda shape, kind: 1.0 if kind is TensorType.Q5_0 else 2.0
+
+    best = tiny.convert(tmp_path / "best.gguf", target_bpw=7.0)
+    fast = tiny.convert(tmp_path / "fast.gguf", target_bpw=7.0, prefer="speed", measure_times=times)
+    assert list(fast.plan.types.values()).count(TensorType.Q5_0) > list(best.plan.types.values()).count(TensorType.Q5_0)
+    small = tiny.convert(tmp_path / "small.gguf", target_bpw=7.0, prefer="size")
+    assert small.bytes < best.bytes
+    with pytest.raises(UsageError, match="speed"):
+        tiny.convert(tmp_path / "no.gguf", target_bpw=7.0, prefer="speed")
+
+
+def test_a_split_embedding_is_an_option(tiny: Tiny, tmp_path: Path) -> None:
+    """Half of it slow, half fast: then lookup and output get types of their own."""
+    tiny.convert(tmp_path / "it.gguf", target_bpw=6.5)
+    document = json.loads((tmp_path / "it.gguf.recipe.json").read_text())
+    document["types"] |= {"token_embd.weight": "Q8_0", "output.weight": "Q4_0"}
+    (tmp_path / "split.json").write_text(json.dumps(document))
+    file = tiny.convert(tmp_path / "split.gguf", recipe=str(tmp_path / "split.json"))
+    tensors = read_header(tmp_path / "split.gguf").tensors
+    assert (tensors["token_embd.weight"].type, tensors["output.weight"].type) == (TensorType.Q8_0, TensorType.Q4_0)
+    assert tensors["output.weight"].shape == tensors["token_embd.weight"].shape
+    with Model.load(tmp_path / "split.gguf") as model:
+        assert model.generate("a", max_tokens=4, seed=1)
+    dry = tiny.convert(tmp_path / "dry.gguf", recipe=str(tmp_path / "split.json"), dry_run=True)
+    assert dry.bytes == file.bytes
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target_size": 10}, "too small"),
+        ({"target_bpw": 0.5}, "too small"),
+        ({"max_kld": 1e-12}, "no mix of types"),
+        ({"target_size": -1}, "above 0"),
+        ({"target_bpw": float("nan")}, "above 0"),
+        ({"target_size": "much"}, "no size"),
+        ({"target_size": 10**6, "max_kld": 0.1}, "more than one target"),
+        ({"target_size": 10**6, "type": "q4_0"}, "says all types itself"),
+        ({"target_bpw": 6.5, "prefer": "beauty"}, "can not be preferred"),
+        ({"target_bpw": 6.5, "without": ["haste"]}, "no step"),
+        ({"target_bpw": 6.5, "imatrix": None, "calibrate": "nowhere.txt"}, "there is no text"),
+    ],
+)
+def test_what_can_not_be_is_told(tiny: Tiny, tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises((UsageError, Exception), match=message):
+        tiny.convert(tmp_path / "it.gguf", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_existing_recipe_is_not_overwritten(tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "it.gguf.recipe.json").write_text("mine")
+    with pytest.raises(OutputError, match="exists already"):
+        tiny.convert(tmp_path / "it.gguf", target_bpw=6.5)
+    assert [path.name for path in tmp_path.iterdir()] == ["it.gguf.recipe.json"]
+
+
+def test_targets() -> None:
+    assert find_target(None, None, None, None) is None
+    target = find_target("48MB", None, None, "speed")
+    assert target is not None
+    assert (target.bytes, target.prefer) == (48_000_000, "speed")
