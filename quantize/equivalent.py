@@ -32,13 +32,12 @@ def with_even_inputs(
 ) -> Weights:
     """The model with the inputs of QKV, attention output and `ffn_up` centred and scaled, as far as asked for.
 
-    The statistics are those of the `importance` matrix, which has to hold the sums of the inputs to centre them;
-    matrices that are not in it stay as they are.
+    The statistics are those of the `importance` matrix, which has to hold an entry for each matrix of the blocks, and
+    the sums of its inputs to centre them.
     """
     changed: Weights = {name: np.array(data, np.float64) for name, data in weights.items()}
     for name, gain, bias in _inputs(changed, sizes):
-        if (entry := importance.entries.get(f"{name}.weight")) is None:
-            continue
+        entry = importance.entries[f"{name}.weight"]
         mean = np.asarray(entry.mean, np.float64) if centre else np.zeros(len(entry.sum_squares))
         spread = np.sqrt(np.maximum(np.asarray(entry.mean_squares, np.float64) - mean**2, 0))
         matrix = changed[f"{name}.weight"]

@@ -9,10 +9,11 @@ With --check it writes nothing, and fails when something is stale. Benchmarks ar
 import json
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import lean_tables
 from dgpt2_quant.bench.report import COLUMNS, remarks, table_rows
 from dgpt2_quant.bench.report_markdown import markdown_table
 from dgpt2_quant.cli.main import VERBS, app
@@ -20,7 +21,9 @@ from dgpt2_quant.quantize.quant_types import QUANT_TYPES, QuantType
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES_WITH_TABLES = [ROOT / name for name in ("README.md", "docs/convert.md", "docs/performance.md")]
+PAGES_WITH_TABLES = [
+    ROOT / name for name in ("README.md", "docs/convert.md", "docs/performance.md", "docs/quantization.md")
+]
 
 
 def main() -> None:
@@ -69,7 +72,22 @@ def tables() -> dict[str, list[str]]:
         "perplexity": perplexity_table(*(document_of(f"perplexity-{name}") for name in ("storybook", "random"))),
         "divergence": divergence_table(document_of("perplexity-storybook")),
         "gate": gate_lines(document_of("gate")),
+        "presets": lean_tables.presets_table(),
+        "roundings": lean_tables.roundings_table(document_of("roundings")),
+        "lean_texts": measured("lean", lean_tables.texts_table),
+        "lean_quality": measured("lean", lean_tables.quality_tables),
+        "lean_targets": measured("lean", lean_tables.targets_table),
+        "lean_steps": measured("lean", lean_tables.steps_table),
+        "lean_seconds": measured("lean-time", lean_tables.seconds_table),
+        "lean_speeds": measured("lean-time", lean_tables.speeds_table),
     }
+
+
+def measured(name: str, table: Callable[[Any], list[str]]) -> list[str]:
+    """The table of a document; a word where that run is still to be made."""
+    if not (ROOT / "docs" / "bench" / f"{name}.json").is_file():
+        return ["Not measured yet."]
+    return table(document_of(name))
 
 
 def type_table(types: Iterable[QuantType]) -> list[str]:
