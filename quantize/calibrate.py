@@ -32,7 +32,7 @@ from .text import load_text
 CONTEXT = 512
 SAMPLED = "sampled"
 SAMPLED_TOKENS = 20_000
-"""How many the model writes itself where no text is given: with half of them files are worse by a tenth."""
+"""How many the model writes itself where no text is given (docs/quantization.md: more of them gain little)."""
 Sums = npt.NDArray[np.float64]
 _SAVE_EVERY = 20.0  # seconds
 _LARGEST = 1e30  # of a chunk's sums: millions of chunks stay within float32

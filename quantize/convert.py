@@ -101,7 +101,7 @@ def convert(
     `allow_requantize`); `output` a folder (default: here), or with one type also a file name that ends in `.gguf`.
     `recipe` is `stock` (the types and the bytes of llama-quantize), `lean` (better files of the same formats), or a
     file that a search wrote, which says types and level itself. `prefer` and `without` are for `lean`: what to choose
-    the embedding's type for (`quality`, `speed`, `size`), and steps to leave out (`lean.STEPS`).
+    the embedding's type for (`quality`, `speed`, `size`), and steps to leave out (`lean_steps.STEPS`).
     `imatrix` is an importance matrix in llama.cpp's GGUF format, `calibrate` a text to collect one over on the way
     (`sampled`: what the model writes itself, which `lean` takes if it is given neither); `tensor_type` are
     `REGEX=TYPE`, the first that matches a matrix going before the recipe.
@@ -111,8 +111,8 @@ def convert(
     name. `measure_times` is needed to prefer speed: called with the model's sizes and types, it gives a function for
     the seconds of a matrix's shape and type (`bench.kernel_times.token_times` makes one).
 
-    `threads` defaults to the cores that this
-    process may use. `dry_run` plans, writes nothing, and takes from the Hub cache only.
+    `threads` defaults to the cores that this process may use. `dry_run` plans, writes nothing, and takes from the Hub
+    cache only.
 
     Raises `DgptQuantError`: nothing half-written is left behind then.
     """
@@ -145,13 +145,16 @@ def convert(
         calibrate = SAMPLED
     calibration = Calibration(source, imatrix, calibrate)
     if target:
+        if is_gguf_name(Path(output or ".").name) and not dry_run:  # said before a search of minutes
+            for path in _with_recipe(Path(output or ".")):
+                refuse_existing(path, overwrite)
         saved = _searched(source, calibration, target, steps, measure_times, progress)
         quant_types = [saved.quant_type]
     targets = _targets(source.name, quant_types, Path(output or "."))
-    beside = {path: path.with_name(f"{path.name}.recipe.json") for path in targets.values() if target}
     if not dry_run:
-        for path in (*targets.values(), *beside.values()):
-            refuse_existing(path, overwrite)
+        for target_path in targets.values():
+            for path in _with_recipe(target_path) if target else [target_path]:
+                refuse_existing(path, overwrite)
     planned = calibration.planned()
 
     def plan(quant_type: QuantType) -> Plan:
@@ -171,10 +174,15 @@ def convert(
     files = write_files(
         source, dict(zip(targets.values(), plans, strict=True)), threads=threads, overwrite=overwrite, progress=progress
     )
-    for path in beside.values():
-        if saved:
-            saved.write(path, overwrite=overwrite)
+    if saved and target:
+        for path in targets.values():
+            saved.write(_with_recipe(path)[1], overwrite=overwrite)
     return [replace(file, found=found) for file in files]
+
+
+def _with_recipe(path: Path) -> list[Path]:
+    """A file, and the recipe that a search writes beside it."""
+    return [path, path.with_name(f"{path.name}.recipe.json")]
 
 
 def _searched(

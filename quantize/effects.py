@@ -55,7 +55,7 @@ class Predictions(Passage):
     def _scored(self, x: Array) -> Array:
         """The final norm's outputs there."""
         chunks = x.reshape(self.count, self.length, -1)[:, self.length // 2 :]
-        return self.norm("output_norm", chunks.reshape(-1, x.shape[1]))
+        return self.reference.norm("output_norm", chunks.reshape(-1, x.shape[1]))
 
 
 def measure_effects(
@@ -135,7 +135,7 @@ def _of_block(
             if called == short:
                 y: Array = as_multiplied(x, kind) @ values.T + moved
                 return y
-            return predictions.linear(called, x)
+            return predictions.reference.linear(called, x)
 
         yield kind, predictions.loss_from(half + 1, predictions.after(half, predictions.states[half], linear))
 
@@ -149,7 +149,7 @@ def _block_inputs(model: LeanModel) -> Iterator[Array]:
 
         def linear(name: str, x: Array, seen: list[Array] = seen) -> Array:
             seen.append(x)
-            return passage.linear(name, x)
+            return passage.reference.linear(name, x)
 
         x = passage.after(half, x, linear)
         yield from seen

@@ -47,7 +47,7 @@ class Streams(Passage):
 
     def both(self, norm: str) -> tuple[Array, Array]:
         """Both through one of the layer norms."""
-        return self.norm(norm, self.wanted), self.norm(norm, self.found)
+        return self.reference.norm(norm, self.wanted), self.reference.norm(norm, self.found)
 
 
 def quantize_body(

@@ -1,8 +1,8 @@
 """Which tensor types the recipe `lean` gives at a quant type, where no search chooses them.
 
-The blocks' matrices all get the level's own type: with feedback the mixes of llama.cpp's presets bring nothing more.
-The embedding, which is a third to a half of a small model, is chosen with the level: at four bits in the formats that
-llama.cpp multiplies fastest once the vocabulary is padded, above in one that costs as much as the blocks do.
+The blocks' matrices all get the level's own type: mixes are for the search, which measures them. The embedding, which
+is a third to a half of a small model, is chosen with the level: at four bits in the formats that llama.cpp multiplies
+fastest once the vocabulary is padded.
 """
 
 from typing import Literal, get_args
@@ -13,7 +13,7 @@ from .quant_types import QuantType, TensorType
 Prefer = Literal["quality", "speed", "size"]
 PREFERENCES: tuple[Prefer, ...] = get_args(Prefer)
 
-POSITION_TYPE = TensorType.Q8_0  # looked up only: in F16 it makes no measurable difference
+POSITION_TYPE = TensorType.Q8_0  # it is only looked up
 _FASTEST = {TensorType.Q4_0, TensorType.IQ4_NL, TensorType.Q4_K}
 _HEADS = {"Q5_K_M": TensorType.Q6_K, "IQ4_XS": TensorType.IQ4_NL}
 _BETTER = {4: TensorType.Q6_K, 5: TensorType.Q8_0, 6: TensorType.Q8_0}  # by whole bits

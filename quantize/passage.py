@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .reference import Reference, attend, gelu, normalize
+from .reference import Reference, attend, gelu
 
 Array = npt.NDArray[np.floating[Any]]
 Linear = Callable[[str, Array], Array]
@@ -29,22 +29,14 @@ class Passage:
 
     def after(self, half: int, x: Array, linear: Linear | None = None) -> Array:
         """The state behind a half block: the attention (even) or the MLP (odd) of block `half // 2`."""
-        apply, name = linear or self.linear, f"blk.{half // 2}"
+        reference = self.reference
+        apply, name = linear or reference.linear, f"blk.{half // 2}"
         if half % 2:
-            return x + apply(f"{name}.ffn_down", gelu(apply(f"{name}.ffn_up", self.norm(f"{name}.ffn_norm", x))))
-        fused = apply(f"{name}.attn_qkv", self.norm(f"{name}.attn_norm", x))
+            return x + apply(f"{name}.ffn_down", gelu(apply(f"{name}.ffn_up", reference.norm(f"{name}.ffn_norm", x))))
+        fused = apply(f"{name}.attn_qkv", reference.norm(f"{name}.attn_norm", x))
         return x + apply(f"{name}.attn_output", self.attend(fused))
 
     def attend(self, fused: Array) -> Array:
         """Attention within each chunk."""
         heads = self.reference.sizes.heads
         return np.concatenate([attend(part, heads) for part in np.split(fused, self.count)])
-
-    def norm(self, name: str, x: Array) -> Array:
-        weights, epsilon = self.reference.weights, self.reference.sizes.norm_epsilon
-        return normalize(x, weights[f"{name}.weight"], weights[f"{name}.bias"], epsilon)
-
-    def linear(self, name: str, x: Array) -> Array:
-        """As it was trained."""
-        y: Array = x @ self.reference.weights[f"{name}.weight"].T + self.reference.weights[f"{name}.bias"]
-        return y

@@ -45,10 +45,10 @@ class Reference:
         x: Array = weights["token_embd.weight"][list(tokens)] + weights["position_embd.weight"][: len(tokens)]
         for block in range(self.sizes.layers):
             name = f"blk.{block}"
-            x = x + self._attention(name, self._norm(f"{name}.attn_norm", x), observe)
-            inner = gelu(self._linear(f"{name}.ffn_up", self._norm(f"{name}.ffn_norm", x), observe))
+            x = x + self._attention(name, self.norm(f"{name}.attn_norm", x), observe)
+            inner = gelu(self._linear(f"{name}.ffn_up", self.norm(f"{name}.ffn_norm", x), observe))
             x = x + self._linear(f"{name}.ffn_down", inner, observe)
-        x = self._norm("output_norm", x)
+        x = self.norm("output_norm", x)
         if observe:
             observe(self.head, x)
         return x
@@ -64,10 +64,15 @@ class Reference:
     def _linear(self, name: str, x: Array, observe: Observer | None) -> Array:
         if observe:
             observe(f"{name}.weight", x)
+        return self.linear(name, x)
+
+    def linear(self, name: str, x: Array) -> Array:
+        """A matrix and its bias, by the matrix's name without `.weight`, on inputs of the shape (tokens, columns)."""
         y: Array = x @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
         return y
 
-    def _norm(self, name: str, x: Array) -> Array:
+    def norm(self, name: str, x: Array) -> Array:
+        """One of the layer norms, by its name without `.weight`."""
         return normalize(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"], self.sizes.norm_epsilon)
 
 

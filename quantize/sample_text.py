@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .progress import Progress
-from .reference import Reference, gelu, normalize, softmax
+from .reference import Reference, gelu, softmax
 
 Array = npt.NDArray[np.floating[Any]]
 _CACHE_BYTES = 1 << 30  # of keys and values: more sequences than fit are written in groups
@@ -48,9 +48,9 @@ def _write(
         x = weights["token_embd.weight"][tokens[:, position]] + weights["position_embd.weight"][position]
         for block in range(sizes.layers):
             x = x + _attention(reference, f"blk.{block}", x, kept[block], position)
-            inner = gelu(_linear(reference, f"blk.{block}.ffn_up", _norm(reference, f"blk.{block}.ffn_norm", x)))
-            x = x + _linear(reference, f"blk.{block}.ffn_down", inner)
-        probabilities = softmax(_norm(reference, "output_norm", x) @ weights[reference.head].T)
+            inner = gelu(reference.linear(f"blk.{block}.ffn_up", reference.norm(f"blk.{block}.ffn_norm", x)))
+            x = x + reference.linear(f"blk.{block}.ffn_down", inner)
+        probabilities = softmax(reference.norm("output_norm", x) @ weights[reference.head].T)
         tokens[:, position + 1] = draw(probabilities, rng)
         show(position + 1)
     return tokens
@@ -68,20 +68,10 @@ def draw(probabilities: Array, rng: np.random.Generator) -> npt.NDArray[np.int64
 def _attention(reference: Reference, name: str, x: Array, kept: Array, position: int) -> Array:
     rows, width = x.shape
     heads = reference.sizes.heads
-    fused = _linear(reference, f"{name}.attn_qkv", _norm(reference, f"{name}.attn_norm", x))
+    fused = reference.linear(f"{name}.attn_qkv", reference.norm(f"{name}.attn_norm", x))
     query, key, value = fused.reshape(rows, 3, heads, width // heads).transpose(1, 0, 2, 3)
     kept[0, :, :, position], kept[1, :, :, position] = key, value
     keys, values = kept[0, :, :, : position + 1], kept[1, :, :, : position + 1]
     scores = (keys @ query[..., None])[..., 0] / sqrt(width // heads)
     mixed = (softmax(scores)[..., None, :] @ values)[..., 0, :]
-    return _linear(reference, f"{name}.attn_output", mixed.reshape(rows, width))
-
-
-def _linear(reference: Reference, name: str, x: Array) -> Array:
-    y: Array = x @ reference.weights[f"{name}.weight"].T + reference.weights[f"{name}.bias"]
-    return y
-
-
-def _norm(reference: Reference, name: str, x: Array) -> Array:
-    gain, bias = reference.weights[f"{name}.weight"], reference.weights[f"{name}.bias"]
-    return normalize(x, gain, bias, reference.sizes.norm_epsilon)
+    return reference.linear(f"{name}.attn_output", mixed.reshape(rows, width))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from .allocate import Allocation, Amount, Option, allocate, lower_bound
@@ -38,11 +39,13 @@ Times = Callable[[tuple[int, ...], TensorType], float]
 SEARCHED_TYPES = tuple(sorted((*ROUNDABLE, TensorType.F16), key=lambda kind: kind.bits_per_weight))
 _TABLE_TYPES = (TensorType.Q5_1, TensorType.Q8_0, TensorType.F16)  # of the position table
 _FEWER, _MORE = 2.1, 4.1  # bits a weight around the mean that is aimed at: types beyond are never chosen
+_EIGHT = TensorType.Q8_0.bits_per_weight  # is always among them
 _HELD_BACK = 4  # chunks of the calibration text on which losses are measured, and nothing else is done
 _CANDIDATES = 3  # mixes that are measured as a whole for a size
 _SLACK = 64  # bytes by which a file's head differs with the level's name
 _ENTRY = 96  # bytes that one more tensor takes in a file's head
 _NEARLY = 1.25  # what is preferred may cost so much more loss than the best
+_AMOUNTS: dict[Prefer, Amount] = {"quality": "loss", "speed": "seconds", "size": "bytes"}
 _TRIES = 6  # to keep a limit of loss
 _CLOSE = 0.93  # of the limit: near enough
 
@@ -132,7 +135,10 @@ class _Problem:
     def kinds(self) -> list[TensorType]:
         """The types that matter for the target."""
         aim = self._aim() if self.fixed else None
-        return [k for k in SEARCHED_TYPES if aim is None or aim - _FEWER <= k.bits_per_weight <= max(aim + _MORE, 8.5)]
+        if aim is None:
+            return list(SEARCHED_TYPES)
+        low, high = min(aim - _FEWER, _EIGHT), max(aim + _MORE, _EIGHT)
+        return [kind for kind in SEARCHED_TYPES if low <= kind.bits_per_weight <= high]
 
     def kinds_of(self, name: str) -> list[TensorType]:
         """Those whose blocks divide a row."""
@@ -144,7 +150,7 @@ class _Problem:
         """The best of some mixes, each best with another type of the embedding."""
         budget = self._budget()
         groups = self.groups()
-        best = self._solved(groups, {"bytes": budget})
+        best = allocate(groups, "loss", {"bytes": budget})
         if best is None:
             least = sum(min(option.bytes for option in group) for group in groups) + self.fixed
             raise UsageError(
@@ -152,9 +158,8 @@ class _Problem:
                 "Ask for a larger one; below, `convert -t iq2_xs --calibrate TEXTFILE` and the like go on.",
             )
         limit = _NEARLY * max(best.total("loss"), 1e-12)
-        by_head = [self._solved([[option], *groups[1:]], {"bytes": budget}) for option in groups[0]]
-        tried = [found for found in by_head if found and found.total("loss") <= limit]
-        tried = sorted(tried, key=self._merit)[:_CANDIDATES] or [best]
+        by_head = [self._solved([[option], *groups[1:]], budget, limit) for option in groups[0]]
+        tried = sorted(filter(None, by_head), key=self._merit)[:_CANDIDATES] or [best]
         losses = [(measured(found), number) for number, found in enumerate(tried)]
         loss, number = min(losses) if self.target.prefer in (None, "quality") else losses[0]
         return self._recipe(tried[number], loss, [v for v, _ in losses], lower_bound(groups, "loss", {"bytes": budget}))
@@ -215,17 +220,17 @@ class _Problem:
         vectors = 4 * sum(shape[0] for shape in self.shapes.values() if len(shape) == 1)
         return (self.target.bits_per_weight or 0) * sum(sizes) / 8 - vectors
 
-    def _solved(self, groups: Sequence[Sequence[Option]], budget: Mapping[Amount, float]) -> Allocation | None:
-        found = allocate(groups, "loss", budget)
-        if found and self.target.prefer in ("speed", "size"):
-            amount: Amount = "seconds" if self.target.prefer == "speed" else "bytes"
-            limits = {**budget, "loss": _NEARLY * found.total("loss")}
-            found = allocate(groups, amount, limits) or found
-        return found
+    def _solved(self, groups: Sequence[Sequence[Option]], budget: float, limit: float) -> Allocation | None:
+        """The mix with the least of what is preferred whose loss keeps the limit."""
+        found = allocate(groups, "loss", {"bytes": budget})
+        if found is None or found.total("loss") > limit:
+            return None
+        if self.target.prefer in (None, "quality"):
+            return found
+        return allocate(groups, _AMOUNTS[self.target.prefer], {"bytes": budget, "loss": limit}) or found
 
     def _merit(self, found: Allocation) -> float:
-        amount: Amount = {"speed": "seconds", "size": "bytes"}.get(self.target.prefer or "", "loss")  # type: ignore[assignment]
-        return found.total(amount)
+        return found.total(_AMOUNTS[self.target.prefer or "quality"])
 
     def _embedding(self) -> list[Option]:
         kinds = self.kinds_of("token_embd.weight")
@@ -301,13 +306,13 @@ def _undominated(options: Sequence[Option]) -> list[Option]:
     return left
 
 
-def _known(memo: Any) -> Effects:
+def _known(memo: Path) -> Effects:
     with suppress(OSError, ValueError, AttributeError):
         found = json.loads(memo.read_bytes())
         return {str(n): {str(t): float(loss) for t, loss in of.items()} for n, of in found.items()}
     return {}
 
 
-def _keep(memo: Any, effects: Effects) -> None:
+def _keep(memo: Path, effects: Effects) -> None:
     with suppress(OutputError), output_file(memo, overwrite=True) as file:  # it only saves time
         file.write(to_json_text(effects).encode())

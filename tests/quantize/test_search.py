@@ -138,6 +138,28 @@ def test_a_split_embedding_is_an_option(tiny: Tiny, tmp_path: Path) -> None:
     assert dry.bytes == file.bytes
 
 
+def test_more_room_than_any_type_takes(tiny: Tiny, tmp_path: Path) -> None:
+    file = tiny.convert(tmp_path / "it.gguf", target_size="5MB")
+    assert file.plan.types["blk.0.ffn_up.weight"] in (TensorType.Q8_0, TensorType.F16)
+
+
+def test_what_is_preferred_costs_a_quarter_more_loss_at_most(tiny: Tiny, tmp_path: Path) -> None:
+    losses = []
+    for prefer in ("quality", "size"):
+        tiny.convert(tmp_path / f"{prefer}.gguf", target_bpw=7.0, prefer=prefer)
+        losses.append((read_recipe(tmp_path / f"{prefer}.gguf.recipe.json").found or {})["kld_predicted"])
+    assert losses[0] <= losses[1] <= 1.25 * losses[0] * (1 + 1e-9)
+
+
+def test_a_file_that_is_there_is_told_before_the_search(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "it.gguf").write_text("mine")
+    monkeypatch.setattr("dgpt2_quant.quantize.convert.search", None)
+    with pytest.raises(OutputError, match="exists already"):
+        tiny.convert(tmp_path / "it.gguf", target_bpw=6.5)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
