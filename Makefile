@@ -16,7 +16,7 @@ demo: $(READY)   ## convert, run and compare the bundled model
 	.venv/bin/dgpt2-quant demo
 
 test: $(READY)   ## the whole test suite
-	.venv/bin/pytest
+	.venv/bin/pytest -n 2 --dist worksteal
 
 check: $(READY)  ## lint and formatting
 	.venv/bin/ruff check .

@@ -24,6 +24,7 @@ from .hyperparameters import multiplied
 from .importance import ImportanceMatrix, Statistics, merged, read_importance
 from .model_source import ModelSource, open_model
 from .output_file import output_file, refuse_existing
+from .parallel import calculating, in_parallel
 from .progress import Progress
 from .reference import Observer, from_source
 from .resolve import DEFAULT_MODEL
@@ -38,6 +39,7 @@ _SAVE_EVERY = 20.0  # seconds
 _LARGEST = 1e30  # of a chunk's sums: millions of chunks stay within float32
 
 
+@calculating()
 def imatrix(
     model: str = DEFAULT_MODEL,
     *,
@@ -144,11 +146,15 @@ def collect(
     reference = from_source(source)
     collected = _resume(partial, [source.sha256(), text.sha256, size, count]) if partial else _Collected("", 0, {})
     saved = time.monotonic()
+
+    def of_chunk(chunk: int) -> dict[str, Sums]:
+        inputs: dict[str, Sums] = {}
+        with np.errstate(all="ignore"):  # what is not finite is refused where it is seen
+            reference.hidden(tokens[chunk * size : (chunk + 1) * size], observe=_add_to(inputs))
+        return inputs
+
     try:
-        for chunk in range(collected.chunks, count):
-            inputs: dict[str, Sums] = {}
-            with np.errstate(all="ignore"):  # what is not finite is refused where it is seen
-                reference.hidden(tokens[chunk * size : (chunk + 1) * size], observe=_add_to(inputs))
+        for inputs in in_parallel(of_chunk, range(collected.chunks, count)):
             collected = collected.plus(inputs)
             if progress:
                 progress(collected.chunks, count, f"importance of {collected.chunks * size} tokens")

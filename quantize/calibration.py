@@ -12,6 +12,7 @@ from .errors import DgptQuantError
 from .importance import ImportanceMatrix, read_importance
 from .metadata import tool_version
 from .model_source import ModelSource
+from .parallel import calculating
 from .progress import Progress
 from .store import cache_folder
 
@@ -45,6 +46,7 @@ class Calibration:
             return uncollected(self._source, Chunked(SAMPLED, "", size, [0] * (size * count)))
         return uncollected(self._source, self._cut)
 
+    @calculating()
     def collected(self, progress: Progress | None = None) -> ImportanceMatrix | None:
         """The matrix itself. Raises `DgptQuantError`."""
         if self._imatrix is not None or self._text is None:

@@ -25,6 +25,7 @@ from .lean_steps import steps_without
 from .model_source import ModelSource, open_model
 from .output_file import output_file, refuse_existing
 from .padded_source import PaddedSource, padded_source
+from .parallel import calculating
 from .plan import Plan, make_plan, needs_importance
 from .progress import Progress
 from .quant_types import QuantType, TensorType, find_types
@@ -233,7 +234,7 @@ def write_files(
         ]
 
         padding: dict[Path, Mapping[str, Any]] = {}
-        for model, group in _prepared(source, writers, progress):
+        for model, group in _prepared(source, writers, threads, progress):
             if isinstance(model, PaddedSource) and model.pads:
                 padding |= {writer.path: model.pads.to_json() for writer in group}
 
@@ -247,7 +248,7 @@ def write_files(
 
 
 def _prepared(
-    source: ModelSource, writers: Sequence[FileWriter], progress: Progress | None
+    source: ModelSource, writers: Sequence[FileWriter], threads: int, progress: Progress | None
 ) -> Iterator[tuple[ModelSource, Sequence[FileWriter]]]:
     """The stock files all at once, in one reading of the source; then the `lean` ones, each with tensors of its own."""
     if stock := [writer for writer in writers if writer.plan.recipe == "stock"]:
@@ -256,9 +257,11 @@ def _prepared(
     for writer in writers:
         plan = writer.plan
         if plan.recipe != "stock" and plan.importance:
-            if model is None or model.left_out != plan.without:
-                model = LeanModel(source, plan.importance, plan.without, progress)
-            yield model.quantized(plan.types), [writer]
+            with calculating(threads):
+                if model is None or model.left_out != plan.without:
+                    model = LeanModel(source, plan.importance, plan.without, progress)
+                made = model.quantized(plan.types)
+            yield made, [writer]
 
 
 def _head(source: ModelSource, plan: Plan, sha256: str) -> bytes:

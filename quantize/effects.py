@@ -14,6 +14,7 @@ from .feedback import factor, round_matrix
 from .ggml import dequantize, quantize
 from .lean import LeanModel
 from .lean_body import Made
+from .parallel import by_rows, in_parallel, pieces
 from .passage import Array, Passage
 from .progress import Progress
 from .quant_types import TensorType
@@ -23,6 +24,7 @@ Effects = dict[str, dict[str, float]]
 """The loss in nats a token, by the matrix's name and the type's. `LOOKUP` and `HEAD` are the embedding's two halves."""
 
 LOOKUP, HEAD = "lookup", "head"
+_POSITIONS = 128  # whose predictions are computed together
 
 
 class Predictions(Passage):
@@ -33,8 +35,8 @@ class Predictions(Passage):
         self.states = [self.looked_up(reference.weights)]
         for half in range(self.halves):
             self.states.append(self.after(half, self.states[-1]))
-        self._wanted = _log_softmax(self._scored(self.states[-1]) @ reference.weights[reference.head].T)
-        self._shares = np.exp(self._wanted)
+        head = reference.weights[reference.head]
+        self._wanted = by_rows(lambda x: _log_softmax(x @ head.T), self._scored(self.states[-1]), len(head), _POSITIONS)
 
     def loss_from(self, half: int, x: Array) -> float:
         """Of a state before a half block, when all behind it is as it was."""
@@ -45,12 +47,15 @@ class Predictions(Passage):
     def loss(self, x: Array, head: Made | None = None) -> float:
         """The mean KL divergence in nats, from the last state, over the second half of each chunk."""
         hidden = self._scored(x)
-        if head is None:
-            logits: Array = hidden @ self.reference.weights[self.reference.head].T
-        else:
-            logits = as_multiplied(hidden, head.tensor_type) @ head.values.T
-        divergence = np.einsum("ij,ij->i", self._shares, self._wanted - _log_softmax(logits))
-        return float(divergence.mean(dtype=np.float64))
+        kind = head.tensor_type if head else TensorType.F32
+        matrix = head.values if head else self.reference.weights[self.reference.head]
+
+        def divergence(piece: slice) -> float:
+            wanted = self._wanted[piece]
+            found = _log_softmax(as_multiplied(hidden[piece], kind) @ matrix.T)
+            return float(np.einsum("ij,ij->i", np.exp(wanted), wanted - found).sum(dtype=np.float64))
+
+        return sum(in_parallel(divergence, pieces(len(hidden), _POSITIONS))) / len(hidden)
 
     def _scored(self, x: Array) -> Array:
         """The final norm's outputs there."""
@@ -69,7 +74,7 @@ def measure_effects(
     """Adds to `known` what it lacks of the `types` of each name; `keep` is called after each."""
     names = [LOOKUP, HEAD, "position_embd.weight", *(["token_embd.weight"] if model.tied else [])]
     names += [f"blk.{b}.{m}.weight" for b in range(model.source.sizes.layers) for m in _MATRICES]
-    inputs = _block_inputs(model)
+    inputs = Passage(model.reference, model.chunks).inputs()
     for number, name in enumerate(names):
         of_block = next(inputs) if name.startswith("blk.") else None
         lacking = [kind for kind in types(name) if kind.name not in known.get(name, {})]
@@ -140,21 +145,6 @@ def _of_block(
         yield kind, predictions.loss_from(half + 1, predictions.after(half, predictions.states[half], linear))
 
 
-def _block_inputs(model: LeanModel) -> Iterator[Array]:
-    """What each matrix of the blocks is multiplied with on the calibration text, in order, shape (tokens, columns)."""
-    passage = Passage(model.reference, model.chunks)
-    x = passage.looked_up(model.reference.weights)
-    for half in range(passage.halves):
-        seen: list[Array] = []
-
-        def linear(name: str, x: Array, seen: list[Array] = seen) -> Array:
-            seen.append(x)
-            return passage.reference.linear(name, x)
-
-        x = passage.after(half, x, linear)
-        yield from seen
-
-
 def simulated_loss(predictions: Predictions, tensors: Mapping[str, Made | Array]) -> float:
     """Of a whole quantized model, as `LeanModel.tensors` makes it."""
     tables = {name: tensors[name] for name in ("token_embd.weight", "position_embd.weight")}
@@ -176,6 +166,6 @@ def simulated_loss(predictions: Predictions, tensors: Mapping[str, Made | Array]
 
 
 def _log_softmax(logits: Array) -> Array:
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    found: Array = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return found
+    shifted: Array = logits - logits.max(axis=1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return shifted

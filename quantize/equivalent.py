@@ -35,7 +35,7 @@ def with_even_inputs(
     The statistics are those of the `importance` matrix, which has to hold an entry for each matrix of the blocks, and
     the sums of its inputs to centre them.
     """
-    changed: Weights = {name: np.array(data, np.float64) for name, data in weights.items()}
+    changed: Weights = {name: np.array(data, np.float64) for name, data in weights.items() if name.startswith("blk.")}
     for name, gain, bias in _inputs(changed, sizes):
         entry = importance.entries[f"{name}.weight"]
         mean = np.asarray(entry.mean, np.float64) if centre else np.zeros(len(entry.sum_squares))
@@ -47,7 +47,7 @@ def with_even_inputs(
         gain /= factor[:, None] if gain.ndim == 2 else factor
         bias -= mean
         bias /= factor
-    return {name: data.astype(np.float32) for name, data in changed.items()}
+    return {name: np.asarray(changed.get(name, data), np.float32) for name, data in weights.items()}
 
 
 def with_centred_embedding(weights: Mapping[str, Array], frequencies: Array) -> Weights:

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .parallel import in_parallel, pieces
 from .progress import Progress
-from .reference import Reference, gelu, softmax
+from .reference import Reference, gelu, shares, softmax
 from .sample_text import draw
 
 Array = npt.NDArray[np.floating[Any]]
@@ -23,12 +24,17 @@ Gram = npt.NDArray[np.float64]
 LOOKUP = "lookup"
 """What the sum of a token's and a position's row is called, among the matrices' names."""
 
+_HIDDEN = "hidden"
+_CHUNKS = 2  # whose products are summed at once
 _SEED = 1
+_AT_ONCE = 128  # positions whose predictions are computed together: more of them would not stay in the cache
 
 
 @dataclass(frozen=True)
 class Fisher:
     """E[g gᵀ] for what is looked up (`LOOKUP`) and for the outputs of each block's matrix, by the matrix's name.
+
+    Not for `ffn_up`: the gradients of its many outputs have little to do with each other (docs/quantization.md).
 
     `hidden` is E[h hᵀ] of the final norm's outputs, which the output matrix meets, `least_top` the smallest of the
     likeliest tokens' logits.
@@ -45,20 +51,31 @@ class Fisher:
 
 def fisher(reference: Reference, chunks: Iterable[Sequence[int]], progress: Progress | None = None) -> Fisher:
     """Over chunks of tokens, each a text of its own. The same chunks give the same result: the draws are seeded."""
-    rng = np.random.default_rng(_SEED)
-    sums: dict[str, Gram] = {}
-    seen, least_top, chunks = 0, inf, list(chunks)
-    for number, tokens in enumerate(chunks):
-        found, hidden, top = gradients(reference, tokens, rng)
+    texts = list(chunks)
+    sums: dict[str, Array] = {}
+    least_top = inf
+
+    def of_some(some: slice) -> tuple[dict[str, Array], float]:
+        each = [
+            gradients(reference, tokens, np.random.default_rng([_SEED, number]))
+            for number, tokens in list(enumerate(texts))[some]
+        ]
+        rows = {name: np.concatenate([found[name] for found, _, _ in each]) for name in each[0][0]}
+        rows[_HIDDEN] = np.concatenate([hidden for _, hidden, _ in each])
+        return {name: part.T @ part for name, part in rows.items()}, min(top for _, _, top in each)
+
+    some = pieces(len(texts), _CHUNKS)
+    for number, (grams, top) in enumerate(in_parallel(of_some, some)):
         least_top = min(least_top, top)
-        for name, rows in [*found.items(), ("hidden", hidden)]:
-            gram = (rows.T @ rows).astype(np.float64)
-            sums[name] = sums[name] + gram if name in sums else gram
-        seen += len(tokens)
+        for name, gram in grams.items():
+            if name in sums:
+                sums[name] += gram
+            else:
+                sums[name] = gram
         if progress:
-            progress(number + 1, len(chunks), "gradients")
-    means = {name: gram / seen for name, gram in sums.items()}
-    return Fisher(means, means.pop("hidden"), least_top)
+            progress(number + 1, len(some), "gradients")
+    means = {name: gram.astype(np.float64) / sum(map(len, texts)) for name, gram in sums.items()}
+    return Fisher(means, means.pop(_HIDDEN), least_top)
 
 
 def gradients(
@@ -79,16 +96,24 @@ def gradients(
         x = x + mlp.y
         passed += [attention, mlp]
     final = _Norm(reference, "output_norm", x)
-    head = weights[reference.head]
-    logits = final.y @ head.T
-    probabilities = softmax(logits)
-    drawn = draw(probabilities, rng)
-    g = final.backward(head[drawn] - probabilities @ head)
+    by_hidden, least_top = _by_hidden(final.y, weights[reference.head], rng)
+    g = final.backward(by_hidden)
     found: dict[str, Array] = {}
     for part in reversed(passed):
         g = g + part.backward(g, found)
     found[LOOKUP] = g
-    return found, final.y, float(logits.max(axis=1).min())
+    return found, final.y, least_top
+
+
+def _by_hidden(hidden: Array, head: Array, rng: np.random.Generator) -> tuple[Array, float]:
+    """The gradients by the final norm's outputs, and the smallest of the positions' largest logits."""
+    g, least_top = np.empty_like(hidden), inf
+    for piece in pieces(len(hidden), _AT_ONCE):
+        logits = hidden[piece] @ head.T
+        least_top = min(least_top, float(logits.max(axis=1).min()))
+        probabilities = softmax(logits)
+        g[piece] = head[draw(probabilities, rng)] - probabilities @ head
+    return g, least_top
 
 
 class _Norm:
@@ -112,13 +137,11 @@ class _Attention:
         length, width = x.shape
         self.split = (length, 3, reference.sizes.heads, width // reference.sizes.heads)
         self.norm = _Norm(reference, f"{name}.attn_norm", x)
-        fused = self.norm.y @ self.weights[f"{name}.attn_qkv.weight"].T + self.weights[f"{name}.attn_qkv.bias"]
+        fused = reference.linear(f"{name}.attn_qkv", self.norm.y)
         self.query, self.key, self.value = fused.reshape(self.split).transpose(1, 2, 0, 3)
-        scores = self.query @ self.key.transpose(0, 2, 1) / sqrt(self.split[-1])
-        self.shares = softmax(np.where(np.tri(length, dtype=bool), scores, np.float32(-np.inf)))
+        self.shares = shares(self.query, self.key)
         mixed = (self.shares @ self.value).transpose(1, 0, 2).reshape(length, width)
-        output = f"{name}.attn_output"
-        self.y: Array = mixed @ self.weights[f"{output}.weight"].T + self.weights[f"{output}.bias"]
+        self.y: Array = reference.linear(f"{name}.attn_output", mixed)
 
     def backward(self, g: Array, found: dict[str, Array]) -> Array:
         found[f"{self.name}.attn_output.weight"] = g
@@ -136,14 +159,12 @@ class _MLP:
     def __init__(self, reference: Reference, name: str, x: Array) -> None:
         self.name, self.weights = name, reference.weights
         self.norm = _Norm(reference, f"{name}.ffn_norm", x)
-        self.inner = self.norm.y @ self.weights[f"{name}.ffn_up.weight"].T + self.weights[f"{name}.ffn_up.bias"]
-        self.y: Array = gelu(self.inner) @ self.weights[f"{name}.ffn_down.weight"].T
-        self.y += self.weights[f"{name}.ffn_down.bias"]
+        self.inner = reference.linear(f"{name}.ffn_up", self.norm.y)
+        self.y: Array = reference.linear(f"{name}.ffn_down", gelu(self.inner))
 
     def backward(self, g: Array, found: dict[str, Array]) -> Array:
         found[f"{self.name}.ffn_down.weight"] = g
         inner = (g @ self.weights[f"{self.name}.ffn_down.weight"]) * _gelu_slope(self.inner)
-        found[f"{self.name}.ffn_up.weight"] = inner
         return self.norm.backward(inner @ self.weights[f"{self.name}.ffn_up.weight"])
 
 

@@ -7,6 +7,7 @@ blocks already, and is written like any other.
 """
 
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy.typing as npt
 
 from .blocks import ROUNDABLE
 from .equivalent import Weights, with_centred_embedding, with_even_inputs
-from .feedback import SWEEPS, Factor, factor, output_factor, round_matrix
+from .feedback import SWEEPS, Factor, factor, round_matrix
 from .ggml import quantize
 from .gradients import LOOKUP, Fisher, fisher
 from .hyperparameters import Hyperparameters
@@ -25,12 +26,14 @@ from .lean_steps import steps_without
 from .model_source import ModelSource
 from .padded_source import PaddedSource, ready_tensor
 from .padding import PadRows, choose_pads, pad_count
+from .parallel import in_parallel
 from .progress import Progress
 from .quant_types import TensorType
 from .reference import Reference, from_source
 
 Array = npt.NDArray[np.floating[Any]]
-_FISHER_TOKENS = 8192  # of the calibration text: gradients cost twice a forward pass, and their means settle soon
+_FISHER_TOKENS = 4096  # of the calibration text: gradients cost twice a forward pass, and their means settle soon
+_STREAM_TOKENS = 16_384  # of it go through the quantized model; the rest brought nothing that could be measured
 _LOOKUP_SHARE = 0.3  # of the head's weight, for what is looked up, where no gradients say it
 
 
@@ -62,15 +65,19 @@ class LeanModel:
 
     @cached_property
     def fisher(self) -> Fisher:
-        count = max(1, _FISHER_TOKENS // len(self.chunks[0]))
-        return fisher(self.reference, self.chunks[:count], self.progress)
+        return fisher(self.reference, self.first_chunks(_FISHER_TOKENS), self.progress)
+
+    def first_chunks(self, tokens: int) -> list[list[int]]:
+        """The beginning of the calibration text, of about so many tokens."""
+        return self.chunks[: max(1, tokens // len(self.chunks[0]))]
 
     @cached_property
     def outputs(self) -> dict[str, Factor]:
         """Of the outputs' side of each matrix of the blocks."""
         if not (self.steps.feedback and self.steps.gradients):
             return {}
-        return {name: output_factor(gram) for name, gram in self.fisher.grams.items() if name != LOOKUP}
+        names = [name for name in self.fisher.grams if name != LOOKUP]
+        return dict(zip(names, in_parallel(factor, (self.fisher.grams[name] for name in names)), strict=True))
 
     @cached_property
     def head_gram(self) -> Array:
@@ -96,8 +103,11 @@ class LeanModel:
 
     def quantized(self, types: Mapping[str, TensorType]) -> PaddedSource:
         """The model at these types; one more for `output.weight` splits a tied embedding."""
-        tensors = self.tensors(types)
-        pads = self._pads(tensors)
+        tensors = self._outside_blocks(types)
+        with ThreadPoolExecutor(1) as aside:
+            choosing = aside.submit(self._pads, tensors)
+            tensors = self._completed(tensors, types)
+            pads = choosing.result()
         padded = _padded(tensors, self.pads, pads)
         order = self.sizes.shapes(tied="output.weight" not in tensors)
         ready = [ready_tensor(name, padded[name], shape) for name, shape in order.items()]
@@ -105,17 +115,26 @@ class LeanModel:
 
     def tensors(self, types: Mapping[str, TensorType]) -> dict[str, Made | Array]:
         """All of its tensors, without pad rows."""
+        return self._completed(self._outside_blocks(types), types)
+
+    def _outside_blocks(self, types: Mapping[str, TensorType]) -> dict[str, Made | Array]:
         weights = self.reference.weights
-        made: dict[str, Made | Array] = {
-            n: np.asarray(data, np.float32) for n, data in weights.items() if data.ndim == 1
-        }
         table = "position_embd.weight"
-        made[table] = self.plain(table, weights[table], types[table])
+        made: dict[str, Made | Array] = {table: self.plain(table, weights[table], types[table])}
         made |= self._embeddings(types)
+        vectors = {name: np.asarray(data, np.float32) for name, data in weights.items() if data.ndim == 1}
+        return made | vectors
+
+    def _completed(self, made: Mapping[str, Made | Array], types: Mapping[str, TensorType]) -> dict[str, Made | Array]:
+        """With the matrices of the blocks, and their biases."""
+        body: dict[str, Made | Array] = {}
         if self.chunks:
-            lookup = {name: values_of(made[name]) for name in ("token_embd.weight", table)}
-            made |= quantize_body(self.reference, lookup, self.chunks, types, self.outputs, self.steps, self.progress)
-        return made | {n: self.plain(n, data, types[n]) for n, data in weights.items() if n not in made}
+            lookup = {name: values_of(made[name]) for name in ("token_embd.weight", "position_embd.weight")}
+            chunks = self.first_chunks(_STREAM_TOKENS)
+            body = quantize_body(self.reference, lookup, chunks, types, self.outputs, self.steps, self.progress)
+        known = {**made, **body}
+        weights = self.reference.weights
+        return known | {name: self.plain(name, weights[name], types[name]) for name in weights if name not in known}
 
     def _rewritten(self, reference: Reference) -> Weights:
         weights: Weights = dict(reference.weights)

@@ -68,7 +68,8 @@ class Reference:
 
     def linear(self, name: str, x: Array) -> Array:
         """A matrix and its bias, by the matrix's name without `.weight`, on inputs of the shape (tokens, columns)."""
-        y: Array = x @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
+        y: Array = x @ self.weights[f"{name}.weight"].T
+        y += self.weights[f"{name}.bias"]
         return y
 
     def norm(self, name: str, x: Array) -> Array:
@@ -78,9 +79,10 @@ class Reference:
 
 def normalize(x: Array, gain: Array, bias: Array, epsilon: float) -> Array:
     """The layer norm, along the last axis."""
-    centered = x - x.mean(axis=-1, keepdims=True)
-    scale = np.sqrt(np.square(centered).mean(axis=-1, keepdims=True) + epsilon)
-    y: Array = centered / scale * gain + bias
+    y: Array = x - x.mean(axis=-1, keepdims=True)
+    y /= np.sqrt(np.square(y).mean(axis=-1, keepdims=True) + epsilon)
+    y *= gain
+    y += bias
     return y
 
 
@@ -89,21 +91,37 @@ def attend(fused: Array, heads: int) -> Array:
     length, width = len(fused), fused.shape[1] // 3
     # (3, heads, length, head width)
     query, key, value = fused.reshape(length, 3, heads, width // heads).transpose(1, 2, 0, 3)
-    scores = query @ key.transpose(0, 2, 1) / sqrt(width // heads)
-    mixed: Array = softmax(np.where(np.tri(length, dtype=bool), scores, -np.inf)) @ value
+    mixed: Array = shares(query, key) @ value
     return mixed.transpose(1, 0, 2).reshape(length, width)
 
 
+def shares(query: Array, key: Array) -> Array:
+    """What each position takes of itself and those before it, from (heads, length, head width): (heads, to, from)."""
+    scores: Array = query @ key.transpose(0, 2, 1)
+    scores /= sqrt(query.shape[-1])
+    np.copyto(scores, -np.inf, where=~np.tri(query.shape[1], dtype=bool))
+    return softmax(scores)
+
+
 def gelu(x: Array) -> Array:
-    """The tanh approximation (`gelu_new`)."""
-    y: Array = 0.5 * x * (1 + np.tanh(sqrt(2 / pi) * (x + 0.044715 * x * x * x)))
+    """The tanh approximation (`gelu_new`): x/2 (1 + tanh(√(2/π) (x + 0.044715 x³)))."""
+    y: Array = x * x  # in place from here on: large arrays cost more than their arithmetic
+    y *= 0.044715
+    y += 1
+    y *= x
+    y *= sqrt(2 / pi)
+    np.tanh(y, out=y)
+    y += 1
+    y *= x
+    y *= 0.5
     return y
 
 
 def softmax(x: Array) -> Array:
     """Along the last axis."""
-    exponentials = np.exp(x - x.max(axis=-1, keepdims=True))
-    y: Array = exponentials / exponentials.sum(axis=-1, keepdims=True)
+    y: Array = x - x.max(axis=-1, keepdims=True)
+    np.exp(y, out=y)
+    y /= y.sum(axis=-1, keepdims=True)
     return y
 
 

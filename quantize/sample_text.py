@@ -1,38 +1,47 @@
 """Text that the model writes itself, to calibrate on: there is always some, and it is what the model will be used for.
 
-Many sequences at once, each position after the other with keys and values kept, as `reference.py` computes; tokens are
+Some sequences at once, each position after the other with keys and values kept, as `reference.py` computes; tokens are
 drawn from the whole distribution.
 """
 
 from math import sqrt
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from .parallel import in_parallel, pieces
 from .progress import Progress
 from .reference import Reference, gelu, softmax
 
 Array = npt.NDArray[np.floating[Any]]
-_CACHE_BYTES = 1 << 30  # of keys and values: more sequences than fit are written in groups
+_ROWS = 20  # that are written together: fewer would read the weights more often, more keep cores waiting
+_CACHE_BYTES = 1 << 29  # of their keys and values
 _SEED = 1
 
 
 def sample(reference: Reference, first: int, count: int, length: int, *, progress: Progress | None = None) -> list[int]:
     """`count` sequences of `length` tokens that begin with the token `first`, one after the other. They are seeded."""
-    rng = np.random.default_rng(_SEED)
     sizes = reference.sizes
     each = 2 * sizes.layers * length * sizes.width * 4
-    group = max(1, min(count, _CACHE_BYTES // each))
+    groups = pieces(count, max(1, min(_ROWS, _CACHE_BYTES // each)))
+    done, turn = [0] * len(groups), Lock()
+
+    def write(number: int) -> npt.NDArray[np.int64]:
+        rows = groups[number].stop - groups[number].start
+
+        def show(position: int) -> None:
+            with turn:
+                done[number] = rows * (position + 1)
+                if progress:
+                    progress(sum(done), count * length, "text that the model writes")
+
+        return _write(reference, first, rows, length, np.random.default_rng([_SEED, number]), show)
+
     written: list[int] = []
-    for begin in range(0, count, group):
-        rows = min(group, count - begin)
-
-        def show(position: int, before: int = begin, rows: int = rows) -> None:
-            if progress:
-                progress(before * length + rows * (position + 1), count * length, "text that the model writes")
-
-        written += _write(reference, first, rows, length, rng, show).reshape(-1).tolist()
+    for group in in_parallel(write, range(len(groups))):
+        written += group.reshape(-1).tolist()
     return written
 
 

@@ -27,6 +27,7 @@ from .lean_plan import Recipe, nominal_level, plan_of_recipe
 from .metadata import tool_version
 from .model_source import ModelSource
 from .output_file import output_file
+from .parallel import calculating
 from .plan import Plan
 from .progress import Progress
 from .quant_types import TensorType
@@ -77,6 +78,7 @@ def find_target(
     return Target(wanted, bits_per_weight, max_kld, find_preference(prefer))
 
 
+@calculating()
 def search(
     source: ModelSource,
     importance: ImportanceMatrix,

@@ -217,14 +217,21 @@ def presets_table() -> list[str]:
     return markdown_table(columns, rows)
 
 
+TIMED = {
+    "convert": "a conversion, with the model's own text",
+    "given": "a conversion, with a given text",
+    "search": "a search, with the model's own text",
+}
+
+
 def seconds_table(document: Document) -> list[str]:
     """Of what time_lean.py wrote: what a conversion and a search take, by stages."""
     rows = []
-    for name, limit in (("convert", document["limits"]["convert_s"]), ("search", document["limits"]["search_s"])):
+    for name, title in TIMED.items():
         if name in document:
-            found = document[name]
+            found, limit = document[name], document["limits"][f"{name}_s"]
             verdict = "met" if found["seconds"] <= limit else "**missed**"
-            rows.append([f"**{name}**", f"{found['seconds']:.1f}", f"{verdict}: at most {limit}"])
+            rows.append([f"**{title}**", f"{found['seconds']:.1f}", f"{verdict}: at most {limit}"])
             rows += [[stage, f"{seconds:.1f}", ""] for stage, seconds in found["stages"].items()]
     return markdown_table(["", "seconds", "target"], rows)
 

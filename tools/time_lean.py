@@ -1,9 +1,10 @@
 """How long the recipe `lean` takes, and how fast its files are beside llama.cpp's.
 
-usage: time_lean.py MODEL OUTPUT.json [--only PART ...] [--target-size BYTES] [--rounds N] [--threads N]
+usage: time_lean.py MODEL OUTPUT.json [--text FILE] [--only PART ...] [--target-size BYTES] [--rounds N] [--threads N]
 
 The parts:
 - convert: one file at Q4_K_M without a search, calibration included, with nothing in the cache;
+- given: the same, calibrated on 20,000 tokens of a text (`--text`) instead of the model's own;
 - search: one file searched for a size (0.8 of stock Q4_K_M's, if not said), again with nothing in the cache;
 - speed: `lean` at its 4-bit levels against stock Q4_0 and Q4_K_M, all in turns, one sequence and eight, greedy, timed
   as time_runtime.py does. Ratios are of speeds in the same round: above 1 `lean` is faster.
@@ -28,18 +29,21 @@ from typing import Any
 
 from dgpt2_quant.bench.disturbance import Watch, any_disturbed
 from dgpt2_quant.bench.environment import describe_environment
+from dgpt2_quant.quantize.calibrate import SAMPLED_TOKENS
 from dgpt2_quant.quantize.convert import ConvertedFile, convert
+from dgpt2_quant.quantize.encode_text import encode_text
 from dgpt2_quant.quantize.json_text import to_json_text
+from dgpt2_quant.quantize.model_source import open_model
 from dgpt2_quant.quantize.output_file import output_file, refuse_existing
 from dgpt2_quant.runtime import Model
 from lean_tables import BYTES_RATIO, SPEED_RATIO, seconds_table, speeds_table
 from measure_lean import show
 from time_runtime import SEQUENCES, SETTINGS, sequences, spread, text
 
-LIMITS = {"convert_s": 90, "search_s": 900}
+LIMITS = {"convert_s": 90, "given_s": 90, "search_s": 900}
 STOCK = ("q4_0", "q4_k_m")
 LEAN = ("q4_0", "q4_k_m", "iq4_nl")
-PARTS = ("convert", "search", "speed")
+PARTS = ("convert", "given", "search", "speed")
 SHARE = 0.8  # of stock Q4_K_M's bytes, to search for
 STAGES = (  # what a stage is called, by what the progress says
     (r"text that the model writes", "sampling the calibration text"),
@@ -56,6 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a checkpoint, for example one that random_distilgpt2.py wrote")
     parser.add_argument("output", type=Path, help="is written over")
+    parser.add_argument("--text", type=Path, help="of at least 20,000 tokens, for `given`, which is left out without")
     parser.add_argument("--only", action="append", choices=PARTS)
     parser.add_argument("--target-size", type=int)
     parser.add_argument("--rounds", type=int, default=7)
@@ -72,7 +77,7 @@ def main() -> None:
         document |= measured(arguments, Path(scratch))
     with output_file(arguments.output, overwrite=True) as file:
         file.write((to_json_text(document) + "\n").encode())
-    if "convert" in document or "search" in document:
+    if any(part in document for part in PARTS[:3]):
         print("\n".join(seconds_table(document)) + "\n")
     if "speed" in document:
         print("\n".join(speeds_table(document)))
@@ -83,6 +88,9 @@ def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     stock = convert(arguments.model, type=STOCK, output=folder / "stock", threads=arguments.threads)
     if "convert" in parts:
         found["convert"] = in_a_process(arguments, folder / "first", {"type": "q4_k_m"})
+    if "given" in parts and arguments.text:
+        text = beginning(arguments, folder / "text.txt")
+        found["given"] = in_a_process(arguments, folder / "given", {"type": "q4_k_m", "calibrate": str(text)})
     if "search" in parts:
         size = arguments.target_size or int(SHARE * stock[-1].bytes)
         found["search"] = in_a_process(arguments, folder / "second", {"target_size": size})
@@ -93,6 +101,14 @@ def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         )
         found["speed"] = speeds(stock, lean, arguments)
     return found
+
+
+def beginning(arguments: argparse.Namespace, output: Path) -> Path:
+    """As much of the text as the model would write itself, in a file."""
+    whole = arguments.text.read_text("utf-8")
+    tokens = len(encode_text(open_model(arguments.model).tokenizer(), whole))
+    output.write_text(whole[: int(len(whole) * 1.01 * SAMPLED_TOKENS / tokens)], "utf-8")
+    return output
 
 
 def in_a_process(arguments: argparse.Namespace, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:

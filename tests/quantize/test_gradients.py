@@ -14,7 +14,7 @@ from .random_reference import random_reference
 
 TOKENS = [3, 1, 3, 7, 0, 12]
 SEED, STEP = 4, 1e-5
-MATRICES = [f"blk.{n}.{name}.weight" for n in (0, 1) for name in ("attn_output", "attn_qkv", "ffn_down", "ffn_up")]
+MATRICES = [f"blk.{n}.{name}.weight" for n in (0, 1) for name in ("attn_output", "attn_qkv", "ffn_down")]
 Array = npt.NDArray[np.float64]
 
 
@@ -120,9 +120,10 @@ def test_it_is_a_mean_over_tokens_and_the_same_each_time(tiny: Reference) -> Non
     for name, gram in one.grams.items():
         assert np.array_equal(gram, other.grams[name])
         assert np.array_equal(gram, gram.T)
-    assert [seen[:2] for seen in shown] == [(1, 3), (2, 3), (3, 3)]
-    rng = np.random.default_rng(1)  # the seed is part of what makes files the same
-    rows = np.concatenate([gradients(tiny, chunk, rng)[0][LOOKUP] for chunk in chunks])
+    assert [seen[:2] for seen in shown] == [(1, 2), (2, 2)]  # some at once
+    # the seeds are part of what makes files the same
+    each = [gradients(tiny, chunk, np.random.default_rng([1, number]))[0] for number, chunk in enumerate(chunks)]
+    rows = np.concatenate([found[LOOKUP] for found in each])
     np.testing.assert_allclose(one.lookup, rows.T @ rows / 6, rtol=1e-9)
 
 

