@@ -1,8 +1,8 @@
 """What each type does to each matrix, measured: the KL divergence of the model's predictions when only it is quantized.
 
 On a text of its own, in NumPy: the model is computed up to the matrix once; from there on again for each type, with the
-weights rounded as `lean` rounds them and activations as llama.cpp does. Results are kept after every matrix, so that an
-interrupted search goes on, and one for another target has nothing left to measure.
+weights rounded as `lean` rounds them, but for the sweeps, and activations as llama.cpp does. Results are kept after
+every matrix, so that an interrupted search goes on, and one for another target has nothing left to measure.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -108,10 +108,10 @@ def _of_embedding(model: LeanModel, predictions: Predictions, name: str, kind: T
         made = model.plain(name, weights[name], kind)
         return predictions.loss_from(0, predictions.looked_up({**weights, name: made.values}))
     if name == HEAD:
-        made = model.rounded(model.reference.head, kind, model.head_gram)
+        made = model.rounded(model.reference.head, kind, model.head_gram, sweeps=0)
         return predictions.loss(predictions.states[-1], made)
     both = model.head_gram + model.lookup_gram if name != LOOKUP else model.lookup_gram
-    made = model.rounded("token_embd.weight", kind, both)
+    made = model.rounded("token_embd.weight", kind, both, sweeps=0)
     x = predictions.looked_up({**weights, "token_embd.weight": made.values})
     for half in range(predictions.halves):
         x = predictions.after(half, x)

@@ -162,12 +162,13 @@ class LeanModel:
             grams = {"token_embd.weight": self.head_gram + self.lookup_gram}
         return {name: self.rounded(name, types[name], gram) for name, gram in grams.items()}
 
-    def rounded(self, name: str, tensor_type: TensorType, gram: Array) -> Made:
+    def rounded(self, name: str, tensor_type: TensorType, gram: Array, *, sweeps: int | None = None) -> Made:
         """An embedding, with errors weighed by `gram`."""
         weights = self.reference.weights[name if name in self.reference.weights else "token_embd.weight"]
         if not self.can_feed_back(tensor_type):
             return self.plain(name, weights, tensor_type, np.diag(gram))
-        sweeps = SWEEPS if self.steps.sweeps else 0
+        if sweeps is None:
+            sweeps = SWEEPS if self.steps.sweeps else 0
         data = np.asarray(weights, np.float32)
         return as_made(
             name, round_matrix(name, data, tensor_type, factor(gram), sweeps=sweeps), tensor_type, data.shape

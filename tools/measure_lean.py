@@ -16,7 +16,7 @@ import hashlib
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
@@ -60,11 +60,13 @@ def main() -> None:
             wanted = equal.scores[judge.texts[0].key].figures["kld"]["value"]
             lean += [*workshop.searched(stock), workshop.equally_good(equal, wanted)]
         judge.score(lean, arguments.threads)
-        document = written(arguments, workshop, judge, [*stock, *lean])  # an ablation may take an hour
+        measured = [*stock, *lean]
+        document = written(arguments, workshop, judge, measured)
         if arguments.ablation:
-            ablated = workshop.ablated([one for one in lean if one.kind == "searched"])
-            judge.score(ablated, arguments.threads)
-            document = written(arguments, workshop, judge, [*stock, *lean, *ablated])
+            for ablated in workshop.ablated([one for one in lean if one.kind == "searched"]):
+                judge.score(ablated, arguments.threads)
+                measured += ablated
+                document = written(arguments, workshop, judge, measured)  # the next step takes minutes
     print_tables(document)
 
 
@@ -175,9 +177,8 @@ class Workshop:
         (file,) = self.make("searched/equal.gguf", recipe="lean", max_kld=kld)
         return Contestant(f"lean, KLD of {stock.file.type}", "equal", file, stock.file.type)
 
-    def ablated(self, searched: Sequence[Contestant]) -> list[Contestant]:
-        """The same types with steps left out; those that leave out the same are made in one go."""
-        made = []
+    def ablated(self, searched: Sequence[Contestant]) -> Iterator[list[Contestant]]:
+        """The same types with one step left out after the other, and with all; each time all levels in one go."""
         for without in [*((step,) for step in STEPS), STEPS]:
             name = "-".join(without) if len(without) == 1 else "all"
             plans = {
@@ -187,11 +188,10 @@ class Workshop:
                 for one in searched
             }
             files = write_files(self.source, plans, threads=self.threads, progress=show)
-            made += [
+            yield [
                 Contestant(f"{one.name}, without {name}", "ablated", file, one.beside, without)
                 for one, file in zip(searched, files, strict=True)
             ]
-        return made
 
 
 class Text:
