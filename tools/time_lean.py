@@ -91,6 +91,7 @@ def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if "given" in parts and arguments.text:
         text = beginning(arguments, folder / "text.txt")
         found["given"] = in_a_process(arguments, folder / "given", {"type": "q4_k_m", "calibrate": str(text)})
+        found["given"]["settings"]["calibrate"] = arguments.text.name  # the beginning lay in a scratch folder
     if "search" in parts:
         size = arguments.target_size or int(SHARE * stock[-1].bytes)
         found["search"] = in_a_process(arguments, folder / "second", {"target_size": size})
