@@ -149,7 +149,8 @@ def convert(
         if is_gguf_name(Path(output or ".").name) and not dry_run:  # said before a search of minutes
             for path in _with_recipe(Path(output or ".")):
                 refuse_existing(path, overwrite)
-        saved = _searched(source, calibration, target, steps, measure_times, progress)
+        with calculating(threads):
+            saved = _searched(source, calibration, target, steps, measure_times, progress)
         quant_types = [saved.quant_type]
     targets = _targets(source.name, quant_types, Path(output or "."))
     if not dry_run:
@@ -170,7 +171,8 @@ def convert(
     if dry_run:
         made = [_as_planned(source, plan, path) for plan, path in zip(plans, targets.values(), strict=True)]
         return [replace(file, found=found) for file in made]
-    collected = calibration.collected(progress)  # last, for it takes longest
+    with calculating(threads):
+        collected = calibration.collected(progress)  # last, for it takes longest
     plans = [replace(plan, importance=collected) for plan in plans]
     files = write_files(
         source, dict(zip(targets.values(), plans, strict=True)), threads=threads, overwrite=overwrite, progress=progress

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from .final_norm import FinalNorm, Vector
-from .parallel import in_parallel, mean_of, pieces
 
 Rows = npt.NDArray[np.floating[Any]]
 
@@ -37,12 +36,11 @@ class Hull:
         self.count, width = rows.shape
         self._near = np.full(self.count, 1 / self.count) if near is None else np.asarray(near, np.float64) / near.sum()
         self.mean = self._combined(np.ones(self.count))
-
-        def covariance(piece: slice) -> list[Vector]:
-            centred = np.asarray(rows[piece], np.float64) - self.mean
-            return [(centred.T * self._near[piece]) @ centred]
-
-        variances, axes = np.linalg.eigh(mean_of(in_parallel(covariance, pieces(self.count, _AT_ONCE)))[0])
+        covariance = np.zeros((width, width))
+        for start, part in self._parts():
+            centred = part - self.mean
+            covariance += (centred.T * self._near[start : start + len(part)]) @ centred
+        variances, axes = np.linalg.eigh(covariance)
         usable = variances > 1e-10 * variances.max(initial=0)
         self.is_solid = bool(usable.all()) and self.count > width  # else it is flat, and has no inside
         self._whitening = axes[:, usable] / np.sqrt(variances[usable])

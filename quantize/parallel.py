@@ -72,7 +72,7 @@ def pieces(rows: int, size: int = _ROWS) -> list[slice]:
     return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]
 
 
-def mean_of(sums: Iterable[Sequence[Array]], count: int = 1) -> list[Array]:
+def mean_of(sums: Iterable[Sequence[Array]], count: int) -> list[Array]:
     """Sums of parts, several of each part, put together and divided by how much they are of."""
     whole: list[Array] = []
     for parts in sums:

@@ -51,7 +51,8 @@ class Passage:
             yield met
             met = self.between(half, self.linear(first, met))
             yield met
-            x += self.linear(second, met)
+            if half + 1 < self.halves:
+                x += self.linear(second, met)
 
     def normed(self, norm: str, x: Array) -> Array:
         """Through one of the layer norms."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dgpt2_quant.quantize import parallel
 from dgpt2_quant.quantize.convert import convert
 from dgpt2_quant.quantize.parallel import ahead, by_rows, calculating, in_parallel, mean_of, pieces
 from threadpoolctl import threadpool_info
@@ -123,3 +124,19 @@ def test_threads_do_not_change_a_files_bytes(tmp_path: Path) -> None:
         for threads in (1, 2, 3)
     ]
     assert len({file.sha256 for file in made}) == 1
+
+
+def test_a_conversion_computes_on_the_threads_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int | None] = []
+
+    def counted(threads: int | None) -> int:
+        asked.append(threads)
+        return threads or 7
+
+    monkeypatch.setattr(parallel, "threads_or_all", counted)
+    model = make_checkpoint(tmp_path / "m", layers=1, width=64, inner=64, context=32)
+    convert(str(model), type="q4_0", recipe="lean", output=tmp_path / "a.gguf", threads=1)
+    convert(str(model), target_bpw=6, output=tmp_path / "b.gguf", threads=1)
+    assert set(asked) == {1}
