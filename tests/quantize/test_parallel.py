@@ -126,9 +126,7 @@ def test_threads_do_not_change_a_files_bytes(tmp_path: Path) -> None:
     assert len({file.sha256 for file in made}) == 1
 
 
-def test_a_conversion_computes_on_the_threads_given(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_conversion_computes_on_the_threads_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int | None] = []
 
     def counted(threads: int | None) -> int:
