@@ -123,8 +123,7 @@ def _of_block(
 ) -> Iterator[tuple[TensorType, float]]:
     short = name.removesuffix(".weight")
     weights, bias = model.reference.weights[name], model.reference.weights[f"{short}.bias"]
-    mean = inputs.mean(axis=0) if model.steps.bias else np.zeros(inputs.shape[1], np.float32)
-    gram = factor(inputs.T @ inputs / np.float32(len(inputs)) - np.outer(mean, mean))
+    gram = factor(inputs.T @ inputs / np.float32(len(inputs)))
     half = 2 * int(name.split(".")[1]) + ("ffn" in name)
     for kind in types:
         if model.can_feed_back(kind):
@@ -132,13 +131,10 @@ def _of_block(
         else:
             (blocks,) = quantize(name, weights, [kind], np.square(inputs).mean(axis=0))
         values = dequantize(name, blocks, kind, weights.shape)
-        moved = bias + (weights - values) @ mean
 
-        def linear(
-            called: str, x: Array, kind: TensorType = kind, values: Array = values, moved: Array = moved
-        ) -> Array:
+        def linear(called: str, x: Array, kind: TensorType = kind, values: Array = values) -> Array:
             if called == short:
-                y: Array = as_multiplied(x, kind) @ values.T + moved
+                y: Array = as_multiplied(x, kind) @ values.T + bias
                 return y
             return predictions.reference.linear(called, x)
 

@@ -126,8 +126,8 @@ class LeanModel:
         return made | vectors
 
     def _completed(self, made: Mapping[str, Made | Array], types: Mapping[str, TensorType]) -> dict[str, Made | Array]:
-        """With the matrices of the blocks, and their biases."""
-        body: dict[str, Made | Array] = {}
+        """With the matrices of the blocks."""
+        body: dict[str, Made] = {}
         if self.chunks:
             lookup = {name: values_of(made[name]) for name in ("token_embd.weight", "position_embd.weight")}
             chunks = self.first_chunks(_STREAM_TOKENS)

@@ -2,10 +2,10 @@
 
 Two streams of activations go through the model over the calibration text: one as it was trained, one through what is
 quantized already, activations rounded as llama.cpp rounds them. Each matrix is rounded so that its outputs for the
-second stream come nearest to its outputs for the first; its bias takes what is left of their mean.
+second stream come nearest to its outputs for the first.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,7 @@ from .progress import Progress
 from .quant_types import TensorType
 from .reference import Reference
 
-_TOKENS = 5120  # whose products are summed at once
+_TOKENS = 4096  # whose products are summed at once
 
 
 @dataclass(frozen=True)
@@ -46,23 +46,24 @@ def quantize_body(
     outputs: Mapping[str, Factor],
     steps: Steps,
     progress: Progress | None = None,
-) -> dict[str, Made | Array]:
-    """All matrices of the blocks, and their biases, by name.
+) -> dict[str, Made]:
+    """All matrices of the blocks, by name.
 
     `lookup` has the quantized embedding and position table, `outputs` the factors of the matrices' outputs' side.
     """
     passage = Passage(trained, chunks)
     inputs = ahead(passage.inputs())
     state = passage.looked_up(lookup)
-    made: dict[str, Made | Array] = {}
+    made: dict[str, Made] = {}
 
     def pass_through(name: str, found: Array) -> Array:
-        kind = types[f"{name}.weight"]
-        matrix, bias = quantize_linear(trained, name, next(inputs), found, kind, outputs, steps)
-        made[f"{name}.weight"], made[f"{name}.bias"] = matrix, bias
+        weight, bias = f"{name}.weight", trained.weights[f"{name}.bias"]
+        made[weight] = matrix = quantize_matrix(
+            weight, trained.weights[weight], (next(inputs), found), types[weight], outputs.get(weight), steps
+        )
         if progress:
-            progress(sum(isinstance(part, Made) for part in made.values()), 2 * passage.halves, name)
-        return by_rows(lambda part: as_multiplied(part, kind) @ matrix.values.T + bias, found, len(bias))
+            progress(len(made), 2 * passage.halves, name)
+        return by_rows(lambda part: as_multiplied(part, types[weight]) @ matrix.values.T + bias, found, len(bias))
 
     for half in range(passage.halves):
         norm, first, second = names_of(half)
@@ -71,67 +72,55 @@ def quantize_body(
     return made
 
 
-def quantize_linear(
-    trained: Reference,
+def quantize_matrix(
     name: str,
-    wanted: Array,
-    found: Array,
+    weights: Array,
+    streams: tuple[Array, Array],
     tensor_type: TensorType,
-    outputs: Mapping[str, Factor],
+    outputs: Factor | None,
     steps: Steps,
-) -> tuple[Made, Array]:
-    """A matrix and its bias, from its inputs in both streams, shape (tokens, columns)."""
-    weights, bias = trained.weights[f"{name}.weight"], trained.weights[f"{name}.bias"]
-    means = _mean(wanted), _mean(found, tensor_type)
-    blocks = _rounded(f"{name}.weight", weights, (wanted, found), means, tensor_type, outputs, steps)
-    matrix = as_made(name, blocks, tensor_type, weights.shape)
-    if steps.bias:
-        bias = bias + (weights @ means[0] - matrix.values @ means[1]).astype(np.float32)
-    return matrix, bias
+) -> Made:
+    """A matrix, from its inputs as trained and as met, each of the shape (tokens, columns)."""
+    return as_made(name, _rounded(name, weights, streams, tensor_type, outputs, steps), tensor_type, weights.shape)
 
 
 def _rounded(
     name: str,
     weights: Array,
     streams: tuple[Array, Array],
-    means: tuple[Array, Array],
     tensor_type: TensorType,
-    outputs: Mapping[str, Factor],
+    outputs: Factor | None,
     steps: Steps,
 ) -> Bytes:
     if not tensor_type.is_quantized:
         return quantize(name, weights, [tensor_type])[0]
     if not steps.feedback or tensor_type not in ROUNDABLE:
-        return quantize(name, weights, [tensor_type], _mean(streams[1], tensor_type, np.square))[0]
-    taken = means if steps.bias else tuple(np.zeros_like(mean) for mean in means)
-    gram, late = _second_moments(weights, streams, taken, tensor_type, compensation=steps.compensation)
+        return quantize(name, weights, [tensor_type], _mean_squares(streams[1], tensor_type))[0]
+    gram, late = _second_moments(weights, streams, tensor_type, compensation=steps.compensation)
     inputs = factor(gram)
     if late is not None:
-        # the least-squares matrix for these inputs: W + W E[(wanted - met) cᵀ] (E[c cᵀ])⁻¹, damped, of the centred c
+        # the least-squares matrix for these inputs: W + W E[(wanted - met) metᵀ] (E[met metᵀ])⁻¹, damped
         weights = weights + inputs.solved(late)
     sweeps = SWEEPS if steps.sweeps else 0
-    return round_matrix(name, np.asarray(weights, np.float32), tensor_type, inputs, outputs.get(name), sweeps=sweeps)
+    return round_matrix(name, np.asarray(weights, np.float32), tensor_type, inputs, outputs, sweeps=sweeps)
 
 
 def _second_moments(
-    weights: Array, streams: Sequence[Array], means: Sequence[Array], tensor_type: TensorType, *, compensation: bool
+    weights: Array, streams: Sequence[Array], tensor_type: TensorType, *, compensation: bool
 ) -> tuple[Array, Array | None]:
-    """E[c cᵀ] of what is met, and W E[(wanted - met) cᵀ], both less their means, which are the bias's business.
+    """E[met metᵀ], and W E[(wanted - met) metᵀ].
 
-    They are taken off first: a difference of products would be noise for inputs that hardly change.
+    The difference is taken first: one of products would be noise for inputs that hardly change.
     """
     wanted, found = streams
-    mean, behind = np.float32(means[1]), np.float32(means[0] - means[1])
     few_rows = 2 * weights.shape[0] < weights.shape[1]  # then W goes first, which is less work
 
     def of_piece(piece: slice) -> list[Array]:
         met = as_multiplied(found[piece], tensor_type)
-        c = met - mean
         if not compensation:
-            return [c.T @ c]
+            return [met.T @ met]
         late = wanted[piece] - met
-        late -= behind
-        return [c.T @ c, (weights @ late.T if few_rows else late.T) @ c]
+        return [met.T @ met, (weights @ late.T if few_rows else late.T) @ met]
 
     gram, *late = mean_of(in_parallel(of_piece, pieces(len(found), _TOKENS)), len(found))
     if not late:
@@ -139,11 +128,11 @@ def _second_moments(
     return gram, late[0] if few_rows else weights @ late[0]
 
 
-def _mean(x: Array, tensor_type: TensorType = TensorType.F32, of: Callable[[Array], Array] = np.asarray) -> Array:
+def _mean_squares(x: Array, tensor_type: TensorType) -> Array:
     """By column, of what a matrix of the type meets."""
 
     def of_piece(piece: slice) -> list[Array]:
-        return [of(as_multiplied(x[piece], tensor_type)).sum(axis=0, dtype=np.float64)]
+        return [np.square(as_multiplied(x[piece], tensor_type)).sum(axis=0, dtype=np.float64)]
 
     (mean,) = mean_of(in_parallel(of_piece, pieces(len(x))), len(x))
     return mean

@@ -20,8 +20,6 @@ class Steps:
     """Inputs of the matrices, and the embedding, get the mean 0."""
     scaling: bool = True
     """Columns of the matrices are scaled with their inputs."""
-    bias: bool = True
-    """Biases take the mean of the rounding error."""
     feedback: bool = True
     """A weight's rounding error is made good by those rounded after it."""
     gradients: bool = True
@@ -42,7 +40,7 @@ class Steps:
         if any(entry.mean is None for entry in importance.entries.values()):
             lacking["centring"] = "the sums of the inputs"
         if not importance.tokens:
-            for name in ("feedback", "gradients", "compensation", "bias", "sweeps"):
+            for name in ("feedback", "gradients", "compensation", "sweeps"):
                 lacking[name] = "the text that it was collected on"
         if given_up := [name for name in STEPS if name in lacking and getattr(self, name)]:
             _log.warning(

@@ -38,6 +38,7 @@ Times = Callable[[tuple[int, ...], TensorType], float]
 """Seconds a token that a matrix of the shape takes at the type."""
 
 SEARCHED_TYPES = tuple(sorted((*ROUNDABLE, TensorType.F16), key=lambda kind: kind.bits_per_weight))
+_FASTER = (TensorType.Q4_0,)  # than IQ4_NL, which has as many bits and is nearer everywhere: only where speed counts
 _TABLE_TYPES = (TensorType.Q5_1, TensorType.Q8_0, TensorType.F16)  # of the position table
 _FEWER, _MORE = 2.1, 4.1  # bits a weight around the mean that is aimed at: types beyond are never chosen
 _EIGHT = TensorType.Q8_0.bits_per_weight  # is always among them
@@ -136,11 +137,12 @@ class _Problem:
     @property
     def kinds(self) -> list[TensorType]:
         """The types that matter for the target."""
+        kinds = [kind for kind in SEARCHED_TYPES if self.times is not None or kind not in _FASTER]
         aim = self._aim() if self.fixed else None
         if aim is None:
-            return list(SEARCHED_TYPES)
+            return kinds
         low, high = min(aim - _FEWER, _EIGHT), max(aim + _MORE, _EIGHT)
-        return [kind for kind in SEARCHED_TYPES if low <= kind.bits_per_weight <= high]
+        return [kind for kind in kinds if low <= kind.bits_per_weight <= high]
 
     def kinds_of(self, name: str) -> list[TensorType]:
         """Those whose blocks divide a row."""

@@ -189,7 +189,9 @@ class TestPlansOfRecipes:
             plan_of_recipe(open_model(str(folder / "two")), RECIPE, importance)
 
     @pytest.mark.parametrize(
-        "options", [{"type": "q4_0"}, {"tensor_type": ["ffn=q8_0"]}, {"prefer": "size"}, {"without": ["bias"]}], ids=str
+        "options",
+        [{"type": "q4_0"}, {"tensor_type": ["ffn=q8_0"]}, {"prefer": "size"}, {"without": ["sweeps"]}],
+        ids=str,
     )
     def test_nothing_can_be_said_besides(self, options: dict[str, Any], folder: Path, tmp_path: Path) -> None:
         path = written(tmp_path / "mine.json", document())
@@ -250,13 +252,13 @@ class TestSteps:
 
     def test_all_are_on_until_left_out(self) -> None:
         assert Steps().left_out == ()
-        assert steps_without(["bias", "padding", "bias"]).left_out == ("padding", "bias")
+        assert steps_without(["sweeps", "padding", "sweeps"]).left_out == ("padding", "sweeps")
         assert steps_without(STEPS).left_out == STEPS
 
-    @pytest.mark.parametrize("name", ["", "Bias", "left_out", "bias "])
+    @pytest.mark.parametrize("name", ["", "Sweeps", "left_out", "sweeps "])
     def test_others_are_refused(self, name: str) -> None:
         with pytest.raises(UsageError, match=f"no step {name!r} to leave out; there are padding, centring, scaling"):
-            steps_without(["bias", name])
+            steps_without(["sweeps", name])
 
 
 def test_preferences_are_words() -> None:
