@@ -4,11 +4,10 @@ Every sentence follows from a rule of `RULES`, which the report prints too. The 
 intervals are of 95 %, by (paired) bootstrap; ranges of speeds are over the rounds.
 """
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from .figures import change, label, of_several_runs, percent, small
+from .figures import change, label, name_of, of_several_runs, percent, small
 from .page import shortened
 from .schema import BenchJson, PeerJson, Recommended, Result
 
@@ -41,8 +40,8 @@ def recommend(results: Sequence[Result]) -> Recommended:
     smallest = min(good, key=_size, default=None)
     fastest = max(good, key=_speed_of(good), default=None)
     return {
-        "smallest_within_1pct_ppl": smallest["type"] if smallest else None,
-        "fastest_within_1pct_ppl": fastest["type"] if fastest else None,
+        "smallest_within_1pct_ppl": name_of(smallest) if smallest else None,
+        "fastest_within_1pct_ppl": name_of(fastest) if fastest else None,
     }
 
 
@@ -60,11 +59,6 @@ def advise(document: BenchJson) -> list[str]:
         *_peers(document),
         *_warnings(document),
     ]
-
-
-def in_several_recipes(results: Sequence[Result]) -> set[str]:
-    """Types that are there in more than one recipe: a pair, which names types, does not say which one it is of."""
-    return {name for name, rows in Counter(row["type"] for row in results).items() if rows > 1}
 
 
 def with_advice(document: BenchJson) -> BenchJson:
@@ -161,12 +155,10 @@ def _dominated(results: Sequence[Result]) -> list[str]:
 
 def _same_for_less(document: BenchJson) -> list[str]:
     ordered = sorted(document["results"], key=_size)
-    unclear = in_several_recipes(ordered)
-    pairs = [pair for pair in document["pairs"] if not unclear & {pair["a"], pair["b"]}]
-    by_name = {(pair["a"], pair["b"]): pair["kld_difference"] for pair in pairs}
+    by_name = {(pair["a"], pair["b"]): pair["kld_difference"] for pair in document["pairs"]}
     found = []
     for smaller, larger in pairwise(ordered):
-        names = larger["type"], smaller["type"]
+        names = name_of(larger), name_of(smaller)
         if names in by_name:
             further = by_name[names]["low"] > 0  # how much worse the second is
         elif names[::-1] in by_name:

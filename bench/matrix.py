@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dgpt2_quant.quantize.cores import threads_or_all
 from dgpt2_quant.quantize.errors import UsageError
-from dgpt2_quant.quantize.gguf_file import GGUFHeader, read_header
+from dgpt2_quant.quantize.gguf_file import require_file
 from dgpt2_quant.quantize.output_file import refuse_existing
 from dgpt2_quant.quantize.progress import Progress
 from dgpt2_quant.quantize.quant_types import BENCH_TYPES, QuantType, find_type, find_types
@@ -22,6 +22,7 @@ from .divergence import Divergence, divergence, noise_floor, pairs, resampled, s
 from .environment import describe_environment
 from .footprint import Footprint, measure_footprint
 from .grid import USUAL, Grid
+from .levels import Level, read_levels
 from .peers import PeerSpec, llama_bench_for, peers_for
 from .per_token import TokenTexts, lines, worst, write_lines
 from .quality import Quality, compare
@@ -60,6 +61,7 @@ def bench(
     model: str = DEFAULT_MODEL,
     *,
     type: str | QuantType | Sequence[str | QuantType] | None = None,
+    file: Sequence[str | Path] = (),
     text: str | Path = "evaluation",
     reference: str = "f32",
     cut: Cut = LLAMA_CPP,
@@ -78,17 +80,24 @@ def bench(
 ) -> BenchJson:
     """Measures each type of a checkpoint: size, load, memory, perplexity, KL divergence against `reference`, speed.
 
-    `type` defaults to `BENCH_TYPES`; `text` is a bundled text's name, a data set's, or a file. Missing files are
-    converted into the cache first. With `peers`, other programs that are installed run the same weights in the same
-    rounds; with `llama_cpp_bin`, llama-bench too. `write_report` makes files of the result. Raises `DgptQuantError`.
+    `type` defaults to `BENCH_TYPES`. `file` are GGUF files of the same model, by whatever recipe or program, that are
+    measured besides, or alone if no types are given. `text` is a bundled text's name, a data set's, or a file. Missing
+    files are converted into the cache first. With `peers`, other programs that are installed run the same weights in
+    the same rounds; with `llama_cpp_bin`, llama-bench too. `write_report` makes files of the result. Raises
+    `DgptQuantError`.
     """
     if is_gguf_name(model):
-        raise UsageError(f"{model} is one file; a benchmark compares the types of a checkpoint", "Name its checkpoint.")
+        raise UsageError(
+            f"{model} is one file; a benchmark compares the types of a checkpoint",
+            f"Name its checkpoint, and `--file {model}`.",
+        )
     if rounds < 1:
         raise UsageError(f"{rounds} rounds were asked for; at least 1 is needed")
     if per_token is not None:
         refuse_existing(per_token, overwrite)
-    quant_types = find_types(type or BENCH_TYPES)
+    given = [require_file(Path(path)) for path in file]
+    read_levels(given)  # what is no sound file is told before the work
+    quant_types = find_types(type or (() if given else BENCH_TYPES))
     base = find_type(reference)
     if base.base.is_quantized:
         raise UsageError(f"{base} can not be the reference: it is quantized itself", "Take f32 or f16.")
@@ -106,7 +115,7 @@ def bench(
         stored.name,
         stored.source_sha256,
         stored.files[base],
-        [stored.files[quant_type] for quant_type in quant_types],
+        [*(stored.files[quant_type] for quant_type in quant_types), *given],
     )
     others: list[PeerSpec] = []
     if peers:
@@ -125,9 +134,8 @@ def measure_levels(
     settings = settings or Settings()
     environment = describe_environment(settings.threads)
     threads, files = settings.threads, subject.files
-    headers = [read_header(path, arrays=False) for path in (subject.reference, *files)]
-    names = [_type_name(header) for header in headers]
-    positions = min(header.metadata["gpt2.context_length"] for header in headers)
+    (reference,), levels = read_levels([subject.reference]), read_levels(files)
+    positions = min(level.header.metadata["gpt2.context_length"] for level in (reference, *levels))
     settings.grid.points(positions, threads_or_all(threads))  # what can not be timed is told before the work
     quality = compare(
         subject.reference,
@@ -140,7 +148,8 @@ def measure_levels(
     )
     draws = resampled(quality)
     divergences = [divergence(quality, number, draws) for number in range(len(files))]
-    wrong = _wrong_tokens(subject, quality, names[1:], settings)
+    names = [level.name for level in levels]
+    wrong = _wrong_tokens(subject, quality, names, settings)
     speeds = measure(
         subject.reference,
         files,
@@ -156,10 +165,7 @@ def measure_levels(
         if progress:
             progress(number + 1, len(files), "load time and memory")
     base = summarize(quality.base.nll)
-    results = [
-        _result(name, *parts)
-        for name, *parts in zip(names[1:], headers[1:], divergences, wrong, speeds.files, footprints, strict=True)
-    ]
+    results = [_result(*parts) for parts in zip(levels, divergences, wrong, speeds.files, footprints, strict=True)]
     document: BenchJson = {
         "schema_version": SCHEMA_VERSION,
         "environment": environment,
@@ -167,7 +173,7 @@ def measure_levels(
         "model": {
             "name": subject.name,
             "source_sha256": subject.source_sha256,
-            "parameters": headers[0].parameters,
+            "parameters": reference.header.parameters,
         },
         "text": {
             "name": text.name,
@@ -178,8 +184,8 @@ def measure_levels(
             "stride": quality.cut.stride,
         },
         "reference": {
-            "type": names[0],
-            "bytes": headers[0].file_bytes,
+            "type": reference.type,
+            "bytes": reference.header.file_bytes,
             "perplexity": base.perplexity,
             "perplexity_stderr": base.stderr,
             "tokens_scored": base.tokens,
@@ -188,7 +194,7 @@ def measure_levels(
         },
         "noise_floor": noise_floor(quality),
         "results": results,
-        "pairs": pairs(quality, names[1:], draws),
+        "pairs": pairs(quality, names, draws),
         "peers": speeds.peers,
         "skipped_peers": speeds.skipped_peers,
         "recommended": recommend(results),
@@ -208,28 +214,17 @@ def _wrong_tokens(
         return [worst(quality, level, texts) for level in quality.levels]
 
 
-def _type_name(header: GGUFHeader) -> str:
-    return header.quant_type or header.path.stem
-
-
-def _result(
-    name: str,
-    header: GGUFHeader,
-    found: Divergence,
-    wrong: list[WrongToken],
-    speed: Speed,
-    footprint: Footprint,
-) -> Result:
-    with header.path.open("rb") as file:
+def _result(level: Level, found: Divergence, wrong: list[WrongToken], speed: Speed, footprint: Footprint) -> Result:
+    with level.path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return {
-        "type": name,
-        "recipe": header.metadata.get("dgpt2_quant.recipe", "stock"),
-        "path": str(header.path),
+        "type": level.type,
+        "recipe": level.recipe,
+        "path": str(level.path),
         "sha256": sha256,
         "run": 0,
-        "bytes": header.file_bytes,
-        "bits_per_weight": round(header.bits_per_weight, 3),
+        "bytes": level.header.file_bytes,
+        "bits_per_weight": round(level.header.bits_per_weight, 3),
         "load_ms": footprint.load_ms,
         "peak_rss_bytes": footprint.peak_rss_bytes,
         "perplexity": found.perplexity.perplexity,

@@ -4,8 +4,6 @@ They must be of the same checkpoint, text, context, method and reference, and ag
 is the same in all is kept once; each run's environment is kept in `runs`, and each level says by `run` where it was
 timed. The reference's figures, its speeds among them, are of the document that the first of `runs` is from.
 
-Pairs name levels by their types alone. Where the merged levels have a type in several recipes, its pairs are left out.
-
 A level that was measured more than once becomes one row, the last one given, if the measurements agree within rounding
 (another processor's kernels round otherwise): its quality is then the same, and its timing the later one. If they do
 not agree, the files differ, or the measuring did, and that is an error: no reader could tell which row to believe.
@@ -16,7 +14,7 @@ from pathlib import Path
 
 from dgpt2_quant.quantize.errors import ResultError, UsageError
 
-from .advice import in_several_recipes, with_advice
+from .advice import with_advice
 from .figures import label, small
 from .read_document import read_document
 from .regression import refuse_different, rounding, same_quality, same_reference
@@ -49,14 +47,13 @@ def merge(files: Sequence[str | Path]) -> BenchJson:
         peers |= {(peer["name"], peer["precision"]): peer for peer in document["peers"]}
         skipped |= {peer["name"]: peer for peer in document["skipped_peers"]}
     there = {name for name, _ in peers}
-    unclear = in_several_recipes(results)
     merged: BenchJson = {
         **first,
         "environment": runs[0],
         "runs": runs,
         "noise_floor": floor,
         "results": results,
-        "pairs": [pair for names, pair in pairs.items() if not names & unclear],
+        "pairs": list(pairs.values()),
         "peers": list(peers.values()),
         "skipped_peers": [peer for name, peer in skipped.items() if name not in there],
     }

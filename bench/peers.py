@@ -19,10 +19,10 @@ from typing import Any, Self
 
 import numpy as np
 from dgpt2_quant.quantize.errors import UsageError
-from dgpt2_quant.quantize.gguf_file import read_header
 from dgpt2_quant.runtime.model import Model
 
 from .disturbance import Usage, Watch
+from .levels import read_levels
 from .peer_process import PeerFailed, Worker, number, run_once, shortened
 from .timing import TEXT_SECONDS, Sample
 
@@ -55,7 +55,7 @@ class PeerSpec:
 
 def peers_for(checkpoint: Path, files: Sequence[Path]) -> list[PeerSpec]:
     """`llama_cpp.Llama` on each GGUF file; Transformers and CTranslate2 on the checkpoint's folder."""
-    specs = [_worker("llama_cpp.Llama", _level(path), path) for path in files]
+    specs = [_worker("llama_cpp.Llama", level.name, level.path) for level in read_levels(files)]
     for library, precision in (
         ("Transformers", "F32"),
         ("Transformers", "BF16"),
@@ -72,8 +72,8 @@ def llama_bench_for(files: Sequence[Path], folder: Path) -> list[PeerSpec]:
     if not (program.is_file() and os.access(program, os.X_OK)):
         raise UsageError(f"there is no llama-bench in {folder}", "Name the folder of llama.cpp's programs: build/bin.")
     return [
-        PeerSpec("llama-bench", _level(path), (str(program.resolve()), "-m", str(path.resolve())), True)
-        for path in files
+        PeerSpec("llama-bench", level.name, (str(program.resolve()), "-m", str(level.path.resolve())), True)
+        for level in read_levels(files)
     ]
 
 
@@ -177,7 +177,3 @@ def is_sane(reference: Model, prompt: Sequence[int], tokens: Sequence[int]) -> b
 def _worker(library: str, precision: str, source: Path) -> PeerSpec:
     module = "dgpt2_quant.bench.peer_worker"
     return PeerSpec(library, precision, (sys.executable, "-m", module, library, precision, str(source.resolve())))
-
-
-def _level(path: Path) -> str:
-    return read_header(path, arrays=False).quant_type or path.name

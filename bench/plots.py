@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from .advice import WITHIN, recommend
-from .figures import label, of_several_runs
+from .figures import label, name_of, of_several_runs
 from .plot_axes import (
     BLUE,
     GREEN,
@@ -250,7 +250,7 @@ def _chosen_curves(document: BenchJson, names: Sequence[str]) -> list[str]:
         return list(names)
     rows = [row for row in document["results"] if label(row) in names]
     recommended = set(recommend(rows).values())
-    wanted = [label(row) for row in rows if row["type"] in recommended][:_CURVES]
+    wanted = [label(row) for row in rows if name_of(row) in recommended][:_CURVES]
     ordered = [label(row) for row in sorted(rows, key=lambda row: -row["bytes"]) if label(row) not in wanted]
     room = _CURVES - len(wanted)
     wanted += [ordered[math.floor(index * (len(ordered) - 1) / max(1, room - 1))] for index in range(room)]

@@ -165,8 +165,8 @@ class NoiseFloor(TypedDict):
 
 
 class Pair(TypedDict):
-    """How much worse the level `b` is than `a` on the same tokens: KL divergence and negative log-likelihood, in
-    nats a token, with intervals by paired bootstrap."""
+    """How much worse the level `b` is than `a` on the same tokens: KL divergence and negative log-likelihood, in nats a
+    token, with intervals by paired bootstrap. Levels go by type, and by recipe where that is not `stock`."""
 
     a: str
     b: str

@@ -3,7 +3,18 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-from .figures import change, label, of_several_runs, percent, ratio, ratio_interval, small, speed, with_interval
+from .figures import (
+    change,
+    label,
+    name_of,
+    of_several_runs,
+    percent,
+    ratio,
+    ratio_interval,
+    small,
+    speed,
+    with_interval,
+)
 from .page import Block, Items, Section, Table, Text, quoted
 from .schema import BenchJson, Environment, Pair, Result, SpeedPoint, WrongToken
 
@@ -80,7 +91,7 @@ def pairs_section(document: BenchJson) -> list[Section]:
 def _shown_pairs(document: BenchJson) -> list[Pair]:
     if len(document["results"]) <= _ALL_PAIRS:
         return document["pairs"]
-    ordered = [row["type"] for row in sorted(document["results"], key=lambda row: -row["bytes"])]
+    ordered = [name_of(row) for row in sorted(document["results"], key=lambda row: -row["bytes"])]
     neighbours = {frozenset(two) for two in pairwise(ordered)}
     return [pair for pair in document["pairs"] if frozenset((pair["a"], pair["b"])) in neighbours]
 

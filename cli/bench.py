@@ -26,6 +26,14 @@ from .progress import progress_bar
 def bench(
     model: CheckpointOption = "distilbert/distilgpt2",
     type: TypesOption = None,
+    file: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--file",
+            metavar="FILE.gguf",
+            help="Measure this file of the model too, made by recipe lean or anyone; repeat for several.",
+        ),
+    ] = None,
     text: ScoredTextOption = "evaluation",
     reference: Annotated[
         str, typer.Option("--reference", metavar="TYPE", help="What to compare with: f32 or f16.")
@@ -78,7 +86,8 @@ def bench(
     Size, load time, peak memory, perplexity, KL divergence against F32, prompt and decode speed; written as
     bench.json, report.md and report.html with plots.
 
-    Types that are not given: f16 q8_0 q5_k_m q4_k_m q4_0. Example: dgpt2-quant bench -m storybook -t q8_0 -t q4_k
+    Types that are not given: f16 q8_0 q5_k_m q4_k_m q4_0, or none beside --file.
+    Example: dgpt2-quant bench -m storybook -t q8_0 -t q4_k
     """
     from dgpt2_quant.bench.grid import Grid, parse_counts
     from dgpt2_quant.bench.matrix import bench as run_bench
@@ -105,6 +114,7 @@ def bench(
         document = run_bench(
             model,
             type=type,
+            file=file or (),
             text=text,
             reference=reference,
             cut=Cut("llama.cpp" if stride is None else "strided", ctx_size, stride),

@@ -75,12 +75,12 @@ def compare(
 
 
 def _print(comparison: "Comparison") -> None:
+    from dgpt2_quant.bench.figures import level_name
     from dgpt2_quant.bench.page import visible
 
     rows: dict[str, list[str]] = {}
     for one in comparison["changes"]:
-        name = one["type"] if one["recipe"] == "stock" else f"{one['type']} {one['recipe']}"
-        name = visible(name)
+        name = visible(level_name(one["type"], one["recipe"]))
         rows.setdefault(name, [name]).append(_cell(one))
     if rows:
         print_table(["new", *_FIGURES.values()], list(rows.values()))

@@ -105,8 +105,10 @@ def test_the_smaller_of_two_that_are_not_told_apart(low: float, high: float, tol
     assert (sentence in advice(*rows, pairs=[pair("Q4_K_M", "Q4_K_S", low, high)])) is told
     assert (sentence in advice(*rows, pairs=[pair("Q4_K_S", "Q4_K_M", -high, -low)])) is told
     assert sentence not in advice(*rows)  # no pair, no verdict
-    lean = row("Q4_K_S", 1.0, 3, 3, recipe="lean")  # which of the two Q4_K_S the pair is of, it does not say
-    assert "rather than" not in advice(*rows, lean, pairs=[pair("Q4_K_M", "Q4_K_S", low, high)])
+    lean = row("Q4_K_S", 1.0, 3, 3, recipe="lean")
+    for named in ("Q4_K_S", "Q4_K_S lean"):
+        said = advice(*rows, lean, pairs=[pair("Q4_K_M", "Q4_K_S", 0.1, 0.2), pair("Q4_K_S", named, low, high)])
+        assert ("Take Q4_K_S lean rather than Q4_K_S:" in said) is (told and named == "Q4_K_S lean")
 
 
 def test_levels_that_the_text_does_not_tell_from_the_reference() -> None:

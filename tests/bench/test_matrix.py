@@ -16,8 +16,9 @@ from dgpt2_quant.bench.grid import Grid
 from dgpt2_quant.bench.matrix import bench
 from dgpt2_quant.bench.report import refuse_reports, write_report
 from dgpt2_quant.bench.schema import BenchJson
+from dgpt2_quant.quantize.convert import convert
 from dgpt2_quant.quantize.cores import usable_cores
-from dgpt2_quant.quantize.errors import ModelNotFoundError, OutputError, UsageError
+from dgpt2_quant.quantize.errors import GGUFError, ModelNotFoundError, OutputError, UsageError
 from dgpt2_quant.quantize.gguf_file import read_header
 from dgpt2_quant.quantize.text import load_text
 
@@ -185,6 +186,37 @@ def test_an_existing_report_is_not_overwritten(tmp_path: Path, name: str) -> Non
 
 def test_one_file_is_refused(storybook_files: dict[str, Path]) -> None:
     refused(UsageError, "is one file; a benchmark compares", model=str(storybook_files["Q4_0"]))
+
+
+def test_files_beside_the_types(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One by another recipe, whose vocabulary is padded."""
+    monkeypatch.setenv("DGPT2_QUANT_CACHE", str(run.text.parent / "cache"))
+    monkeypatch.setattr(timing, "TEXT_SECONDS", 0.0)
+    monkeypatch.setattr(timing, "POINT_SECONDS", 0.0)
+    options: dict[str, Any] = {"text": run.text, "rounds": 1, "threads": 1, "grid": Grid.none()}
+    (lean,) = convert(
+        "storybook", type="q4_0", output=tmp_path, recipe="lean", calibrate=run.text, without=["feedback"]
+    )
+    both = bench("storybook", type="q4_0", file=[lean.path], **options)
+    alone = bench("storybook", file=[lean.path], **options)
+    for document in (both, alone):
+        row = document["results"][-1]
+        assert (row["type"], row["recipe"], row["path"], row["bytes"]) == ("Q4_0", "lean", lean.path, lean.bytes)
+        assert 0 < row["kld_mean"] < 0.2
+    assert [row["recipe"] for row in both["results"]] == ["stock", "lean"]
+    assert len(alone["results"]) == 1
+    (pair,) = both["pairs"]
+    assert (pair["a"], pair["b"]) == ("Q4_0", "Q4_0 lean")
+    check(both, BenchJson)
+    write_report(both, tmp_path / "report")
+    assert "| Q4_0 lean |" in (tmp_path / "report" / "report.md").read_text("utf-8")
+
+
+def test_wrong_files(tmp_path: Path, storybook_files: dict[str, Path]) -> None:
+    refused(ModelNotFoundError, "there is no file absent.gguf", file=["absent.gguf"])
+    (tmp_path / "text.gguf").write_text("Once upon a time")
+    refused(GGUFError, "text.gguf", file=[storybook_files["Q4_0"], tmp_path / "text.gguf"])
+    refused(UsageError, "would both be called", file=[storybook_files["Q4_0"], storybook_files["Q4_0"]])
 
 
 def test_wrong_arguments(tmp_path: Path) -> None:
