@@ -40,7 +40,7 @@ Times = Callable[[tuple[int, ...], TensorType], float]
 SEARCHED_TYPES = tuple(sorted((*ROUNDABLE, TensorType.F16), key=lambda kind: kind.bits_per_weight))
 _FASTER = (TensorType.Q4_0,)  # than IQ4_NL, which has as many bits and is nearer everywhere: only where speed counts
 _TABLE_TYPES = (TensorType.Q5_1, TensorType.Q8_0, TensorType.F16)  # of the position table
-_FEWER, _MORE = 2.1, 4.1  # bits a weight around the mean that is aimed at: types beyond are never chosen
+_FEWER, _MORE = 2.1, 4.1  # bits a weight around the mean that is aimed at: types beyond are hardly ever chosen
 _EIGHT = TensorType.Q8_0.bits_per_weight  # is always among them
 _HELD_BACK = 4  # chunks of the calibration text on which losses are measured, and nothing else is done
 _CANDIDATES = 3  # mixes that are measured as a whole for a size
@@ -134,21 +134,17 @@ class _Problem:
         matrices = sum(self._bytes(name, kind) for name, kind in smallest.items())
         self.fixed = file_bytes(self._plan(smallest)) - matrices + _SLACK
 
-    @property
-    def kinds(self) -> list[TensorType]:
-        """The types that matter for the target."""
-        kinds = [kind for kind in SEARCHED_TYPES if self.times is not None or kind not in _FASTER]
-        aim = self._aim() if self.fixed else None
-        if aim is None:
-            return kinds
-        low, high = min(aim - _FEWER, _EIGHT), max(aim + _MORE, _EIGHT)
-        return [kind for kind in kinds if low <= kind.bits_per_weight <= high]
-
     def kinds_of(self, name: str) -> list[TensorType]:
-        """Those whose blocks divide a row."""
+        """The types of a matrix that matter for the target."""
         shape = self.shapes.get(name, self.shapes["token_embd.weight"])
-        kinds = _TABLE_TYPES if name == "position_embd.weight" else self.kinds
-        return [kind for kind in kinds if shape[1] % kind.block == 0]
+        kinds: Sequence[TensorType] = SEARCHED_TYPES
+        if name == "position_embd.weight":
+            kinds = _TABLE_TYPES
+        elif self.times is None:
+            kinds = [kind for kind in SEARCHED_TYPES if kind not in _FASTER]
+        fitting = [kind for kind in kinds if shape[1] % kind.block == 0]
+        aim = self._aim() if self.fixed else None
+        return fitting if aim is None or kinds is _TABLE_TYPES else _around(aim, fitting)
 
     def within_bytes(self, measured: Callable[[Allocation], float]) -> Recipe:
         """The best of some mixes, each best with another type of the embedding."""
@@ -286,6 +282,17 @@ class _Problem:
         if self.times is not None:
             told["seconds_per_token"] = found.total("seconds")
         return replace(recipe, found=told)
+
+
+def _around(aim: float, kinds: Sequence[TensorType]) -> list[TensorType]:
+    """Those not too far from so many bits a weight; where a row has none below, or above, the nearest beyond."""
+    low, high = min(aim - _FEWER, _EIGHT), max(aim + _MORE, _EIGHT)
+    found = [kind for kind in kinds if low <= kind.bits_per_weight <= high]
+    if not any(kind.bits_per_weight <= aim for kind in found):
+        found = [kind for kind in kinds if kind.bits_per_weight < low][-1:] + found
+    if not any(kind.bits_per_weight >= aim for kind in found):
+        found += [kind for kind in kinds if kind.bits_per_weight > high][:1]
+    return found
 
 
 def _split(importance: ImportanceMatrix) -> tuple[list[Sequence[int]], ImportanceMatrix]:

@@ -8,7 +8,7 @@ import pytest
 from dgpt2_quant.quantize import search as module
 from dgpt2_quant.quantize.calibrate import imatrix
 from dgpt2_quant.quantize.convert import ConvertedFile, convert
-from dgpt2_quant.quantize.errors import OutputError, UsageError
+from dgpt2_quant.quantize.errors import DgptQuantError, OutputError, UsageError
 from dgpt2_quant.quantize.gguf_file import read_header
 from dgpt2_quant.quantize.lean_plan import nominal_level, read_recipe
 from dgpt2_quant.quantize.quant_types import TensorType
@@ -19,8 +19,9 @@ from .checkpoints import make_checkpoint
 
 
 class Tiny:
-    def __init__(self, folder: Path) -> None:
-        self.model = str(make_checkpoint(folder / "tiny", layers=2, width=64, context=32, vocabulary=300))
+    def __init__(self, folder: Path, **changed: Any) -> None:
+        settings = {"layers": 2, "width": 64, "context": 32, "vocabulary": 300} | changed
+        self.model = str(make_checkpoint(folder / "tiny", **settings))
         self.imatrix = folder / "imatrix.gguf"
         imatrix(self.model, text="sampled", ctx_size=32, chunks=12, output=self.imatrix)
 
@@ -122,6 +123,32 @@ def test_speed_is_preferred_by_measured_times(tiny: Tiny, tmp_path: Path) -> Non
         tiny.convert(tmp_path / "no.gguf", target_bpw=7.0, prefer="speed")
 
 
+def test_the_type_that_is_only_faster_is_left_out_where_speed_does_not_count(tiny: Tiny, tmp_path: Path) -> None:
+    def times(sizes: Any, types: Any) -> Any:
+        return lambda shape, kind: 1.0 if kind is TensorType.Q4_0 else 2.0
+
+    for prefer, there in (("speed", True), ("quality", False), ("size", False)):
+        file = tiny.convert(tmp_path / f"{prefer}.gguf", target_bpw=6.0, prefer=prefer, measure_times=times)
+        assert (TensorType.Q4_0 in file.plan.types.values()) is there
+
+
+def test_every_size_between_the_smallest_and_the_largest_is_reached(tmp_path: Path) -> None:
+    """Rows of 32 and 96 have no K-quants, and so no type between six bits and eight and a half."""
+    small = Tiny(tmp_path, layers=1, width=32, inner=96, heads=2)
+    for size in range(28_000, 40_000, 1_000):
+        file = small.convert(tmp_path / "it.gguf", target_size=size, overwrite=True)
+        assert size - 2500 < file.bytes <= size
+
+
+def test_rows_that_no_block_divides(tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "odd", layers=1, width=40, context=32)
+    options: dict[str, Any] = {"output": tmp_path / "it.gguf", "calibrate": "sampled", "imatrix": None}
+    with pytest.raises(UsageError, match="the target is too small: the smallest file"):
+        convert(str(model), target_bpw=5.0, **options)
+    (file,) = convert(str(model), target_bpw=18.0, **options)
+    assert set(file.plan.types.values()) == {TensorType.F16, TensorType.F32}
+
+
 def test_a_split_embedding_is_an_option(tiny: Tiny, tmp_path: Path) -> None:
     """Half of it slow, half fast: then lookup and output get types of their own."""
     tiny.convert(tmp_path / "it.gguf", target_bpw=6.5)
@@ -177,7 +204,7 @@ def test_a_file_that_is_there_is_told_before_the_search(
     ],
 )
 def test_what_can_not_be_is_told(tiny: Tiny, tmp_path: Path, options: dict[str, Any], message: str) -> None:
-    with pytest.raises((UsageError, Exception), match=message):
+    with pytest.raises(DgptQuantError, match=message):
         tiny.convert(tmp_path / "it.gguf", **options)
     assert not list(tmp_path.iterdir())
 
