@@ -1,8 +1,8 @@
 """Which tensor types the recipe `lean` gives at a quant type, where no search chooses them.
 
 The blocks' matrices all get the level's own type: mixes are for the search, which measures them. The embedding, which
-is a third to a half of a small model, is chosen with the level: at four bits in the formats that llama.cpp multiplies
-fastest once the vocabulary is padded.
+is a third to a half of a small model, is chosen with the level: the level's own type, at four bits one that llama.cpp
+multiplies fast once the vocabulary is padded; a better one in the larger of the K-quants' mixes.
 """
 
 from typing import Literal, get_args
@@ -15,8 +15,13 @@ PREFERENCES: tuple[Prefer, ...] = get_args(Prefer)
 
 POSITION_TYPE = TensorType.Q8_0  # it is only looked up
 _FASTEST = {TensorType.Q4_0, TensorType.IQ4_NL, TensorType.Q4_K}
-_HEADS = {"Q5_K_M": TensorType.Q6_K, "IQ4_XS": TensorType.IQ4_NL}
-_BETTER = {4: TensorType.Q6_K, 5: TensorType.Q8_0, 6: TensorType.Q8_0}  # by whole bits
+_HEADS = {
+    "Q3_K_M": TensorType.Q5_K,
+    "Q3_K_L": TensorType.Q6_K,
+    "IQ4_XS": TensorType.IQ4_NL,
+    "Q4_K_M": TensorType.Q5_K,
+    "Q5_K_M": TensorType.Q6_K,
+}
 
 
 def find_preference(name: str | None) -> Prefer | None:
@@ -35,12 +40,11 @@ def head_type(quant_type: QuantType, prefer: Prefer | None = None) -> TensorType
     """Of the embedding, and of the output matrix where it is another one."""
     base = body_type(quant_type)
     bits = int(base.bits_per_weight)
-    if bits < 4:
-        return TensorType.Q6_K if prefer == "quality" else TensorType.Q4_K
-    if prefer == "quality" and bits in _BETTER:
-        return _BETTER[bits]
-    if prefer == "speed" and bits in (4, 5, 6):
+    least = base if bits >= 4 else TensorType.Q4_K  # in fewer bits it would lose more than everything else
+    if bits > 6 or prefer == "size":
+        return least
+    if prefer == "quality":
+        return TensorType.Q8_0 if bits > 4 else TensorType.Q6_K
+    if prefer == "speed":
         return base if base in _FASTEST else TensorType.Q4_K
-    if prefer == "size":
-        return base
-    return _HEADS.get(quant_type.name, base)
+    return _HEADS.get(quant_type.name, least)

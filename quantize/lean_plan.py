@@ -7,6 +7,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from .blocks import ROUNDABLE
 from .errors import UsageError
 from .gguf_file import require_file
 from .hyperparameters import block_of, multiplied
@@ -90,7 +91,14 @@ def make_lean_plan(
     shapes = _shapes(source, {}, without)
     refuse_idle(overrides, shapes)
     types = tensor_types(shapes, quant_type, "lean", overrides=overrides, has_imatrix=True, prefer=prefer)
-    return _checked(source, Plan(quant_type, "lean", overrides, importance, shapes, types, without))
+    return _checked(source, Plan(quant_type, "lean", overrides, importance, shapes, types, _left_out(types, without)))
+
+
+def _left_out(types: Mapping[str, TensorType], without: tuple[str, ...]) -> tuple[str, ...]:
+    """These steps, and scaling where C chooses most codes, because it harms codebooks (docs/quantization.md)."""
+    blocks = [kind for name, kind in types.items() if name.startswith("blk.") and kind.is_quantized]
+    ours = sum(kind in ROUNDABLE for kind in blocks)
+    return without if 2 * ours >= len(blocks) else steps_without((*without, "scaling")).left_out
 
 
 def plan_of_recipe(source: ModelSource, recipe: Recipe, importance: ImportanceMatrix) -> Plan:

@@ -144,6 +144,21 @@ def test_blocks_of_256_lose_less_than_stock(
     assert_it_loses_less_than_stock(wide, file, tmp_path, 1.1 if level == "TQ2_0" else 0.8)  # whose codes C chooses
 
 
+def test_columns_are_not_scaled_for_codebooks(wide: Tiny, tiny: Tiny, tmp_path: Path) -> None:
+    def left_out(model: Tiny, level: str, **options: Any) -> tuple[str, ...]:
+        (file,) = model.convert(tmp_path, level, dry_run=True, **options)
+        return file.plan.without
+
+    assert left_out(wide, "IQ2_XS") == left_out(wide, "IQ2_XS", without=["scaling"]) == ("scaling",)
+    assert left_out(wide, "IQ3_S", without=["sweeps", "padding"]) == ("padding", "scaling", "sweeps")
+    assert left_out(wide, "Q2_K") == left_out(tiny, "IQ2_XS") == ()  # rows of 64 get IQ4_NL
+    assert left_out(wide, "Q4_K", tensor_type=["attn=iq3_s", "ffn_up=iq3_s"]) == ("scaling",)
+    assert left_out(wide, "IQ3_S", tensor_type=["attn=q4_k"]) == ()
+    (file,) = wide.convert(tmp_path, "IQ3_XXS")
+    assert head_of(file.path).metadata["dgpt2_quant.lean.without"] == ["scaling"]
+    assert_it_loses_less_than_stock(wide, file, tmp_path, 1.0)
+
+
 def test_what_the_levels_are(lean: dict[str, ConvertedFile], tiny: Tiny, tmp_path: Path) -> None:
     losses = [tiny.loss(lean[level].path) for level in ("F16", "Q8_0", "Q5_0", "Q4_0")]
     assert losses == sorted(losses)

@@ -226,9 +226,11 @@ class TestLevels:
             if not level.base.is_quantized:
                 continue
             bits = {prefer: head_type(level, prefer).bits_per_weight for prefer in (*PREFERENCES, None)}
-            assert bits["size"] <= bits[None] <= bits["quality"] or level.base.bits_per_weight < 4, level
+            assert bits["size"] <= bits[None] <= bits["quality"], level
             assert bits["speed"] <= bits["quality"]
         assert head_type(find_type("q5_k"), "speed") is TensorType.Q4_K
+        assert head_type(find_type("q4_k")) is head_type(find_type("q3_k")) is TensorType.Q5_K
+        assert head_type(find_type("q4_k_s")) is head_type(find_type("q3_k_s")) is TensorType.Q4_K
         assert head_type(find_type("q4_0"), "speed") is TensorType.Q4_0
 
     def test_a_mix_is_called_by_the_level_of_its_bits(self, source: ModelSource, importance: ImportanceMatrix) -> None:
