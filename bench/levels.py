@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dgpt2_quant.quantize.errors import UsageError
@@ -31,19 +31,15 @@ class Level:
 def read_levels(files: Sequence[Path]) -> list[Level]:
     """Of each file, all with names of their own.
 
-    A file that does not tell its recipe, and each of several of one type and recipe, goes by its file's name.
-    Raises `GGUFError` for what is no sound file, and `UsageError` for two that would be called the same.
+    A file that does not tell its recipe, and each of several of one type and recipe, goes by its file's name, or by its
+    path where that is the same, too. Raises `GGUFError` for what is no sound file, `UsageError` for one named twice.
     """
+    if twice := [path for path, times in Counter(files).items() if times > 1]:
+        raise UsageError(f"{twice[0]} is named twice", "Leave it out once.")
     levels = [_read(path) for path in files]
-    often = Counter(level.name for level in levels)
-    levels = [Level(one.header, one.type, one.path.name) if often[one.name] > 1 else one for one in levels]
-    known: dict[str, Level] = {}
-    for level in levels:
-        if (other := known.setdefault(level.name, level)) is not level:
-            raise UsageError(
-                f"{other.path} and {level.path} would both be called {level.name}",
-                "Leave one of them out, or rename it.",
-            )
+    for call in (lambda path: path.name, str):
+        often = Counter(level.name for level in levels)
+        levels = [replace(one, recipe=call(one.path)) if often[one.name] > 1 else one for one in levels]
     return levels
 
 

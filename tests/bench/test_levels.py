@@ -43,11 +43,16 @@ def test_by_the_files_name_where_no_recipe_is_told(tmp_path: Path) -> None:
     assert names(foreign(tmp_path / "old.gguf")) == ["old old.gguf"]
 
 
-def test_two_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_by_the_path_where_the_files_names_are_the_same_too(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     files = [foreign(folder / "theirs.gguf", 2) for folder in (tmp_path, tmp_path / "other")]
-    with pytest.raises(UsageError, match=r"would both be called Q4_0 theirs\.gguf"):
-        read_levels(files)
+    assert names(*files) == [f"Q4_0 {path}" for path in files]
+
+
+def test_one_that_is_named_twice_is_refused(tmp_path: Path) -> None:
+    path = foreign(tmp_path / "theirs.gguf", 2)
+    with pytest.raises(UsageError, match=r"theirs\.gguf is named twice"):
+        read_levels([path, path])
 
 
 def test_what_is_no_gguf_file(tmp_path: Path) -> None:
