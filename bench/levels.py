@@ -1,6 +1,5 @@
 """What a benchmark compares: GGUF files of one model, and what each is called."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,16 +30,19 @@ class Level:
 def read_levels(files: Sequence[Path]) -> list[Level]:
     """Of each file, all with names of their own.
 
-    A file that does not tell its recipe, and each of several of one type and recipe, goes by its file's name, or by its
-    path where that is the same, too. Raises `GGUFError` for what is no sound file, `UsageError` for one named twice.
+    A file that does not tell its recipe goes by its file's name, and so does one behind another of its type and recipe;
+    by its path where that is taken, too.
+    Raises `GGUFError` for what is no sound file, `UsageError` for one that is named twice.
     """
-    if twice := [path for path, times in Counter(files).items() if times > 1]:
-        raise UsageError(f"{twice[0]} is named twice", "Leave it out once.")
-    levels = [_read(path) for path in files]
-    for call in (lambda path: path.name, str):
-        often = Counter(level.name for level in levels)
-        levels = [replace(one, recipe=call(one.path)) if often[one.name] > 1 else one for one in levels]
-    return levels
+    found: dict[str, Level] = {}
+    for path in files:
+        level = _read(path)
+        called = [replace(level, recipe=recipe) for recipe in (level.recipe, path.name, str(path))]
+        free = [one for one in called if one.name not in found]
+        if not free or path in [other.path for other in found.values()]:
+            raise UsageError(f"{path} is named twice", "Leave it out once.")
+        found[free[0].name] = free[0]
+    return list(found.values())
 
 
 def _read(path: Path) -> Level:

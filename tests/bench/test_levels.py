@@ -29,13 +29,13 @@ def test_by_type_where_the_recipe_is_the_usual_one(storybook_files: dict[str, Pa
     assert names(storybook_files["Q4_0"], storybook_files["Q8_0"]) == ["Q4_0", "Q8_0"]
 
 
-def test_by_the_files_name_where_they_would_be_called_the_same(
+def test_by_the_files_name_behind_another_that_is_called_the_same(
     storybook_files: dict[str, Path], tmp_path: Path
 ) -> None:
     mine = Path(shutil.copy(storybook_files["Q4_0"], tmp_path / "mine.gguf"))
     own = storybook_files["Q4_0"]
-    assert names(own, mine, storybook_files["Q8_0"]) == [f"Q4_0 {own.name}", "Q4_0 mine.gguf", "Q8_0"]
-    assert names(mine) == ["Q4_0"]
+    assert names(own, mine, storybook_files["Q8_0"]) == ["Q4_0", "Q4_0 mine.gguf", "Q8_0"]
+    assert names(mine, own) == ["Q4_0", f"Q4_0 {own.name}"]
 
 
 def test_by_the_files_name_where_no_recipe_is_told(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_by_the_files_name_where_no_recipe_is_told(tmp_path: Path) -> None:
 def test_by_the_path_where_the_files_names_are_the_same_too(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     files = [foreign(folder / "theirs.gguf", 2) for folder in (tmp_path, tmp_path / "other")]
-    assert names(*files) == [f"Q4_0 {path}" for path in files]
+    assert names(*files) == ["Q4_0 theirs.gguf", f"Q4_0 {files[1]}"]
 
 
 def test_one_that_is_named_twice_is_refused(tmp_path: Path) -> None:
