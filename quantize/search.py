@@ -38,7 +38,7 @@ Times = Callable[[tuple[int, ...], TensorType], float]
 """Seconds a token that a matrix of the shape takes at the type."""
 
 SEARCHED_TYPES = tuple(sorted((*ROUNDABLE, TensorType.F16), key=lambda kind: kind.bits_per_weight))
-_FASTER = (TensorType.Q4_0,)  # than IQ4_NL, which has as many bits and is nearer everywhere: only where speed counts
+_FASTER = (TensorType.Q4_0,)  # than IQ4_NL, which has as many bits and loses less: only where speed counts
 _TABLE_TYPES = (TensorType.Q5_1, TensorType.Q8_0, TensorType.F16)  # of the position table
 _FEWER, _MORE = 2.1, 4.1  # bits a weight around the mean that is aimed at: types beyond are hardly ever chosen
 _EIGHT = TensorType.Q8_0.bits_per_weight  # is always among them
@@ -137,14 +137,13 @@ class _Problem:
     def kinds_of(self, name: str) -> list[TensorType]:
         """The types of a matrix that matter for the target."""
         shape = self.shapes.get(name, self.shapes["token_embd.weight"])
-        kinds: Sequence[TensorType] = SEARCHED_TYPES
         if name == "position_embd.weight":
-            kinds = _TABLE_TYPES
-        elif self.times is None:
-            kinds = [kind for kind in SEARCHED_TYPES if kind not in _FASTER]
-        fitting = [kind for kind in kinds if shape[1] % kind.block == 0]
+            return [kind for kind in _TABLE_TYPES if shape[1] % kind.block == 0]
+        kinds = [kind for kind in SEARCHED_TYPES if shape[1] % kind.block == 0]
+        if self.times is None:
+            kinds = [kind for kind in kinds if kind not in _FASTER]
         aim = self._aim() if self.fixed else None
-        return fitting if aim is None or kinds is _TABLE_TYPES else _around(aim, fitting)
+        return kinds if aim is None else _around(aim, kinds)
 
     def within_bytes(self, measured: Callable[[Allocation], float]) -> Recipe:
         """The best of some mixes, each best with another type of the embedding."""
