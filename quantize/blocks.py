@@ -34,54 +34,73 @@ _RANGE = {
     TensorType.IQ4_XS: (0, 15),
 }
 _UNEVEN = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
-_BETWEEN = (_UNEVEN[1:] + _UNEVEN[:-1]) / 2
 _UNEVENLY = (TensorType.IQ4_NL, TensorType.IQ4_XS)
 _LEAST_SCALE = 1e-30
+# the nearest uneven level for each half between the lowest and the highest: levels change on halves only
+_HALVES = np.arange(2 * _UNEVEN[0], 2 * _UNEVEN[-1] + 1, dtype=np.float32) / 2
+_NEAREST = _UNEVEN[np.searchsorted((_UNEVEN[1:] + _UNEVEN[:-1]) / 2, _HALVES, "right")]
 
 ROUNDABLE = tuple(_RANGE)
 """The tensor types whose codes can be set here; the codebooks of the smaller IQ types are C's business."""
 
 
 class Grid:
-    """What the weights of some rows can be, given their blocks' scales.
+    """What the weights of some rows can be, given their blocks' scales: `offset + scale * level`.
 
-    `scale` and `offset` have the shape (columns, rows), so that a column lies in one piece.
+    `scale` and `offset` have the shape (columns, rows), so that a column lies in one piece; `inverse` is 1 / scale, and
+    0 where the scale is 0, for there any level will do.
     """
 
     def __init__(self, tensor_type: TensorType, scale: Array, offset: Array) -> None:
         self.scale, self.offset = scale, offset
         self.is_uneven = tensor_type in _UNEVENLY
-        self.low, self.high = map(np.float32, _RANGE[tensor_type])
-        usable = np.abs(scale) > _LEAST_SCALE  # where the scale is 0 any code will do
+        ends = (_UNEVEN[0], _UNEVEN[-1]) if self.is_uneven else _RANGE[tensor_type]
+        self.low, self.high = np.float32(ends[0]), np.float32(ends[1])
+        usable = np.abs(scale) > _LEAST_SCALE
         self.inverse = np.divide(1, scale, out=np.zeros_like(scale), where=usable)
 
-    def nearest(self, column: int, values: Array) -> tuple[Array, Array]:
-        """The nearest codes for a column of weights, shape (rows,), and what they stand for.
+    def nearest(self, wanted: Array, out: Array) -> None:
+        """Writes to `out` the levels nearest to what is wanted, in units of the scale; that is used up, and may be it.
 
         Called for every column on its own: as few operations as can be.
         """
-        scale, offset = self.scale[column], self.offset[column]
-        wanted = (values - offset) * self.inverse[column]
-        if self.is_uneven:
-            code = np.searchsorted(_BETWEEN, wanted)
-            return code, _UNEVEN[code] * scale
-        level = np.rint(wanted, out=wanted)
-        np.minimum(np.maximum(level, self.low, out=level), self.high, out=level)
-        return level, level * scale + offset
+        if not self.is_uneven:
+            np.rint(wanted, out=wanted)
+            np.maximum(wanted, self.low, out=wanted)
+            np.minimum(wanted, self.high, out=out)
+            return
+        np.maximum(wanted, self.low, out=wanted)
+        np.minimum(wanted, self.high, out=wanted)
+        wanted -= self.low
+        wanted += wanted
+        np.take(_NEAREST, wanted.astype(np.intp), out=out, mode="clip")
+
+    def codes(self, levels: Array) -> Codes:
+        """What stands for the levels."""
+        return np.searchsorted(_UNEVEN, levels) if self.is_uneven else levels
 
 
-def read_grid(name: str, blocks: Bytes, tensor_type: TensorType, shape: tuple[int, int]) -> Grid:
-    """The grid of blocks as the C quantizer made them, of a matrix of the shape. Raises as `ggml.dequantize`."""
+def read_grid(
+    name: str, blocks: Bytes, tensor_type: TensorType, shape: tuple[int, int], order: npt.NDArray[np.intp]
+) -> Grid:
+    """The grid of blocks as the C quantizer made them, of a matrix of the shape, its columns in this order.
+
+    Raises as `ggml.dequantize`.
+    """
     low, high = _RANGE[tensor_type]
     lowest, highest = (
         dequantize(name, with_codes(tensor_type, blocks, np.full(shape, code, np.int16)), tensor_type, shape)
         for code in (low, high)
     )
     if tensor_type in _UNEVENLY:
-        scale = (highest - lowest) / (_UNEVEN[high] - _UNEVEN[low])
-        return Grid(tensor_type, np.ascontiguousarray(scale.T), np.zeros(shape[::-1], np.float32))
-    scale = (highest - lowest) / np.float32(high - low)
-    return Grid(tensor_type, np.ascontiguousarray(scale.T), np.ascontiguousarray((lowest - scale * low).T))
+        low, high = _UNEVEN[low], _UNEVEN[high]
+    highest -= lowest
+    highest /= np.float32(high - low)
+    scale = highest.T[order]
+    if tensor_type in _UNEVENLY:
+        return Grid(tensor_type, scale, np.zeros_like(scale))
+    lowest -= highest * np.float32(low)
+    return Grid(tensor_type, scale, lowest.T[order])
 
 
 def with_codes(tensor_type: TensorType, blocks: Bytes, codes: Codes) -> Bytes:

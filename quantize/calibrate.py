@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,12 +94,16 @@ def check_readable(text: str | Path) -> None:
 
 @dataclass(frozen=True)
 class Chunked:
-    """What importance is collected on: tokens in chunks of `size`, each a text of its own."""
+    """What importance is collected on: tokens in chunks of `size`, each a text of its own.
+
+    `sums` has been collected already, of a text that the model has written.
+    """
 
     name: str
     sha256: str
     size: int
     tokens: Sequence[int]
+    sums: Mapping[str, Sums] | None = None
 
     @property
     def count(self) -> int:
@@ -125,8 +129,16 @@ def cut(
         from .sample_text import sample
 
         count = chunks or -(-SAMPLED_TOKENS // size)
-        tokens = sample(from_source(source), source.tokenizer().bos, count, size, progress=progress)
-        return Chunked(SAMPLED, _sha256_of(tokens), size, tokens)
+        inputs: list[dict[str, Sums]] = []
+
+        def observer() -> Observer:
+            inputs.append({})
+            return _add_to(inputs[-1])
+
+        first = source.tokenizer().bos
+        tokens = sample(from_source(source), first, count, size, observers=observer, progress=progress)
+        sums = {name: np.sum([of_some[name] for of_some in inputs], axis=0) for name in inputs[0]}
+        return Chunked(SAMPLED, _sha256_of(tokens), size, tokens, sums)
     named = load_text(text)
     tokens = encode_text(source.tokenizer(), named.text)
     count = min(len(tokens) // size, chunks or len(tokens))
@@ -143,6 +155,8 @@ def collect(
 ) -> ImportanceMatrix:
     """The importance matrix of a model over a text. With `partial`, a file to go on from and to save to."""
     size, count, tokens = text.size, text.count, text.tokens
+    if text.sums is not None:
+        return _Collected("", count, text.sums).result(text.name, size, tokens)
     reference = from_source(source)
     collected = _resume(partial, [source.sha256(), text.sha256, size, count]) if partial else _Collected("", 0, {})
     saved = time.monotonic()
@@ -181,7 +195,7 @@ def _sha256_of(tokens: Sequence[int]) -> str:
 
 
 def _add_to(sums: dict[str, Sums]) -> Observer:
-    """What the reference is to call with each matrix's name and input, shape (tokens, columns)."""
+    """What is to be called with each matrix's name and input, shape (tokens, columns)."""
 
     def observe(name: str, x: npt.NDArray[np.floating[Any]]) -> None:
         both = np.stack([np.square(x).sum(axis=0, dtype=np.float64), x.sum(axis=0, dtype=np.float64)])
@@ -190,7 +204,7 @@ def _add_to(sums: dict[str, Sums]) -> Observer:
                 f"what {name} is multiplied with is not finite, or nearly beyond float32",
                 "The weights before it are damaged; does the model write sensible text?",
             )
-        sums[name] = both
+        sums[name] = sums.get(name, 0.0) + both
 
     return observe
 
@@ -204,7 +218,7 @@ class _Collected:
 
     key: str
     chunks: int
-    sums: dict[str, Sums]
+    sums: Mapping[str, Sums]
 
     def plus(self, chunk: dict[str, Sums]) -> "_Collected":
         """A new one, so that an interruption finds the sums of whole chunks."""

@@ -52,14 +52,14 @@ def with_even_inputs(
 
 def with_centred_embedding(weights: Mapping[str, Array], frequencies: Array) -> Weights:
     """The model with the mean of the embedding's rows, weighed by how frequent tokens are, in the position table."""
-    changed = {name: np.asarray(data) for name, data in weights.items()}
-    share = frequencies / frequencies.sum()
-    centre = share @ changed["token_embd.weight"].astype(np.float64)
-    changed["token_embd.weight"] = (changed["token_embd.weight"] - centre).astype(np.float32)
-    changed["position_embd.weight"] = (changed["position_embd.weight"] + centre).astype(np.float32)
+    changed = {name: np.asarray(data, np.float32) for name, data in weights.items()}
+    share = (frequencies / frequencies.sum()).astype(np.float32)
+    centre = share @ changed["token_embd.weight"]
+    changed["token_embd.weight"] = changed["token_embd.weight"] - centre
+    changed["position_embd.weight"] = changed["position_embd.weight"] + centre
     if "output.weight" in changed:
         head = changed["output.weight"]
-        changed["output.weight"] = (head - share @ head.astype(np.float64)).astype(np.float32)
+        changed["output.weight"] = head - share @ head
     return changed
 
 

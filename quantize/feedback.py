@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .blocks import Bytes, Codes, Grid, read_grid, with_codes
+from .blocks import Bytes, Grid, read_grid, with_codes
 from .errors import CheckpointError
 from .ggml import quantize
 from .parallel import by_rows, in_parallel, pieces
@@ -140,49 +140,63 @@ def _round_rows(name: str, weights: Array, tensor_type: TensorType, inputs: Fact
     blocks = np.concatenate(
         [*in_parallel(lambda piece: quantize(name, weights[piece], [tensor_type], weighing)[0], some)]
     )
-    grid = read_grid(name, blocks, tensor_type, (len(weights), weights.shape[1]))
-    wanted = np.ascontiguousarray(weights.T[inputs.order])
-    codes, values = _feed_errors(wanted.copy(), grid, inputs)
-    for _ in range(sweeps):
-        codes, values = _round_again(wanted, values, grid, inputs)
+    grid = read_grid(name, blocks, tensor_type, (len(weights), weights.shape[1]), inputs.order)
+    wanted = weights.T[inputs.order]
+    wanted -= grid.offset
+    levels = _feed_errors(wanted, grid, inputs.upper)
+    off = grid.scale * levels
+    off -= wanted
+    if sweeps:
+        step = np.divide(grid.inverse, np.diag(inputs.gram)[:, None], dtype=np.float32)
+        for _ in range(sweeps):
+            _round_again(levels, off, step, grid, inputs.gram)
     back = np.argsort(inputs.order)
-    made = with_codes(tensor_type, blocks, np.ascontiguousarray(codes[back].T))
-    return made, (wanted - values)[back].T
+    made = with_codes(tensor_type, blocks, grid.codes(levels)[back].T)
+    return made, -off[back].T
 
 
-def _feed_errors(left: Array, grid: Grid, inputs: Factor) -> tuple[Codes, Array]:
-    """Codes and values, shape (columns, rows), in the factor's order; `left`, of that shape, is used up."""
-    columns, rows = left.shape
-    upper = inputs.upper
-    codes, values = np.empty((columns, rows), np.float32), np.empty((columns, rows), np.float32)
-    for first in range(0, columns, _COLUMNS):
-        end = min(columns, first + _COLUMNS)
-        errors = np.empty((end - first, rows), np.float32)
-        for column in range(first, end):
-            codes[column], values[column] = grid.nearest(inputs.order[column], left[column])
-            error = (left[column] - values[column]) / upper[column, column]
-            errors[column - first] = error
-            if column + 1 < end:
-                left[column + 1 : end] -= upper[column, column + 1 : end, None] * error
-        if end < columns:
-            left[end:] -= upper[first:end, end:].T @ errors
-    return codes, values
-
-
-def _round_again(wanted: Array, values: Array, grid: Grid, inputs: Factor) -> tuple[Codes, Array]:
-    """Every column once more: the nearest to what would be best for it, with all others as they are."""
+def _feed_errors(wanted: Array, grid: Grid, upper: Array) -> Array:
+    """Levels, shape (columns, rows), for what is wanted, of that shape, less the grid's offset."""
     columns, rows = wanted.shape
-    gram, values = inputs.gram, values.copy()
-    codes = np.empty((columns, rows), np.float32)
-    slope = gram @ (values - wanted)
+    levels, errors = np.empty_like(wanted), np.empty_like(wanted)
+    fed = np.empty(rows, np.float32)
     for first in range(0, columns, _COLUMNS):
         end = min(columns, first + _COLUMNS)
-        changes = np.empty((end - first, rows), np.float32)
-        for column in range(first, end):
-            best = values[column] - slope[column] / gram[column, column]
-            codes[column], found = grid.nearest(inputs.order[column], best)
-            changes[column - first] = found - values[column]
-            values[column] = found
-            slope[column:end] += gram[column:end, column, None] * changes[column - first]
-        slope[end:] += gram[end:, first:end] @ changes
-    return codes, values
+        left = wanted[first:end] - upper[:first, first:end].T @ errors[:first]
+        within = np.ascontiguousarray(upper[first:end, first:end].T)
+        for at, column in enumerate(range(first, end)):
+            remaining = left[at]
+            if at:
+                remaining -= np.dot(within[at, :at], errors[first:column], out=fed)
+            np.multiply(remaining, grid.inverse[column], out=fed)
+            grid.nearest(fed, levels[column])
+            error = errors[column]
+            np.multiply(levels[column], grid.scale[column], out=error)
+            np.subtract(remaining, error, out=error)
+            error /= within[at, at]
+    return levels
+
+
+def _round_again(levels: Array, off: Array, step: Array, grid: Grid, gram: Array) -> None:
+    """Every column's levels once more: the nearest to what would be best for it, with all others as they are.
+
+    `off` is what they stand for less what is wanted, and is kept up to date; `step` what a level less changes of the
+    slope's half.
+    """
+    columns, rows = levels.shape
+    best = np.empty(rows, np.float32)
+    for first in range(0, columns, _COLUMNS):
+        end = min(columns, first + _COLUMNS)
+        slopes = gram[first:end] @ off
+        changes = np.empty_like(slopes)
+        for at, column in enumerate(range(first, end)):
+            slope, level, change = slopes[at], levels[column], changes[at]
+            if at:
+                slope += np.dot(gram[column, first:column], changes[:at], out=best)
+            np.multiply(slope, step[column], out=best)
+            np.subtract(level, best, out=best)
+            grid.nearest(best, best)
+            np.subtract(best, level, out=change)
+            change *= grid.scale[column]
+            level[:] = best
+        off[first:end] += changes

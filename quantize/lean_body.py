@@ -7,6 +7,8 @@ second stream come nearest to its outputs for the first.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +24,7 @@ from .progress import Progress
 from .quant_types import TensorType
 from .reference import Reference
 
-_TOKENS = 4096  # whose products are summed at once
+_TOKENS = 8192  # whose products are summed at once
 
 
 @dataclass(frozen=True)
@@ -56,14 +58,21 @@ def quantize_body(
     state = passage.looked_up(lookup)
     made: dict[str, Made] = {}
 
-    def pass_through(name: str, found: Array) -> Array:
-        weight, bias = f"{name}.weight", trained.weights[f"{name}.bias"]
+    def pass_through(name: str, x: Array) -> Array:
+        weight, bias, kind = f"{name}.weight", trained.weights[f"{name}.bias"], types[f"{name}.weight"]
+        met = by_rows(lambda part: as_multiplied(part, kind), x, x.shape[1], out=x)
         made[weight] = matrix = quantize_matrix(
-            weight, trained.weights[weight], (next(inputs), found), types[weight], outputs.get(weight), steps
+            weight, trained.weights[weight], (next(inputs), met), kind, outputs.get(weight), steps
         )
         if progress:
             progress(len(made), 2 * passage.halves, name)
-        return by_rows(lambda part: as_multiplied(part, types[weight]) @ matrix.values.T + bias, found, len(bias))
+
+        def outputs_of(part: Array) -> Array:
+            y: Array = part @ matrix.values.T
+            y += bias
+            return y
+
+        return by_rows(outputs_of, met, len(bias))
 
     for half in range(passage.halves):
         norm, first, second = names_of(half)
@@ -80,7 +89,10 @@ def quantize_matrix(
     outputs: Factor | None,
     steps: Steps,
 ) -> Made:
-    """A matrix, from its inputs as trained and as met, each of the shape (tokens, columns)."""
+    """A matrix, from its inputs as trained and as met, each of the shape (tokens, columns).
+
+    Those met are as they are multiplied with it: what the tensor type makes of activations is done (activations.py).
+    """
     return as_made(name, _rounded(name, weights, streams, tensor_type, outputs, steps), tensor_type, weights.shape)
 
 
@@ -95,8 +107,8 @@ def _rounded(
     if not tensor_type.is_quantized:
         return quantize(name, weights, [tensor_type])[0]
     if not steps.feedback or tensor_type not in ROUNDABLE:
-        return quantize(name, weights, [tensor_type], _mean_squares(streams[1], tensor_type))[0]
-    gram, late = _second_moments(weights, streams, tensor_type, compensation=steps.compensation)
+        return quantize(name, weights, [tensor_type], _mean_squares(streams[1]))[0]
+    gram, late = _second_moments(weights, streams, compensation=steps.compensation)
     inputs = factor(gram)
     if late is not None:
         # the least-squares matrix for these inputs: W + W E[(wanted - met) metᵀ] (E[met metᵀ])⁻¹, damped
@@ -105,34 +117,36 @@ def _rounded(
     return round_matrix(name, np.asarray(weights, np.float32), tensor_type, inputs, outputs, sweeps=sweeps)
 
 
-def _second_moments(
-    weights: Array, streams: Sequence[Array], tensor_type: TensorType, *, compensation: bool
-) -> tuple[Array, Array | None]:
+def _second_moments(weights: Array, streams: Sequence[Array], *, compensation: bool) -> tuple[Array, Array | None]:
     """E[met metᵀ], and W E[(wanted - met) metᵀ].
 
     The difference is taken first: one of products would be noise for inputs that hardly change.
     """
-    wanted, found = streams
+    wanted, met = streams
     few_rows = 2 * weights.shape[0] < weights.shape[1]  # then W goes first, which is less work
 
+    def gram(piece: slice) -> list[Array]:
+        return [met[piece].T @ met[piece]]
+
+    def late(piece: slice) -> list[Array]:
+        off = wanted[piece] - met[piece]
+        return [(weights @ off.T if few_rows else off.T) @ met[piece]]
+
+    some = pieces(len(met), _TOKENS)
+    parts = [partial(gram, piece) for piece in some] + [partial(late, piece) for piece in some if compensation]
+    sums = in_parallel(lambda part: part(), parts)
+    (grams,) = mean_of(islice(sums, len(some)), len(met))
+    if not compensation:
+        return grams, None
+    (lates,) = mean_of(sums, len(met))
+    return grams, lates if few_rows else weights @ lates
+
+
+def _mean_squares(x: Array) -> Array:
+    """By column."""
+
     def of_piece(piece: slice) -> list[Array]:
-        met = as_multiplied(found[piece], tensor_type)
-        if not compensation:
-            return [met.T @ met]
-        late = wanted[piece] - met
-        return [met.T @ met, (weights @ late.T if few_rows else late.T) @ met]
-
-    gram, *late = mean_of(in_parallel(of_piece, pieces(len(found), _TOKENS)), len(found))
-    if not late:
-        return gram, None
-    return gram, late[0] if few_rows else weights @ late[0]
-
-
-def _mean_squares(x: Array, tensor_type: TensorType) -> Array:
-    """By column, of what a matrix of the type meets."""
-
-    def of_piece(piece: slice) -> list[Array]:
-        return [np.square(as_multiplied(x[piece], tensor_type)).sum(axis=0, dtype=np.float64)]
+        return [np.square(x[piece]).sum(axis=0, dtype=np.float64)]
 
     (mean,) = mean_of(in_parallel(of_piece, pieces(len(x))), len(x))
     return mean

@@ -6,9 +6,13 @@ one another, cut in the same way always. That is also faster: what is not a prod
 thread waits in a loop for another that has lost its core.
 """
 
+import os
+import sys
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, TypeVar, cast
 
@@ -17,12 +21,15 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from .cores import threads_or_all
+from .memory import memory_kept
 
 Array = npt.NDArray[np.floating[Any]]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _ROWS = 1024  # of a large matrix at once: what is computed of them on the way stays small enough to be used again
+_AHEAD = 3  # items: what is computed by one thread alone, and leaves a core to them, comes in turns
+_LAST = 19  # the lowest priority
 _pool: ContextVar[Executor | None] = ContextVar("pool", default=None)
 
 
@@ -38,7 +45,7 @@ def calculating(threads: int | None = None) -> Iterator[None]:
     pool = ThreadPoolExecutor(threads_or_all(threads))
     token = _pool.set(pool)
     try:
-        with threadpool_limits(1, user_api="blas"):
+        with threadpool_limits(1, user_api="blas"), memory_kept():
             yield
     finally:
         _pool.reset(token)
@@ -55,16 +62,23 @@ def in_parallel(function: Callable[[Item], Result], items: Iterable[Item]) -> It
 
 
 def ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """The same, each computed in a thread of its own while the one before it is in use."""
+    """The same, some of them computed before they are asked for, in a thread that takes the time that others leave."""
     if _pool.get() is None:
         yield from items
         return
-    with ThreadPoolExecutor(1) as aside:
+    with ThreadPoolExecutor(1, initializer=_give_way) as aside:
         end = object()
-        following = aside.submit(next, items, end)
-        while (item := following.result()) is not end:
-            following = aside.submit(next, items, end)
+        following = deque(aside.submit(next, items, end) for _ in range(_AHEAD))
+        while (item := following.popleft().result()) is not end:
+            following.append(aside.submit(next, items, end))
             yield cast(Item, item)
+
+
+def _give_way() -> None:
+    """The calling thread runs where a core has nothing else to do."""
+    if sys.platform == "linux":  # elsewhere priorities are of processes
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LAST)
 
 
 def pieces(rows: int, size: int = _ROWS) -> list[slice]:

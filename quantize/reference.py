@@ -24,6 +24,8 @@ Array = npt.NDArray[np.floating[Any]]
 Observer = Callable[[str, Array], None]
 """Called with a matrix's name and what it is about to be multiplied with, shape (tokens, columns)."""
 
+_QUERIES = 128  # positions whose attention is computed together: up to the last of them, not to the sequence's end
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -91,15 +93,22 @@ def attend(fused: Array, heads: int) -> Array:
     length, width = len(fused), fused.shape[1] // 3
     # (3, heads, length, head width)
     query, key, value = fused.reshape(length, 3, heads, width // heads).transpose(1, 2, 0, 3)
-    mixed: Array = shares(query, key) @ value
-    return mixed.transpose(1, 0, 2).reshape(length, width)
+    mixed = np.empty((length, heads, width // heads), fused.dtype)
+    for first in range(0, length, _QUERIES):
+        end = min(length, first + _QUERIES)
+        mixed[first:end] = (shares(query[:, first:end], key[:, :end]) @ value[:, :end]).transpose(1, 0, 2)
+    return mixed.reshape(length, width)
 
 
 def shares(query: Array, key: Array) -> Array:
-    """What each position takes of itself and those before it, from (heads, length, head width): (heads, to, from)."""
+    """What each position takes of itself and those before it, shape (heads, queries, keys); queries are of the last.
+
+    Both have the shape (heads, length, head width).
+    """
     scores: Array = query @ key.transpose(0, 2, 1)
     scores /= sqrt(query.shape[-1])
-    np.copyto(scores, -np.inf, where=~np.tri(query.shape[1], dtype=bool))
+    asked, known = scores.shape[1:]
+    np.copyto(scores, -np.inf, where=~np.tri(asked, known, known - asked, dtype=bool))
     return softmax(scores)
 
 

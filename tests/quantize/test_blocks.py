@@ -23,7 +23,16 @@ Codes = npt.NDArray[np.int16]
 
 def made(kind: TensorType, weights: npt.NDArray[np.float32] = WEIGHTS) -> tuple[npt.NDArray[np.uint8], Grid]:
     (blocks,) = quantize("w", weights, [kind])
-    return blocks, read_grid("w", blocks, kind, weights.shape)  # type: ignore[arg-type]
+    return blocks, read_grid("w", blocks, kind, weights.shape, np.arange(COLUMNS))  # type: ignore[arg-type]
+
+
+def nearest(grid: Grid, wanted: npt.NDArray[np.float32]) -> tuple[Any, npt.NDArray[np.float32]]:
+    """Codes, and what they stand for, each of the shape (columns, rows)."""
+    levels = np.empty(SHAPE[::-1], np.float32)
+    for column in range(COLUMNS):
+        steps = (wanted[:, column] - grid.offset[column]) * grid.inverse[column]
+        grid.nearest(steps, levels[column])
+    return grid.codes(levels), grid.offset + grid.scale * levels
 
 
 def all_codes(kind: TensorType) -> range:
@@ -42,9 +51,7 @@ def test_all_formats_of_the_usual_levels_are_known() -> None:
 def test_what_c_decodes_is_what_the_grid_says(kind: TensorType) -> None:
     blocks, grid = made(kind)
     wanted = np.random.default_rng(1).normal(0, 0.2, SHAPE).astype(np.float32)
-    codes, values = np.empty(SHAPE[::-1], np.float32), np.empty(SHAPE[::-1], np.float32)
-    for column in range(COLUMNS):
-        codes[column], values[column] = grid.nearest(column, wanted[:, column])
+    codes, values = nearest(grid, wanted)
     assert len(np.unique(codes)) == LEVELS[kind.name]  # all of them are tried
     found = decoded(kind, blocks, np.ascontiguousarray(codes.T))
     np.testing.assert_allclose(found, values.T, rtol=1e-5, atol=1e-6 * float(np.abs(values).max()))
@@ -56,8 +63,18 @@ def test_nearest_is_the_nearest_of_all(kind: TensorType) -> None:
     wanted = np.random.default_rng(2).normal(0, 0.15, SHAPE).astype(np.float32)
     levels = np.stack([decoded(kind, blocks, np.full(SHAPE, code, np.int16)) for code in all_codes(kind)])
     least = np.abs(levels - wanted).min(axis=0)
-    found = np.stack([grid.nearest(column, wanted[:, column])[1] for column in range(COLUMNS)], axis=1)
-    np.testing.assert_allclose(np.abs(found - wanted), least, rtol=1e-4, atol=2e-6)
+    _, found = nearest(grid, wanted)
+    np.testing.assert_allclose(np.abs(found.T - wanted), least, rtol=1e-4, atol=2e-6)
+
+
+@each_type
+def test_columns_in_another_order(kind: TensorType) -> None:
+    blocks, grid = made(kind)
+    order = np.random.default_rng(4).permutation(COLUMNS)
+    found = read_grid("w", blocks, kind, SHAPE, order)
+    assert np.array_equal(found.scale, grid.scale[order])
+    assert np.array_equal(found.offset, grid.offset[order])
+    assert np.array_equal(found.inverse, grid.inverse[order])
 
 
 @each_type
@@ -89,8 +106,7 @@ def test_blocks_of_zeros(kind: TensorType, zeros: slice) -> None:
     weights[:, zeros] = 0
     blocks, grid = made(kind, weights)
     with np.errstate(all="raise"):
-        found = [grid.nearest(column, np.full(ROWS, 0.3, np.float32)) for column in range(COLUMNS)]
-    codes, values = (np.stack(parts, axis=1) for parts in zip(*found, strict=True))
+        codes, values = (found.T for found in nearest(grid, np.full(SHAPE, 0.3, np.float32)))
     assert codes.min() >= all_codes(kind)[0]
     assert codes.max() <= all_codes(kind)[-1]
     assert not values[:, zeros].any()

@@ -70,13 +70,15 @@ def test_errors_are_fed_to_all_columns_that_follow() -> None:
     """Without sweeps each column is rounded from what is best for it, given the errors before it."""
     kind, inputs = TensorType.Q4_0, factor(H)
     (blocks,) = quantize("w", WEIGHTS[:3], [kind], inputs.remaining)
-    grid = read_grid("w", blocks, kind, (3, COLUMNS))
+    grid = read_grid("w", blocks, kind, (3, COLUMNS), inputs.order)
     h, wanted = inputs.gram.astype(np.float64), WEIGHTS[:3].T[inputs.order].astype(np.float64)
     expected = np.empty((COLUMNS, 3))
-    for at, column in enumerate(inputs.order):
+    for at in range(COLUMNS):
         before = wanted[:at] - expected[:at]
         best = wanted[at] + np.linalg.solve(h[at:, at:], h[at:, :at] @ before)[0]
-        _, expected[at] = grid.nearest(int(column), best.astype(np.float32))
+        steps = ((best - grid.offset[at]) * grid.inverse[at]).astype(np.float32)
+        grid.nearest(steps, steps)
+        expected[at] = grid.offset[at] + grid.scale[at] * steps
     found = values(round_matrix("w", WEIGHTS[:3], kind, inputs, sweeps=0), kind, WEIGHTS[:3])
     same = np.isclose(found.T[inputs.order], expected, atol=1e-6)
     assert same[:128].all()

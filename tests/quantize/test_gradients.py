@@ -23,8 +23,9 @@ def changed(reference: Reference, name: str, change: Any) -> Reference:
 
 
 def likelihood(reference: Reference, drawn: Any) -> float:
-    """The log-likelihood of these tokens, summed over all positions."""
-    return float(np.log(softmax(reference.logits(TOKENS)))[np.arange(len(TOKENS)), drawn].sum())
+    """The log-likelihood of the first tokens less that of the second, over the root of 2, summed over all positions."""
+    each = np.log(softmax(reference.logits(TOKENS)))[np.arange(len(TOKENS)), drawn]
+    return float((each[0] - each[1]).sum() / np.sqrt(2))
 
 
 def slope(reference: Reference, name: str, direction: Array, drawn: Any) -> float:
@@ -39,8 +40,9 @@ def model(request: Any) -> Reference:
 
 @pytest.fixture(scope="module")
 def drawn(model: Reference) -> Any:
-    """The tokens that are drawn with the seed."""
-    return draw(softmax(model.logits(TOKENS)), np.random.default_rng(SEED))
+    """The tokens that are drawn with the seed, two for each position."""
+    random, probabilities = np.random.default_rng(SEED), softmax(model.logits(TOKENS))
+    return np.stack([draw(probabilities, random) for _ in range(2)])
 
 
 @pytest.fixture(scope="module")

@@ -30,8 +30,9 @@ NONE = steps_without(["feedback", "compensation", "sweeps"])
 def rounded(kind: TensorType, steps: Steps, wanted: Array = WANTED, found: Array = FOUND) -> tuple[Made, Array, Array]:
     """The matrix, and what it should and does give."""
     weights = MODEL.weights[f"{NAME}.weight"]
-    matrix = quantize_matrix(NAME, weights, (wanted, found), kind, None, steps)
-    return matrix, wanted @ weights.T, as_multiplied(found, kind) @ matrix.values.T
+    met = as_multiplied(found, kind)
+    matrix = quantize_matrix(NAME, weights, (wanted, met), kind, None, steps)
+    return matrix, wanted @ weights.T, met @ matrix.values.T
 
 
 def error(steps: Steps, kind: TensorType = TensorType.Q4_0) -> float:

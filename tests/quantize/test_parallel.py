@@ -1,7 +1,9 @@
 """What is computed beside one another comes out as if it had not been."""
 
+import sys
 import threading
 from collections.abc import Iterator
+from os import PRIO_PROCESS, getpriority
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +67,7 @@ def test_an_error_comes_through_and_what_waits_is_not_begun() -> None:
     assert len(begun) < 1000
 
 
-def test_the_next_is_computed_ahead_by_one() -> None:
+def test_what_follows_is_computed_ahead() -> None:
     asked = threading.Semaphore(0)
 
     def items() -> Iterator[int]:
@@ -80,6 +82,21 @@ def test_the_next_is_computed_ahead_by_one() -> None:
         assert asked.acquire(timeout=20)  # the second is on its way before it is asked for
         assert [*found] == [1, 2, 3]
     assert [*ahead(iter("ab"))] == ["a", "b"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="priorities are of processes")
+def test_what_is_ahead_gives_way_and_nothing_else() -> None:
+    def priority() -> int:
+        return getpriority(PRIO_PROCESS, threading.get_native_id())
+
+    before = priority()
+
+    def priorities() -> Iterator[int]:
+        yield priority()
+
+    with calculating(2):
+        assert [*ahead(priorities())] == [19]
+        assert {priority(), *in_parallel(lambda _: priority(), range(4))} == {before}
 
 
 def test_an_error_ahead_comes_when_its_turn_has() -> None:

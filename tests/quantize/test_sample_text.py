@@ -1,15 +1,16 @@
 """Text that the model writes: drawn from its own distribution, the same each time."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from dgpt2_quant.quantize import sample_text
-from dgpt2_quant.quantize.calibrate import SAMPLED, SAMPLED_TOKENS, cut
-from dgpt2_quant.quantize.errors import UsageError
+from dgpt2_quant.quantize import calibrate, sample_text
+from dgpt2_quant.quantize.calibrate import SAMPLED, SAMPLED_TOKENS, collect, cut
+from dgpt2_quant.quantize.errors import CheckpointError, UsageError
 from dgpt2_quant.quantize.model_source import open_model
-from dgpt2_quant.quantize.reference import softmax
-from dgpt2_quant.quantize.sample_text import draw, sample
+from dgpt2_quant.quantize.reference import Reference, from_source, softmax
+from dgpt2_quant.quantize.sample_text import draw, evenly, sample
 
 from .checkpoints import TOKENS, make_checkpoint
 from .random_reference import random_reference
@@ -18,9 +19,9 @@ COUNT, LENGTH = 5, 12
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("at_once", ["all", "in turns", "beside one another"])
 def test_every_token_is_drawn_from_the_references_distribution(
-    tied: bool, groups: int, monkeypatch: pytest.MonkeyPatch
+    tied: bool, at_once: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = random_reference(tied=tied)
     met: list[Any] = []
@@ -30,17 +31,21 @@ def test_every_token_is_drawn_from_the_references_distribution(
         return draw(probabilities, rng)
 
     monkeypatch.setattr(sample_text, "draw", watched)
-    if groups == 3:  # two sequences at a time: of keys and values, 2 x 2 layers x 12 x 16 numbers each
+    if at_once == "in turns":  # two sequences: of keys and values, 2 x 2 layers x 12 x 16 numbers each
         monkeypatch.setattr(sample_text, "_CACHE_BYTES", 2 * 2 * 2 * LENGTH * 16 * 4)
+    if at_once == "beside one another":
+        monkeypatch.setattr(sample_text, "_ROWS", 2)
+    monkeypatch.setattr(sample_text, "_COLUMNS", 8)
     tokens = np.reshape(sample(model, 7, COUNT, LENGTH), (COUNT, LENGTH))
     assert (tokens[:, 0] == 7).all()
-    assert len(met) == groups * (LENGTH - 1)
-    for group in range(groups):
-        steps = np.stack(met[group * (LENGTH - 1) : (group + 1) * (LENGTH - 1)], axis=1)
-        first = 0 if groups == 1 else 2 * group
-        for sequence, probabilities in zip(tokens[first : first + len(steps)], steps, strict=True):
-            expected = softmax(model.logits(sequence[:-1].tolist()))
-            np.testing.assert_allclose(probabilities, expected, atol=1e-6)
+    drawn = np.concatenate(met)
+    if at_once == "in turns":  # by position within each turn
+        drawn = np.concatenate([np.stack(met[turn * 11 : turn * 11 + 11], 1) for turn in range(3)])
+    else:
+        drawn = drawn.reshape(LENGTH - 1, COUNT, -1).transpose(1, 0, 2)
+    for sequence, probabilities in zip(tokens, drawn, strict=True):
+        expected = softmax(model.logits(sequence[:-1].tolist()))
+        np.testing.assert_allclose(probabilities, expected, atol=1e-6)
 
 
 def test_it_is_the_same_each_time_and_no_sequence_twice() -> None:
@@ -59,12 +64,23 @@ def test_draws_follow_the_probabilities() -> None:
     np.testing.assert_allclose(shares, probabilities[0], atol=0.015)
 
 
-def test_a_draw_at_the_very_end_is_a_token() -> None:
+@pytest.mark.parametrize("count", [3, 1000, 50_257])
+@pytest.mark.parametrize("behind", [0, 300])
+def test_a_draw_at_the_very_end_is_a_token_that_can_come(count: int, behind: int) -> None:
     class Last:
         def random(self, count: int) -> Any:
             return np.full(count, np.nextafter(1, 0))  # rounded to float32 it is 1
 
-    assert draw(np.full((2, 3), 1 / 3, np.float32), Last()).tolist() == [2, 2]  # type: ignore[arg-type]
+    probabilities = np.zeros((2, count + behind), np.float32)
+    probabilities[:, :count] = np.random.default_rng(0).dirichlet(np.ones(count), 2)
+    assert draw(probabilities, Last()).tolist() == [count - 1] * 2  # type: ignore[arg-type]
+
+
+def test_pieces_are_even() -> None:
+    assert evenly(28, 20) == [slice(0, 14), slice(14, 28)]
+    assert evenly(40, 20) == [slice(0, 20), slice(20, 40)]
+    assert evenly(5, 128) == [slice(0, 5)]
+    assert evenly(7, 3) == [slice(0, 3), slice(3, 6), slice(6, 7)]
 
 
 def test_progress_goes_to_the_end() -> None:
@@ -96,14 +112,34 @@ class TestAsACalibrationText:
     def test_there_is_enough_of_it(self, source: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         asked: list[tuple[int, int]] = []
 
-        def sampled(reference: Any, first: int, count: int, length: int, progress: Any = None) -> list[int]:
+        def sampled(reference: Any, first: int, count: int, length: int, observers: Any, progress: Any) -> list[int]:
             asked.append((count, length))
+            observers()("matrix", np.ones((1, 1)))
             return [first] * count * length
 
         monkeypatch.setattr(sample_text, "sample", sampled)
         assert len(cut(source, SAMPLED).tokens) == SAMPLED_TOKENS
         cut(source, SAMPLED, 7)
         assert asked == [(SAMPLED_TOKENS // 8, 8), (-(-SAMPLED_TOKENS // 7), 7)]
+
+    def test_importance_is_collected_while_it_is_written(self, source: Any) -> None:
+        """The same as by reading it again."""
+        text = cut(source, SAMPLED, chunks=43)
+        found, expected = collect(source, text), collect(source, replace(text, sums=None))
+        assert found.entries.keys() == expected.entries.keys()
+        assert replace(found, entries={}) == replace(expected, entries={})
+        for name, entry in found.entries.items():
+            other = expected.entries[name]
+            assert entry.count == other.count == 43 * 8
+            np.testing.assert_allclose(entry.sum_squares, other.sum_squares, rtol=1e-4)
+            np.testing.assert_allclose(entry.sums, other.sums, rtol=1e-4, atol=1e-3)
+
+    def test_weights_that_are_not_finite_are_refused(self, source: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        reference = from_source(source)
+        weights = {**reference.weights, "blk.0.ffn_up.bias": np.full(16 * 4, np.inf, np.float32)}
+        monkeypatch.setattr(calibrate, "from_source", lambda _: Reference(reference.sizes, weights))
+        with pytest.raises(CheckpointError, match=r"what blk\.0\.ffn_down\.weight is multiplied with is not finite"):
+            cut(source, SAMPLED)
 
     def test_a_file_of_that_name_is_a_text(self, source: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
