@@ -38,6 +38,7 @@ from dgpt2_quant.quantize.output_file import output_file, refuse_existing
 from dgpt2_quant.runtime import Model
 from lean_tables import BYTES_RATIO, SPEED_RATIO, seconds_table, speeds_table
 from measure_lean import show
+from threadpoolctl import threadpool_info
 from time_runtime import SEQUENCES, SETTINGS, sequences, spread, text
 
 LIMITS = {"convert_s": 90, "given_s": 90, "search_s": 900}
@@ -72,6 +73,7 @@ def main() -> None:
         return
     refuse_existing(arguments.output, overwrite=True)
     document = {"environment": describe_environment(arguments.threads), "model": Path(arguments.model).name}
+    document["blas"] = [f"{b['internal_api']} {b['version']}, {b['architecture']}" for b in blas_libraries()]
     document |= {"limits": LIMITS, "rounds": arguments.rounds}
     with tempfile.TemporaryDirectory() as scratch:
         document |= measured(arguments, Path(scratch))
@@ -81,6 +83,11 @@ def main() -> None:
         print("\n".join(seconds_table(document)) + "\n")
     if "speed" in document:
         print("\n".join(speeds_table(document)))
+
+
+def blas_libraries() -> list[dict[str, Any]]:
+    """NumPy's. By the kernels that it chose for the processor, large products differ by a factor of nearly two."""
+    return [library for library in threadpool_info() if library["user_api"] == "blas"]
 
 
 def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
