@@ -10,6 +10,7 @@ stay as the C quantizer chose them, and so do the block formats.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from .blocks import Bytes, Grid, read_grid, with_codes
 from .errors import CheckpointError
 from .ggml import quantize
-from .parallel import by_rows, in_parallel, pieces
+from .parallel import by_rows, evenly, in_parallel
 from .quant_types import TensorType
 
 Array = npt.NDArray[np.float32]
@@ -29,7 +30,7 @@ _GROUPS = 16  # of rows: what is left to gain from more of them is within the no
 _STEPS = 24_576  # columns that are rounded for all groups: as each is a step of its own, wide matrices get fewer groups
 _LEAST_ROWS = 16  # of a group
 _SOLVED = 256  # rows that a thread takes at once
-_QUANTIZED = 1 << 16  # weights that a thread takes at once
+_QUANTIZED = 1 << 15  # weights that a thread takes at once
 _AT_ONCE = 1 << 21  # weights: the columns of so many stay in the cache
 SWEEPS = 2  # of coordinate descent; a third brings a quarter of what the first does
 
@@ -45,7 +46,7 @@ class Factor:
     gram: Array
     upper: Array
 
-    @property
+    @cached_property
     def remaining(self) -> Array:
         """What an error weighs when all others make it good as far as they can: 1 / diagonal of the inverse."""
         weights: Array = 1 / np.square(self.upper).sum(axis=0)
@@ -119,7 +120,7 @@ def round_matrix(
         def round_piece(piece: slice) -> None:
             made[piece], _ = _round_rows(name, weights[piece], tensor_type, inputs, sweeps)
 
-        for _ in in_parallel(round_piece, pieces(rows, max(1, _AT_ONCE // columns))):
+        for _ in in_parallel(round_piece, evenly(rows, max(1, _AT_ONCE // columns))):
             pass
         return made
     left = weights[outputs.order]
@@ -136,7 +137,7 @@ def round_matrix(
 
 def _round_rows(name: str, weights: Array, tensor_type: TensorType, inputs: Factor, sweeps: int) -> tuple[Bytes, Array]:
     """The blocks, and what they are off: weights less what the blocks stand for."""
-    weighing, some = inputs.remaining, pieces(len(weights), max(1, _QUANTIZED // weights.shape[1]))
+    weighing, some = inputs.remaining, evenly(len(weights), max(1, _QUANTIZED // weights.shape[1]))
     blocks = np.concatenate(
         [*in_parallel(lambda piece: quantize(name, weights[piece], [tensor_type], weighing)[0], some)]
     )

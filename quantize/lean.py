@@ -26,7 +26,7 @@ from .lean_steps import steps_without
 from .model_source import ModelSource
 from .padded_source import PaddedSource, ready_tensor
 from .padding import PadRows, choose_pads, pad_count
-from .parallel import in_parallel
+from .parallel import give_way, in_parallel
 from .progress import Progress
 from .quant_types import TensorType
 from .reference import Reference, from_source
@@ -104,7 +104,7 @@ class LeanModel:
     def quantized(self, types: Mapping[str, TensorType]) -> PaddedSource:
         """The model at these types; one more for `output.weight` splits a tied embedding."""
         tensors = self._outside_blocks(types)
-        with ThreadPoolExecutor(1) as aside:
+        with ThreadPoolExecutor(1, initializer=give_way) as aside:
             choosing = aside.submit(self._pads, tensors)
             tensors = self._completed(tensors, types)
             pads = choosing.result()

@@ -66,7 +66,7 @@ def ahead(items: Iterator[Item]) -> Iterator[Item]:
     if _pool.get() is None:
         yield from items
         return
-    with ThreadPoolExecutor(1, initializer=_give_way) as aside:
+    with ThreadPoolExecutor(1, initializer=give_way) as aside:
         end = object()
         following = deque(aside.submit(next, items, end) for _ in range(_AHEAD))
         while (item := following.popleft().result()) is not end:
@@ -74,8 +74,8 @@ def ahead(items: Iterator[Item]) -> Iterator[Item]:
             yield cast(Item, item)
 
 
-def _give_way() -> None:
-    """The calling thread runs where a core has nothing else to do."""
+def give_way() -> None:
+    """From now on the calling thread runs only where a core has nothing else to do."""
     if sys.platform == "linux":  # elsewhere priorities are of processes
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LAST)
@@ -84,6 +84,12 @@ def _give_way() -> None:
 def pieces(rows: int, size: int = _ROWS) -> list[slice]:
     """Of so many rows, all but the last of one size."""
     return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]
+
+
+def evenly(rows: int, most: int) -> list[slice]:
+    """As few pieces as can be of at most so many rows, nearly all of one size."""
+    count = max(1, -(-rows // most))
+    return pieces(rows, max(1, -(-rows // count)))
 
 
 def mean_of(sums: Iterable[Sequence[Array]], count: int) -> list[Array]:

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .parallel import in_parallel, pieces
+from .parallel import evenly, in_parallel, pieces
 from .progress import Progress
 from .reference import Observer, Reference, gelu, softmax
 
 Array = npt.NDArray[np.floating[Any]]
-_ROWS = 20  # that a thread computes together: with fewer the weights would be read more often
+_ROWS = 20  # that a thread computes together, at most: with fewer the weights are read more often
 _COLUMNS = 1 << 12  # of the output matrix, for all sequences at once
 _AT_ONCE = 128  # sequences, at most
 _CACHE_BYTES = 1 << 30  # of their keys and values
@@ -43,28 +43,21 @@ def sample(
     head = np.ascontiguousarray(reference.weights[reference.head].T)  # multiplied a fifth faster by few rows
     written: list[int] = []
     for some in evenly(count, max(1, min(_AT_ONCE, fitting))):
+        number = some.stop - some.start
         groups = [
-            _Group(
-                reference, first, rows.stop - rows.start, length, (some.start + rows.start), observers and observers()
-            )
-            for rows in evenly(some.stop - some.start, _ROWS)
+            _Group(reference, first, rows.stop - rows.start, length, some.start + rows.start, observers and observers())
+            for rows in evenly(number, min(_ROWS, -(-number // 2)))
         ]
-        logits = np.empty((some.stop - some.start, head.shape[1]), head.dtype)
+        logits = np.empty((number, head.shape[1]), head.dtype)
         for position in range(length):
             hidden = np.concatenate([*in_parallel(partial(_Group.hidden, position=position), groups)])
             if position + 1 < length:
                 _choose(groups, _multiplied(hidden, head, logits), position + 1)
             if progress:
-                done = some.start * length + (some.stop - some.start) * (position + 1)
-                progress(done, count * length, "text that the model writes")
+                progress(some.start * length + number * (position + 1), count * length, "text that the model writes")
         for group in groups:
             written += group.tokens.reshape(-1).tolist()
     return written
-
-
-def evenly(count: int, most: int) -> list[slice]:
-    """As few pieces as can be of at most so many, nearly all of one size."""
-    return pieces(count, -(-count // -(-count // most)))
 
 
 def _multiplied(hidden: Array, head: Array, out: Array) -> Array:

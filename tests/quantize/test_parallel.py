@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from dgpt2_quant.quantize import parallel
 from dgpt2_quant.quantize.convert import convert
-from dgpt2_quant.quantize.parallel import ahead, by_rows, calculating, in_parallel, mean_of, pieces
+from dgpt2_quant.quantize.parallel import ahead, by_rows, calculating, evenly, in_parallel, mean_of, pieces
 from threadpoolctl import threadpool_info
 
 from .checkpoints import make_checkpoint
@@ -124,6 +124,14 @@ def test_rows_are_cut_in_the_same_way_always() -> None:
     assert np.array_equal(by_rows(doubled, x, 2, size=3), (2 * x[:, :2]).astype(np.float32))
     assert sorted(seen) == [1, 3, 3]
     assert by_rows(np.negative, x, 3, out=x) is x
+
+
+def test_pieces_are_even() -> None:
+    assert evenly(28, 20) == [slice(0, 14), slice(14, 28)]
+    assert evenly(40, 20) == [slice(0, 20), slice(20, 40)]
+    assert evenly(5, 128) == [slice(0, 5)]
+    assert evenly(7, 3) == [slice(0, 3), slice(3, 6), slice(6, 7)]
+    assert evenly(0, 3) == []
 
 
 def test_sums_of_parts_become_means() -> None:

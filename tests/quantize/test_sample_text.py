@@ -10,7 +10,7 @@ from dgpt2_quant.quantize.calibrate import SAMPLED, SAMPLED_TOKENS, collect, cut
 from dgpt2_quant.quantize.errors import CheckpointError, UsageError
 from dgpt2_quant.quantize.model_source import open_model
 from dgpt2_quant.quantize.reference import Reference, from_source, softmax
-from dgpt2_quant.quantize.sample_text import draw, evenly, sample
+from dgpt2_quant.quantize.sample_text import draw, sample
 
 from .checkpoints import TOKENS, make_checkpoint
 from .random_reference import random_reference
@@ -38,11 +38,11 @@ def test_every_token_is_drawn_from_the_references_distribution(
     monkeypatch.setattr(sample_text, "_COLUMNS", 8)
     tokens = np.reshape(sample(model, 7, COUNT, LENGTH), (COUNT, LENGTH))
     assert (tokens[:, 0] == 7).all()
-    drawn = np.concatenate(met)
-    if at_once == "in turns":  # by position within each turn
-        drawn = np.concatenate([np.stack(met[turn * 11 : turn * 11 + 11], 1) for turn in range(3)])
-    else:
-        drawn = drawn.reshape(LENGTH - 1, COUNT, -1).transpose(1, 0, 2)
+    turns, drawn, behind = [2, 2, 1] if at_once == "in turns" else [COUNT], [], np.concatenate(met)
+    for turn in turns:  # in each, one position after the other
+        steps, behind = np.split(behind, [(LENGTH - 1) * turn])
+        drawn += [*steps.reshape(LENGTH - 1, turn, -1).transpose(1, 0, 2)]
+    assert len(behind) == 0
     for sequence, probabilities in zip(tokens, drawn, strict=True):
         expected = softmax(model.logits(sequence[:-1].tolist()))
         np.testing.assert_allclose(probabilities, expected, atol=1e-6)
@@ -74,13 +74,6 @@ def test_a_draw_at_the_very_end_is_a_token_that_can_come(count: int, behind: int
     probabilities = np.zeros((2, count + behind), np.float32)
     probabilities[:, :count] = np.random.default_rng(0).dirichlet(np.ones(count), 2)
     assert draw(probabilities, Last()).tolist() == [count - 1] * 2  # type: ignore[arg-type]
-
-
-def test_pieces_are_even() -> None:
-    assert evenly(28, 20) == [slice(0, 14), slice(14, 28)]
-    assert evenly(40, 20) == [slice(0, 20), slice(20, 40)]
-    assert evenly(5, 128) == [slice(0, 5)]
-    assert evenly(7, 3) == [slice(0, 3), slice(3, 6), slice(6, 7)]
 
 
 def test_progress_goes_to_the_end() -> None:
