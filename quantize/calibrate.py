@@ -58,7 +58,8 @@ def imatrix(
     `model` is what `convert` takes; `text` a UTF-8 file, a bundled text by name, or `sampled`: what the model writes
     itself; without one, files are only merged.
     `ctx_size` tokens make a chunk (the model's positions, if these are fewer), of which the first `chunks` are taken.
-    An interrupted call leaves `output` with `.partial` behind, from which the same call goes on.
+    An interrupted call leaves `output` with `.partial` behind, from which the same call goes on; not with `sampled`,
+    for what is collected while a text is written is not whole before its end.
 
     Raises `DgptQuantError`.
     """

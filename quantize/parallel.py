@@ -66,12 +66,14 @@ def ahead(items: Iterator[Item]) -> Iterator[Item]:
     if _pool.get() is None:
         yield from items
         return
-    with ThreadPoolExecutor(1, initializer=give_way) as aside:
-        end = object()
+    end, aside = object(), ThreadPoolExecutor(1, initializer=give_way)
+    try:
         following = deque(aside.submit(next, items, end) for _ in range(_AHEAD))
         while (item := following.popleft().result()) is not end:
             following.append(aside.submit(next, items, end))
             yield cast(Item, item)
+    finally:
+        aside.shutdown(cancel_futures=True)  # who stops early need not wait for all of them
 
 
 def give_way() -> None:

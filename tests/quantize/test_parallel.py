@@ -111,6 +111,30 @@ def test_an_error_ahead_comes_when_its_turn_has() -> None:
             next(found)
 
 
+def test_who_stops_early_waits_for_none_that_is_not_begun() -> None:
+    begun, inside, go_on = [], threading.Event(), threading.Event()
+
+    def items() -> Iterator[int]:
+        for number in range(9):
+            begun.append(number)
+            if number:
+                inside.set()
+                go_on.wait(20)
+            yield number
+
+    with calculating(2):
+        found = ahead(items())
+        assert next(found) == 0
+        assert inside.wait(20)
+        closing = threading.Thread(target=found.close)  # type: ignore[attr-defined]
+        closing.start()
+        closing.join(0.5)  # what waits is given up by then; what has begun is waited for
+        assert closing.is_alive()
+        go_on.set()
+        closing.join(20)
+    assert begun == [0, 1]
+
+
 def test_rows_are_cut_in_the_same_way_always() -> None:
     assert pieces(5, 2) == [slice(0, 2), slice(2, 4), slice(4, 5)]
     assert pieces(0) == []
