@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Logits = npt.NDArray[np.float32]
+from .library import Logits
+
 Ids = npt.NDArray[np.intp]
 
 _ROWS = 32  # how a row of logits is folded to find a bound of the k-th largest

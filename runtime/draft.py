@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .candidates import Logits, likeliest, log_total
-from .library import NativeModel
+from .candidates import likeliest, log_total
+from .library import Logits, NativeModel
 from .request import Request
 from .sampler import Sampler
 from .text_stream import TextStream
@@ -123,11 +123,7 @@ class Draft:
         return tuple(self._logprobs[begin:])
 
     def advance(self, logits: Logits) -> str:
-        """Chooses the next token by logits of shape (vocabulary,), which it changes; returns the text to show now.
-
-        Pad tokens at the vocabulary's end have no part in it.
-        """
-        logits = logits[: self.real_vocabulary]
+        """Chooses the next token by logits, (real vocabulary,), which it changes; returns the text to show now."""
         request, token_ids = self.request, self.token_ids
         shown = "" if token_ids or request.echo is None else self._show(request.echo)
         if self.room <= 0:  # only the prompt's log-probabilities were wanted

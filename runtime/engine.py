@@ -17,10 +17,9 @@ from time import perf_counter
 
 import numpy as np
 
-from .candidates import Logits
 from .draft import Draft, TokenLogprob, token_logprob
 from .exact_context import ExactContext
-from .library import NativeContext
+from .library import Logits, NativeContext
 from .threads import Fixed, Governor
 
 CHUNK = 128  # tokens of a prompt that are decoded in one go, and the unit of reuse
@@ -168,7 +167,7 @@ class Engine:
             if not computed:
                 self._row[:] = slot.row
             row = self.context.logits(1)[0] if computed else self._row
-            pieces.append((draft, draft.advance(row)))
+            pieces.append((draft, draft.advance(row[: draft.real_vocabulary])))
         return computed
 
     def _reuse(self, slot: _Slot, draft: Draft) -> None:
@@ -219,15 +218,12 @@ class Engine:
         drafts, governor, context = self._active, self.governor, self.context
         if context.threads != governor.threads:
             context.set_threads(governor.threads)
-        rows = []
-        for draft in drafts:
-            rows.append((draft.token, draft.next_position, draft.slot))
         started = perf_counter()
-        logits = context.decode_each(rows)
+        rows = context.decode_each(drafts)
         governor.observe(len(drafts), perf_counter() - started)
         pieces = []
         through = False
-        for draft, row in zip(drafts, logits, strict=True):
+        for draft, row in zip(drafts, rows, strict=False):
             draft.next_position += 1
             pieces.append((draft, draft.advance(row)))
             through = through or draft.completion is not None

@@ -11,9 +11,8 @@ import struct
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
-from .library import NativeContext, State
+from .library import Fed, Logits, NativeContext, State
 
 NEAR = 256  # positions of single tokens with flash attention
 
@@ -31,10 +30,7 @@ class ExactContext:
         self._far: NativeContext | None = None  # made when it is first needed
         self._carried = 0  # cells that the far context has
         self.vocabulary = self._near.vocabulary
-
-    @property
-    def threads(self) -> int:
-        return self._near.threads
+        self.threads = self._near.threads
 
     def decode(self, tokens: Sequence[int], position: int, slot: int = 0, scored_from: int | None = None) -> None:
         """As `NativeContext.decode`."""
@@ -43,15 +39,15 @@ class ExactContext:
             self._last = self._far_at(position)
         self._last.decode(tokens, position, slot, scored_from)
 
-    def decode_each(self, rows: Sequence[tuple[int, int, int]]) -> npt.NDArray[np.float32]:
+    def decode_each(self, feeds: Sequence[Fed]) -> list[Logits]:
         """As `NativeContext.decode_each`, of one row."""
-        position = rows[0][1]
+        position = feeds[0].next_position
         if position < NEAR:
-            return self._near.decode_each(rows)
-        return self._far_at(position).decode_each(rows)
+            return self._near.decode_each(feeds)
+        return self._far_at(position).decode_each(feeds)
 
-    def logits(self, rows: int) -> npt.NDArray[np.float32]:
-        """Of the last `decode`."""
+    def logits(self, rows: int) -> Logits:
+        """Of the last `decode`, (rows, vocabulary)."""
         return self._last.logits(rows)
 
     def keep(self, positions: int, slot: int = 0) -> None:
@@ -62,6 +58,7 @@ class ExactContext:
             self._carried = positions
 
     def set_threads(self, threads: int) -> None:
+        self.threads = threads
         for context in (self._near, self._far):
             if context is not None:
                 context.set_threads(threads)

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,17 @@ KV_TYPES = {"f32": F32, "f16": F16, "bf16": 30, "q8_0": 8}
 _WITH_VOCABULARY = ("dry", "grammar")  # samplers whose first argument it is
 _WHERE_IT_SAYS_WHY = "Turn on the logger `dgpt2_quant.llama_cpp` to see its reason."
 
+Logits = npt.NDArray[np.float32]  # of one position, shape (real vocabulary,)
 State = npt.NDArray[np.uint8]  # of a sequence: bytes, shape (size,)
+
+
+class Fed(Protocol):
+    """A token for a sequence: where it lies, and its position there."""
+
+    token: int
+    next_position: int
+    slot: int
+
 
 _pending: list[BaseException] = []  # what was raised in a callback from C
 
@@ -251,6 +261,8 @@ class NativeContext:
             ctypes.cast(lib.llama_get_logits, ctypes.c_void_p).value or 0
         )
         self._view: tuple[int, npt.NDArray[np.float32]] = 0, np.empty((0, 0), np.float32)
+        self._rows: tuple[int, list[Logits]] = 0, []  # likewise, each by itself and without pad tokens
+        self._real_vocabulary = model.real_vocabulary
         if _pending:
             self.close()
             _raise_pending()
@@ -267,19 +279,28 @@ class NativeContext:
             self._scored[index] = index >= first_scored
         self._run(len(tokens), position + len(tokens) - 1)
 
-    def decode_each(self, rows: Sequence[tuple[int, int, int]]) -> npt.NDArray[np.float32]:
-        """Appends a token to each of several sequences: (token, position, slot), slots ascending; returns `logits`."""
-        last = index = 0
-        for token, position, slot in rows:
-            self._tokens[index] = token
-            self._positions[index] = position
-            self._slots[index][0] = slot
-            self._scored[index] = 1
+    def decode_each(self, feeds: Sequence[Fed]) -> list[Logits]:
+        """Appends a token to each of several sequences, by ascending slot; returns their logits, without pad tokens.
+
+        They are views until the next decode; there may be more than one for each.
+        """
+        # a decode empties the caches, so that each call and each object here costs several times what it seems to
+        tokens, positions, slots, scored = self._tokens, self._positions, self._slots, self._scored
+        last = count = 0
+        for feed in feeds:
+            tokens[count] = feed.token
+            positions[count] = position = feed.next_position
+            slots[count][0] = feed.slot
+            scored[count] = 1
             if position > last:
                 last = position
-            index += 1
-        self._run(index, last)
-        return self.logits(index)
+            count += 1
+        self._run(count, last)
+        address, rows = self._rows
+        if address != self._logits_address(self.handle) or len(rows) < count:
+            rows = [row[: self._real_vocabulary] for row in self.logits(count)]
+            self._rows = self._view[0], rows
+        return rows
 
     def _run(self, count: int, last_position: int) -> None:
         if last_position >= self.positions:  # behind them llama.cpp reads beyond the position table

@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from dgpt2_quant.runtime import Model
@@ -79,8 +80,9 @@ def stream(model: Model, settings: Mapping[str, Any], *, decode: bool = True) ->
 def bare(context: NativeContext) -> float:
     context.keep(0)
     started = time.perf_counter()
-    for position in range(TOKENS):
-        context.decode_each([(5, position, 0)])
+    fed = SimpleNamespace(token=5, next_position=0, slot=0)
+    for fed.next_position in range(TOKENS):
+        context.decode_each([fed])
     return time.perf_counter() - started
 
 

@@ -3,8 +3,9 @@
 usage: time_runtime.py MODEL.gguf [MODEL.gguf ...] [--llama-cpp-bin DIR] [--rounds N] [--only PART ...]
 
 The parts, each after a round that warms up:
-- decode: 256 tokens behind a prompt of one, by `Model.stream`, by `Llama.create_completion` (streaming and not) and by
-  llama-bench, which feeds tokens and samples nothing; greedy and with the default settings (top-k 40);
+- decode: 256 tokens from a prompt of one, so 256 decodes at positions 0 to 255, from the call to the last piece, by
+  `Model.stream`, by `Llama.create_completion` (streaming and not) and by llama-bench, which feeds tokens at the same
+  positions and samples nothing; greedy and with the default settings (top-k 40);
 - prompt: from a prompt of 4 and of 512 tokens to the first token, against one `llama_decode` of it in the same context;
 - batch: 8 sequences of 256 tokens from one prompt of 4, against llama-batched-bench, whose prompt is shared too;
 - depth: decoding at position 10 and at position 1,000, with and without flash attention, by types of cache;
@@ -73,11 +74,15 @@ def decode(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def text(model: Model, settings: Mapping[str, Any], number: int) -> float:
-    return stream(model, [1000 + number], TOKENS, **settings)
+    """Tokens per second from the call to the last piece, as whoever iterates sees them."""
+    started = time.perf_counter()
+    for _ in model.stream([1000 + number], max_tokens=TOKENS, ignore_eos=True, seed=1, **settings):
+        pass
+    return TOKENS / (time.perf_counter() - started)
 
 
 def stream(model: Model, prompt: Sequence[int], tokens: int, **settings: Any) -> float:
-    """Tokens per second from the second piece to the last, as whoever iterates sees them.
+    """Tokens per second behind the second piece.
 
     The first comes with the prompt; behind 256 positions the second one waits for the cache to be carried over.
     """
@@ -98,18 +103,17 @@ def peer(path: Path, threads: int, settings: Mapping[str, Any]) -> dict[str, Con
 
     def streamed(number: int) -> float:
         llama.reset()
-        times = [
-            time.perf_counter()
-            for _ in llama.create_completion(
-                [1000 + number], max_tokens=TOKENS + 1, seed=1, stream=True, logit_bias={str(end): -100}, **settings
-            )
-        ]
-        return TOKENS / (times[-1] - times[0])
+        started = time.perf_counter()
+        for _ in llama.create_completion(
+            [1000 + number], max_tokens=TOKENS, seed=1, stream=True, logit_bias={str(end): -100}, **settings
+        ):
+            pass
+        return TOKENS / (time.perf_counter() - started)
 
     def whole(number: int) -> float:
         llama.reset()
         started = time.perf_counter()
-        answer = llama.create_completion([1000 + number], max_tokens=TOKENS + 1, seed=1, **settings)
+        answer = llama.create_completion([1000 + number], max_tokens=TOKENS, seed=1, **settings)
         return answer["usage"]["completion_tokens"] / (time.perf_counter() - started)
 
     return {"create_completion, streamed": streamed, "create_completion": whole}

@@ -94,10 +94,12 @@ class TestGenerate:
         assert storybook.generate([], max_tokens=5) == []
 
     def test_sequence_i_has_the_seed_plus_i(self, storybook: Model) -> None:
-        (completions,) = storybook.generate(PROMPT, num_return_sequences=3, max_tokens=16, seed=5)
+        # one after the other: together, a processor's sums of several rows may choose another token
+        (completions,) = storybook.generate(PROMPT, num_return_sequences=3, max_tokens=16, seed=5, parallel=1)
         alone = [storybook.generate(PROMPT, max_tokens=16, seed=5 + number)[0][0] for number in range(3)]
         assert completions == alone
         assert len({completion.text for completion in completions}) == 3
+        assert storybook.batch(PROMPT, num_return_sequences=3, seed=5).seeds == [5, 6, 7]
 
     def test_without_a_seed_texts_differ(self, storybook: Model) -> None:
         (completions,) = storybook.generate(PROMPT, num_return_sequences=3, max_tokens=24)
