@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .library import Logits
+from .decoding import Logits
 
 Ids = npt.NDArray[np.intp]
 

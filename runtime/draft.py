@@ -9,7 +9,8 @@ from typing import Any, Literal
 import numpy as np
 
 from .candidates import likeliest, log_total
-from .library import Logits, NativeModel
+from .decoding import Logits
+from .library import NativeModel
 from .request import Request
 from .sampler import Sampler
 from .text_stream import TextStream

@@ -17,9 +17,10 @@ from time import perf_counter
 
 import numpy as np
 
+from .decoding import Logits
 from .draft import Draft, TokenLogprob, token_logprob
 from .exact_context import ExactContext
-from .library import Logits, NativeContext
+from .library import NativeContext
 from .threads import Fixed, Governor
 
 CHUNK = 128  # tokens of a prompt that are decoded in one go, and the unit of reuse

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .library import Fed, Logits, NativeContext, State
+from .decoding import Fed, Logits, State
+from .library import NativeContext
 
 NEAR = 256  # positions of single tokens with flash attention
 

@@ -12,12 +12,14 @@ import threading
 from collections.abc import Iterable, Sequence
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from dgpt2_quant.quantize.cores import bounded_spin
 from dgpt2_quant.quantize.errors import RuntimeFailure, UsageError
+
+from .decoding import Fed, Logits, State
 
 log = logging.getLogger("dgpt2_quant.llama_cpp")
 log.addHandler(logging.NullHandler())
@@ -30,19 +32,8 @@ _CELLS = 256  # llama.cpp rounds a cache up to a multiple
 F32, F16 = 0, 1  # enum ggml_type
 KV_TYPES = {"f32": F32, "f16": F16, "bf16": 30, "q8_0": 8}
 _WITH_VOCABULARY = ("dry", "grammar")  # samplers whose first argument it is
+_BYTES = ctypes.POINTER(ctypes.c_uint8)
 _WHERE_IT_SAYS_WHY = "Turn on the logger `dgpt2_quant.llama_cpp` to see its reason."
-
-Logits = npt.NDArray[np.float32]  # of one position, shape (real vocabulary,)
-State = npt.NDArray[np.uint8]  # of a sequence: bytes, shape (size,)
-
-
-class Fed(Protocol):
-    """A token for a sequence: where it lies, and its position there."""
-
-    token: int
-    next_position: int
-    slot: int
-
 
 _pending: list[BaseException] = []  # what was raised in a callback from C
 
@@ -95,10 +86,7 @@ class NativeModel:
             self.close()
             _raise_pending()
         if not self.handle:
-            raise RuntimeFailure(
-                f"llama.cpp can not load {path}",
-                _WHERE_IT_SAYS_WHY,
-            )
+            raise RuntimeFailure(f"llama.cpp can not load {path}", _WHERE_IT_SAYS_WHY)
         self.vocab = lib.llama_model_get_vocab(self.handle)
         self.vocabulary: int = lib.llama_vocab_n_tokens(self.vocab)
         self.positions: int = lib.llama_model_n_ctx_train(self.handle)
@@ -228,9 +216,8 @@ class NativeContext:
         params.n_seq_max = slots
         params.n_batch = params.n_ubatch = max(min(positions, batch), slots)
         params.n_threads = params.n_threads_batch = threads
-        params.flash_attn_type = (
-            lib.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash_attention else lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        )
+        name = "ENABLED" if flash_attention else "DISABLED"
+        params.flash_attn_type = getattr(lib, f"LLAMA_FLASH_ATTN_TYPE_{name}")
         params.type_k = params.type_v = kv_type
         params.embeddings = embeddings
         params.no_perf = True
@@ -238,11 +225,8 @@ class NativeContext:
         self.handle = lib.llama_init_from_model(model.handle, params)
         if not self.handle:
             _raise_pending()
-            raise RuntimeFailure(
-                f"llama.cpp can not set up a context of {positions} positions"
-                + (f" for {slots} sequences" if slots > 1 else ""),
-                "Is there enough memory?",
-            )
+            what = f"a context of {positions} positions for {slots} sequence{'s' * (slots > 1)}"
+            raise RuntimeFailure(f"llama.cpp can not set up {what}", "Is there enough memory?")
         self.vocabulary = model.vocabulary
         self.width = model.width
         self.positions = positions
@@ -285,15 +269,13 @@ class NativeContext:
         They are views until the next decode; there may be more than one for each.
         """
         # a decode empties the caches, so that each call and each object here costs several times what it seems to
-        tokens, positions, slots, scored = self._tokens, self._positions, self._slots, self._scored
         last = count = 0
         for feed in feeds:
-            tokens[count] = feed.token
-            positions[count] = position = feed.next_position
-            slots[count][0] = feed.slot
-            scored[count] = 1
-            if position > last:
-                last = position
+            self._tokens[count] = feed.token
+            self._positions[count] = position = feed.next_position
+            self._slots[count][0] = feed.slot
+            self._scored[count] = 1
+            last = position if position > last else last
             count += 1
         self._run(count, last)
         address, rows = self._rows
@@ -336,7 +318,7 @@ class NativeContext:
         """A sequence's cells as llama.cpp writes them."""
         lib = bindings()
         state = np.empty(lib.llama_state_seq_get_size(self.handle, slot), np.uint8)
-        if lib.llama_state_seq_get_data(self.handle, _bytes_of(state), len(state), slot) != len(state):
+        if lib.llama_state_seq_get_data(self.handle, state.ctypes.data_as(_BYTES), len(state), slot) != len(state):
             raise RuntimeFailure(f"llama.cpp can not save the sequence {slot}")
         return state
 
@@ -344,7 +326,7 @@ class NativeContext:
         """Puts saved cells into a slot, in place of what is there."""
         lib = bindings()
         lib.llama_memory_seq_rm(self._memory, slot, 0, -1)
-        if not lib.llama_state_seq_set_data(self.handle, _bytes_of(state), len(state), slot):
+        if not lib.llama_state_seq_set_data(self.handle, state.ctypes.data_as(_BYTES), len(state), slot):
             raise RuntimeFailure(f"llama.cpp can not restore the sequence {slot}")
 
     def set_threads(self, threads: int) -> None:
@@ -406,10 +388,6 @@ class NativeSampler:
         if self.handle:
             bindings().llama_sampler_free(self.handle)
         self.handle = None
-
-
-def _bytes_of(state: State) -> Any:
-    return state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
 
 
 def _encoded(argument: Any) -> Any:

@@ -8,7 +8,8 @@ import numpy as np
 from dgpt2_quant.quantize.errors import RuntimeFailure, UsageError
 
 from .candidates import Ids, at_least, at_least_likely, log_total, nucleus, typical
-from .library import Logits, NativeModel, NativeSampler
+from .decoding import Logits
+from .library import NativeModel, NativeSampler
 from .sampling import Sampling
 
 _BLOCK = 256  # tokens that are drawn together first, when nothing filters them
