@@ -124,7 +124,10 @@ class Draft:
         return tuple(self._logprobs[begin:])
 
     def advance(self, logits: Logits) -> str:
-        """Chooses the next token by logits, (real vocabulary,), which it changes; returns the text to show now."""
+        """Chooses the next token by logits, (real vocabulary,), which it changes; returns the text to show now.
+
+        Pad tokens have none there, so that they are never chosen.
+        """
         request, token_ids = self.request, self.token_ids
         shown = "" if token_ids or request.echo is None else self._show(request.echo)
         if self.room <= 0:  # only the prompt's log-probabilities were wanted

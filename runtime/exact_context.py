@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from .decoding import Fed, Logits, State
 from .library import NativeContext
@@ -47,8 +48,8 @@ class ExactContext:
             return self._near.decode_each(feeds)
         return self._far_at(position).decode_each(feeds)
 
-    def logits(self, rows: int) -> Logits:
-        """Of the last `decode`, (rows, vocabulary)."""
+    def logits(self, rows: int) -> npt.NDArray[np.float32]:
+        """As `NativeContext.logits`, of the last `decode`."""
         return self._last.logits(rows)
 
     def keep(self, positions: int, slot: int = 0) -> None:

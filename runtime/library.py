@@ -266,7 +266,7 @@ class NativeContext:
     def decode_each(self, feeds: Sequence[Fed]) -> list[Logits]:
         """Appends a token to each of several sequences, by ascending slot; returns their logits, without pad tokens.
 
-        They are views until the next decode; there may be more than one for each.
+        They are views until the next decode. Behind them may be rows of earlier decodes, of more sequences.
         """
         # a decode empties the caches, so that each call and each object here costs several times what it seems to
         last = count = 0

@@ -249,8 +249,8 @@ def test_llama_for_real(storybook_files: dict[str, Path], tmp_path: Path) -> Non
     assert row["decode_tps"]["rounds"] == 2
     assert row["prompt_tps"]["min"] > row["decode_tps"]["min"] > 0  # type: ignore[index]
     # without flash attention, as Llama has it: it rounds differently, and on some processors chooses another token
-    ours_alike = Model.load(storybook_files["Q4_0"], threads=1, flash_attention=False)
-    with Peer(spec, threads=1, positions=512) as peer, ours_alike as model:
+    alike = Model.load(storybook_files["Q4_0"], threads=1, flash_attention=False)
+    with Peer(spec, threads=1, positions=512) as peer, alike as model:
         prompt = make_prompt(model.vocabulary, 32, 0)
         peer.time(prompt, 16)
         ((ours,),) = model.generate([prompt], max_tokens=16, temperature=0, ignore_eos=True)
