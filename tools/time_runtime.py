@@ -23,8 +23,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from functools import cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +62,14 @@ def main() -> None:
 
 def decode(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     found = {}
-    with Model.load(path, threads=arguments.threads) as model:
+    with (
+        Model.load(path, threads=arguments.threads) as model,
+        ProcessPoolExecutor(1, get_context("spawn")) as process,
+    ):
         for name, settings in SETTINGS.items():
             contestants = {
                 "ours": partial(text, model, settings),
-                **peer(path, arguments.threads, settings),
+                **peer(path, arguments.threads, settings, process),
             }
             if arguments.llama_cpp_bin:
                 contestants["llama-bench"] = partial(llama_bench, path, arguments)
@@ -95,28 +99,29 @@ def stream(model: Model, prompt: Sequence[int], tokens: int, **settings: Any) ->
     return tokens / (time.perf_counter() - started)
 
 
-def peer(path: Path, threads: int, settings: Mapping[str, Any]) -> dict[str, Contestant]:
+def peer(path: Path, threads: int, settings: Mapping[str, Any], process: Executor) -> dict[str, Contestant]:
+    def speed(streamed: bool, number: int) -> float:
+        return process.submit(completion, path, threads, settings, streamed, number).result()
+
+    return {"create_completion, streamed": partial(speed, True), "create_completion": partial(speed, False)}
+
+
+@cache
+def peer_model(path: Path, threads: int) -> Any:
     from llama_cpp import Llama
 
-    llama = Llama(str(path), n_ctx=1024, n_threads=threads, n_threads_batch=threads, verbose=False)
-    end = llama.token_eos()
+    return Llama(str(path), n_ctx=1024, n_threads=threads, n_threads_batch=threads, verbose=False)
 
-    def streamed(number: int) -> float:
-        llama.reset()
-        started = time.perf_counter()
-        for _ in llama.create_completion(
-            [1000 + number], max_tokens=TOKENS, seed=1, stream=True, logit_bias={str(end): -100}, **settings
-        ):
-            pass
-        return TOKENS / (time.perf_counter() - started)
 
-    def whole(number: int) -> float:
-        llama.reset()
-        started = time.perf_counter()
-        answer = llama.create_completion([1000 + number], max_tokens=TOKENS, seed=1, **settings)
-        return answer["usage"]["completion_tokens"] / (time.perf_counter() - started)
-
-    return {"create_completion, streamed": streamed, "create_completion": whole}
+def completion(path: Path, threads: int, settings: Mapping[str, Any], streamed: bool, number: int) -> float:
+    """Tokens per second of a peer, in a process of its own: ours has set how long OpenMP's threads spin."""
+    llama = peer_model(path, threads)
+    llama.reset()
+    started = time.perf_counter()
+    answer = llama.create_completion([1000 + number], stream=streamed, max_tokens=TOKENS, seed=1, **settings)
+    for _ in answer:
+        pass
+    return llama.n_tokens / (time.perf_counter() - started)  # a text that ends by itself has fewer
 
 
 def llama_bench(path: Path, arguments: argparse.Namespace, _number: int) -> float:
