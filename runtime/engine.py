@@ -224,9 +224,9 @@ class Engine:
         governor.observe(len(drafts), perf_counter() - started)
         pieces = []
         through = False
-        for draft, row in zip(drafts, rows, strict=False):
+        for index, draft in enumerate(drafts):
             draft.next_position += 1
-            pieces.append((draft, draft.advance(row)))
+            pieces.append((draft, draft.advance(rows[index])))
             through = through or draft.completion is not None
         totals = self.totals
         totals.decode_tokens += len(drafts)

@@ -225,7 +225,7 @@ class NativeContext:
         self.handle = lib.llama_init_from_model(model.handle, params)
         if not self.handle:
             _raise_pending()
-            what = f"a context of {positions} positions for {slots} sequence{'s' * (slots > 1)}"
+            what = f"a context of {slots} x {positions} positions"
             raise RuntimeFailure(f"llama.cpp can not set up {what}", "Is there enough memory?")
         self.vocabulary = model.vocabulary
         self.width = model.width
@@ -246,6 +246,7 @@ class NativeContext:
         )
         self._view: tuple[int, npt.NDArray[np.float32]] = 0, np.empty((0, 0), np.float32)
         self._rows: tuple[int, list[Logits]] = 0, []  # likewise, each by itself and without pad tokens
+        self._is_in_place = False  # whether a single row would be where the first of them is
         self._real_vocabulary = model.real_vocabulary
         if _pending:
             self.close()
@@ -261,14 +262,13 @@ class NativeContext:
             self._positions[index] = position + index
             self._slots[index][0] = slot
             self._scored[index] = index >= first_scored
+        self._is_in_place = False
         self._run(len(tokens), position + len(tokens) - 1)
 
     def decode_each(self, feeds: Sequence[Fed]) -> list[Logits]:
-        """Appends a token to each of several sequences, by ascending slot; returns their logits, without pad tokens.
-
-        They are views until the next decode. Behind them may be rows of earlier decodes, of more sequences.
-        """
-        # a decode empties the caches, so that each call and each object here costs several times what it seems to
+        """Appends a token to each of some sequences, by ascending slot. Returns their logits, without pad tokens: views
+        until the next decode, and perhaps more rows of earlier ones behind them."""
+        # a decode empties the caches: what is called or made here costs several times what it seems to
         last = count = 0
         for feed in feeds:
             self._tokens[count] = feed.token
@@ -278,11 +278,12 @@ class NativeContext:
             last = position if position > last else last
             count += 1
         self._run(count, last)
-        address, rows = self._rows
-        if address != self._logits_address(self.handle) or len(rows) < count:
-            rows = [row[: self._real_vocabulary] for row in self.logits(count)]
-            self._rows = self._view[0], rows
-        return rows
+        # on the CPU they are there by now, one row where it was; the order of several is mended when they are asked for
+        if count > 1 or not self._is_in_place:
+            if self._rows[0] != self._logits_address(self.handle) or len(self._rows[1]) < count:
+                self._rows = self._logits_address(self.handle), list(self.logits(count)[:, : self._real_vocabulary])
+            self._is_in_place = True
+        return self._rows[1]
 
     def _run(self, count: int, last_position: int) -> None:
         if last_position >= self.positions:  # behind them llama.cpp reads beyond the position table
