@@ -139,18 +139,10 @@ class NativeModel:
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The tokens' text; control tokens have none, bytes that are no UTF-8 become U+FFFD."""
-        return b"".join(map(self.token_bytes, tokens)).decode("utf-8", "replace")
-
-    def token_bytes(self, token: int) -> bytes:
-        """The bytes that a token stands for; none for a control token."""
-        return self.piece(token)[0]
-
-    def is_end(self, token: int) -> bool:
-        """Whether the token ends a text."""
-        return self.piece(token)[1]
+        return b"".join(self.piece(token)[0] for token in tokens).decode("utf-8", "replace")
 
     def piece(self, token: int) -> tuple[bytes, bool]:
-        """The bytes that a token stands for, and whether it ends a text."""
+        """The bytes that a token stands for (none for a control token), and whether it ends a text."""
         found = self._pieces.get(token)
         if found is None:
             self.check_tokens((token,))
@@ -369,6 +361,10 @@ class NativeSampler:
             self._reserve(size)
         self.ids[:size] = ids
         self.logits[:size] = logits
+        return self.run(size)
+
+    def run(self, size: int) -> int:
+        """As `apply`, with as many tokens as are at `address` already."""
         array = self._array
         array.size = size
         array.selected = -1
@@ -379,6 +375,7 @@ class NativeSampler:
     def _reserve(self, size: int) -> None:
         candidates = np.empty(size, _TOKEN_DATA)
         self.ids, self.logits, self.probabilities = (candidates[name] for name in ("id", "logit", "p"))
+        self.address = candidates.ctypes.data
         self._array.data = candidates.ctypes.data_as(ctypes.POINTER(bindings().llama_token_data))
 
     def accept(self, token: int) -> None:

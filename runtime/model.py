@@ -193,11 +193,11 @@ class Model(Scorer):
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that one token stands for."""
-        return self._open().token_bytes(token)
+        return self._open().piece(token)[0]
 
     def is_end(self, token: int) -> bool:
         """Whether this token ends a text."""
-        return self._open().is_end(token)
+        return self._open().piece(token)[1]
 
     def make_draft(
         self, prompt: str | Sequence[int], positions: int | None = None, **options: Unpack[Options]

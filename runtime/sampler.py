@@ -1,4 +1,4 @@
-"""Choosing a token from a row of logits: vectors find the candidates, llama.cpp's samplers do the rest."""
+"""Choosing a token from a row of logits: first the candidates are found, then llama.cpp's samplers do the rest."""
 
 import math
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from dgpt2_quant.quantize.errors import RuntimeFailure, UsageError
 from .candidates import Ids, at_least, at_least_likely, log_total, nucleus, typical
 from .decoding import Logits
 from .library import NativeModel, NativeSampler
+from .likeliest import Row
 from .sampling import Sampling
 
 _BLOCK = 256  # tokens that are drawn together first, when nothing filters them
@@ -35,6 +36,7 @@ class Sampler:
                     + (", and behind are pad tokens, which are never chosen" if is_pad else "")
                 )
         self._vocabulary = model.real_vocabulary
+        self._row = Row()
         self._bias_ids = np.array(list(sampling.logit_bias), np.intp)
         self._bias = np.array(list(sampling.logit_bias.values()), np.float32)
         self._surprise_limit = 2 * sampling.mirostat_tau  # mirostat's mu, in bits
@@ -95,6 +97,10 @@ class Sampler:
             return token if self._possible(logits.item(token)) else None
         settings = self.sampling
         if settings.top_k and not settings.mirostat:
+            choice = self._choice
+            size = self._row.likeliest(logits, settings.top_k, choice.address, len(choice.ids))
+            if size > 0:
+                return self._chosen(choice.run(size))
             found = at_least_likely(logits, settings.top_k)
             # no row of finite logits leaves none, and only a row with many -inf leaves all
             if 0 < len(found) < len(logits) or self._possible(float(logits.max())):
@@ -123,9 +129,12 @@ class Sampler:
         raise overflowed()
 
     def _draw(self, ids: Ids, logits: Logits) -> int:
+        assert self._choice
+        return self._chosen(self._choice.apply(ids, logits))
+
+    def _chosen(self, index: int) -> int:
         choice = self._choice
         assert choice
-        index = choice.apply(ids, logits)
         probability = choice.probabilities.item(index)
         if not probability >= 0:  # of an infinite logit
             self._possible(math.inf)
