@@ -7,6 +7,7 @@
 #define Py_LIMITED_API 0x030b0000
 #include <Python.h>
 #include <math.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #ifdef _WIN32
@@ -15,7 +16,7 @@
 #define EXPORTED __attribute__((visibility("default")))
 #endif
 
-enum { MOST = 256, BLOCK = 32 };
+enum { MOST = 256, COLUMNS = 1024, BLOCK = 32 };
 
 typedef struct { /* llama_token_data */
     int32_t id;
@@ -23,18 +24,36 @@ typedef struct { /* llama_token_data */
     float p;
 } candidate;
 
-/* Puts a value in place of the smallest of a heap. */
-static void replace_least(float *heap, int32_t size, float value)
+/* The count-th largest of `size` values that lie `stride` bytes apart; `heap` has room for `count`. */
+static float nth_largest(const void *values, size_t stride, int32_t size, float *heap, int32_t count)
 {
-    int32_t at = 0;
-    for (int32_t child; (child = 2 * at + 1) < size; at = child) {
-        if (child + 1 < size && heap[child + 1] < heap[child])
-            child++;
-        if (heap[child] >= value)
-            break;
-        heap[at] = heap[child];
+    const char *at = values;
+    for (int32_t i = 0; i < count; i++)
+        heap[i] = -INFINITY;
+    for (int32_t i = 0; i < size; i++, at += stride) {
+        float value = *(const float *)at;
+        if (!(value > heap[0]))
+            continue;
+        int32_t hole = 0; /* the smallest leaves, and the value sinks to where it belongs */
+        for (int32_t child; (child = 2 * hole + 1) < count; hole = child) {
+            child += child + 1 < count && heap[child + 1] < heap[child];
+            if (heap[child] >= value)
+                break;
+            heap[hole] = heap[child];
+        }
+        heap[hole] = value;
     }
-    heap[at] = value;
+    return heap[0];
+}
+
+/* The largest value of each of some disjoint columns, without the tail of the row that fills none. A NaN is none. */
+static void fold(const float *logits, int32_t size, float *folded, int32_t columns)
+{
+    for (int32_t i = 0; i < columns; i++)
+        folded[i] = -INFINITY;
+    for (; size >= columns; size -= columns, logits += columns)
+        for (int32_t i = 0; i < columns; i++)
+            folded[i] = logits[i] > folded[i] ? logits[i] : folded[i];
 }
 
 /* Whether one of a block's logits reaches a bound: a loop without an end in the middle becomes vectors. */
@@ -46,41 +65,49 @@ static int any_reaches(const float *logits, float bound)
     return found;
 }
 
+/* Writes the tokens that reach a bound, by id; returns how many, or -1 where there is no room for them. */
+static int32_t collect(const float *logits, int32_t size, float bound, candidate *found, int32_t capacity)
+{
+    int32_t total = 0;
+    for (int32_t at = 0; at < size; at += BLOCK) {
+        int32_t end = at + BLOCK <= size ? at + BLOCK : size;
+        if (end - at == BLOCK && !any_reaches(logits + at, bound))
+            continue;
+        for (int32_t i = at; i < end; i++) {
+            if (!(logits[i] >= bound))
+                continue;
+            if (total == capacity)
+                return -1;
+            found[total++] = (candidate){i, logits[i], 0.0f};
+        }
+    }
+    return total;
+}
+
 /* Writes the `count` likeliest of `size` tokens, and all that tie with the last of them, by id.
  *
  * Returns how many they are, or -1 where this is not the way to find them: a count above MOST, more than `capacity`,
- * or fewer than `count` logits above -inf (a NaN is none).
+ * or too few logits above -inf (a NaN is none).
  */
 EXPORTED int32_t likeliest(const float *logits, int32_t size, int32_t count, candidate *found, int32_t capacity)
 {
-    float heap[MOST];
-    int32_t at, total = 0;
-    if (count < 1 || count > MOST)
+    float folded[COLUMNS], heap[MOST];
+    int32_t columns = size < COLUMNS ? size : COLUMNS, total, kept = 0;
+    if (count < 1 || count > MOST || count > columns)
         return -1;
-    for (at = 0; at < count; at++)
-        heap[at] = -INFINITY;
-    for (at = 0; at < size; at += BLOCK) {
-        int32_t end = at + BLOCK <= size ? at + BLOCK : size;
-        if (end - at == BLOCK && !any_reaches(logits + at, heap[0]))
-            continue;
-        for (int32_t i = at; i < end; i++)
-            if (logits[i] > heap[0])
-                replace_least(heap, count, logits[i]);
-    }
-    if (heap[0] == -INFINITY)
+    fold(logits, size, folded, columns);
+    /* the count-th largest of disjoint columns is a bound below the count-th largest of all, and a close one */
+    float bound = nth_largest(folded, sizeof *folded, columns, heap, count);
+    if (bound == -INFINITY)
         return -1;
-    for (at = 0; at < size; at += BLOCK) {
-        int32_t end = at + BLOCK <= size ? at + BLOCK : size;
-        if (end - at == BLOCK && !any_reaches(logits + at, heap[0]))
-            continue;
-        for (int32_t i = at; i < end; i++)
-            if (logits[i] >= heap[0]) {
-                if (total == capacity)
-                    return -1;
-                found[total++] = (candidate){i, logits[i], 0.0f};
-            }
-    }
-    return total;
+    total = collect(logits, size, bound, found, capacity);
+    if (total <= count)
+        return total;
+    bound = nth_largest(&found->logit, sizeof *found, total, heap, count);
+    for (int32_t i = 0; i < total; i++)
+        if (found[i].logit >= bound)
+            found[kept++] = found[i];
+    return kept;
 }
 
 static PyModuleDef module = {PyModuleDef_HEAD_INIT, .m_name = "_likeliest", .m_size = 0};
