@@ -2,9 +2,9 @@
 
 usage: time_overhead.py MODEL.gguf [--rounds N] [--threads N]
 
-For each setting, in turns: the whole (milliseconds a token, by `Model.stream`), a bare loop of `llama_decode` in the
-same kind of context, and the same `Model.stream` with the decode left out, as microseconds a token: what Python takes
-where nothing empties the caches. The last line is JSON.
+For each setting, in turns: the whole (milliseconds a token, by `Model.stream`); a bare loop of `llama_decode` in the
+same kind of context; microseconds from the end of a decode to the beginning of the next one in `Model.stream`; and the
+same with the decode left out: what Python takes where nothing empties the caches. The last line is JSON.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import os
 import statistics
 import time
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,20 +40,25 @@ def main() -> None:
     arguments = parser.parse_args()
     native = NativeModel(arguments.model)
     context = NativeContext(native, TOKENS + 2, threads=arguments.threads, flash_attention=True)
-    times: dict[str, dict[str, list[float]]] = {name: {"whole": [], "bare": [], "without": []} for name in SETTINGS}
+    times: dict[str, dict[str, list[float]]] = {
+        name: {key: [] for key in ("whole", "bare", "between", "without")} for name in SETTINGS
+    }
     with Model.load(arguments.model, threads=arguments.threads, flash_attention=True) as model:
         for number in range(arguments.rounds + 1):
             for name, settings in SETTINGS.items():
-                taken = (stream(model, settings), bare(context), stream(model, settings, decode=False))
+                whole, between = stream(model, settings)
+                warm, _ = stream(model, settings, decode=False)
+                taken = whole / TOKENS, bare(context) / TOKENS, between, warm / TOKENS
                 for key, seconds in zip(times[name], taken, strict=True):
                     if number:  # the first warms up
-                        times[name][key].append(seconds / TOKENS)
+                        times[name][key].append(seconds)
     context.close()
     native.close()
     found = {
         name: {
             "whole_ms": round(1e3 * statistics.median(parts["whole"]), 3),
             "bare_ms": round(1e3 * statistics.median(parts["bare"]), 3),
+            "between_us": round(1e6 * statistics.median(parts["between"]), 1),
             "python_warm_us": round(1e6 * statistics.median(parts["without"]), 1),
         }
         for name, parts in times.items()
@@ -60,21 +66,29 @@ def main() -> None:
     print(json.dumps({"settings": found, "threads": arguments.threads, "loadavg": os.getloadavg()}))
 
 
-def stream(model: Model, settings: Mapping[str, Any], *, decode: bool = True) -> float:
-    """Seconds for the tokens behind the first one."""
+def stream(model: Model, settings: Mapping[str, Any], *, decode: bool = True) -> tuple[float, float]:
+    """Seconds for the tokens behind the first one, and the median of those between two decodes."""
     pieces = model.stream([5], max_tokens=TOKENS + 1, ignore_eos=True, seed=1, **settings)
     next(pieces)
     context: Any = model._single.context
-    real = context._decode
-    if not decode:
-        context._decode = lambda handle, batch: 0  # the logits stay those of the prompt
+    real, marks = context._decode, []
+
+    def marked(handle: Any, batch: Any) -> int:
+        begun = time.perf_counter()
+        # without a decode the logits stay those of the prompt
+        status = real(handle, batch) if decode else 0
+        marks.append((begun, time.perf_counter()))
+        return int(status)
+
+    context._decode = marked
     try:
         started = time.perf_counter()
         for _ in pieces:
             pass
-        return time.perf_counter() - started
+        seconds = time.perf_counter() - started
     finally:
         context._decode = real
+    return seconds, statistics.median(begun - ended for (_, ended), (begun, _) in pairwise(marks))
 
 
 def bare(context: NativeContext) -> float:
