@@ -5,6 +5,7 @@ It finds what `candidates.at_least_likely` finds, in one call that writes right 
 
 import ctypes
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,14 @@ from .decoding import Logits
 
 
 def _compiled() -> Callable[..., int] | None:
-    try:
-        from . import _likeliest  # type: ignore[attr-defined]
-    except ImportError:  # there was no compiler: candidates.py does its work
+    library = find_spec("._likeliest", __package__)  # named like a module, so that it is found where Python looks
+    if library is None or library.origin is None:  # there was no compiler: candidates.py does its work
         return None
-    # it takes some microseconds, in which giving the interpreter's lock away and back would be a good part
-    function: Any = ctypes.PyDLL(_likeliest.__file__).likeliest
+    try:
+        # it takes some microseconds, of which giving the interpreter's lock away and back would be a good part
+        function: Any = ctypes.PyDLL(library.origin).likeliest
+    except (OSError, AttributeError):  # of another machine
+        return None
     function.argtypes = [ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p, ctypes.c_int32]
     function.restype = ctypes.c_int32
     found: Callable[..., int] = function
