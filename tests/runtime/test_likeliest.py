@@ -37,7 +37,7 @@ def test_where_there_is_a_compiler_it_was_compiled() -> None:
 @compiled
 class TestTheSame:
     @given(rows, st.integers(1, 256))
-    @settings(deadline=None, derandomize=True, max_examples=300)
+    @settings(deadline=None, derandomize=True, max_examples=150)
     def test_as_numpy_finds(self, row: npt.NDArray[np.float64], count: int) -> None:
         logits = row.astype(np.float32)
         if count > len(logits):
