@@ -8,10 +8,10 @@ from pathlib import Path
 
 from .errors import UsageError
 
-# Turns of OpenMP's waiting loop before it sleeps, each some 30 ns. libgomp's own number makes a thread spin for
-# milliseconds while the other one has lost its core. With this one it gives way within a time slice, and yet is still
-# awake when the next token comes: between two decodes Python takes some tenths of a millisecond, and waking a thread on
-# a core that has gone to sleep takes long.
+# Turns of OpenMP's waiting loop before it sleeps, some 30 ns each on a Zen 3. libgomp's own number makes a thread spin
+# for milliseconds while the other one has lost its core. With this one it gives way within a time slice, and yet is
+# still awake when the next token comes: between two decodes Python takes some tenths of a millisecond, and waking a
+# thread on a core that has gone to sleep takes long.
 _SPINS = "20000"
 
 

@@ -217,7 +217,7 @@ class NativeContext:
         self.handle = lib.llama_init_from_model(model.handle, params)
         if not self.handle:
             _raise_pending()
-            what = f"a context of {slots} x {positions} positions"
+            what = f"a context of {positions} positions for {slots} sequence{'s' * (slots > 1)}"
             raise RuntimeFailure(f"llama.cpp can not set up {what}", "Is there enough memory?")
         self.vocabulary = model.vocabulary
         self.width = model.width
