@@ -18,8 +18,8 @@ from time import perf_counter
 import numpy as np
 
 from .decoding import Logits
+from .depth_context import DepthContext
 from .draft import Draft, TokenLogprob, token_logprob
-from .exact_context import ExactContext
 from .library import NativeContext
 from .threads import Fixed, Governor
 
@@ -71,7 +71,7 @@ class Totals:
 class Engine:
     """Decodes drafts in the slots of a context, which it owns. For one thread at a time."""
 
-    def __init__(self, context: NativeContext | ExactContext, governor: Fixed | Governor) -> None:
+    def __init__(self, context: NativeContext | DepthContext, governor: Fixed | Governor) -> None:
         self.context = context
         self.governor = governor
         self.totals = Totals()
@@ -177,7 +177,6 @@ class Engine:
         best = max(self._slots, key=lambda other: (other.reusable(prompt), other is slot))
         kept = 0 if draft.request.scores_prompt else best.reusable(prompt)
         if best is not slot and kept:
-            assert isinstance(self.context, NativeContext)  # where there is one slot there is no other
             self.context.copy(best.number, slot.number)
             slot.keep_row(best.row)
         slot.entire = kept == len(prompt)
@@ -243,7 +242,9 @@ class Engine:
             steps, seconds = draft.began_at
             draft.timing.decode_steps = self.totals.steps - steps
             draft.timing.decode_seconds = self.totals.decode_seconds - seconds
-            self._slots[draft.slot].draft = None
+            slot = self._slots[draft.slot]
+            slot.draft = None
+            self.context.keep(len(slot.prompt), slot.number)  # what was written is not reused
         if not finished:
             return
         self._active = [draft for draft in self._active if not draft.completion]
@@ -253,7 +254,6 @@ class Engine:
             if free.draft is None:
                 moved = self._active.pop()
                 last = self._slots[moved.slot]
-                assert isinstance(self.context, NativeContext)  # where there is one slot there is no gap
                 self.context.copy(last.number, free.number)
                 free.keep_row(last.row)
                 free.prompt, free.entire, free.draft = list(last.prompt), last.entire, moved

@@ -28,7 +28,7 @@ log.addHandler(logging.NullHandler())
 _LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR, 5: logging.DEBUG}
 _TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # struct llama_token_data
 MAX_BATCH = 512  # tokens that are decoded in one go; the logits of a whole batch are kept, so it bounds memory
-_CELLS = 256  # llama.cpp rounds a cache up to a multiple
+CELLS = 256  # llama.cpp rounds a cache up to a multiple
 F32, F16 = 0, 1  # enum ggml_type
 KV_TYPES = {"f32": F32, "f16": F16, "bf16": 30, "q8_0": 8}
 _WITH_VOCABULARY = ("dry", "grammar")  # samplers whose first argument it is
@@ -204,7 +204,7 @@ class NativeContext:
     ) -> None:
         lib = bindings()
         params = lib.llama_context_default_params()
-        params.n_ctx = -(-positions // _CELLS) * _CELLS * slots  # llama.cpp divides it by the slots and rounds up
+        params.n_ctx = -(-positions // CELLS) * CELLS * slots  # llama.cpp divides it by the slots and rounds up
         params.n_seq_max = slots
         params.n_batch = params.n_ubatch = max(min(positions, batch), slots)
         params.n_threads = params.n_threads_batch = threads

@@ -17,9 +17,9 @@ from typing import Any, Literal, Protocol, Self, Unpack
 from dgpt2_quant.quantize.errors import RuntimeFailure, UsageError
 from dgpt2_quant.quantize.gguf_file import require_file
 
+from .depth_context import DepthContext
 from .draft import Completion, Draft
 from .engine import CHUNK, Engine, Piece
-from .exact_context import ExactContext
 from .generation import Batch, Generation
 from .library import F16, F32, KV_TYPES, NativeContext, NativeModel
 from .request import Options, check_seed, make_request, random_seed
@@ -222,9 +222,9 @@ class Model(Scorer):
                     kv_type=KV_TYPES[self._kv_type],
                 )
 
-            exact = slots == 1 and self._flash_attention == "auto" and self._kv_type in ("f32", "f16")
+            by_depth = self._flash_attention == "auto" and self._kv_type in ("f32", "f16")
             engine = Engine(
-                ExactContext(make, positions) if exact else make(positions, self._flash_attention is not False),
+                DepthContext(make, positions) if by_depth else make(positions, self._flash_attention is not False),
                 governor,
             )
             if user:
@@ -235,7 +235,6 @@ class Model(Scorer):
         """Frees what `new_engine` made; again is fine."""
         with self._lock:
             engine.context.close()
-            self._contexts = [context for context in self._contexts if context.handle]
 
     def close(self) -> None:
         """Frees the memory; closing twice is fine. Schedulers of this model are closed first."""
@@ -324,7 +323,7 @@ class Model(Scorer):
 
     def _new_context(self, positions: int, **options: Any) -> NativeContext:
         context = NativeContext(self._open(), positions, **options)
-        self._contexts.append(context)
+        self._contexts = [*(other for other in self._contexts if other.handle), context]
         return context
 
     def _open(self) -> NativeModel:

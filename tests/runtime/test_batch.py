@@ -16,7 +16,7 @@ PROMPTS = [
     "",
     "A king had three sons; the youngest",
     "She said to the bird",
-    "“Mother,” said",
+    "“Mother,” cried",
 ]
 STORY = (Path(__file__).parents[2] / "demo" / "evaluation.txt").read_text("utf-8")
 

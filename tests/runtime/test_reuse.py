@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 from dgpt2_quant.runtime import Completion, Model
+from dgpt2_quant.runtime.depth_context import NEAR
 from dgpt2_quant.runtime.draft import Draft
 from dgpt2_quant.runtime.engine import CHUNK, Engine
-from dgpt2_quant.runtime.exact_context import NEAR
 
 STORY = (Path(__file__).parents[2] / "demo" / "evaluation.txt").read_text("utf-8")
 LEVELS = ["F32", "Q8_0", "Q4_K_M", "Q4_0"]

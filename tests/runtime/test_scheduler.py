@@ -261,7 +261,7 @@ class TestEnd:
         self, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(scheduler._engine.context, "_decode", lambda handle, batch: -3)
+            patch.setattr(scheduler._engine.context._near, "_decode", lambda handle, batch: -3)
             with pytest.raises(RuntimeFailure, match="status -3"):
                 scheduler.submit("The king", max_tokens=5).result(10)
         assert scheduler.submit("The king", max_tokens=5).result(10).tokens == 5

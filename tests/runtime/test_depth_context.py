@@ -1,0 +1,136 @@
+"""Two contexts that are one: what each sequence gets does not depend on which of them has it, and since when."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from dgpt2_quant.runtime.decoding import Logits
+from dgpt2_quant.runtime.depth_context import NEAR, DepthContext, transposed
+from dgpt2_quant.runtime.library import CELLS, F16, F32, NativeContext, NativeModel
+
+LENGTH = CELLS + 20
+TOKENS = [(31 * index) % 8000 for index in range(2 * CELLS)]
+
+Make = Callable[[int, bool], NativeContext]
+
+
+@pytest.fixture(params=[F16, F32], ids=["f16", "f32"])
+def make(request: pytest.FixtureRequest, storybook_files: dict[str, Path]) -> Iterator[Make]:
+    model = NativeModel(storybook_files["Q4_0"])
+    made = []
+
+    def make(positions: int, flash_attention: bool) -> NativeContext:
+        options = {"flash_attention": flash_attention, "kv_type": request.param}
+        made.append(NativeContext(model, positions, slots=3, batch=NEAR, **options))
+        return made[-1]
+
+    yield make
+    for context in made:
+        context.close()
+    model.close()
+
+
+@pytest.fixture
+def context(make: Make) -> DepthContext:
+    return DepthContext(make, 512)
+
+
+def feed(slot: int, position: int) -> SimpleNamespace:
+    """Each slot has tokens of its own."""
+    return SimpleNamespace(token=TOKENS[position] + slot, next_position=position, slot=slot)
+
+
+def one(context: NativeContext | DepthContext, slot: int, position: int) -> Logits:
+    return context.decode_each([feed(slot, position)])[0].copy()
+
+
+def prompt(context: NativeContext | DepthContext, slot: int, length: int) -> None:
+    for begin in range(0, length, NEAR):
+        context.decode([TOKENS[at] + slot for at in range(begin, min(begin + NEAR, length))], begin, slot)
+
+
+@pytest.fixture
+def expected(make: Make) -> list[list[Logits]]:
+    """For two slots: rows of single tokens behind a prompt of 100, from position 100 to `LENGTH`."""
+    near, far = make(512, True), make(512, False)
+    found = []
+    for slot in (0, 1):
+        prompt(near, slot, 100)
+        rows = [one(near, slot, position) for position in range(100, NEAR)]
+        far.restore(slot, transposed(near.save(slot)))
+        found.append(rows + [one(far, slot, position) for position in range(NEAR, LENGTH)])
+    return found
+
+
+def same(found: list[Logits], expected: list[Logits]) -> bool:
+    return all(np.array_equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+def test_the_far_context_begins_small_and_grows(context: DepthContext, expected: list[list[Logits]]) -> None:
+    prompt(context, 0, 100)
+    assert context._far is None
+    found, sizes = [], []
+    for position in range(100, LENGTH):
+        found.append(one(context, 0, position))
+        sizes.append(context._far.positions if context._far else 0)
+    assert same(found, expected[0])
+    assert [size for at, size in enumerate(sizes) if size not in sizes[:at]] == [0, CELLS, 2 * CELLS]
+    context.keep(100)
+    assert same([one(context, 0, position) for position in range(100, NEAR + 9)], expected[0][: NEAR + 9 - 100])
+    assert context._far
+    assert context._far.positions == CELLS
+
+
+def test_it_grows_with_everybody_in_it(context: DepthContext, expected: list[list[Logits]]) -> None:
+    found: list[list[Logits]] = [[], []]
+    for slot in (0, 1):
+        prompt(context, slot, 100)
+    for first, position in enumerate(range(100, LENGTH)):  # one after the other, the second far behind the first
+        found[0].append(one(context, 0, position))
+        if first % 4 == 0:
+            found[1].append(one(context, 1, 100 + first // 4))
+    assert same(found[0], expected[0])
+    assert same(found[1], expected[1][: len(found[1])])
+    context.keep(0, 0)
+    for position in range(100 + len(found[1]), LENGTH):  # and after the other one has gone
+        found[1].append(one(context, 1, position))
+    assert same(found[1], expected[1])
+
+
+def test_who_went_along_with_a_longer_one_goes_on_there(context: DepthContext) -> None:
+    for slot, length in ((0, 200), (1, 10)):
+        prompt(context, slot, length)
+    together = [row.copy() for row in context.decode_each([feed(0, 200), feed(1, 10)])[:2]]
+    assert context._left == {0: 200, 1: 10}
+    row = one(context, 1, 11)
+    context.keep(10, 1)
+    assert context._left == {0: 200}
+    again = [row.copy() for row in context.decode_each([feed(0, 201), feed(1, 10)])[:2]]
+    assert np.array_equal(again[1], together[1])
+    assert np.array_equal(one(context, 1, 11), row)
+
+
+@pytest.mark.parametrize("length", [100, 200])
+def test_copies_have_what_both_have(context: DepthContext, length: int) -> None:
+    prompt(context, 2, length + 1)  # so that it has to go
+    prompt(context, 0, length)
+    for position in range(length, length + 3):
+        one(context, 0, position)
+    context.copy(0, 2)
+    context.keep(length + 2, 2)
+    before = one(context, 0, length + 3)
+    context.decode([TOKENS[length + 2]], length + 2, 2)
+    after = context.decode_each([SimpleNamespace(token=TOKENS[length + 3], next_position=length + 3, slot=2)])[0]
+    assert np.array_equal(before, after)
+
+
+def test_a_prompt_of_one_token_more_than_its_chunks(context: DepthContext) -> None:
+    prompt(context, 0, NEAR + 1)
+    whole = context.logits(1)[0].copy()
+    context.keep(NEAR)
+    context.decode([TOKENS[NEAR]], NEAR)
+    assert np.array_equal(context.logits(1)[0], whole)
+    context.decode(TOKENS[NEAR + 1 : NEAR + 5], NEAR + 1)  # and goes on where that is
+    assert context._left == {0: NEAR}
