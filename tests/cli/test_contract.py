@@ -3,7 +3,6 @@
 import dataclasses
 import inspect
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -19,19 +18,10 @@ from dgpt2_quant.quantize.resolve import DEFAULT_MODEL
 from dgpt2_quant.runtime.request import DEFAULT_MAX_TOKENS
 from dgpt2_quant.runtime.sampling import Sampling
 
-TOOL = str(Path(sys.executable).with_name("dgpt2-quant"))
+from .program import TOOL
+from .program import run_bytes as dgpt2
+
 FREE = [name for name, quant_type in QUANT_TYPES.items() if not quant_type.needs_imatrix]
-
-
-def dgpt2(*arguments: str | Path, stdin: bytes = b"", **environment: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        [TOOL, *map(str, arguments)],
-        input=stdin,
-        capture_output=True,
-        env={**os.environ, **environment},
-        timeout=120,
-        check=False,
-    )
 
 
 def document(result: subprocess.CompletedProcess[bytes]) -> Any:

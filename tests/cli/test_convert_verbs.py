@@ -1,7 +1,6 @@
 """`convert` with its newer flags, `imatrix`, and `inspect` of what they make, through the real program."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,14 +12,7 @@ from dgpt2_quant.quantize.convert import convert
 from dgpt2_quant.quantize.importance import ImportanceMatrix, Statistics, read_importance
 
 from ..quantize.checkpoints import make_checkpoint
-
-TOOL = str(Path(sys.executable).with_name("dgpt2-quant"))
-
-
-def dgpt2(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [TOOL, *map(str, arguments)], capture_output=True, text=True, env=os.environ, timeout=120, check=False
-    )
+from .program import run_text as dgpt2
 
 
 def succeeded(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

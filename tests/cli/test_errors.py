@@ -2,10 +2,8 @@
 
 import json
 import os
-import resource
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,26 +14,10 @@ import pytest
 from dgpt2_quant.demo import __path__ as demo_folders
 from dgpt2_quant.quantize.importance import ImportanceMatrix, Statistics
 
-TOOL = str(Path(sys.executable).with_name("dgpt2-quant"))
+from .program import run_text as dgpt2
+
 STORYBOOK = Path(demo_folders[0])
 Prepare = Callable[[Path], object]
-
-
-def dgpt2(*arguments: str, folder: Path, largest_file: int | None = None) -> subprocess.CompletedProcess[str]:
-    def limit() -> None:
-        if largest_file:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
-
-    return subprocess.run(
-        [TOOL, *arguments],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        timeout=60,
-        check=False,
-        preexec_fn=limit,
-        stdin=subprocess.DEVNULL,
-    )
 
 
 def assert_one_sentence(result: subprocess.CompletedProcess[str], status: int, *words: str, hint: str = "") -> None:

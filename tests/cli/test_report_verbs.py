@@ -5,7 +5,6 @@ import inspect
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,10 @@ from dgpt2_quant.cli.compare import compare
 
 from tests.bench.documents import document, environment, result
 
-TOOL = str(Path(sys.executable).with_name("dgpt2-quant"))
+from .program import TOOL
+from .program import run_text as run
+
 GOOD = document(result("Q8_0"), result("Q4_0"))
-
-
-def run(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [TOOL, *map(str, arguments)], capture_output=True, text=True, cwd=folder, timeout=60, check=False
-    )
 
 
 @pytest.fixture
