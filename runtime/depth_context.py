@@ -93,7 +93,7 @@ class DepthContext:
         if far is None or end > far.positions or (is_new and not self._left):
             far = self._far = self._far_for(end)
         if is_new:
-            far.restore(slot, transposed(self._near.save(slot)))
+            far.restore(slot, transpose(self._near.save(slot)))
             self._left[slot] = begin
         return far
 
@@ -112,8 +112,8 @@ class DepthContext:
         return new
 
 
-def transposed(state: State) -> State:
-    """The saved state of a sequence, its values turned from a row for each cell to a row for each channel.
+def transpose(state: State) -> State:
+    """Turns the values of a sequence's saved state from a row for each cell to a row for each channel, in place.
 
     That is how llama.cpp keeps them without flash attention. The layout is that of `llama_kv_cache::state_write`
     (src/llama-kv-cache.cpp) in llama-cpp-python 0.3.36, for float values, and for cells in one stream of the cache.
@@ -122,21 +122,21 @@ def transposed(state: State) -> State:
     while not (cells := struct.unpack_from("<I", state.data, at)[0]):
         at += 4
     at += 4 + 12 * cells  # each with its position, and the one sequence that it belongs to
-    head = at
-    (layers,) = struct.unpack_from("<I", state.data, at + 4)
+    _, layers = struct.unpack_from("<II", state.data, at)
+    struct.pack_into("<I", state.data, at, 1)  # whether values are by channel
     at += 8
     for _ in range(layers):  # keys: type, bytes of a row, rows
         (row,) = struct.unpack_from("<Q", state.data, at + 4)
         at += 12 + cells * row
-    parts = [state[:head], np.frombuffer(struct.pack("<II", 1, layers), np.uint8), state[head + 8 : at]]
-    for _ in range(layers):  # values likewise
+    for _ in range(layers):  # values likewise; by channel: type, bytes of a value, channels, all their rows
         kind, row = struct.unpack_from("<iQ", state.data, at)
         dtype = np.dtype(_VALUES[kind])
-        rows = state[at + 12 : at + 12 + cells * row].view(dtype).reshape(cells, -1)
-        head_of_values = struct.pack("<iII", kind, dtype.itemsize, rows.shape[1])
-        parts += [np.frombuffer(head_of_values, np.uint8), np.ascontiguousarray(rows.T).reshape(-1).view(np.uint8)]
+        channels = row // dtype.itemsize
+        struct.pack_into("<iII", state.data, at, kind, dtype.itemsize, channels)
+        values = state[at + 12 : at + 12 + cells * row].view(dtype)
+        values[:] = values.reshape(cells, channels).T.ravel()
         at += 12 + cells * row
-    return np.concatenate([*parts, state[at:]])  # the streams behind are empty
+    return state
 
 
 _VALUES = {0: np.uint32, 1: np.uint16}  # by ggml's type: F32, F16

@@ -72,9 +72,9 @@ def _check_memory(header: GGUFHeader) -> None:
 
 
 def context_bytes(sizes: Hyperparameters) -> int:
-    """About what llama.cpp allocates for a context of all positions, without flash attention."""
+    """About what llama.cpp allocates for a text of all positions, which may take two caches (depth_context.py)."""
     batch, cells = min(sizes.context, MAX_BATCH), sizes.context
-    cache = 2 * 2 * sizes.layers * cells * sizes.width  # keys and values, F16
+    cache = 2 * 2 * 2 * sizes.layers * cells * sizes.width  # each of keys and values in F16
     scores = 4 * batch * cells * (sizes.heads + 1)  # and the mask
     rows = 4 * batch * (sizes.vocabulary + 2 * sizes.inner + 8 * sizes.width)
     graph = sizes.layers << 21  # measured; few of its pages are ever touched

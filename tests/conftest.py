@@ -12,6 +12,8 @@ from dgpt2_quant.quantize.quant_types import QUANT_TYPES
 # OpenMP's threads spin while they wait, and beside a busy neighbour a test would take ten times as long. It has to be
 # said before the library loads, and children inherit it.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Some have Python write no bytecode, and then every child would compile all of ours anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 @pytest.fixture(autouse=True)

@@ -207,13 +207,15 @@ def generation_table(document: dict[str, Any]) -> list[str]:
 
 
 def depth_table(document: dict[str, Any]) -> list[str]:
-    rows = []
+    rows, places = [], []
     for level, parts in document.items():
         if isinstance(parts, dict):
             for cache, found in parts["depth"].items():
-                far, near = found["tps"].values()
-                rows.append([level, cache, tps(near), tps(far), f"{next(iter(found['ratio'].values())):.2f}"])
-    return markdown_table(["level", "cache", "at position 10, tokens/s", "at 1,000", "ratio"], rows)
+                places = list(found["tps"])
+                rows.append([level, cache, *map(tps, found["tps"].values()), f"{found['ratio']:.2f}"])
+    first, *others = places
+    columns = [f"at position {first}, tokens/s", *(f"at {place}" for place in others)]
+    return markdown_table(["level", "cache", *columns, "last / first"], rows)
 
 
 def overhead_table(document: dict[str, Any]) -> list[str]:

@@ -19,9 +19,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from dgpt2_quant.runtime import Model
+from dgpt2_quant.runtime.depth_context import NEAR
 from dgpt2_quant.runtime.library import NativeContext, NativeModel
 
-TOKENS = 240  # all before the position where flash attention ends
+TOKENS = NEAR - 8  # all where single tokens have flash attention
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "greedy": {"temperature": 0},
     "top-k 40": {},
@@ -43,7 +44,7 @@ def main() -> None:
     times: dict[str, dict[str, list[float]]] = {
         name: {key: [] for key in ("whole", "bare", "between", "without")} for name in SETTINGS
     }
-    with Model.load(arguments.model, threads=arguments.threads, flash_attention=True) as model:
+    with Model.load(arguments.model, threads=arguments.threads) as model:
         for number in range(arguments.rounds + 1):
             for name, settings in SETTINGS.items():
                 whole, between = stream(model, settings)
@@ -70,7 +71,8 @@ def stream(model: Model, settings: Mapping[str, Any], *, decode: bool = True) ->
     """Seconds for the tokens behind the first one, and the median of those between two decodes."""
     pieces = model.stream([5], max_tokens=TOKENS + 1, ignore_eos=True, seed=1, **settings)
     next(pieces)
-    context: Any = model._single.context
+    single: Any = model._single.context
+    context = single._near
     real, marks = context._decode, []
 
     def marked(handle: Any, batch: Any) -> int:

@@ -8,7 +8,7 @@ The parts, each after a round that warms up:
   positions and samples nothing; greedy and with the default settings (top-k 40);
 - prompt: from a prompt of 4 and of 512 tokens to the first token, against one `llama_decode` of it in the same context;
 - batch: 8 sequences of 256 tokens from one prompt of 4, against llama-batched-bench, whose prompt is shared too;
-- depth: decoding at position 10 and at position 1,000, with and without flash attention, by types of cache;
+- depth: decoding behind position 10, 100, 200, 480 and 1,000, with and without flash attention, by types of cache;
 - bandwidth: what a token has to read, over how fast this machine reads memory.
 
 Ratios are of speeds, the median of the rounds' own: above 1 ours is faster. llama.cpp's tools come from
@@ -24,10 +24,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from dgpt2_quant.quantize.gguf_file import read_header
@@ -38,9 +39,11 @@ TOKENS = 256
 SEQUENCES = 8
 PROMPT_OF_BATCH = 4
 SETTINGS: Mapping[str, Mapping[str, Any]] = {"greedy": {"temperature": 0.0}, "top-k 40": {"temperature": 0.8}}
+PLACES, BEHIND = (10, 100, 200, 480, 1000), 20  # positions, and how many tokens are timed behind each
 CACHES = [("auto", "f16"), (False, "f16"), (True, "f16"), (False, "f32"), (True, "bf16"), (True, "q8_0")]
 
 Contestant = Callable[[int], float]  # round number -> tokens per second
+Name = TypeVar("Name")
 
 
 def main() -> None:
@@ -88,7 +91,7 @@ def text(model: Model, settings: Mapping[str, Any], number: int) -> float:
 def stream(model: Model, prompt: Sequence[int], tokens: int, **settings: Any) -> float:
     """Tokens per second behind the second piece.
 
-    The first comes with the prompt; behind 256 positions the second one waits for the cache to be carried over.
+    The first comes with the prompt; deep in the context the second one waits for the cache to be carried over.
     """
     pieces = model.stream(prompt, max_tokens=tokens + 2, ignore_eos=True, seed=1, **settings)
     next(pieces)
@@ -209,21 +212,32 @@ def llama_batched_bench(path: Path, arguments: argparse.Namespace, _number: int)
 
 
 def depth(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The two depths, and the caches, take turns; all ratios are to position 10 of the same cache."""
-    found = {}
-    for flash_attention, kv_type in CACHES:
-        with Model.load(path, threads=arguments.threads, flash_attention=flash_attention, kv_type=kv_type) as model:
-            beginning = [(7 + 31 * index) % model.vocabulary for index in range(model.positions)]
-            near, far = 10, min(1000, model.positions - 24)
-            name = f"{kv_type}, flash attention {flash_attention}"
-            found[name] = compare(
-                {f"position {at}": partial(behind, model, beginning[:at]) for at in (far, near)}, 5 * arguments.rounds
+    """All places and all caches take turns; each ratio is of the last place's speed to the first one's."""
+    with ExitStack() as stack:
+        models = {
+            f"{kv_type}, flash attention {flash_attention}": stack.enter_context(
+                Model.load(path, threads=arguments.threads, flash_attention=flash_attention, kv_type=kv_type)
             )
-    return found
+            for flash_attention, kv_type in CACHES
+        }
+        beginning = [31 * index % 8000 for index in range(PLACES[-1])]
+        contestants = {
+            (name, place): partial(behind, model, beginning[:place])
+            for place in PLACES
+            for name, model in models.items()
+        }
+        speeds = in_turns(contestants, 3 * arguments.rounds)
+    return {
+        name: {
+            "tps": {str(place): spread(speeds[name, place]) for place in PLACES},
+            "ratio": median_ratio(speeds[name, PLACES[-1]], speeds[name, PLACES[0]]),
+        }
+        for name in models
+    }
 
 
 def behind(model: Model, prompt: Sequence[int], _number: int) -> float:
-    return stream(model, prompt, 20, temperature=0.0)
+    return stream(model, prompt, BEHIND, temperature=0.0)
 
 
 def bandwidth(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -245,18 +259,25 @@ def bandwidth(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def compare(contestants: Mapping[str, Contestant], rounds: int) -> dict[str, Any]:
     """Each in each round, in turns; speeds with their spread, and the first one's ratio to each other."""
-    speeds: dict[str, list[float]] = {name: [] for name in contestants}
+    speeds = in_turns(contestants, rounds)
+    first, *others = speeds
+    ratios = {name: median_ratio(speeds[first], speeds[name]) for name in others}
+    return {"tps": {name: spread(values) for name, values in speeds.items()}, "ratio": ratios}
+
+
+def in_turns(contestants: Mapping[Name, Contestant], rounds: int) -> dict[Name, list[float]]:
+    """The speeds of each in each round, behind a round that warms up."""
+    speeds: dict[Name, list[float]] = {name: [] for name in contestants}
     for number in range(rounds + 1):
         for name, contestant in contestants.items():
             speed = contestant(number)
-            if number:  # the first warms up
+            if number:
                 speeds[name].append(speed)
-    first, *others = speeds
-    ratios = {
-        name: round(statistics.median(a / b for a, b in zip(speeds[first], speeds[name], strict=True)), 3)
-        for name in others
-    }
-    return {"tps": {name: spread(values) for name, values in speeds.items()}, "ratio": ratios}
+    return speeds
+
+
+def median_ratio(speeds: Sequence[float], others: Sequence[float]) -> float:
+    return round(statistics.median(a / b for a, b in zip(speeds, others, strict=True)), 3)
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from dgpt2_quant.runtime.decoding import Logits
-from dgpt2_quant.runtime.depth_context import NEAR, DepthContext, transposed
+from dgpt2_quant.runtime.depth_context import NEAR, DepthContext, transpose
 from dgpt2_quant.runtime.library import CELLS, F16, F32, NativeContext, NativeModel
 
 LENGTH = CELLS + 20
@@ -59,7 +59,7 @@ def expected(make: Make) -> list[list[Logits]]:
     for slot in (0, 1):
         prompt(near, slot, 100)
         rows = [one(near, slot, position) for position in range(100, NEAR)]
-        far.restore(slot, transposed(near.save(slot)))
+        far.restore(slot, transpose(near.save(slot)))
         found.append(rows + [one(far, slot, position) for position in range(NEAR, LENGTH)])
     return found
 
