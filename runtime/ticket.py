@@ -38,7 +38,7 @@ class Ticket(Iterator[Event], AsyncIterator[Event]):
         self.timing = timing
         self._cancel = cancel
         self._events: deque[Event | BaseException] = deque()
-        self._over = False
+        self._end: Completion | BaseException | None = None  # how it went, from when its last event has come
         self._ready = threading.Condition()
         self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
 
@@ -47,21 +47,24 @@ class Ticket(Iterator[Event], AsyncIterator[Event]):
         self._cancel()
 
     def result(self, timeout: float | None = None) -> Completion:
-        """Waits for the end and returns the whole text. Raises `RuntimeFailure` after `timeout` s without news."""
-        while True:
-            event = self._next(timeout)
-            if event is None:
-                raise RuntimeFailure("the ticket has been read to its end already")
-            if event.completion:
-                return event.completion
+        """Waits for the end and returns the whole text, as often as it is asked, also behind a loop over the events.
+
+        Raises `RuntimeFailure` after `timeout` s without news, and what the scheduler failed with.
+        """
+        while self._next(timeout):
+            pass
+        if isinstance(self._end, BaseException):
+            raise self._end
+        assert self._end
+        return self._end
 
     def push(self, event: Event | BaseException) -> None:
         """Called by the scheduler; an exception, or an event with a completion, is the last."""
         with self._ready:
-            if self._over:
+            if self._end:
                 return
             self._events.append(event)
-            self._over = isinstance(event, BaseException) or event.completion is not None
+            self._end = event if isinstance(event, BaseException) else event.completion
             self._ready.notify_all()
             waiter, self._waiter = self._waiter, None
         if waiter:
@@ -79,7 +82,7 @@ class Ticket(Iterator[Event], AsyncIterator[Event]):
             with self._ready:
                 if self._events:
                     return self._take()
-                if self._over:
+                if self._end:
                     raise StopAsyncIteration
                 loop = asyncio.get_running_loop()
                 waiter = loop.create_future()
@@ -89,7 +92,7 @@ class Ticket(Iterator[Event], AsyncIterator[Event]):
     def _next(self, timeout: float | None) -> Event | None:
         with self._ready:
             while not self._events:
-                if self._over:
+                if self._end:
                     return None
                 if not self._ready.wait(timeout):
                     raise RuntimeFailure(f"nothing came for {timeout} s", "Wait longer, or cancel the ticket.")
@@ -102,7 +105,7 @@ class Ticket(Iterator[Event], AsyncIterator[Event]):
         return event
 
     def __del__(self) -> None:
-        if not self._over:
+        if not self._end:
             self._cancel()
 
 

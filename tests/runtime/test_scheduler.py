@@ -64,6 +64,20 @@ def test_events_make_up_the_completion(scheduler: Scheduler, alone: dict[str, st
     assert all(event.completion is None for event in pieces)
 
 
+def test_the_result_is_there_as_often_as_it_is_asked_for(scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, unread = (scheduler.submit(PROMPTS[0], max_tokens=3, temperature=0) for _ in range(2))
+    *_, last = read
+    assert last.completion
+    assert [read.result(30), read.result(30), unread.result(30), unread.result(30)] == [last.completion] * 4
+    assert list(unread) == []
+    with monkeypatch.context() as patch:
+        patch.setattr(scheduler._engine.context._near, "_decode", lambda handle, batch: -3)
+        failed = scheduler.submit(PROMPTS[1], max_tokens=3)
+        for _ in range(2):
+            with pytest.raises(RuntimeFailure, match="status -3"):
+                failed.result(30)
+
+
 def test_a_request_comes_in_between(scheduler: Scheduler, alone: dict[str, str]) -> None:
     long = scheduler.submit("The king", max_tokens=400, ignore_eos=True, seed=1)
     next(long)
