@@ -92,7 +92,7 @@ def time_point(model: Model, point: Point, prompt: Sequence[int], threads: int, 
             return time_point(other, point, prompt, point.threads, meter)
     sums, repetition = _Sums(meter), 0
     if point.measure == "decode" and point.batch == 1:
-        # with one step behind it: from position 256 on the cache is first carried over to another context
+        # with one step behind it: behind a deep prompt the cache is first carried over to another context
         _finished(model, prompt, 2)
     with Watch(threads) as watch:
         end = time.perf_counter() + POINT_SECONDS

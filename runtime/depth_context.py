@@ -24,12 +24,13 @@ class DepthContext:
     """A `NativeContext` made of two."""
 
     def __init__(self, make: Callable[[int, bool], NativeContext], positions: int) -> None:
-        """`make` gives a context of so many positions with or without flash attention, which the caller owns."""
+        """`make` gives a context of so many positions, with or without flash attention."""
         self.positions = positions
         self._make = make
         self._near = self._last = make(positions, True)
         self._far: NativeContext | None = None  # made when it is first needed
         self._left: dict[int, int] = {}  # the slots that went on in the far context: how many cells the near one has
+        self._both: dict[int, int] = {}  # the slots that are back: how many of their cells the far one has, too
         self.slots = self._near.slots
         self.vocabulary = self._near.vocabulary
         self.threads = self._near.threads
@@ -59,10 +60,12 @@ class DepthContext:
     def keep(self, positions: int, slot: int = 0) -> None:
         """As `NativeContext.keep`."""
         self._near.keep(positions, slot)
-        if self._far is not None and slot in self._left:
-            if positions <= self._left[slot]:
-                del self._left[slot]  # it is all in the near one
-                positions = 0
+        if positions <= self._left.get(slot, -1):
+            del self._left[slot]
+            self._both[slot] = positions
+        elif slot in self._both:
+            self._both[slot] = min(self._both[slot], positions)
+        if self._far is not None:
             self._far.keep(positions, slot)
 
     def copy(self, source: int, target: int) -> None:
@@ -89,16 +92,16 @@ class DepthContext:
     def _far_with(self, slot: int, begin: int, end: int) -> NativeContext:
         """The far context, with a sequence's cells before position `begin`, and room for those before `end`."""
         far = self._far
-        is_new = slot not in self._left
-        if far is None or end > far.positions or (is_new and not self._left):
+        if far is None or end > far.positions or not (self._left or self._both.get(slot) == begin):
             far = self._far = self._far_for(end)
-        if is_new:
-            far.restore(slot, transpose(self._near.save(slot)))
+        if slot not in self._left:
+            if self._both.pop(slot, None) != begin:
+                far.restore(slot, transpose(self._near.save(slot)))
             self._left[slot] = begin
         return far
 
     def _far_for(self, end: int) -> NativeContext:
-        """The far context as one that is just large enough, with the cells that it has."""
+        """The far context as one that is just large enough, with the cells of who is in it."""
         positions = min(-(-end // CELLS) * CELLS, self.positions)
         old = self._far
         if old is not None and old.positions == positions:
@@ -108,6 +111,7 @@ class DepthContext:
         if old is not None:
             for slot in self._left:
                 new.restore(slot, old.save(slot))
+            self._both.clear()
             old.close()
         return new
 

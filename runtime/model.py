@@ -12,7 +12,7 @@ import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self, Unpack
+from typing import Literal, Protocol, Self, Unpack
 
 from dgpt2_quant.quantize.errors import RuntimeFailure, UsageError
 from dgpt2_quant.quantize.gguf_file import require_file
@@ -75,7 +75,7 @@ class Model(Scorer):
         self._process = os.getpid()
         self._lock = threading.RLock()
         self._turn: object = None
-        self._contexts: list[NativeContext] = []
+        self._engines: list[Engine] = []
         self._users: weakref.WeakSet[_Closable] = weakref.WeakSet()
         self._single = self.new_engine(1, positions)
         self._several: Engine | None = None
@@ -213,7 +213,8 @@ class Model(Scorer):
             governor = make_governor(self._threads)
 
             def make(positions: int, flash_attention: bool) -> NativeContext:
-                return self._new_context(
+                return NativeContext(
+                    self._open(),
                     positions,
                     slots=slots,
                     batch=CHUNK,
@@ -227,6 +228,7 @@ class Model(Scorer):
                 DepthContext(make, positions) if by_depth else make(positions, self._flash_attention is not False),
                 governor,
             )
+            self._engines.append(engine)
             if user:
                 self._users.add(user)
             return engine
@@ -235,6 +237,8 @@ class Model(Scorer):
         """Frees what `new_engine` made; again is fine."""
         with self._lock:
             engine.context.close()
+            if engine in self._engines:
+                self._engines.remove(engine)
 
     def close(self) -> None:
         """Frees the memory; closing twice is fine. Schedulers of this model are closed first."""
@@ -244,8 +248,8 @@ class Model(Scorer):
         for user in list(self._users):
             user.close()
         with self._lock:
-            contexts, native = self._contexts, self._native
-            self._contexts, self._scoring, self._native, self._turn = [], {}, None, None
+            contexts, native = [*(engine.context for engine in self._engines), *self._scoring.values()], self._native
+            self._engines, self._scoring, self._native, self._turn = [], {}, None, None
             for context in contexts:
                 context.close()
             if native is not None:
@@ -293,11 +297,12 @@ class Model(Scorer):
 
     def _context_for(self, *, features: bool = False) -> NativeContext:
         """The context to score in, apart from those that generate."""
-        self._open()
+        native = self._open()
         found = self._scoring.get(features)
         if found is None:
             # hidden states are compared with other implementations', which do not round their caches to 16 bits
-            found = self._scoring[features] = self._new_context(
+            found = self._scoring[features] = NativeContext(
+                native,
                 self.positions,
                 threads=self.threads,
                 embeddings=features,
@@ -320,11 +325,6 @@ class Model(Scorer):
                 self.free_engine(found)
             found = self._several = self.new_engine(slots, positions)
         return found
-
-    def _new_context(self, positions: int, **options: Any) -> NativeContext:
-        context = NativeContext(self._open(), positions, **options)
-        self._contexts = [*(other for other in self._contexts if other.handle), context]
-        return context
 
     def _open(self) -> NativeModel:
         if self._native is None:

@@ -112,6 +112,28 @@ def test_who_went_along_with_a_longer_one_goes_on_there(context: DepthContext) -
     assert np.array_equal(one(context, 1, 11), row)
 
 
+def test_who_comes_back_with_the_same_cells_need_not_be_carried_again(
+    context: DepthContext, expected: list[list[Logits]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carried = []
+    real = NativeContext.restore
+    monkeypatch.setattr(NativeContext, "restore", lambda *given: (carried.append(given[1]), real(*given)))
+    prompt(context, 0, 200)
+    rows = [one(context, 0, position) for position in range(200, 203)]
+    assert carried == [0]
+    for kept in (200, 200, 201):
+        context.keep(kept)
+        assert same([one(context, 0, position) for position in range(kept, 203)], rows[kept - 200 :])
+    assert carried == [0]
+    context.keep(100)  # and then single tokens in the near one
+    assert same([one(context, 0, position) for position in range(100, 203)], expected[0][: 203 - 100])
+    assert carried == [0, 0]
+    context.keep(0)  # the prompt anew, to where the far one is still known to have had cells
+    prompt(context, 0, 200)
+    assert same([one(context, 0, position) for position in range(200, 203)], rows)
+    assert carried == [0, 0, 0]
+
+
 @pytest.mark.parametrize("length", [100, 200])
 def test_copies_have_what_both_have(context: DepthContext, length: int) -> None:
     prompt(context, 2, length + 1)  # so that it has to go

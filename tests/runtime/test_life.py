@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 from dgpt2_quant.quantize.errors import RuntimeFailure
-from dgpt2_quant.runtime import Model
+from dgpt2_quant.runtime import Model, Scheduler
+from dgpt2_quant.runtime.library import NativeContext
 
 PROMPTS = ["Once upon a time", "The wolf", "A king had three sons", "“Mother,” said"]
 OPTIONS: dict[str, Any] = {"temperature": 0, "max_tokens": 40}
@@ -128,6 +129,26 @@ class TestEnd:
         for call in calls:
             with pytest.raises(RuntimeFailure, match=r"Q4_0\.gguf is closed"):
                 call()
+
+    def test_every_context_is_freed(self, storybook_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+        made: list[NativeContext] = []
+        real = NativeContext.__init__
+
+        def init(context: NativeContext, *given: Any, **options: Any) -> None:
+            real(context, *given, **options)
+            made.append(context)
+
+        monkeypatch.setattr(NativeContext, "__init__", init)
+        model = Model.load(storybook_files["Q4_0"], threads=1)
+        with Scheduler(model, parallel=2) as scheduler:  # and both go far at the same time
+            tickets = [scheduler.submit("The king", max_tokens=300, ignore_eos=True) for _ in range(2)]
+            assert list(model.stream([5] * 250, max_tokens=40, ignore_eos=True))
+            assert [ticket.result(60).tokens for ticket in tickets] == [300, 300]
+        model.generate(["a", "b"], max_tokens=2)
+        model.features("a")
+        model.close()
+        assert len(made) == 8  # of these the two that go far have three each
+        assert [context for context in made if context.handle] == []
 
     def test_what_is_left_when_it_is_forgotten(self, storybook_files: dict[str, Path]) -> None:
         model = Model.load(storybook_files["Q4_0"], threads=1)

@@ -9,11 +9,12 @@ from dgpt2_quant.runtime import Completion, Model
 from dgpt2_quant.runtime.depth_context import NEAR
 from dgpt2_quant.runtime.draft import Draft
 from dgpt2_quant.runtime.engine import CHUNK, Engine
+from dgpt2_quant.runtime.library import CELLS
 
 STORY = (Path(__file__).parents[2] / "demo" / "evaluation.txt").read_text("utf-8")
 LEVELS = ["F32", "Q8_0", "Q4_K_M", "Q4_0"]
 LENGTH = 3 * CHUNK + 30
-SHARED = [1, CHUNK - 1, CHUNK, CHUNK + 5, NEAR, LENGTH - 1]
+SHARED = [1, CHUNK - 1, CHUNK, CHUNK + 5, 2 * CHUNK, LENGTH - 1]
 CACHES: list[dict[str, Any]] = [
     {"flash_attention": False},
     {"flash_attention": True},
@@ -93,7 +94,7 @@ class TestOneSlot:
         write(model, prompt[:length], max_tokens=CHUNK)  # of its text nothing may be taken for the prompt
         assert write(model, prompt) == (fresh, LENGTH - length)
 
-    @pytest.mark.parametrize("length", [NEAR - 5, NEAR])
+    @pytest.mark.parametrize("length", [NEAR - 5, NEAR, CELLS - 5])
     def test_where_the_text_goes_on_into_another_context(self, model: Model, prompt: list[int], length: int) -> None:
         forget(model)
         told, computed = write(model, prompt[:length], max_tokens=12)
@@ -121,7 +122,7 @@ class TestOneSlot:
             told, computed = write(model, said, max_tokens=25)
             steps.append((list(said), told))
             said += [*told[3], 10]
-        assert len(said) > NEAR
+        assert len(said) > CELLS > NEAR
         assert computed < 2 * CHUNK
         for said, told in reversed(steps):
             forget(model)
@@ -142,7 +143,7 @@ def test_with_every_kind_of_cache(storybook_files: dict[str, Path], cache: dict[
         prompt = model.tokenize(STORY)[:LENGTH]
         fresh, computed = write(model, prompt)
         assert computed == LENGTH
-        for shared in (1, CHUNK + 5, NEAR):
+        for shared in (1, CHUNK + 5, 2 * CHUNK):
             write(model, other(prompt, shared))
             assert write(model, prompt) == (fresh, LENGTH - shared // CHUNK * CHUNK)
 
@@ -171,7 +172,7 @@ class TestSeveralSlots:
             engine.step()
         return [(details(draft.completion), draft.timing.prompt_computed) for draft in drafts]
 
-    @pytest.mark.parametrize("shared", [NEAR + 5])
+    @pytest.mark.parametrize("shared", [2 * CHUNK + 5])
     def test_alone_behind_others(
         self, model: Model, engine: Engine, prompt: list[int], fresh: Told, shared: int
     ) -> None:
