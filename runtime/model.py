@@ -76,10 +76,10 @@ class Model(Scorer):
         self._lock = threading.RLock()
         self._turn: object = None
         self._engines: list[Engine] = []
+        self._scoring: dict[bool, NativeContext] = {}  # by whether they give features
         self._users: weakref.WeakSet[_Closable] = weakref.WeakSet()
         self._single = self.new_engine(1, positions)
         self._several: Engine | None = None
-        self._scoring: dict[bool, NativeContext] = {}  # by whether they give features
 
     @classmethod
     def load(
