@@ -26,7 +26,7 @@ log.addHandler(logging.NullHandler())
 
 # `enum ggml_log_level` (ggml.h); 5 continues the line before
 _LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR, 5: logging.DEBUG}
-_TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # struct llama_token_data
+TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # struct llama_token_data
 MAX_BATCH = 512  # tokens that are decoded in one go; the logits of a whole batch are kept, so it bounds memory
 CELLS = 256  # llama.cpp rounds a cache up to a multiple
 F32, F16 = 0, 1  # enum ggml_type
@@ -347,7 +347,6 @@ class NativeSampler:
                 raise UsageError(f"llama.cpp can not read the {name}", _WHERE_IT_SAYS_WHY)
             lib.llama_sampler_chain_add(self.handle, step)
         self._array = lib.llama_token_data_array()
-        self._reference = ctypes.byref(self._array)
         self._apply = lib.llama_sampler_apply
         self._reserve(128)
 
@@ -361,21 +360,21 @@ class NativeSampler:
             self._reserve(size)
         self.ids[:size] = ids
         self.logits[:size] = logits
-        return self.run(size)
-
-    def run(self, size: int) -> int:
-        """As `apply`, with as many tokens as are at `address` already."""
         array = self._array
         array.size = size
         array.selected = -1
         array.sorted = False
-        self._apply(self.handle, self._reference)
+        self._apply(self.handle, ctypes.byref(array))
         return int(array.selected)
 
+    def addresses(self) -> tuple[int | None, int | None]:
+        """Of the chain, and of the function that applies one: for likeliest.c."""
+        chain, apply = (ctypes.cast(pointer, ctypes.c_void_p) for pointer in (self.handle, self._apply))
+        return chain.value, apply.value
+
     def _reserve(self, size: int) -> None:
-        candidates = np.empty(size, _TOKEN_DATA)
+        candidates = np.empty(size, TOKEN_DATA)
         self.ids, self.logits, self.probabilities = (candidates[name] for name in ("id", "logit", "p"))
-        self.address = candidates.ctypes.data
         self._array.data = candidates.ctypes.data_as(ctypes.POINTER(bindings().llama_token_data))
 
     def accept(self, token: int) -> None:

@@ -1,10 +1,12 @@
-/* The likeliest tokens of a row of logits, for llama.cpp's samplers: what candidates.py does, in one call.
+/* The next token by a row of logits, in one call: the likeliest one, or what llama.cpp's samplers choose of the
+ * likeliest ones.
  *
  * A decode leaves nothing of Python and NumPy in the caches, where each of their calls then costs 15 to 30
- * microseconds; this is one. It is optional: where it was not compiled, candidates.py finds the same tokens.
+ * microseconds; this is one. It is optional: where it was not compiled, sampler.py comes to the same token.
  */
 
 #include <math.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -21,6 +23,24 @@ typedef struct { /* llama_token_data */
     float logit;
     float p;
 } candidate;
+
+typedef struct { /* llama_token_data_array */
+    candidate *data;
+    size_t size;
+    int64_t selected;
+    bool sorted;
+} candidates;
+
+/* How to choose; likeliest.py lays it out likewise. Without samplers the likeliest token is taken. */
+typedef struct {
+    const float *logits;
+    int32_t size;
+    int32_t count; /* top-k */
+    void *samplers;
+    void (*apply)(void *samplers, candidates *found); /* llama_sampler_apply */
+    candidate *room;
+    int32_t capacity;
+} choice;
 
 /* The count-th largest of `size` values that lie `stride` bytes apart; `heap` has room for `count`. */
 static float nth_largest(const void *values, size_t stride, int32_t size, float *heap, int32_t count)
@@ -87,7 +107,7 @@ static int32_t collect(const float *logits, int32_t size, float bound, candidate
  * Returns how many they are, or -1 where this is not the way to find them: a count above MOST, more than `capacity`,
  * or too few logits above -inf (a NaN is none).
  */
-EXPORTED int32_t likeliest(const float *logits, int32_t size, int32_t count, candidate *found, int32_t capacity)
+static int32_t likeliest(const float *logits, int32_t size, int32_t count, candidate *found, int32_t capacity)
 {
     float folded[COLUMNS], heap[MOST];
     int32_t columns = size < COLUMNS ? size : COLUMNS, total, kept = 0;
@@ -106,6 +126,51 @@ EXPORTED int32_t likeliest(const float *logits, int32_t size, int32_t count, can
         if (found[i].logit >= bound)
             found[kept++] = found[i];
     return kept;
+}
+
+/* The likeliest token, the first one of several; -1 if a logit is infinite or a NaN, but for -inf. */
+static int32_t largest(const float *logits, int32_t size)
+{
+    float folded[BLOCK], most = -INFINITY;
+    int32_t wrong[BLOCK] = {0}, whole = size - size % BLOCK, any_wrong = 0;
+    for (int32_t i = 0; i < BLOCK; i++)
+        folded[i] = -INFINITY;
+    for (int32_t at = 0; at < whole; at += BLOCK)
+        for (int32_t i = 0; i < BLOCK; i++) {
+            folded[i] = logits[at + i] > folded[i] ? logits[at + i] : folded[i];
+            wrong[i] |= !(logits[at + i] < INFINITY);
+        }
+    for (int32_t i = whole; i < size; i++) {
+        folded[i - whole] = logits[i] > folded[i - whole] ? logits[i] : folded[i - whole];
+        any_wrong |= !(logits[i] < INFINITY);
+    }
+    for (int32_t i = 0; i < BLOCK; i++) {
+        most = folded[i] > most ? folded[i] : most;
+        any_wrong |= wrong[i];
+    }
+    if (any_wrong || most == -INFINITY)
+        return -1;
+    int32_t at = 0;
+    while (at < whole && !any_reaches(logits + at, most))
+        at += BLOCK;
+    while (logits[at] < most)
+        at++;
+    return at;
+}
+
+/* The next token, or -1 where it has to be found in another way, or said what is wrong with the logits. */
+EXPORTED int32_t choose(const choice *by)
+{
+    if (!by->samplers)
+        return largest(by->logits, by->size);
+    int32_t total = likeliest(by->logits, by->size, by->count, by->room, by->capacity);
+    if (total <= 0)
+        return -1;
+    candidates found = {by->room, (size_t)total, -1, false};
+    by->apply(by->samplers, &found);
+    if (found.selected < 0 || !(found.data[found.selected].p >= 0)) /* a NaN, of an infinite logit */
+        return -1;
+    return found.data[found.selected].id;
 }
 
 /* Never called: some linkers want what makes a module of Python, and this needs nothing of it. */

@@ -1,6 +1,6 @@
 """`likeliest.c` in Python's terms, where it was compiled: the only file that touches it.
 
-It finds what `candidates.at_least_likely` finds, in one call that writes right into the array of llama.cpp's samplers.
+It chooses what sampler.py would, in one call.
 """
 
 import ctypes
@@ -11,43 +11,67 @@ from typing import Any
 import numpy as np
 
 from .decoding import Logits
+from .library import TOKEN_DATA, NativeSampler
+
+_CAPACITY = 512  # candidates; more than C's MOST tie seldom
 
 
 def _compiled() -> Callable[..., int] | None:
     library = find_spec("._likeliest", __package__)  # named like a module, so that it is found where Python looks
-    if library is None or library.origin is None:  # there was no compiler: candidates.py does its work
+    if library is None or library.origin is None:  # there was no compiler: sampler.py does its work
         return None
     try:
         # it takes some microseconds, of which giving the interpreter's lock away and back would be a good part
-        function: Any = ctypes.PyDLL(library.origin).likeliest
-    except (OSError, AttributeError):  # of another machine
+        function: Any = ctypes.PyDLL(library.origin).choose
+    except (OSError, AttributeError):  # of another machine, or another version
         return None
-    function.argtypes = [ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p, ctypes.c_int32]
+    function.argtypes = [ctypes.c_void_p]
     function.restype = ctypes.c_int32
     found: Callable[..., int] = function
     return found
 
 
-find_likeliest = _compiled()
+choose = _compiled()
 
 
-class Row:
-    """Where the logits of a sequence lie. Each step of a text hands over the same object, so it is asked once."""
+class _Choice(ctypes.Structure):
+    _fields_ = (
+        ("logits", ctypes.c_void_p),
+        ("size", ctypes.c_int32),
+        ("count", ctypes.c_int32),
+        ("samplers", ctypes.c_void_p),
+        ("apply", ctypes.c_void_p),
+        ("room", ctypes.c_void_p),
+        ("capacity", ctypes.c_int32),
+    )
 
-    def __init__(self) -> None:
+
+class Chooser:
+    """Chooses the likeliest token; or, with samplers, what they take of the `top_k` likeliest and all that tie.
+
+    The samplers must live as long as it is used.
+    """
+
+    def __init__(self, top_k: int = 0, samplers: NativeSampler | None = None) -> None:
+        self._choice = _Choice(count=top_k)
+        self._address = ctypes.addressof(self._choice)
         self._logits: Logits | None = None
-        self._address = 0
+        if samplers:
+            self._room = np.empty(_CAPACITY, TOKEN_DATA)
+            self._choice.room, self._choice.capacity = self._room.ctypes.data, _CAPACITY
+            self._choice.samplers, self._choice.apply = samplers.addresses()
 
-    def likeliest(self, logits: Logits, count: int, target: int, capacity: int) -> int:
-        """Writes the `count` likeliest tokens, and all that tie with the last, by id, to the array at `target`.
+    def choose(self, logits: Logits) -> int:
+        """The next token by logits of shape (vocabulary,).
 
-        That is of `llama_token_data` and has room for `capacity`. Returns how many they are; or -1, where NumPy has to
-        find them: not compiled, many of them, or too few logits above -inf.
+        -1 where sampler.py has to find it: not compiled, a `top_k` above 256, too few logits above -inf for it, or
+        logits that are not finite.
         """
-        if find_likeliest is None:
+        if choose is None:
             return -1
-        if logits is not self._logits:
+        if logits is not self._logits:  # each step of a text hands over the same object, so it is asked once
             if logits.dtype != np.float32 or not logits.flags.c_contiguous:
                 return -1
-            self._logits, self._address = logits, logits.ctypes.data
-        return find_likeliest(self._address, len(logits), count, target, capacity)
+            self._logits = logits
+            self._choice.logits, self._choice.size = logits.ctypes.data, len(logits)
+        return choose(self._address)

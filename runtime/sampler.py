@@ -10,7 +10,7 @@ from dgpt2_quant.quantize.errors import RuntimeFailure, UsageError
 from .candidates import Ids, at_least, at_least_likely, log_total, nucleus, typical
 from .decoding import Logits
 from .library import NativeModel, NativeSampler
-from .likeliest import Row
+from .likeliest import Chooser
 from .sampling import Sampling
 
 _BLOCK = 256  # tokens that are drawn together first, when nothing filters them
@@ -36,7 +36,6 @@ class Sampler:
                     + (", and behind are pad tokens, which are never chosen" if is_pad else "")
                 )
         self._vocabulary = model.real_vocabulary
-        self._row = Row()
         self._bias_ids = np.array(list(sampling.logit_bias), np.intp)
         self._bias = np.array(list(sampling.logit_bias.values()), np.float32)
         self._surprise_limit = 2 * sampling.mirostat_tau  # mirostat's mu, in bits
@@ -49,6 +48,9 @@ class Sampler:
             self._grammar = NativeSampler(model, [("grammar", sampling.grammar, "root")])
         if not sampling.is_greedy:
             self._choice = NativeSampler(model, _choice(sampling, seed))
+        self._quick = None
+        if sampling.is_greedy or (sampling.top_k and not sampling.mirostat):
+            self._quick = Chooser(sampling.top_k, self._choice)
         self._plain = not (len(self._bias) or penalties or sampling.grammar)
         if self._penalties:
             for token in prompt:
@@ -60,10 +62,6 @@ class Sampler:
         None where nothing is allowed. Raises `RuntimeFailure` for logits that are not finite.
         """
         if self._plain:
-            if self._choice is None:
-                likeliest = int(logits.argmax())
-                if math.isfinite(logits.item(likeliest)):
-                    return likeliest
             return self._pick(logits)
         if len(self._bias):
             logits[self._bias_ids] += self._bias
@@ -89,18 +87,16 @@ class Sampler:
         for part in (self._penalties, self._grammar, self._choice):
             if part:
                 part.close()
-        self._penalties = self._grammar = self._choice = None
+        self._penalties = self._grammar = self._choice = self._quick = None
 
     def _pick(self, logits: Logits) -> int | None:
+        if self._quick and (token := self._quick.choose(logits)) >= 0:
+            return token
         if self._choice is None:
             token = int(logits.argmax())
             return token if self._possible(logits.item(token)) else None
         settings = self.sampling
         if settings.top_k and not settings.mirostat:
-            choice = self._choice
-            size = self._row.likeliest(logits, settings.top_k, choice.address, len(choice.ids))
-            if size > 0:
-                return self._chosen(choice.run(size))
             found = at_least_likely(logits, settings.top_k)
             # no row of finite logits leaves none, and only a row with many -inf leaves all
             if 0 < len(found) < len(logits) or self._possible(float(logits.max())):
@@ -129,12 +125,9 @@ class Sampler:
         raise overflowed()
 
     def _draw(self, ids: Ids, logits: Logits) -> int:
-        assert self._choice
-        return self._chosen(self._choice.apply(ids, logits))
-
-    def _chosen(self, index: int) -> int:
         choice = self._choice
         assert choice
+        index = choice.apply(ids, logits)
         probability = choice.probabilities.item(index)
         if not probability >= 0:  # of an infinite logit
             self._possible(math.inf)
