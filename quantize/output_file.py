@@ -49,8 +49,6 @@ def output_file(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
         try:
             descriptor, nameless = _open(hidden)
             try:
-                with contextlib.suppress(OSError):  # a file system without locks
-                    fcntl.flock(descriptor, fcntl.LOCK_EX)
                 with open(descriptor, "wb", closefd=False) as file:
                     yield file
                 os.fsync(descriptor)
@@ -93,18 +91,27 @@ def _folder_for(path: Path) -> Iterator[int]:
     It is locked, shared, while somebody writes there: a file without a name keeps no folder from being removed.
     """
     missing = [folder for folder in path.parents if not folder.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
+    folder = _held_folder(path.parent)
     failed = True
     try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(folder, fcntl.LOCK_SH)
         yield folder
         failed = False
     finally:
         os.close(folder)
         for made in missing if failed else ():
             _remove_unused(made)
+
+
+def _held_folder(path: Path) -> int:
+    """The folder's descriptor, locked; it is made anew if somebody removed it before the lock was there."""
+    while True:
+        path.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            folder = os.open(path, os.O_RDONLY)
+            _lock(folder, fcntl.LOCK_SH)
+            if _leads_to(path, folder):
+                return folder
+            os.close(folder)
 
 
 def _remove_unused(folder: Path) -> None:
@@ -126,12 +133,31 @@ def _remove_left_behind(path: Path) -> None:
 
 
 def _open(hidden: Path) -> tuple[int, bool]:
-    """A descriptor to write to, and whether the file is still without a name."""
+    """A locked descriptor to write to, and whether the file is still without a name."""
     if hasattr(os, "O_TMPFILE"):
         # a file system without nameless files (some overlays, NFS) says so; then a named one has to do
         with contextlib.suppress(OSError):
-            return os.open(hidden.parent, os.O_TMPFILE | os.O_RDWR, 0o666), True
-    return os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666), False
+            descriptor = os.open(hidden.parent, os.O_TMPFILE | os.O_RDWR, 0o666)
+            _lock(descriptor, fcntl.LOCK_EX)
+            return descriptor, True
+    while True:
+        descriptor = os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+        _lock(descriptor, fcntl.LOCK_EX)
+        if _leads_to(hidden, descriptor):
+            return descriptor, False
+        os.close(descriptor)  # another writer took it for one of the dead, before it was locked
+
+
+def _lock(descriptor: int, how: int) -> None:
+    with contextlib.suppress(OSError):  # a file system without locks
+        fcntl.flock(descriptor, how)
+
+
+def _leads_to(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _rename_to_new(hidden: Path, path: Path) -> None:

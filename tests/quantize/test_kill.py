@@ -23,6 +23,8 @@ from dgpt2_quant.quantize.convert import convert
 from dgpt2_quant.quantize.errors import OutputError
 from dgpt2_quant.quantize.output_file import output_file
 
+from .checkpoints import make_checkpoint
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and looks for Linux's nameless files")
 
 TYPES = ["q8_0", "q4_0"]
@@ -93,8 +95,9 @@ for line in sys.stdin:
 class Forker:
     """The process that forks, and what to ask it for."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
+    def __init__(self, process: subprocess.Popen[str], model: str) -> None:
         self.process = process
+        self.model = model
 
     def run(
         self,
@@ -107,7 +110,7 @@ class Forker:
         after: float = 0.0,
     ) -> list[dict[str, Any]]:
         """What became of a conversion into each of the outputs; `stop` is sent some seconds after the `mark`."""
-        job = {"model": "storybook", "types": types, "outputs": list(map(str, outputs)), "overwrite": overwrite}
+        job = {"model": self.model, "types": types, "outputs": list(map(str, outputs)), "overwrite": overwrite}
         job |= {"named": named, "signal": stop, "mark": mark, "after": after}
         assert self.process.stdin
         assert self.process.stdout
@@ -118,19 +121,25 @@ class Forker:
 
 
 @pytest.fixture(scope="module")
-def forker() -> Iterator[Forker]:
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """So large that its conversion has moments to be killed at, and so small that it can be killed often."""
+    return str(make_checkpoint(tmp_path_factory.mktemp("model") / "tale", layers=4, width=256))
+
+
+@pytest.fixture(scope="module")
+def forker(model: str) -> Iterator[Forker]:
     command = [sys.executable, "-c", FORKING]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        yield Forker(process)
+        yield Forker(process, model)
         assert process.stdin
         process.stdin.close()
         assert process.wait(timeout=10) == 0
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def whole(model: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The names of the files that a conversion writes, and the hashes of their bytes."""
-    files = convert("storybook", type=TYPES, output=tmp_path_factory.mktemp("whole"))
+    files = convert(model, type=TYPES, output=tmp_path_factory.mktemp("whole"))
     return {Path(file.path).name: str(file.sha256) for file in files}
 
 
@@ -250,7 +259,7 @@ def test_an_interrupt_at_any_moment_leaves_nothing_half_done(
 def test_of_two_that_convert_to_one_file_one_succeeds(
     named: bool, forker: Forker, whole: dict[str, str], tmp_path: Path
 ) -> None:
-    name = "storybook.Q8_0.gguf"
+    name = "tale.Q8_0.gguf"
     for number in range(6):
         target = tmp_path / f"{number}" / name
         answers = forker.run(target, target, types=["q8_0"], named=named)
@@ -265,7 +274,7 @@ def test_of_two_that_convert_to_one_file_one_succeeds(
 def test_two_that_overwrite_one_file_both_succeed(
     named: bool, forker: Forker, whole: dict[str, str], tmp_path: Path
 ) -> None:
-    name = "storybook.Q8_0.gguf"
+    name = "tale.Q8_0.gguf"
     for _ in range(6):
         put_old(tmp_path, [name])
         answers = forker.run(tmp_path / name, tmp_path / name, types=["q8_0"], overwrite=True, named=named)
@@ -296,16 +305,16 @@ def living(path: Path) -> Iterator[None]:
 
 
 def test_hidden_files_of_the_dead_are_removed_and_those_of_the_living_stay(forker: Forker, tmp_path: Path) -> None:
-    dead = [tmp_path / f".storybook.Q8_0.gguf.{number:012x}.part" for number in range(3)]
+    dead = [tmp_path / f".tale.Q8_0.gguf.{number:012x}.part" for number in range(3)]
     others = [
-        tmp_path / ".storybook.Q4_0.gguf.0123456789ab.part",  # of another target
-        tmp_path / ".storybook.Q8_0.gguf.part",
-        tmp_path / ".storybook.Q8_0.gguf.0123456789ab.partial",
+        tmp_path / ".tale.Q4_0.gguf.0123456789ab.part",  # of another target
+        tmp_path / ".tale.Q8_0.gguf.part",
+        tmp_path / ".tale.Q8_0.gguf.0123456789ab.partial",
         tmp_path / ".hidden",
     ]
     for path in (*dead, *others):
         path.write_bytes(b"half")
-    alive = tmp_path / ".storybook.Q8_0.gguf.aaaaaaaaaaaa.part"
+    alive = tmp_path / ".tale.Q8_0.gguf.aaaaaaaaaaaa.part"
     with living(alive):
         [answer] = forker.run(tmp_path, types=["q8_0"])
         assert answer["said"].endswith("d")
@@ -326,15 +335,17 @@ def test_the_next_conversion_removes_what_a_killed_one_left(forker: Forker, tmp_
     assert hidden(tmp_path) == []
 
 
-def test_a_name_that_is_taken_while_several_are_written_is_not_replaced(whole: dict[str, str], tmp_path: Path) -> None:
-    taken = tmp_path / "storybook.Q8_0.gguf"
+def test_a_name_that_is_taken_while_several_are_written_is_not_replaced(
+    model: str, whole: dict[str, str], tmp_path: Path
+) -> None:
+    taken = tmp_path / "tale.Q8_0.gguf"
 
     def take(done: int, total: int, name: str) -> None:
         if done == total:
             taken.write_bytes(b"theirs")
 
     with pytest.raises(OutputError, match="exists already"):
-        convert("storybook", type=TYPES, output=tmp_path, progress=take)
+        convert(model, type=TYPES, output=tmp_path, progress=take)
     assert taken.read_bytes() == b"theirs"
     assert hidden(tmp_path) == []
     assert all(sha256(path) == whole[path.name] for path in tmp_path.iterdir() if path != taken)

@@ -273,6 +273,31 @@ def test_two_writers_of_one_file_do_not_remove_each_others(tmp_path: Path) -> No
     assert names(tmp_path) == ["model.gguf"]
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_another_writer_removed_before_it_was_locked_is_made_anew(
+    overwrite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one, which fails, takes the new folder for unused, or the new file for one that the dead left."""
+    target, real, removed = tmp_path / "new" / "model.gguf", fcntl.flock, []
+
+    def late(descriptor: int, how: int) -> None:
+        if how in (fcntl.LOCK_SH, fcntl.LOCK_EX) and how not in removed:
+            removed.append(how)
+            for hidden in target.parent.glob(".*"):
+                hidden.unlink()
+            if how == fcntl.LOCK_SH:
+                target.parent.rmdir()
+        real(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with output_file(target, overwrite=overwrite) as file:
+        file.write(b"whole")
+    assert removed == [fcntl.LOCK_SH, fcntl.LOCK_EX]
+    assert names(target.parent) == ["model.gguf"]
+    assert target.read_bytes() == b"whole"
+    assert names(tmp_path) == ["new"]
+
+
 def test_hidden_files_of_others_are_left_alone(tmp_path: Path) -> None:
     others = [
         hidden_file(tmp_path, "another.gguf").name,
