@@ -11,7 +11,7 @@ from dgpt2_quant.quantize.errors import CheckpointError, GGUFError
 from dgpt2_quant.quantize.ggml import dequantize, library, quantize, validated
 from dgpt2_quant.quantize.quant_types import TensorType
 
-ROWS, COLUMNS = 600, 256
+ROWS, COLUMNS = 150, 256
 WEIGHTS = np.random.default_rng(0).normal(0, 0.1, (ROWS, COLUMNS))
 IMPORTANCE = np.random.default_rng(1).gamma(2, 1, COLUMNS).astype(np.float32)
 
@@ -42,7 +42,7 @@ def quantized(
     data: npt.NDArray[Any], tensor_type: TensorType, importance: npt.NDArray[np.float32] | None = None
 ) -> npt.NDArray[np.uint8]:
     """In several calls, as a conversion cuts a tensor; the last one is smaller."""
-    parts = [quantize("w", data[first : first + 256], [tensor_type], importance)[0] for first in (0, 256, 512)]
+    parts = [quantize("w", data[first : first + 64], [tensor_type], importance)[0] for first in (0, 64, 128)]
     return np.concatenate(parts)
 
 
