@@ -22,12 +22,15 @@ from ..quantize.checkpoints import make_checkpoint
 from .gguf_edit import Tensor, retype, rewrite
 from .mutations import Draft, other_model, random_blocks, take_apart
 
-WIDTH, VOCABULARY = 256, 8189
+WIDTH, VOCABULARY = 256, 262
 
 
-@pytest.fixture
-def good(storybook_files: dict[str, Path]) -> Path:
-    return storybook_files["Q4_0"]
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As storybook, with fewer tokens: it is written anew for every test."""
+    folder = tmp_path_factory.mktemp("good")
+    model = make_checkpoint(folder / "model", layers=6, width=WIDTH, inner=1024, context=512)
+    return Path(convert(str(model), type="Q4_0", output=folder)[0].path)
 
 
 def test_every_level_of_the_bundled_checkpoint_is_accepted(storybook_files: dict[str, Path]) -> None:
@@ -67,7 +70,7 @@ def test_every_level_of_the_bundled_checkpoint_is_accepted(storybook_files: dict
         ("gpt2.attention.head_count", 256, "its 256 heads are one number wide"),
         ("gpt2.attention.head_count_kv", 2, "head_count_kv is 2, not 4"),
         ("gpt2.attention.head_count_kv", [4] * 6, "head_count_kv is .*, not 4"),
-        ("gpt2.vocab_size", "8189", "gpt2.vocab_size is of the type STRING, not UINT32"),
+        ("gpt2.vocab_size", "262", "gpt2.vocab_size is of the type STRING, not UINT32"),
         ("gpt2.attention.layer_norm_epsilon", None, "layer_norm_epsilon is None"),
         ("gpt2.attention.layer_norm_epsilon", 0.0, r"layer_norm_epsilon is 0\.0"),
         ("gpt2.attention.layer_norm_epsilon", float("nan"), "layer_norm_epsilon is nan"),
@@ -87,27 +90,27 @@ def test_every_level_of_the_bundled_checkpoint_is_accepted(storybook_files: dict
         (
             "tokenizer.ggml.tokens",
             [f"{number}" for number in range(VOCABULARY - 1)],
-            "token_type has 8189 entries for 8188",
+            "token_type has 262 entries for 261",
         ),
         ("tokenizer.ggml.merges", None, "merges is no list of STRING"),
         ("tokenizer.ggml.merges", [1, 2], "merges is no list of STRING"),
         ("tokenizer.ggml.token_type", 5, "token_type is no list of INT32"),
         ("tokenizer.ggml.token_type", ["1"] * VOCABULARY, "token_type is no list of INT32"),
-        ("tokenizer.ggml.token_type", [1, 1, 3], "token_type has 3 entries for 8189 tokens"),
+        ("tokenizer.ggml.token_type", [1, 1, 3], "token_type has 3 entries for 262 tokens"),
         ("tokenizer.ggml.scores", [1, 2, 3], "scores is no list of FLOAT32"),
-        ("tokenizer.ggml.tokens", [f"{number % 8188}" for number in range(VOCABULARY)], "1 of its 8189 tokens have"),
-        ("tokenizer.ggml.tokens", [f"{number}" for number in range(8188)] + ["7\0"], "1 of its 8189 tokens have"),
-        ("tokenizer.ggml.tokens", ["", *(f"[EMPTY_{n}]" for n in range(8188))], "1 of its 8189 tokens have"),
-        ("tokenizer.ggml.token_type", [1] * 8188 + [6], "token_type has 6, not 1 to 5"),
-        ("tokenizer.ggml.token_type", [1] * 8188 + [-1], "token_type has -1, not 1 to 5"),
+        ("tokenizer.ggml.tokens", [f"{number % 261}" for number in range(VOCABULARY)], "1 of its 262 tokens have"),
+        ("tokenizer.ggml.tokens", [f"{number}" for number in range(261)] + ["7\0"], "1 of its 262 tokens have"),
+        ("tokenizer.ggml.tokens", ["", *(f"[EMPTY_{n}]" for n in range(261))], "1 of its 262 tokens have"),
+        ("tokenizer.ggml.token_type", [1] * 261 + [6], "token_type has 6, not 1 to 5"),
+        ("tokenizer.ggml.token_type", [1] * 261 + [-1], "token_type has -1, not 1 to 5"),
         ("tokenizer.ggml.pre", None, "tokenizer.ggml.pre is None, not gpt-2"),
         ("tokenizer.ggml.pre", "default", "tokenizer.ggml.pre is 'default', not gpt-2"),
         ("tokenizer.ggml.pre", "llama-bpe", "tokenizer.ggml.pre is 'llama-bpe', not gpt-2"),
         ("tokenizer.ggml.pre", ["gpt-2"], "tokenizer.ggml.pre is of the type ARRAY, not STRING"),
         # for these llama.cpp takes token 11, a comma
-        ("tokenizer.ggml.eos_token_id", None, "eos_token_id is None, not 0 to 8188"),
-        ("tokenizer.ggml.eos_token_id", VOCABULARY, "eos_token_id is 8189, not 0 to 8188"),
-        ("tokenizer.ggml.bos_token_id", 2**32 - 1, "bos_token_id is 4294967295, not 0 to 8188"),
+        ("tokenizer.ggml.eos_token_id", None, "eos_token_id is None, not 0 to 261"),
+        ("tokenizer.ggml.eos_token_id", VOCABULARY, "eos_token_id is 262, not 0 to 261"),
+        ("tokenizer.ggml.bos_token_id", 2**32 - 1, "bos_token_id is 4294967295, not 0 to 261"),
         # and these it does not take
         ("tokenizer.ggml.eos_token_id", "0", "eos_token_id is of the type STRING, not UINT32"),
         ("tokenizer.ggml.padding_token_id", 2**40, "padding_token_id is of the type UINT64, not UINT32"),
@@ -174,8 +177,8 @@ def floats(*shape: int) -> Tensor:
         ("blk.0.attn_qkv.weight", floats(WIDTH, 3 * WIDTH), r"shape \[256, 768\], not \[768, 256\]"),
         ("blk.0.attn_norm.weight", floats(1, WIDTH), r"shape \[1, 256\], not \[256\]"),
         ("position_embd.weight", floats(511, WIDTH), r"shape \[511, 256\], not \[512, 256\]"),
-        ("token_embd.weight", floats(VOCABULARY - 1, WIDTH), r"shape \[8188, 256\], not \[8189, 256\]"),
-        ("output.weight", floats(VOCABULARY + 3, WIDTH), r"'output.weight' has the shape \[8192, 256\]"),
+        ("token_embd.weight", floats(VOCABULARY - 1, WIDTH), r"shape \[261, 256\], not \[262, 256\]"),
+        ("output.weight", floats(VOCABULARY + 3, WIDTH), r"'output.weight' has the shape \[265, 256\]"),
         ("blk.6.attn_norm.weight", floats(WIDTH), r"the tensor 'blk\.6\.attn_norm\.weight', which .* not know"),
         ("blk.0.attn.bias", floats(1), r"the tensor 'blk\.0\.attn\.bias'"),
         ("blk.0.attn_qkv.bias", ((3 * WIDTH,), TensorType.F16, bytes(1536)), "is F16; biases and norms are F32"),
@@ -288,9 +291,9 @@ def test_one_value_or_scale_that_is_not_finite(tensor_type: TensorType, tiny: Pa
         check_model_file(write(tmp_path / "damaged.gguf", draft))
 
 
-def test_a_value_behind_the_first_piece_is_looked_at(good: Path, tmp_path: Path) -> None:
-    data, file = bytearray(good.read_bytes()), tmp_path / "odd.gguf"
-    tensor = read_header(good).tensors["token_embd.weight"]
+def test_a_value_behind_the_first_piece_is_looked_at(storybook_files: dict[str, Path], tmp_path: Path) -> None:
+    data, file = bytearray(storybook_files["Q4_0"].read_bytes()), tmp_path / "odd.gguf"
+    tensor = read_header(storybook_files["Q4_0"]).tensors["token_embd.weight"]
     assert tensor.nbytes > 2 * validate._PIECE
     for at in (tensor.start + tensor.nbytes - 2, tensor.start + validate._PIECE // 210 * 210 + 208):  # Q6_K
         was = data[at : at + 2]
