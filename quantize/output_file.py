@@ -155,7 +155,7 @@ def _lock(descriptor: int, how: int) -> None:
 
 def _leads_to(path: Path, descriptor: int) -> bool:
     try:
-        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:
         return False
 

@@ -1,5 +1,6 @@
 """Generations as iterators of text that know, when they are through, how they went."""
 
+import threading
 from collections.abc import Iterator, Sequence
 
 from .draft import Completion, Draft, Timing, total_timing
@@ -37,10 +38,11 @@ class Batch(Iterator[tuple[int, str]]):
     `completions` are those of the finished ones, by number; `seeds` give them again.
     """
 
-    def __init__(self, drafts: Sequence[Draft], pieces: Iterator[Piece]) -> None:
+    def __init__(self, drafts: Sequence[Draft], pieces: Iterator[Piece], turn: threading.RLock) -> None:
         self.seeds = [draft.request.seed for draft in drafts]
         self._drafts = drafts
         self._pieces = pieces
+        self._turn = turn
         self._numbers = {id(draft): number for number, draft in enumerate(drafts)}
 
     @property
@@ -58,7 +60,8 @@ class Batch(Iterator[tuple[int, str]]):
         return self._numbers[id(draft)], text
 
     def run(self) -> list[Completion]:
-        """Goes to the end and returns all texts."""
-        for _ in self._pieces:
-            pass
+        """Goes to the end and returns all texts; the model's other calls wait for it, or it for them."""
+        with self._turn:
+            for _ in self._pieces:
+                pass
         return [draft.completion for draft in self._drafts if draft.completion]

@@ -9,7 +9,7 @@ import ctypes
 import logging
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ import numpy.typing as npt
 from dgpt2_quant.quantize.cores import bounded_spin
 from dgpt2_quant.quantize.errors import RuntimeFailure, UsageError
 
-from .decoding import Fed, Logits, State
+from .closing import Uses
+from .decoding import Fed, Logits, State, token_ids
+from .interrupts import interrupts_wait
 
 log = logging.getLogger("dgpt2_quant.llama_cpp")
 log.addHandler(logging.NullHandler())
@@ -33,7 +35,6 @@ F32, F16 = 0, 1  # enum ggml_type
 KV_TYPES = {"f32": F32, "f16": F16, "bf16": 30, "q8_0": 8}
 _WITH_VOCABULARY = ("dry", "grammar")  # samplers whose first argument it is
 _BYTES = ctypes.POINTER(ctypes.c_uint8)
-_WHERE_IT_SAYS_WHY = "Turn on the logger `dgpt2_quant.llama_cpp` to see its reason."
 
 _pending: list[BaseException] = []  # what was raised in a callback from C
 
@@ -56,15 +57,24 @@ def _log_callback(llama_cpp: Any) -> Any:
         try:
             log.log(_LEVELS.get(level, logging.INFO), text.decode("utf-8", "replace").rstrip())
         except BaseException as error:
-            # a Ctrl-C while C works arrives here, where ctypes would swallow it: it waits for `_raise_pending`
-            _pending.append(error)
+            _pending.append(error)  # ctypes would swallow it: it waits for the call's end
 
     return write  # kept by the cache: C holds a pointer to it
 
 
-def _raise_pending() -> None:
-    if _pending:
-        raise _pending.pop()
+def _made(make: Callable[[], Any], free: Callable[[Any], None]) -> Any:
+    """What a long call of C makes; it is freed again if a signal's handler raised something meanwhile."""
+    handle = None
+    try:
+        with interrupts_wait():
+            handle = make()
+        if _pending:
+            raise _pending.pop()
+    except BaseException:
+        if handle:
+            free(handle)
+        raise
+    return handle
 
 
 class NativeModel:
@@ -72,6 +82,7 @@ class NativeModel:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._uses = Uses()
         self._lock = threading.Lock()
         self._dry: tuple[tuple[Any, ...], Any] | None = None
         self._pieces: dict[int, tuple[bytes, bool]] = {}
@@ -81,12 +92,11 @@ class NativeModel:
         no_devices = (ctypes.c_void_p * 1)(None)
         params.devices = ctypes.cast(no_devices, ctypes.c_void_p)
         params.n_gpu_layers = 0
-        self.handle = lib.llama_model_load_from_file(os.fsencode(path), params)
-        if _pending:
-            self.close()
-            _raise_pending()
+        self.handle = _made(lambda: lib.llama_model_load_from_file(os.fsencode(path), params), lib.llama_model_free)
         if not self.handle:
-            raise RuntimeFailure(f"llama.cpp can not load {path}", _WHERE_IT_SAYS_WHY)
+            raise RuntimeFailure(
+                f"llama.cpp can not load {path}", "Turn on the logger `dgpt2_quant.llama_cpp` to see its reason."
+            )
         self.vocab = lib.llama_model_get_vocab(self.handle)
         self.vocabulary: int = lib.llama_vocab_n_tokens(self.vocab)
         self.positions: int = lib.llama_model_n_ctx_train(self.handle)
@@ -104,23 +114,22 @@ class NativeModel:
 
     def sampler_step(self, name: str, *arguments: Any) -> Any:
         """What `llama_sampler_init_NAME` makes of these arguments, to be freed by the caller."""
-        lib = bindings()
-        if name in _WITH_VOCABULARY:
+        make = getattr(bindings(), f"llama_sampler_init_{name}")
+        if name not in _WITH_VOCABULARY:
+            return make(*map(_encoded, arguments))
+        with self._uses:
             arguments = self._vocab(), *arguments
-        if name != "dry":
-            return getattr(lib, f"llama_sampler_init_{name}")(*map(_encoded, arguments))
+            return self._dry_step(arguments) if name == "dry" else make(*map(_encoded, arguments))
+
+    def _dry_step(self, arguments: tuple[Any, ...]) -> Any:
         # it looks for its breakers in all tokens, which takes long; the last one is kept to be cloned
+        lib = bindings()
         with self._lock:
             if self._dry is None or self._dry[0] != arguments:
-                made = lib.llama_sampler_init_dry(*map(_encoded, arguments))
-                self._free_dry()
-                self._dry = arguments, made
+                old, self._dry = self._dry, (arguments, lib.llama_sampler_init_dry(*map(_encoded, arguments)))
+                if old:
+                    lib.llama_sampler_free(old[1])
             return lib.llama_sampler_clone(self._dry[1])
-
-    def _free_dry(self) -> None:
-        if self._dry is not None:
-            bindings().llama_sampler_free(self._dry[1])
-        self._dry = None
 
     def tokenize(self, text: str, special: bool) -> list[int]:
         """Token ids; with `special`, texts like `<|endoftext|>` become the tokens that they name."""
@@ -132,7 +141,8 @@ class NativeModel:
             ) from error
         capacity = len(data) + 8  # a token is at least one byte
         tokens = (ctypes.c_int32 * capacity)()
-        count = bindings().llama_tokenize(self._vocab(), data, len(data), tokens, capacity, False, special)
+        with self._uses:
+            count = bindings().llama_tokenize(self._vocab(), data, len(data), tokens, capacity, False, special)
         if count < 0:
             raise RuntimeFailure(f"llama.cpp can not tokenize a text of {len(data)} bytes")
         return tokens[:count]
@@ -145,9 +155,10 @@ class NativeModel:
         """The bytes that a token stands for (none for a control token), and whether it ends a text."""
         found = self._pieces.get(token)
         if found is None:
-            self.check_tokens((token,))
-            ends = bool(bindings().llama_vocab_is_eog(self._vocab(), token))
-            found = self._pieces[token] = self._read_token(token), ends
+            (token,) = token_ids((token,), self.vocabulary)
+            with self._uses:
+                ends = bool(bindings().llama_vocab_is_eog(self._vocab(), token))
+                found = self._pieces[token] = self._read_token(token), ends
         return found
 
     def _read_token(self, token: int) -> bytes:
@@ -162,14 +173,9 @@ class NativeModel:
     @cached_property
     def ends(self) -> list[int]:
         """All tokens that end a text, but for pad tokens."""
-        is_end, vocab = bindings().llama_vocab_is_eog, self._vocab()
-        return [token for token in range(self.real_vocabulary) if is_end(vocab, token)]
-
-    def check_tokens(self, tokens: Iterable[object]) -> None:
-        """Raises `UsageError` for what is no id of the vocabulary: llama.cpp ends the process on some of them."""
-        for token in tokens:
-            if not isinstance(token, int | np.integer) or not 0 <= token < self.vocabulary:
-                raise UsageError(f"there is no token {token}; this vocabulary goes from 0 to {self.vocabulary - 1}")
+        with self._uses:
+            is_end, vocab = bindings().llama_vocab_is_eog, self._vocab()
+            return [token for token in range(self.real_vocabulary) if is_end(vocab, token)]
 
     def _vocab(self) -> Any:
         if not self.handle:
@@ -177,10 +183,12 @@ class NativeModel:
         return self.vocab
 
     def close(self) -> None:
-        if self.handle:
-            self._free_dry()
-            bindings().llama_model_free(self.handle)
-        self.handle = None
+        handle, self.handle = self.handle, None
+        if handle:
+            self._uses.wait()
+            if self._dry:
+                bindings().llama_sampler_free(self._dry[1])
+            bindings().llama_model_free(handle)
 
 
 class NativeContext:
@@ -214,9 +222,8 @@ class NativeContext:
         params.embeddings = embeddings
         params.no_perf = True
         params.offload_kqv = params.op_offload = False
-        self.handle = lib.llama_init_from_model(model.handle, params)
+        self.handle = _made(lambda: lib.llama_init_from_model(model.handle, params), lib.llama_free)
         if not self.handle:
-            _raise_pending()
             what = f"a context of {positions} positions for {slots} sequence{'s' * (slots > 1)}"
             raise RuntimeFailure(f"llama.cpp can not set up {what}", "Is there enough memory?")
         self.vocabulary = model.vocabulary
@@ -240,9 +247,6 @@ class NativeContext:
         self._rows: tuple[int, list[Logits]] = 0, []  # likewise, each by itself and without pad tokens
         self._is_in_place = False  # whether a single row would be where the first of them is
         self._real_vocabulary = model.real_vocabulary
-        if _pending:
-            self.close()
-            _raise_pending()
 
     def decode(self, tokens: Sequence[int], position: int, slot: int = 0, scored_from: int | None = None) -> None:
         """Appends at most `batch_size` tokens at `position`; logits are kept of the last, or from an index on."""
@@ -285,7 +289,7 @@ class NativeContext:
         if status:
             raise RuntimeFailure(f"llama_decode failed with status {status} at position {last_position}")
         if _pending:
-            _raise_pending()
+            raise _pending.pop()
 
     def logits(self, rows: int) -> npt.NDArray[np.float32]:
         """The logits of the last decode's `rows` scored tokens, (rows, vocabulary): a view until the next decode."""
@@ -344,7 +348,7 @@ class NativeSampler:
             step = model.sampler_step(name, *arguments)
             if not step:  # only a grammar can be wrong
                 self.close()
-                raise UsageError(f"llama.cpp can not read the {name}", _WHERE_IT_SAYS_WHY)
+                raise UsageError(f"llama.cpp can not read the {name}", "It writes to stderr where it is wrong.")
             lib.llama_sampler_chain_add(self.handle, step)
         self._array = lib.llama_token_data_array()
         self._apply = lib.llama_sampler_apply

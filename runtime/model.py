@@ -12,7 +12,7 @@ import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, Protocol, Self, Unpack
+from typing import Literal, NoReturn, Protocol, Self, Unpack
 
 from dgpt2_quant.quantize.errors import RuntimeFailure, UsageError
 from dgpt2_quant.quantize.gguf_file import require_file
@@ -22,7 +22,8 @@ from .draft import Completion, Draft
 from .engine import CHUNK, Engine, Piece
 from .generation import Batch, Generation
 from .library import F16, F32, KV_TYPES, NativeContext, NativeModel
-from .request import Options, check_seed, make_request, random_seed
+from .request import Options, check_count, check_seed, make_request, random_seed
+from .sampling import whole
 from .scorer import Scorer
 from .threads import check_threads, make_governor
 from .validate import check_model_file
@@ -35,8 +36,8 @@ Prompts = str | Sequence[str] | Sequence[Sequence[int]]
 
 def check_parallel(parallel: int) -> None:
     """Raises `UsageError` for more sequences at a time than llama.cpp has, or none."""
-    if not 1 <= parallel <= _MOST_PARALLEL:
-        raise UsageError(f"{parallel} sequences at a time were asked for; 1 to {_MOST_PARALLEL} are possible")
+    if not 1 <= (whole(parallel) or 0) <= _MOST_PARALLEL:
+        raise UsageError(f"{parallel!r} sequences at a time were asked for; 1 to {_MOST_PARALLEL} are possible")
 
 
 class _Closable(Protocol):
@@ -100,8 +101,8 @@ class Model(Scorer):
         Raises `ModelNotFoundError`, `GGUFError`, `UsageError` or `RuntimeFailure`.
         """
         path = require_file(Path(path))
-        if ctx_size is not None and ctx_size < 1:
-            raise UsageError(f"the context size is {ctx_size}; it is at least 1")
+        if ctx_size is not None:
+            ctx_size = check_count("ctx_size", ctx_size, 1)
         if kv_type not in KV_TYPES:
             raise UsageError(f"the cache's type is {kv_type!r}; there are {', '.join(KV_TYPES)}")
         if kv_type == "q8_0" and not flash_attention:
@@ -153,8 +154,7 @@ class Model(Scorer):
         Text i of a prompt has the seed `seed + i`. Texts that decode together may differ in a token from the same
         ones alone (docs/runtime.md); `parallel=1` writes one after the other, just as `stream` would.
         """
-        if num_return_sequences < 1:
-            raise UsageError(f"{num_return_sequences} sequences were asked for; at least 1 is needed")
+        num_return_sequences = check_count("num_return_sequences", num_return_sequences, 1)
         seed = check_seed(options.get("seed"))
         first = random_seed() if seed is None else seed
         drafts = []
@@ -167,7 +167,7 @@ class Model(Scorer):
     def write(self, drafts: Sequence[Draft], *, parallel: int = PARALLEL) -> Batch:
         """Starts texts that `make_draft` made, each with settings of its own, `parallel` at a time."""
         check_parallel(parallel)
-        return Batch(drafts, self._write(drafts, parallel))
+        return Batch(drafts, self._write(drafts, parallel), self._lock)
 
     def generate(
         self,
@@ -179,8 +179,7 @@ class Model(Scorer):
     ) -> list[list[Completion]]:
         """`num_return_sequences` completions for each prompt; see `batch`, and `Options`."""
         batch = self.batch(prompts, num_return_sequences=num_return_sequences, parallel=parallel, **options)
-        with self._lock:  # another thread's call waits for its turn
-            found, size = batch.run(), num_return_sequences
+        found, size = batch.run(), num_return_sequences
         return [found[start : start + size] for start in range(0, len(found), size)]
 
     def tokenize(self, text: str, *, special: bool = True) -> list[int]:
@@ -322,6 +321,7 @@ class Model(Scorer):
         found = self._several
         if found is None or found.context.slots < slots or found.context.positions < positions:
             if found is not None:
+                self._several = None  # also where there is no memory for the next one
                 self.free_engine(found)
             found = self._several = self.new_engine(slots, positions)
         return found
@@ -335,6 +335,9 @@ class Model(Scorer):
                 "Load it in each process, or start processes by `spawn`.",
             )
         return self._native
+
+    def __reduce__(self) -> NoReturn:
+        raise UsageError("a Model can not be copied or pickled", "Load its file again; files in memory are shared.")
 
     def __del__(self) -> None:
         if getattr(self, "_native", None) is not None:

@@ -11,7 +11,7 @@ seed are others than PyTorch's: another generator of random numbers, and quantiz
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from dgpt2_quant.quantize.errors import UsageError
 from .closing import Closing
 from .draft import Draft
 from .model import PARALLEL, Model
+from .request import check_count
 
 _random = random.Random()
 _DEFAULTS: Mapping[str, Any] = {
@@ -43,6 +44,16 @@ _DEFAULTS: Mapping[str, Any] = {
     "min_new_tokens": None,
 }
 _OTHER_NAMES: Mapping[str, str | None] = {"stop_sequence": "stop_strings", "return_text": None, "pad_token_id": None}
+# for the others None is a value of its own: off
+_NONE_IS_DEFAULT = (
+    "num_return_sequences",
+    "prefix",
+    "batch_size",
+    "do_sample",
+    "return_full_text",
+    "return_tensors",
+    "max_new_tokens",
+)
 # options that are often given, and their values that change nothing here
 _WITHOUT_EFFECT: Mapping[str, tuple[Any, ...]] = {
     "num_beams": (None, 1),
@@ -102,12 +113,12 @@ class TextGenerationPipeline(Closing):
         Raises `UsageError` for an option that is not known here, or a value that can not be.
         """
         settings = _settings(options, self._options)
+        if not isinstance(text_inputs, Iterable):
+            raise UsageError(f"{text_inputs!r} is no text", "Give a text, or a list of texts.")
         texts = [text_inputs] if isinstance(text_inputs, str) else list(text_inputs)
         if not all(isinstance(text, str) for text in texts):
             raise UsageError("a GPT-2 continues texts; it has no chats", "Give a text, or a list of texts.")
-        count = settings["num_return_sequences"]
-        if type(count) is not int or count < 1:
-            raise UsageError(f"num_return_sequences is {count!r}; it is 1 or more")
+        count = check_count("num_return_sequences", settings["num_return_sequences"], 1)
         if count > 1 and not settings["do_sample"]:
             raise UsageError(f"num_return_sequences is {count} without sampling: they would all be the same text")
         drafts = [self._draft(text, settings) for text in texts for _ in range(count)]
@@ -124,29 +135,30 @@ class TextGenerationPipeline(Closing):
         return lists[0] if isinstance(text_inputs, str) else lists
 
     def _draft(self, text: str, settings: Mapping[str, Any]) -> Draft:
-        model = self.model
-        whole = settings["prefix"] + text
-        length = len(model.tokenize(whole)) or 1
-        max_tokens = settings["max_new_tokens"]
-        if settings["max_length"] is not None and max_tokens is None:
-            max_tokens = settings["max_length"] - length
+        prompt = self.model.tokenize(settings["prefix"] + text)
+        length = len(prompt) or 1
+        if settings["max_new_tokens"] is not None:
+            max_tokens = check_count("max_new_tokens", settings["max_new_tokens"])
+        else:
+            max_tokens = check_count("max_length", settings["max_length"]) - length
             if max_tokens <= 0:
                 raise UsageError(
                     f"the prompt has {length} tokens, and max_length is {settings['max_length']}",
                     "Raise max_length, or use max_new_tokens.",
                 )
+        temperature = 1.0 if settings["temperature"] is None else settings["temperature"]
         min_tokens = settings["min_new_tokens"]
         if min_tokens is None:
-            min_tokens = max(0, (settings["min_length"] or 0) - length)
-        stop = settings["stop_strings"] or ()
-        return model.make_draft(
-            whole,
+            min_tokens = max(0, check_count("min_length", settings["min_length"] or 0) - length)
+        if settings["handle_long_generation"] == "hole":
+            prompt = self._end_of(prompt, max_tokens)
+        return self.model.make_draft(
+            prompt,
             max_tokens=max_tokens,
             min_tokens=min_tokens,
             seed=_random.getrandbits(32),
-            stop=stop,
-            truncate=settings["handle_long_generation"] == "hole",
-            temperature=settings["temperature"] if settings["do_sample"] else 0,
+            stop=settings["stop_strings"] or (),
+            temperature=temperature if settings["do_sample"] else 0,
             top_k=settings["top_k"] or 0,
             top_p=settings["top_p"] if settings["top_p"] is not None else 1.0,
             min_p=settings["min_p"] or 0.0,
@@ -154,6 +166,16 @@ class TextGenerationPipeline(Closing):
             repeat_penalty=settings["repetition_penalty"] or 1.0,
             repeat_last_n=-1,
         )
+
+    def _end_of(self, prompt: list[int], max_tokens: int) -> list[int]:
+        """What of a prompt leaves room for so many new tokens."""
+        kept = self.model.positions - max_tokens
+        if kept <= 0:
+            raise UsageError(
+                f"{max_tokens} new tokens leave no room for a prompt: this model has {self.model.positions} positions",
+                "Lower max_new_tokens or max_length.",
+            )
+        return prompt[-kept:]
 
     def close(self) -> None:
         """Closes the model."""
@@ -166,7 +188,7 @@ def _settings(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[s
     for given in (defaults, options):
         for name, value in given.items():
             known = _OTHER_NAMES.get(name, name)
-            if known is None or value in _WITHOUT_EFFECT.get(name, ()):
+            if known is None or value in _WITHOUT_EFFECT.get(name, ()) or (value is None and known in _NONE_IS_DEFAULT):
                 continue
             if known not in _DEFAULTS:
                 raise UsageError(f"{name}={value!r} is not for this pipeline", f"It takes {', '.join(_DEFAULTS)}.")

@@ -3,12 +3,14 @@
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import TypedDict, Unpack
 
 from dgpt2_quant.quantize.errors import UsageError
 
+from .decoding import token_ids
 from .library import NativeModel
-from .sampling import Sampling
+from .sampling import Sampling, whole
 
 DEFAULT_MAX_TOKENS = 128
 _SEEDS = 2**32 - 1  # llama.cpp takes the last number of 32 bits (LLAMA_DEFAULT_SEED) for "draw one yourself"
@@ -83,10 +85,11 @@ def random_seed() -> int:
 
 
 def check_seed(seed: object) -> int | None:
-    """Raises `UsageError` for what is neither a whole number nor None."""
-    if seed is None or type(seed) is int:
-        return seed
-    raise UsageError(f"the seed is {seed!r}, not a whole number")
+    """A seed as Python's number. Raises `UsageError` for what is neither a whole number nor None."""
+    number = whole(seed)
+    if number is None and seed is not None:
+        raise UsageError(f"the seed is {seed!r}, not a whole number")
+    return number
 
 
 def make_request(
@@ -97,11 +100,11 @@ def make_request(
     Raises `UsageError` that names the value: a prompt that does not fit, a setting out of range.
     """
     settings = dict(options)
-    max_tokens = _count("max_tokens", settings.pop("max_tokens", DEFAULT_MAX_TOKENS))
-    min_tokens = _count("min_tokens", settings.pop("min_tokens", 0))
+    max_tokens = check_count("max_tokens", settings.pop("max_tokens", DEFAULT_MAX_TOKENS))
+    min_tokens = check_count("min_tokens", settings.pop("min_tokens", 0))
     seed = check_seed(settings.pop("seed", None))
     wanted = settings.pop("logprobs", None)
-    logprobs = None if wanted is None else _count("logprobs", wanted)
+    logprobs = None if wanted is None else check_count("logprobs", wanted)
     if logprobs is not None and logprobs > model.real_vocabulary:
         raise UsageError(f"logprobs is {logprobs}; this vocabulary has {model.real_vocabulary} tokens")
     stops = _stops(settings.pop("stop", None))
@@ -113,7 +116,7 @@ def make_request(
     return Request(
         tokens,
         max_tokens,
-        Sampling(**settings),  # type: ignore[arg-type]
+        _sampling(settings),
         random_seed() if seed is None else seed % _SEEDS,
         stops,
         ignore_eos,
@@ -129,11 +132,8 @@ def _prompt(
     """Token ids of a prompt, and whether they are cut so that `truncated_for` tokens have room behind them."""
     if isinstance(prompt, str):
         tokens = model.tokenize(prompt, special=True)
-    elif isinstance(prompt, Iterable):
-        model.check_tokens(prompt)
-        tokens = [int(token) for token in prompt]  # NumPy's integers are none to C
     else:
-        raise UsageError(f"the prompt is {prompt!r}; it is a text, or a list of token ids")
+        tokens = token_ids(prompt, model.vocabulary)
     tokens = tokens or [model.bos]
     is_cut = len(tokens) > positions and truncated_for is not None
     if len(tokens) > positions and truncated_for is not None:
@@ -156,7 +156,20 @@ def _stops(stop: object) -> tuple[str, ...]:
     return stops
 
 
-def _count(name: str, value: object) -> int:
-    if type(value) is not int or value < 0:
-        raise UsageError(f"{name} is {value!r}; it is a number, 0 or more")
-    return value
+def check_count(name: str, value: object, least: int = 0) -> int:
+    """A whole number as Python's. Raises `UsageError` for what is none, or less than `least`."""
+    number = whole(value)
+    if number is None or number < least:
+        raise UsageError(f"{name} is {value!r}; it is a whole number, {least} or more")
+    return number
+
+
+def _sampling(settings: Mapping[str, object]) -> Sampling:
+    for name in settings:
+        if name not in Options.__annotations__:
+            near = get_close_matches(name, Options.__annotations__, 1)
+            raise UsageError(
+                f"there is no option {name!r}",
+                f"Did you mean {near[0]}?" if near else f"There are {', '.join(Options.__annotations__)}.",
+            )
+    return Sampling(**settings)  # type: ignore[arg-type]

@@ -1,14 +1,23 @@
 """How the next token is chosen: settings, by the names that the field gives them, and their bounds."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
+from numbers import Integral, Real
 from typing import Any
 
 from dgpt2_quant.quantize.errors import UsageError
 
 _LONGEST_GRAMMAR = 1 << 16  # bytes; and how deep its parentheses go: llama.cpp reads it by recursion
 _DEEPEST_GRAMMAR = 100
+_SPACE = r"(?>[ \t\r\n]|#[^\r\n]*+)*+"
+# literals, sets of characters, names of tokens, and comments, in which a parenthesis is none; then what is looked at
+_GRAMMAR_PARTS = re.compile(
+    r'"(?:\\.|[^"\\])*+"?|\[(?:\\.|[^\]\\])*+\]?|<[^>]*+>?|#[^\r\n]*+|(?P<open>\()|(?P<close>\))'
+    rf"|\{{{_SPACE}(?P<least>[0-9]++){_SPACE},{_SPACE}(?P<most>[0-9]++){_SPACE}\\}}",
+    re.DOTALL,
+)
 _BIAS = 1_000_000  # beyond it a sum, divided by a temperature, would overflow
 _COLDEST = 1e-30  # divided by less, logits overflow; long before it nothing but the likeliest is left
 _LONGEST_BREAKER = 40  # bytes of a DRY breaker that llama.cpp looks at
@@ -53,20 +62,17 @@ class Sampling:
     def __post_init__(self) -> None:
         for name, (low, high) in _BOUNDS.items():
             value = getattr(self, name)
-            if type(value) not in (int, float) or not low <= value <= high:
-                raise UsageError(f"{name} is {value}; it goes from {low} to {high}")
-        for name in _WHOLE:
-            if type(getattr(self, name)) is not int:
-                raise UsageError(f"{name} is {getattr(self, name)}, not a whole number")
+            number = whole(value) if name in _WHOLE else _number(value)
+            if number is None and _number(value) is not None:
+                raise UsageError(f"{name} is {value!r}, not a whole number")
+            if number is None or not low <= number <= high:
+                raise UsageError(f"{name} is {value!r}; it goes from {low} to {high}")
+            object.__setattr__(self, name, number)
         if self.mirostat not in (0, 2):
             raise UsageError(f"mirostat is {self.mirostat}; it is 0 (off) or 2")
         if not isinstance(self.logit_bias, Mapping):
             raise UsageError(f"logit_bias is {self.logit_bias!r}, not a mapping of token ids to numbers")
-        for token, bias in self.logit_bias.items():
-            if type(token) is not int or type(bias) not in (int, float) or not (abs(bias) <= _BIAS or bias == -inf):
-                raise UsageError(
-                    f"logit_bias has {token!r}: {bias!r}; it maps token ids to -{_BIAS} to {_BIAS}, or -inf (never)"
-                )
+        object.__setattr__(self, "logit_bias", dict(_bias(*pair) for pair in self.logit_bias.items()))
         breakers = self.dry_sequence_breakers
         if isinstance(breakers, str) or not isinstance(breakers, Sequence) or not all(map(_is_breaker, breakers)):
             raise UsageError(f"dry_sequence_breakers is {breakers!r}; they are texts of 1-{_LONGEST_BREAKER} bytes")
@@ -116,6 +122,25 @@ _BOUNDS = {
 _WHOLE = ("top_k", "repeat_last_n", "dry_allowed_length", "dry_penalty_last_n", "mirostat")
 
 
+def whole(value: object) -> int | None:
+    """A whole number of any kind, NumPy's too, as Python's; None for what is none."""
+    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
+
+
+def _number(value: object) -> float | None:
+    number = whole(value)
+    return float(value) if number is None and isinstance(value, Real) and not isinstance(value, bool) else number
+
+
+def _bias(token: object, bias: object) -> tuple[int, float]:
+    number, added = whole(token), _number(bias)
+    if number is None or added is None or not (abs(added) <= _BIAS or added == -inf):
+        raise UsageError(
+            f"logit_bias has {token!r}: {bias!r}; it maps token ids to -{_BIAS} to {_BIAS}, or -inf (never)"
+        )
+    return number, added
+
+
 def _check_grammar(grammar: str) -> None:
     """What llama.cpp does not check by itself; the rest it refuses when it reads the grammar."""
     if not isinstance(grammar, str):
@@ -124,10 +149,20 @@ def _check_grammar(grammar: str) -> None:
     if data is None or len(data) > _LONGEST_GRAMMAR:
         raise UsageError(f"the grammar has more than {_LONGEST_GRAMMAR} bytes, a zero byte, or what is no character")
     depth = 0
-    for character in grammar:
-        depth += (character == "(") - (character == ")")
+    for part in _GRAMMAR_PARTS.finditer(grammar):
+        match part.lastgroup:
+            case "open":
+                depth += 1
+            case "close":
+                depth = max(0, depth - 1)  # where none is open llama.cpp refuses it
+            case "most" if _times(part["most"]) < _times(part["least"]):  # it would take the difference for 2**64 more
+                raise UsageError(f"the grammar has {part[0]!r}: at the least it is more often than at the most")
         if depth > _DEEPEST_GRAMMAR:
             raise UsageError(f"the grammar's parentheses go deeper than {_DEEPEST_GRAMMAR}")
+
+
+def _times(digits: str) -> int:
+    return int(digits.lstrip("0")[:19] or "0")  # Python reads no more than 4,300 digits, and C no more than these
 
 
 def _is_breaker(text: object) -> bool:

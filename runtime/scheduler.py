@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Unpack
 
-from dgpt2_quant.quantize.errors import OverloadedError, RuntimeFailure, UsageError
+from dgpt2_quant.quantize.errors import OverloadedError, RuntimeFailure
 
 from .closing import Closing
 from .draft import Draft
 from .engine import Engine, Totals
 from .model import PARALLEL, Model, check_parallel
-from .request import Options
+from .request import Options, check_count
 from .ticket import Event, Ticket
 
 QUEUE = 64  # requests that may wait, unless the caller says otherwise
@@ -63,10 +63,9 @@ class Scheduler(Closing):
         self, model: Model, *, parallel: int = PARALLEL, queue: int = QUEUE, ctx_size: int | None = None
     ) -> None:
         check_parallel(parallel)
-        if queue < 0:
-            raise UsageError(f"the queue's length is {queue}; it is 0 or more")
-        if ctx_size is not None and ctx_size < 1:
-            raise UsageError(f"the context size is {ctx_size}; it is at least 1")
+        queue = check_count("queue", queue)
+        if ctx_size is not None:
+            ctx_size = check_count("ctx_size", ctx_size, 1)
         self.model = model
         self.parallel = parallel
         self.queue = queue
@@ -122,12 +121,16 @@ class Scheduler(Closing):
             )
 
     def close(self, *, drain: bool = False) -> None:
-        """Ends all requests, or with `drain` waits for them, and frees the context. Closing twice is fine."""
+        """Ends all requests, or with `drain` waits for them, and frees the context.
+
+        Closing twice is fine; without `drain` it ends what another call waits for.
+        """
         if self._process != os.getpid():
             return  # a forked child has neither the thread nor the context, and a lock may be held for ever
         with self._changed:
+            # who does not want to wait goes before who does
+            self._draining = drain and (self._draining or not self._closing)
             self._closing = True
-            self._draining = self._draining or drain
             self._changed.notify()
         if self._thread is not threading.current_thread():
             self._thread.join()

@@ -9,6 +9,7 @@ from dgpt2_quant.quantize.errors import UsageError
 
 from . import scoring
 from .closing import Closing
+from .decoding import token_ids
 from .library import NativeContext, NativeModel
 
 
@@ -82,8 +83,7 @@ class Scorer(Closing):
     def _ids(self, text: str | Sequence[int]) -> list[int]:
         """The tokens of a text to be scored. Raises `UsageError` when they are none, or too many."""
         native = self._open()
-        tokens = native.tokenize(text, special=True) if isinstance(text, str) else text
+        tokens = native.tokenize(text, special=True) if isinstance(text, str) else token_ids(text, native.vocabulary)
         if not 0 < len(tokens) <= self.positions:
             raise UsageError(f"{len(tokens)} tokens; 1 to {self.positions} can be scored at once")
-        native.check_tokens(tokens)
-        return [int(token) for token in tokens]  # NumPy's integers are none to C
+        return tokens

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -40,6 +41,7 @@ class Ticket(Iterator[Event], AsyncIterator[Event]):
         self._events: deque[Event | BaseException] = deque()
         self._end: Completion | BaseException | None = None  # how it went, from when its last event has come
         self._ready = threading.Condition()
+        self._process = os.getpid()
         self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
 
     def cancel(self) -> None:
@@ -78,6 +80,7 @@ class Ticket(Iterator[Event], AsyncIterator[Event]):
         return event
 
     async def __anext__(self) -> Event:
+        self._check_process()
         while True:
             with self._ready:
                 if self._events:
@@ -89,7 +92,15 @@ class Ticket(Iterator[Event], AsyncIterator[Event]):
                 self._waiter = loop, waiter
             await waiter
 
+    def _check_process(self) -> None:
+        if self._process != os.getpid():
+            raise RuntimeFailure(
+                f"the request was handed in by process {self._process}; this is a child that it forked",
+                "Load the model in each process, or start processes by `spawn`.",
+            )
+
     def _next(self, timeout: float | None) -> Event | None:
+        self._check_process()
         with self._ready:
             while not self._events:
                 if self._end:

@@ -92,6 +92,9 @@ class TestTheSameTexts:
             assert storybook.generate(PROMPTS[:count], parallel=count, **options) == expected[:count]
 
 
+WRONG = [{"num_return_sequences": number} for number in (0, 1.5)] + [{"parallel": n} for n in (0, 257, -1, 1.5)]
+
+
 class TestOrder:
     def test_sequences_of_each_prompt_with_their_seeds(self, storybook: Model) -> None:
         options: dict[str, Any] = {"max_tokens": 3, "temperature": 2, "echo": True}
@@ -145,11 +148,10 @@ class TestOrder:
         assert list(storybook.batch([])) == storybook.generate([]) == []
         assert storybook.batch([]).timing.decode_tokens == 0
 
-    @pytest.mark.parametrize(
-        "options", [{"num_return_sequences": 0}, {"parallel": 0}, {"parallel": 257}, {"parallel": -1}], ids=str
-    )
-    def test_numbers_out_of_range(self, storybook: Model, options: dict[str, int]) -> None:
-        with pytest.raises(UsageError, match=f"{next(iter(options.values()))} sequences"):
+    @pytest.mark.parametrize("options", WRONG, ids=str)
+    def test_numbers_out_of_range(self, storybook: Model, options: dict[str, Any]) -> None:
+        (wrong,) = options.values()
+        with pytest.raises(UsageError, match=rf"sequences is {wrong}|{wrong} sequences"):
             storybook.batch(PROMPTS, **options)
 
     def test_one_wrong_prompt_is_noticed_before_anything_is_computed(self, storybook: Model) -> None:

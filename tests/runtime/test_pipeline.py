@@ -82,7 +82,13 @@ class TestLengths:
         with pytest.raises(UsageError, match="512 positions"):
             generator("word " * 600, max_new_tokens=10)
         (record,) = generator("word " * 600, max_new_tokens=10, handle_long_generation="hole", return_tensors=True)
-        assert len(record["generated_token_ids"]) == 513
+        assert len(record["generated_token_ids"]) == 512
+        # also where the prompt fits, but not with what is to come behind it
+        fits = "word " * 499
+        (record,) = generator(fits, max_new_tokens=200, handle_long_generation="hole", return_tensors=True)
+        assert record["generated_token_ids"][:312] == generator.model.tokenize(fits)[-312:]
+        with pytest.raises(UsageError, match="512 new tokens leave no room"):
+            generator("a", max_new_tokens=512, handle_long_generation="hole")
 
 
 class TestSampling:
@@ -138,7 +144,7 @@ class TestSampling:
         ({"temperature": -1.0}, "temperature is -1.0"),
         ({"num_return_sequences": 0}, "num_return_sequences is 0"),
         ({"handle_long_generation": "cut"}, "handle_long_generation is 'cut'"),
-        ({"max_new_tokens": -3}, "max_tokens is -3"),
+        ({"max_new_tokens": -3}, "max_new_tokens is -3"),
     ],
 )
 def test_what_can_not_be_is_named(generator: TextGenerationPipeline, options: dict[str, Any], message: str) -> None:

@@ -1,6 +1,7 @@
 """Sampling settings: what is refused, what they become, and what they do to storybook's text."""
 
 import math
+import re
 from itertools import pairwise
 from typing import Any
 
@@ -63,7 +64,7 @@ def text(model: Model, max_tokens: int = 24, seed: int = 0, **sampling: Any) -> 
     ],
 )
 def test_out_of_range_values_are_refused_by_name(name: str, value: float) -> None:
-    with pytest.raises(UsageError, match=rf"{name} is {value}; it goes from ") as caught:
+    with pytest.raises(UsageError, match=re.escape(f"{name} is {value!r}; it goes from ")) as caught:
         Sampling(**{name: value})
     assert caught.value.exit_status == 2
 
@@ -142,8 +143,12 @@ def test_the_ends_of_the_ranges_generate(storybook: Model, sampling: dict[str, A
 
 
 def test_an_unknown_setting_is_named(storybook: Model) -> None:
-    with pytest.raises(TypeError, match="top_kk"):
-        storybook.stream(PROMPT, top_kk=3)
+    with pytest.raises(UsageError, match="no option 'top_kk'") as caught:
+        storybook.stream(PROMPT, top_kk=3)  # type: ignore[call-arg]
+    assert caught.value.hint == "Did you mean top_k?"
+    with pytest.raises(UsageError, match="no option 'beams'") as caught:
+        storybook.stream(PROMPT, beams=3)  # type: ignore[call-arg]
+    assert "There are max_tokens, seed" in caught.value.hint
 
 
 def test_temperature_0_takes_the_likeliest_token_at_each_step(storybook: Model) -> None:

@@ -129,7 +129,7 @@ class TestRefused:
 
     @pytest.mark.parametrize("token", [-1, 8189, 2**40, 1.5, "a"])
     def test_what_is_no_token(self, storybook: Model, name: str, token: Any) -> None:
-        with pytest.raises(UsageError, match=f"no token {token}"):
+        with pytest.raises(UsageError, match=f"no token {token!r}"):
             getattr(storybook, name)([5, token])
 
 
