@@ -15,7 +15,7 @@ _SPACE = r"(?>[ \t\r\n]|#[^\r\n]*+)*+"
 # literals, sets of characters, names of tokens, and comments, in which a parenthesis is none; then what is looked at
 _GRAMMAR_PARTS = re.compile(
     r'"(?:\\.|[^"\\])*+"?|\[(?:\\.|[^\]\\])*+\]?|<[^>]*+>?|#[^\r\n]*+|(?P<open>\()|(?P<close>\))'
-    rf"|\{{{_SPACE}(?P<least>[0-9]++){_SPACE},{_SPACE}(?P<most>[0-9]++){_SPACE}\\}}",
+    rf"|\{{{_SPACE}(?P<least>[0-9]++){_SPACE},{_SPACE}(?P<most>[0-9]++){_SPACE}\}}",
     re.DOTALL,
 )
 _BIAS = 1_000_000  # beyond it a sum, divided by a temperature, would overflow

@@ -113,11 +113,34 @@ def test_what_llama_cpp_can_not_read_is_refused(storybook: Model, grammar: str) 
         ('root ::= "' + "語" * 22_000 + '"', "more than 65536 bytes"),
         ("root ::= " + 101 * "(" + '"a"' + 101 * ")", "deeper than 100"),
         ('root ::= "\ud83d"', "grammar"),
+        # what parses the grammar does not count what is text in it
+        ("# " + 200 * ")" + "\nroot ::= " + 101 * "(" + '"a"' + 101 * ")", "deeper than 100"),
+        (r'root ::= "\")" [\])] ")" ' + 101 * "(" + '"a"' + 101 * ")", "deeper than 100"),
+        ("root ::= " + 5 * ")" + 101 * "(", "deeper than 100"),
+        ('root ::= "a"{3,2}', r"has '\{3,2\}'"),
+        ('root ::= ("a"{ 0003, # at the most\n 02 })', "more often"),
+        ('root ::= "a"{' + 5000 * "9" + ",2}", "more often"),
     ],
 )
 def test_what_llama_cpp_would_not_survive_is_refused(storybook: Model, grammar: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         storybook.stream(PROMPT, grammar=grammar)
+
+
+@pytest.mark.parametrize(
+    ("grammar", "text"),
+    [
+        ('root ::= "' + 101 * "(" + '"', 101 * "("),
+        ('root ::= "a" # ' + 150 * "(", "a"),
+        ('root ::= [({3,2}]{4} "{3,2}"', None),
+        ('root ::= "a"{2,3} "\\"{3,2}"', None),
+        ('root ::= "a"{2,' + 15 * "9" + '} "b"', None),
+    ],
+)
+def test_what_is_no_parenthesis_and_no_repetition(storybook: Model, grammar: str, text: str | None) -> None:
+    found = written(storybook, grammar=grammar).text
+    assert found
+    assert text in (None, found)
 
 
 def test_parentheses_as_deep_as_they_may_be(storybook: Model) -> None:

@@ -1,7 +1,10 @@
 """Models in several threads and processes, and how they end."""
 
+import copy
 import gc
 import os
+import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -12,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dgpt2_quant.quantize.errors import RuntimeFailure
-from dgpt2_quant.runtime import Model, Scheduler
+from dgpt2_quant.quantize.errors import RuntimeFailure, UsageError
+from dgpt2_quant.runtime import Model, Scheduler, library, pipeline
+from dgpt2_quant.runtime.interrupts import interrupts_wait
 from dgpt2_quant.runtime.library import NativeContext
 
 PROMPTS = ["Once upon a time", "The wolf", "A king had three sons", "“Mother,” said"]
@@ -88,8 +92,100 @@ class TestThreads:
             with pytest.raises(RuntimeFailure, match="is closed"):
                 job.result(20)
 
+    def test_pipelines_take_turns_too(self, storybook: Model) -> None:
+        generator = pipeline("text-generation", model=storybook, do_sample=False, max_new_tokens=20)
+        expected = {prompt: generator(prompt) for prompt in PROMPTS}
+        with ThreadPoolExecutor(4) as pool:
+            for prompt, found in zip(2 * PROMPTS, pool.map(generator, 2 * PROMPTS), strict=True):
+                assert found == expected[prompt]
+
+    @pytest.mark.parametrize("use", ["model.tokenize(TEXT)", "scheduler.submit(TEXT, truncate=True)"])
+    def test_one_that_closes_while_another_tokenizes(self, use: str, storybook_files: dict[str, Path]) -> None:
+        program = f"""if True:
+            import sys, threading, time
+            from dgpt2_quant.quantize.errors import RuntimeFailure
+            from dgpt2_quant.runtime import Model, Scheduler
+            TEXT = "word hello " * 300_000
+            def work():
+                global found
+                try:
+                    found = {use}
+                except RuntimeFailure as error:
+                    found = error
+            for seconds in (0, 0.02, 0.1):
+                model = Model.load(sys.argv[1], threads=1)
+                scheduler = Scheduler(model)
+                thread = threading.Thread(target=work)
+                thread.start()
+                time.sleep(seconds)
+                model.close()
+                thread.join()
+                assert "closed" in str(found) or not isinstance(found, list) or len(found) > 600_000, found
+        """
+        command = [sys.executable, "-c", program, str(storybook_files["Q4_0"])]
+        child = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert (child.returncode, child.stderr) == (0, "")
+
+
+class TestInterrupts:
+    """A signal's handler is called while llama.cpp works, which calls back to log."""
+
+    @pytest.mark.parametrize("what", ["load", "context"])
+    def test_it_is_not_lost(self, what: str, storybook_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+        lib, name = library.bindings(), {"load": "llama_model_load_from_file", "context": "llama_init_from_model"}[what]
+        real, freed = getattr(lib, name), []
+
+        def interrupted(*arguments: Any) -> Any:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            return real(*arguments)
+
+        def handler(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        free = lib.llama_model_free
+        monkeypatch.setattr(lib, name, interrupted)
+        monkeypatch.setattr(lib, "llama_model_free", lambda handle: freed.append(free(handle)))
+        before = signal.signal(signal.SIGUSR1, handler)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                Model.load(storybook_files["Q4_0"], threads=1)
+            assert signal.getsignal(signal.SIGUSR1) is handler
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+        assert len(freed) == 1
+
+    def test_handlers_are_called_behind_the_block_and_in_their_order(self) -> None:
+        called: list[str] = []
+        before = {n: signal.signal(n, lambda n, _: called.append(str(n))) for n in (signal.SIGUSR1, signal.SIGUSR2)}
+        try:
+            with interrupts_wait():
+                for number in (signal.SIGUSR2, signal.SIGUSR1):
+                    os.kill(os.getpid(), number)
+                called.append("end")
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        assert called == ["end", str(int(signal.SIGUSR2)), str(int(signal.SIGUSR1))]
+
 
 class TestEnd:
+    def test_it_can_not_be_copied(self, storybook: Model) -> None:
+        for use in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(UsageError, match="can not be copied or pickled"):
+                use(storybook)
+        assert text(storybook)
+
+    def test_where_there_is_no_memory_for_more_sequences_it_goes_on(
+        self, storybook_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with Model.load(storybook_files["Q4_0"], threads=1) as model:
+            expected = model.generate(PROMPTS[:2], **OPTIONS)
+            with monkeypatch.context() as patch:
+                patch.setattr(library.bindings(), "llama_init_from_model", lambda *_: None)
+                with pytest.raises(RuntimeFailure, match="for 4 sequences"):
+                    model.generate(PROMPTS, **OPTIONS)
+            assert model.generate(PROMPTS[:2], **OPTIONS) == expected
+
     def test_a_generation_that_is_dropped_frees_its_turn(self, storybook: Model) -> None:
         expected = text(storybook)
         for begin in (lambda: storybook.stream("The wolf"), lambda: storybook.batch(PROMPTS)):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -406,3 +407,31 @@ class TestMemory:
         with pytest.raises(RuntimeFailure, match="can not set up a context of"):
             Model.load(storybook_files["Q8_0"])
         gc.collect()  # what is left of it frees the model once, not twice
+
+
+class TestNumbersOfAllKinds:
+    def test_prompts(self, storybook: Model) -> None:
+        tokens = storybook.tokenize("Once upon a time")
+        expected = storybook.generate([tokens], temperature=0, max_tokens=8)
+        for prompt in (np.array(tokens), tuple(tokens), iter(tokens), (token for token in tokens)):
+            generation = storybook.stream(prompt, temperature=0, max_tokens=8)  # type: ignore[arg-type]
+            assert "".join(generation) == expected[0][0].text
+        assert storybook.score(iter(tokens)).tolist()[1:] == storybook.score(tokens).tolist()[1:]  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("prompt", [b"Once", bytearray(b"Once"), None, 5, 1.5])
+    def test_what_is_no_prompt(self, storybook: Model, prompt: Any) -> None:
+        for use in (storybook.stream, storybook.score, storybook.features, storybook.logits):
+            with pytest.raises(UsageError, match="is neither a text nor a list of token ids"):
+                use(prompt)
+
+    def test_settings(self, storybook: Model) -> None:
+        plain = storybook.generate("Once", seed=3, max_tokens=9, temperature=0.5, top_k=5, logit_bias={7: -1.5})
+        of_numpy = storybook.generate(
+            "Once",
+            seed=np.int64(3),  # type: ignore[arg-type]
+            max_tokens=np.int32(9),  # type: ignore[arg-type]
+            temperature=np.float64(0.5),
+            top_k=np.uint8(5),  # type: ignore[arg-type]
+            logit_bias={np.int64(7): np.float32(-1.5)},  # type: ignore[dict-item]
+        )
+        assert of_numpy == plain

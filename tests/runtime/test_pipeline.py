@@ -152,6 +152,25 @@ def test_what_can_not_be_is_named(generator: TextGenerationPipeline, options: di
         generator(PROMPT, **options)
 
 
+def test_none_is_the_default(generator: TextGenerationPipeline) -> None:
+    names = ("num_return_sequences", "prefix", "batch_size", "do_sample", "return_full_text", "return_tensors")
+    set_seed(1)
+    expected = generator(PROMPT, max_new_tokens=6)
+    set_seed(1)
+    assert generator(PROMPT, max_new_tokens=6, **dict.fromkeys(names)) == expected
+    assert len(generator(PROMPT, max_new_tokens=None, max_length=None, return_tensors=True)[0]["generated_token_ids"])
+    set_seed(1)
+    whole = generator(PROMPT, max_new_tokens=6, temperature=None, top_k=None)
+    set_seed(1)
+    assert generator(PROMPT, max_new_tokens=6, temperature=1.0, top_k=0) == whole
+
+
+@pytest.mark.parametrize("wrong", [None, 5])
+def test_what_is_no_text_is_refused(generator: TextGenerationPipeline, wrong: Any) -> None:
+    with pytest.raises(UsageError, match=f"{wrong} is no text"):
+        generator(wrong)
+
+
 def test_chats_are_refused(generator: TextGenerationPipeline) -> None:
     with pytest.raises(UsageError, match="no chats"):
         generator([{"role": "user", "content": "Hello"}])  # type: ignore[list-item]

@@ -264,6 +264,17 @@ class TestEnd:
         scheduler.close(drain=True)
         assert [ticket.result(1).text for ticket in tickets] == list(alone.values())
 
+    def test_who_does_not_want_to_wait_ends_a_drain(self, model: Model) -> None:
+        scheduler = Scheduler(model, parallel=2)
+        tickets = [scheduler.submit("The king", max_tokens=480, ignore_eos=True) for _ in range(20)]
+        next(tickets[0])
+        draining = threading.Thread(target=scheduler.close, kwargs={"drain": True})
+        draining.start()
+        wait_for(lambda: scheduler._draining)
+        scheduler.close()
+        draining.join(10)
+        assert {ticket.result(1).finish_reason for ticket in tickets[2:]} == {"cancelled"}
+
     def test_closing_the_model_closes_its_schedulers(self, storybook_files: dict[str, Path]) -> None:
         model = Model.load(storybook_files["Q4_0"], threads=1)
         ticket = Scheduler(model).submit("The king", max_tokens=500, ignore_eos=True)
@@ -299,11 +310,13 @@ class TestEnd:
             import os, sys
             from dgpt2_quant.runtime import Model, Scheduler
             scheduler = Scheduler(Model.load(sys.argv[1], threads=1))
+            ticket = scheduler.submit("The king", max_tokens=3)
             if os.fork() == 0:
-                try:
-                    scheduler.submit("x")
-                except Exception as error:
-                    print(type(error).__name__, "forked" in str(error), flush=True)
+                for use in (lambda: scheduler.submit("x"), ticket.result, lambda: next(ticket)):
+                    try:
+                        use()
+                    except Exception as error:
+                        print(type(error).__name__, "forked" in str(error), flush=True)
                 scheduler.close()
                 sys.exit(0)
             assert os.wait()[1] == 0
@@ -311,4 +324,4 @@ class TestEnd:
         """
         command = [sys.executable, "-c", program, str(storybook_files["Q4_0"])]
         child = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-        assert (child.stdout, child.returncode) == ("RuntimeFailure True\n3\n", 0), child.stderr
+        assert (child.stdout, child.returncode) == ("RuntimeFailure True\n" * 3 + "3\n", 0), child.stderr

@@ -1,0 +1,30 @@
+"""Ctrl-C while C works for long."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+
+@contextmanager
+def interrupts_wait() -> Iterator[None]:
+    """Python's handlers of signals are called behind the block, and not before.
+
+    C calls back to log, and Python would call a handler at the beginning of that, where ctypes swallows what it raises.
+    """
+    if threading.current_thread() is not threading.main_thread():  # only there are handlers called
+        yield
+        return
+    arrived: list[tuple[int, FrameType | None]] = []
+    handlers: dict[int, Any] = {n: handler for n in signal.valid_signals() if callable(handler := signal.getsignal(n))}
+    try:
+        for number in handlers:
+            signal.signal(number, lambda *signaled: arrived.append(signaled))
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number, frame in arrived:
+            handlers[number](number, frame)
