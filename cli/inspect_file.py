@@ -72,9 +72,10 @@ def _importance_rows(described: "Description") -> list[list[str]]:
     metadata = described.metadata
     matrices = sum(tensor.name.endswith(".in_sum2") for tensor in described.tensors)
     count, size = (metadata.get(f"imatrix.chunk_{what}", "?") for what in ("count", "size"))
+    texts = metadata.get("imatrix.datasets", "?")
     return [
         ["kind", f"importance matrix, of {matrices} matrices"],
-        ["texts", ", ".join(map(str, metadata.get("imatrix.datasets", ["?"])))],
+        ["texts", ", ".join(map(str, texts if isinstance(texts, list) else [texts]))],
         ["collected on", f"{count} chunks of {size} tokens"],
     ]
 

@@ -25,8 +25,9 @@ ALIGNMENT = 32
 _MAX_DIMENSIONS = 4
 _MAX_NAME_BYTES = 63  # ggml's GGML_MAX_NAME, with its final zero
 _USUAL_HEAD, _LARGEST_HEAD = 4 << 20, 64 << 20  # bytes
-_MAX_ENTRIES = 1 << 16  # of metadata keys or tensors; GPT-2 XL has 580 tensors
-_MAX_ITEMS = 1 << 23  # of all arrays together; as Python's objects they take many times their room in the file
+_MAX_KEYS, _MAX_TENSORS = 1 << 12, 1 << 16  # GPT-2 XL has 580 tensors, and its file some 30 keys
+_MAX_ITEMS = 1 << 23  # of all arrays together; as Python's objects they take many times their room in the file,
+_MAX_STRINGS = 1 << 21  # and texts most of all
 
 
 class ValueType(IntEnum):
@@ -178,6 +179,8 @@ def read_header(path: Path, *, arrays: bool = True) -> GGUFHeader:
             return _Reader(path, data, file_bytes, arrays).read()
     except OSError as error:
         raise GGUFError(f"{path} can not be read: {error.strerror}", "Is the path right?") from error
+    except MemoryError as error:
+        raise GGUFError(f"there is not enough memory for the head of {path}", "Is it the right file?") from error
 
 
 class _Reader:
@@ -187,7 +190,7 @@ class _Reader:
         self.file_bytes = file_bytes
         self.arrays = arrays
         self.at = 0
-        self.items = 0
+        self.items = self.strings = 0
 
     def read(self) -> GGUFHeader:
         if self.data[:4] != MAGIC:
@@ -197,7 +200,7 @@ class _Reader:
         if version != VERSION:
             raise self._broken(f"it is of version {version}; this reads version {VERSION}, little-endian")
         tensor_count, key_count = self._number("<Q"), self._number("<Q")
-        if max(tensor_count, key_count) > _MAX_ENTRIES:
+        if tensor_count > _MAX_TENSORS or key_count > _MAX_KEYS:
             raise self._broken(f"it claims {tensor_count} tensors and {key_count} keys")
         metadata: dict[str, Any] = {}
         encoded: dict[str, EncodedValue] = {}
@@ -272,7 +275,8 @@ class _Reader:
             raise self._broken("it has an array of arrays")
         smallest = 8 if item_type is ValueType.STRING else struct.calcsize(_FORMATS[item_type])
         self.items += count
-        if count * smallest > len(self.data) - self.at or self.items > _MAX_ITEMS:
+        self.strings += count if item_type is ValueType.STRING else 0
+        if count * smallest > len(self.data) - self.at or self.items > _MAX_ITEMS or self.strings > _MAX_STRINGS:
             raise self._broken(f"an array at byte {self.at} claims {count} values")
         if item_type is ValueType.STRING:
             return self._strings(count)

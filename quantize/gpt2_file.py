@@ -42,6 +42,7 @@ _TYPES = {
 }
 # normal, unknown, control, user-defined, unused (`enum llama_token_type`); bytes as tokens are another vocabulary's
 _TOKEN_TYPES = set(range(1, 6))
+_LONGEST_TOKEN = 4096  # bytes; GPT-2's longest has 128 characters
 # of what, and whether it must be there
 _TABLES = {
     "tokens": (ValueType.STRING, True),
@@ -93,6 +94,11 @@ def check_tokens(header: GGUFHeader) -> None:
     types = header.metadata.get("tokenizer.ggml.token_type", [])
     if odd := set(types) - _TOKEN_TYPES:
         raise _refused(header.path, f"its tokenizer.ggml.token_type has {min(odd)}, not 1 to {max(_TOKEN_TYPES)}")
+    longest = max(tokens, key=len)
+    if len(longest.encode()) > _LONGEST_TOKEN:  # llama.cpp's grammars go through one by recursion
+        raise _refused(
+            header.path, f"its token {longest[:20]!r}... has {len(longest.encode())} bytes, more than {_LONGEST_TOKEN}"
+        )
     if doubled := count_doubled(tokens):
         raise _refused(header.path, f"{doubled} of its {len(tokens)} tokens have the text of another one")
 
@@ -132,6 +138,8 @@ def _check_tables(header: GGUFHeader) -> None:
         if name == "tokens":
             count = length
             _check_size(header.path, "number of tokens", count, LARGEST["vocabulary"])
+        elif name == "merges" and length > LARGEST["vocabulary"]:
+            raise _refused(header.path, f"it has {length} merges; each makes a token, of which there are {count}")
         elif name in ("token_type", "scores") and length != count:
             raise _refused(header.path, f"its {key} has {length} entries for {count} tokens")
 

@@ -12,7 +12,7 @@ LARGEST = {
     "width": 1 << 16,
     "inner": 1 << 18,
     "heads": 1 << 10,
-    "vocabulary": 1 << 22,
+    "vocabulary": 1 << 19,
 }
 
 

@@ -190,7 +190,7 @@ def read_importance(path: str | Path) -> ImportanceMatrix:
     if not (type(count) is int and type(size) is int and 0 <= count <= _MAX_UINT32 and 0 <= size <= _MAX_UINT32):
         raise _broken(path, f"its imatrix.chunk_count and chunk_size are {count!r} and {size!r}")
     text = header.metadata.get(_TOKENS, [])
-    if not (isinstance(text, list) and all(type(token) is int and token >= 0 for token in text)):
+    if not (isinstance(text, list) and all(type(token) is int and 0 <= token < 1 << 31 for token in text)):
         raise _broken(path, f"its {_TOKENS} are no tokens")
     if text and len(text) != count * size:
         raise _broken(path, f"it has {len(text)} tokens for {count} chunks of {size}")

@@ -110,16 +110,18 @@ class Model(Scorer):
         check_threads(threads)
         header = check_model_file(path)
         trained: int = header.metadata["gpt2.context_length"]
+        bos, quant_type = header.metadata.get("tokenizer.ggml.bos_token_id"), header.quant_type
+        del header  # with a large vocabulary it takes room that llama.cpp needs now
         native = NativeModel(path)
         # llama.cpp takes token 11, a comma, where a file names none; GPT-2 has one token for both
-        native.bos = header.metadata.get("tokenizer.ggml.bos_token_id", native.eos)
+        native.bos = native.eos if bos is None else bos
         try:
             return cls(
                 path,
                 native,
                 min(ctx_size or trained, trained),
                 threads=threads,
-                quant_type=header.quant_type,
+                quant_type=quant_type,
                 flash_attention=flash_attention,
                 kv_type=kv_type,
             )

@@ -19,9 +19,10 @@ _PRE_TOKENIZERS = {
     *("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "roberta-bpe", "gigachat", "a.x-4.0", "mellum"),
     *("modern-bert", "granite-docling", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de"),
 }
-# A context may take that many bytes, and that many for each byte of the file. It is beyond any real model (GPT-2 XL at
+# A context may take that many bytes, and that many for each byte of weights. It is beyond any real model (GPT-2 XL at
 # one bit a weight: 3 for each), and keeps a few kilobytes that claim a million positions from asking for gigabytes.
 _ALWAYS_ALLOWED, _ALLOWED_PER_BYTE = 256 << 20, 8
+_MOST_BEHIND = 1 << 16  # bytes behind the last tensor, where padding would be
 _PIECE = 1 << 19  # bytes that are read and looked at in one go: they stay in the processor's cache
 
 
@@ -41,6 +42,7 @@ def check_model_file(path: Path) -> GGUFHeader:
                 f"Make it again with `dgpt2-quant convert {path.name} --type ...`.",
             )
     _check_tokenizer(header)
+    _check_end(header)
     _check_memory(header)
     _check_values(header)
     return header
@@ -59,14 +61,26 @@ def _check_tokenizer(header: GGUFHeader) -> None:
             raise _refused(header.path, f"its tokenizer.ggml.{key} is {number}, not 0 to {count - 1}", again)
 
 
+def _check_end(header: GGUFHeader) -> None:
+    """llama.cpp maps the whole file, and reads it all."""
+    end = max(tensor.start + tensor.nbytes for tensor in header.tensors.values())
+    if header.file_bytes > end + _MOST_BEHIND:
+        raise _refused(
+            header.path,
+            f"{header.file_bytes - end} bytes lie behind its last tensor",
+            "Is it the file that it should be? Make it again with `dgpt2-quant convert`.",
+        )
+
+
 def _check_memory(header: GGUFHeader) -> None:
     sizes = Hyperparameters.from_metadata(header.metadata)
-    needed, most = context_bytes(sizes), _ALWAYS_ALLOWED + _ALLOWED_PER_BYTE * header.file_bytes
+    weights = sum(tensor.nbytes for tensor in header.tensors.values())
+    needed, most = context_bytes(sizes), _ALWAYS_ALLOWED + _ALLOWED_PER_BYTE * weights
     if needed > most:
         raise _refused(
             header.path,
             f"with {sizes.context} positions, {sizes.heads} heads and {sizes.layers} layers a context would take "
-            f"{needed >> 20} MiB, and for {header.file_bytes} bytes of file it is {most >> 20} at the most",
+            f"{needed >> 20} MiB, and for {weights} bytes of weights it is {most >> 20} at the most",
             "Is it the file that it should be? Make it again with `dgpt2-quant convert`.",
         )
 

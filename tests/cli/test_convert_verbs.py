@@ -12,6 +12,7 @@ from dgpt2_quant.quantize.convert import convert
 from dgpt2_quant.quantize.importance import ImportanceMatrix, Statistics, read_importance
 
 from ..quantize.checkpoints import make_checkpoint
+from ..runtime.gguf_edit import rewrite
 from .program import run_text as dgpt2
 
 
@@ -114,6 +115,11 @@ def test_imatrix_says_what_it_collected_and_inspect_what_is_in_the_file(folder: 
     assert "collected on   2 chunks of 16 tokens" in shown
     assert "token_embd.weight.in_sum2" in shown
     assert document("inspect", target)["metadata"]["imatrix.datasets"] == ["text.txt"]
+
+
+def test_an_importance_matrix_of_strange_texts_is_shown(folder: Path, tmp_path: Path) -> None:
+    file = rewrite(folder / "imatrix.gguf", tmp_path / "odd.gguf", metadata={"imatrix.datasets": 5})
+    assert "texts          5" in succeeded("inspect", file).stdout.splitlines()
 
 
 def test_files_are_merged(folder: Path, tmp_path: Path) -> None:

@@ -251,6 +251,19 @@ def test_the_checkpoints_hash_is_handed_on(made: dict[str, Path], tmp_path: Path
     assert [read_header(path).metadata["dgpt2_quant.source.sha256"] for path in (first, second)] == [known] * 2
 
 
+@pytest.mark.parametrize("said", [7, "f" * 64, "/../../../../esc"])
+def test_a_files_word_for_its_hash_is_not_taken(
+    said: Any, made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It names what lies in the cache, which another model must not find, and nothing outside."""
+    monkeypatch.setenv("DGPT2_QUANT_CACHE", str(tmp_path / "cache" / "inner"))
+    source = rewrite(made["F32"], tmp_path / "it.gguf", metadata={"dgpt2_quant.source.sha256": said})
+    converted(source, "Q4_0", tmp_path / "out", calibrate="sampled")
+    (kept,) = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert kept.parent == tmp_path / "cache" / "inner" / "calibration"
+    assert hashlib.sha256(source.read_bytes()).hexdigest()[:16] in kept.name
+
+
 @pytest.mark.parametrize("changed", [False, True], ids=["the same", "another"])
 def test_a_head_that_is_the_embedding_again_is_left_out(changed: bool, made: dict[str, Path], tmp_path: Path) -> None:
     shape, kind, data = tensor(made["F32"], EMBEDDING)

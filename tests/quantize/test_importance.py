@@ -12,9 +12,10 @@ import numpy.typing as npt
 import pytest
 from dgpt2_quant.quantize.convert import convert
 from dgpt2_quant.quantize.errors import GGUFError, ModelNotFoundError, OutputError, UsageError
-from dgpt2_quant.quantize.gguf_file import read_header
+from dgpt2_quant.quantize.gguf_file import EncodedValue, ValueType, read_header
 from dgpt2_quant.quantize.importance import ImportanceMatrix, Statistics, merged, read_importance
 
+from ..runtime.gguf_edit import rewrite
 from .checkpoints import make_checkpoint
 
 Vector = npt.NDArray[np.float32]
@@ -231,6 +232,12 @@ class TestTokens:
     def test_what_are_none_are_refused(self, keys: dict[str, Any], why: str, tmp_path: Path) -> None:
         with pytest.raises(GGUFError, match=why):
             read_importance(write(tmp_path / "it.gguf", keys=keys))
+
+    def test_larger_ones_than_there_are(self, tmp_path: Path) -> None:
+        self.whole.write(tmp_path / "it.gguf")
+        large = EncodedValue(struct.pack("<IIQ16Q", ValueType.ARRAY, ValueType.UINT64, 16, *[2**63] * 16))
+        with pytest.raises(GGUFError, match="tokens are no tokens"):
+            read_importance(rewrite(tmp_path / "it.gguf", tmp_path / "odd.gguf", metadata={self.KEY: large}))
 
     def test_as_many_as_said_are_read(self, tmp_path: Path) -> None:
         assert list(read_importance(write(tmp_path / "it.gguf", keys={self.KEY: [3] * 16})).tokens) == [3] * 16

@@ -101,6 +101,9 @@ def test_every_level_of_the_bundled_checkpoint_is_accepted(storybook_files: dict
         ("tokenizer.ggml.tokens", [f"{number % 261}" for number in range(VOCABULARY)], "1 of its 262 tokens have"),
         ("tokenizer.ggml.tokens", [f"{number}" for number in range(261)] + ["7\0"], "1 of its 262 tokens have"),
         ("tokenizer.ggml.tokens", ["", *(f"[EMPTY_{n}]" for n in range(261))], "1 of its 262 tokens have"),
+        # a grammar goes through a token by recursion, and through a million merges for long
+        ("tokenizer.ggml.tokens", [*map(str, range(261)), "語" * 1366], "'語語語.*has 4098 bytes, more than 4096"),
+        ("tokenizer.ggml.merges", ["a b"] * 600_000, "it has 600000 merges"),
         ("tokenizer.ggml.token_type", [1] * 261 + [6], "token_type has 6, not 1 to 5"),
         ("tokenizer.ggml.token_type", [1] * 261 + [-1], "token_type has -1, not 1 to 5"),
         ("tokenizer.ggml.pre", None, "tokenizer.ggml.pre is None, not gpt-2"),
@@ -339,6 +342,32 @@ def test_every_name_of_the_pre_tokenizer_splits_as_gpt2_does(pre: str, tiny: Pat
         assert other.tokenize(text) == one.tokenize(text)
         assert other.detokenize(other.tokenize(text)) == text.replace("<|endoftext|>", "")
         assert len(other.tokenize("a" * 300_000 + " " * 300_000)) == 600_000
+
+
+def test_a_token_as_long_as_it_may_be(good: Path, tmp_path: Path) -> None:
+    tokens = ["x" * 4096, *read_header(good).metadata["tokenizer.ggml.tokens"][1:]]
+    file = rewrite(good, tmp_path / "long.gguf", metadata={"tokenizer.ggml.tokens": tokens})
+    with Model.load(file, threads=1) as model:
+        assert model.generate("a", max_tokens=4, seed=1, grammar="root ::= [a-z ]*")[0][0].tokens
+
+
+def test_what_lies_behind_the_last_tensor(good: Path, tmp_path: Path) -> None:
+    data, file = good.read_bytes(), tmp_path / "more.gguf"
+    file.write_bytes(data + bytes(1000))  # padding of whoever wrote it
+    with Model.load(file, threads=1) as model:
+        assert model.generate("a", max_tokens=2)
+    os.truncate(file, 5 << 30)  # a hole: it takes no room on the disk, but llama.cpp would read it
+    with pytest.raises(GGUFError, match=r"5\d+ bytes lie behind its last tensor"):
+        Model.load(file)
+
+
+def test_more_memory_than_there_is(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("dgpt2_quant.quantize.gguf_file._Reader.read", full)
+    with pytest.raises(GGUFError, match="not enough memory for the head"):
+        Model.load(good)
 
 
 def test_more_items_than_memory_is_for(good: Path, tmp_path: Path) -> None:
