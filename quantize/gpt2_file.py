@@ -42,7 +42,7 @@ _TYPES = {
 }
 # normal, unknown, control, user-defined, unused (`enum llama_token_type`); bytes as tokens are another vocabulary's
 _TOKEN_TYPES = set(range(1, 6))
-_LONGEST_TOKEN = 4096  # bytes; GPT-2's longest has 128 characters
+_LONGEST_TOKEN = 4096  # characters; GPT-2's longest has 128
 # of what, and whether it must be there
 _TABLES = {
     "tokens": (ValueType.STRING, True),
@@ -94,21 +94,21 @@ def check_tokens(header: GGUFHeader) -> None:
     types = header.metadata.get("tokenizer.ggml.token_type", [])
     if odd := set(types) - _TOKEN_TYPES:
         raise _refused(header.path, f"its tokenizer.ggml.token_type has {min(odd)}, not 1 to {max(_TOKEN_TYPES)}")
+    if why := wrong_texts(tokens):
+        raise _refused(header.path, why)
+
+
+def wrong_texts(tokens: Sequence[str]) -> str | None:
+    """Why llama.cpp would end the process for these tokens; None where it would not."""
     longest = max(tokens, key=len)
-    if len(longest.encode()) > _LONGEST_TOKEN:  # llama.cpp's grammars go through one by recursion
-        raise _refused(
-            header.path, f"its token {longest[:20]!r}... has {len(longest.encode())} bytes, more than {_LONGEST_TOKEN}"
-        )
-    if doubled := count_doubled(tokens):
-        raise _refused(header.path, f"{doubled} of its {len(tokens)} tokens have the text of another one")
-
-
-def count_doubled(tokens: Sequence[str]) -> int:
-    """How many have the text of another one, as llama.cpp reads them: it ends the process then.
-
-    It reads up to a zero byte, and gives the empty ones a name.
-    """
-    return len(tokens) - len({text.partition("\0")[0] or f"[EMPTY_{index}]" for index, text in enumerate(tokens)})
+    if len(longest) > _LONGEST_TOKEN:  # its grammars go through one by recursion
+        return f"its token {longest[:20]!r}... has {len(longest)} characters; {_LONGEST_TOKEN} are possible"
+    # it reads up to a zero byte, and gives the empty ones a name
+    different = {text.partition("\0")[0] or f"[EMPTY_{index}]" for index, text in enumerate(tokens)}
+    if len(different) < len(tokens):
+        doubled = len(tokens) - len(different)
+        return f"{doubled} of its {len(tokens)} tokens have the text of another one, up to a zero byte"
+    return None
 
 
 def _check_types(header: GGUFHeader) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from .checkpoint import read_json
 from .errors import CheckpointError
-from .gpt2_file import count_doubled
+from .gpt2_file import wrong_texts
 
 END_OF_TEXT = "<|endoftext|>"
 _log = logging.getLogger(__name__)
@@ -73,10 +73,8 @@ def read_tokenizer(folder: Path, config: dict[str, Any], vocabulary: int) -> Tok
     tokens = _by_number(folder, ids, vocabulary)
     special = {text for text, is_special in added.items() if is_special} | {END_OF_TEXT}
     types = [_type(token, added, special) if token in ids else TokenType.UNUSED for token in tokens]
-    if count_doubled(tokens):
-        raise CheckpointError(
-            f"{folder}: {count_doubled(tokens)} tokens have the text of another one, up to a zero byte"
-        )
+    if why := wrong_texts(tokens):
+        raise CheckpointError(f"{folder}: {why}")
     bos, eos = (_special_id(config, settings, name, ids, vocabulary) for name in ("bos_token", "eos_token"))
     return Tokenizer(tokens, types, merges, bos, eos)
 

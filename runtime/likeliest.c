@@ -128,34 +128,36 @@ static int32_t likeliest(const float *logits, int32_t size, int32_t count, candi
     return kept;
 }
 
-/* The likeliest token, the first one of several; -1 if a logit is infinite or a NaN, but for -inf. */
+/* The likeliest token, the first one of several; -1 if not all logits are finite, which their sums tell. */
 static int32_t largest(const float *logits, int32_t size)
 {
-    float folded[BLOCK], most = -INFINITY;
-    int32_t wrong[BLOCK] = {0}, whole = size - size % BLOCK, any_wrong = 0;
-    for (int32_t i = 0; i < BLOCK; i++)
+    float folded[BLOCK], sums[BLOCK], most, sum = 0;
+    const float *at = logits, *end = logits + size, *whole = end - size % BLOCK;
+    for (int32_t i = 0; i < BLOCK; i++) {
         folded[i] = -INFINITY;
-    for (int32_t at = 0; at < whole; at += BLOCK)
-        for (int32_t i = 0; i < BLOCK; i++) {
-            folded[i] = logits[at + i] > folded[i] ? logits[at + i] : folded[i];
-            wrong[i] |= !(logits[at + i] < INFINITY);
-        }
-    for (int32_t i = whole; i < size; i++) {
-        folded[i - whole] = logits[i] > folded[i - whole] ? logits[i] : folded[i - whole];
-        any_wrong |= !(logits[i] < INFINITY);
+        sums[i] = 0;
     }
+    for (; at < whole; at += BLOCK)
+        for (int32_t i = 0; i < BLOCK; i++) {
+            folded[i] = at[i] > folded[i] ? at[i] : folded[i];
+            sums[i] += at[i];
+        }
+    for (; at < end; at++) {
+        folded[0] = *at > folded[0] ? *at : folded[0];
+        sum += *at;
+    }
+    most = folded[0];
     for (int32_t i = 0; i < BLOCK; i++) {
         most = folded[i] > most ? folded[i] : most;
-        any_wrong |= wrong[i];
+        sum += sums[i];
     }
-    if (any_wrong || most == -INFINITY)
+    if (!isfinite(sum))
         return -1;
-    int32_t at = 0;
-    while (at < whole && !any_reaches(logits + at, most))
+    for (at = logits; at < whole && !any_reaches(at, most);)
         at += BLOCK;
-    while (logits[at] < most)
+    while (*at < most)
         at++;
-    return at;
+    return (int32_t)(at - logits);
 }
 
 /* The next token, or -1 where it has to be found in another way, or said what is wrong with the logits. */

@@ -64,8 +64,8 @@ class Chooser:
     def choose(self, logits: Logits) -> int:
         """The next token by logits of shape (vocabulary,).
 
-        -1 where sampler.py has to find it: not compiled, a `top_k` above 256, too few logits above -inf for it, or
-        logits that are not finite.
+        -1 where sampler.py has to find it: not compiled, a `top_k` above 256, too few logits above -inf for it, a NaN
+        or an infinity among the candidates; and for the likeliest one also a -inf anywhere.
         """
         if choose is None:
             return -1

@@ -102,7 +102,7 @@ def test_every_level_of_the_bundled_checkpoint_is_accepted(storybook_files: dict
         ("tokenizer.ggml.tokens", [f"{number}" for number in range(261)] + ["7\0"], "1 of its 262 tokens have"),
         ("tokenizer.ggml.tokens", ["", *(f"[EMPTY_{n}]" for n in range(261))], "1 of its 262 tokens have"),
         # a grammar goes through a token by recursion, and through a million merges for long
-        ("tokenizer.ggml.tokens", [*map(str, range(261)), "語" * 1366], "'語語語.*has 4098 bytes, more than 4096"),
+        ("tokenizer.ggml.tokens", [*map(str, range(261)), "語" * 4097], "'語語語.*has 4097 characters; 4096"),
         ("tokenizer.ggml.merges", ["a b"] * 600_000, "it has 600000 merges"),
         ("tokenizer.ggml.token_type", [1] * 261 + [6], "token_type has 6, not 1 to 5"),
         ("tokenizer.ggml.token_type", [1] * 261 + [-1], "token_type has -1, not 1 to 5"),
