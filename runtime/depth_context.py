@@ -34,6 +34,7 @@ class DepthContext:
         self.slots = self._near.slots
         self.vocabulary = self._near.vocabulary
         self.threads = self._near.threads
+        self.paused = False
 
     def decode(self, tokens: Sequence[int], position: int, slot: int = 0, scored_from: int | None = None) -> None:
         """As `NativeContext.decode`."""
@@ -44,6 +45,7 @@ class DepthContext:
 
     def decode_each(self, feeds: Sequence[Fed]) -> list[Logits]:
         """As `NativeContext.decode_each`. All are computed in the far context if one of them has to be."""
+        self.paused = False
         for feed in feeds:
             if feed.next_position >= NEAR or feed.slot in self._left:
                 break
@@ -96,6 +98,7 @@ class DepthContext:
             far = self._far = self._far_for(end)
         if slot not in self._left:
             if self._both.pop(slot, None) != begin:
+                self.paused = True
                 far.restore(slot, transpose(self._near.save(slot)))
             self._left[slot] = begin
         return far
@@ -106,6 +109,7 @@ class DepthContext:
         old = self._far
         if old is not None and old.positions == positions:
             return old
+        self.paused = True
         new = self._make(positions, False)
         new.set_threads(self.threads)
         if old is not None:

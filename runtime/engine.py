@@ -220,7 +220,8 @@ class Engine:
             context.set_threads(governor.threads)
         started = perf_counter()
         rows = context.decode_each(drafts)
-        governor.observe(len(drafts), perf_counter() - started)
+        if not context.paused:  # by which it could not tell a busy machine
+            governor.observe(len(drafts), perf_counter() - started)
         pieces = []
         through = False
         for index, draft in enumerate(drafts):

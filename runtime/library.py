@@ -194,7 +194,7 @@ class NativeModel:
 class NativeContext:
     """The state of decoding: `slots` sequences, each with a KV cache of its own of `positions` cells.
 
-    At most `batch` tokens are decoded in one go.
+    At most `batch` tokens are decoded in one go. `paused` is whether the last step did more than to decode.
     `flash_attention` and `kv_type` (a ggml type's number) change sums and memory; see docs/runtime.md.
     """
 
@@ -229,8 +229,7 @@ class NativeContext:
         self.vocabulary = model.vocabulary
         self.width = model.width
         self.positions = positions
-        self.slots = slots
-        self.threads = threads
+        self.slots, self.threads, self.paused = slots, threads, False
         self.batch_size: int = params.n_batch
         self._decode = lib.llama_decode
         self._memory = lib.llama_get_memory(self.handle)

@@ -68,6 +68,16 @@ def same(found: list[Logits], expected: list[Logits]) -> bool:
     return all(np.array_equal(*pair) for pair in zip(found, expected, strict=True))
 
 
+def test_it_says_in_which_steps_it_did_more_than_to_decode(context: DepthContext) -> None:
+    prompt(context, 0, 100)
+    paused = []
+    for position in range(100, LENGTH):
+        one(context, 0, position)
+        if context.paused:
+            paused.append(position)
+    assert paused == [NEAR, CELLS]
+
+
 def test_the_far_context_begins_small_and_grows(context: DepthContext, expected: list[list[Logits]]) -> None:
     prompt(context, 0, 100)
     assert context._far is None

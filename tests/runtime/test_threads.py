@@ -2,9 +2,12 @@
 
 import random
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from dgpt2_quant.quantize.errors import UsageError
+from dgpt2_quant.runtime import Model
 from dgpt2_quant.runtime.threads import Fixed, Governor, check_threads, make_governor
 
 Machine = Callable[[int, float], float]
@@ -168,3 +171,13 @@ class TestNumbers:
     def test_impossible_numbers(self, threads: int) -> None:
         with pytest.raises(UsageError, match=f"{threads} threads were asked for; 1 to 512 are possible, or auto"):
             check_threads(threads)
+
+
+def test_steps_in_which_the_cache_is_carried_are_not_told(storybook_files: dict[str, Path]) -> None:
+    with Model.load(storybook_files["Q4_0"], threads="auto") as model:
+        told: list[int] = []
+        model._single.governor = SimpleNamespace(threads=1, observe=lambda rows, seconds: told.append(rows))  # type: ignore[assignment]
+        generation = model.stream("Once", max_tokens=300, ignore_eos=True)
+        for _ in generation:
+            pass
+        assert len(told) == generation.timing.decode_steps - 2  # to the far context, and from 256 cells to 512
