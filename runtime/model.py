@@ -102,7 +102,7 @@ class Model(Scorer):
         """
         path = require_file(Path(path))
         if ctx_size is not None:
-            ctx_size = check_count("ctx_size", ctx_size, 1)
+            ctx_size = check_count("the context size", ctx_size, 1)
         if kv_type not in KV_TYPES:
             raise UsageError(f"the cache's type is {kv_type!r}; there are {', '.join(KV_TYPES)}")
         if kv_type == "q8_0" and not flash_attention:

@@ -65,7 +65,7 @@ class Scheduler(Closing):
         check_parallel(parallel)
         queue = check_count("queue", queue)
         if ctx_size is not None:
-            ctx_size = check_count("ctx_size", ctx_size, 1)
+            ctx_size = check_count("the context size", ctx_size, 1)
         self.model = model
         self.parallel = parallel
         self.queue = queue

@@ -188,7 +188,7 @@ class TestContextSize:
 
     @pytest.mark.parametrize("size", [0, -1])
     def test_out_of_range(self, storybook_files: dict[str, Path], size: int) -> None:
-        with pytest.raises(UsageError, match=f"ctx_size is {size}; it is a whole number, 1 or more"):
+        with pytest.raises(UsageError, match=f"the context size is {size}; it is a whole number, 1 or more"):
             Model.load(storybook_files["F32"], ctx_size=size)
 
     @pytest.mark.parametrize("threads", [0, -1, 513])
