@@ -34,10 +34,12 @@ _MOST_PARALLEL = 256  # LLAMA_MAX_SEQ
 Prompts = str | Sequence[str] | Sequence[Sequence[int]]
 
 
-def check_parallel(parallel: int) -> None:
-    """Raises `UsageError` for more sequences at a time than llama.cpp has, or none."""
-    if not 1 <= (whole(parallel) or 0) <= _MOST_PARALLEL:
+def check_parallel(parallel: object) -> int:
+    """As Python's number. Raises `UsageError` for more sequences at a time than llama.cpp has, or none."""
+    number = whole(parallel)
+    if number is None or not 1 <= number <= _MOST_PARALLEL:
         raise UsageError(f"{parallel!r} sequences at a time were asked for; 1 to {_MOST_PARALLEL} are possible")
+    return number
 
 
 class _Closable(Protocol):
@@ -168,8 +170,7 @@ class Model(Scorer):
 
     def write(self, drafts: Sequence[Draft], *, parallel: int = PARALLEL) -> Batch:
         """Starts texts that `make_draft` made, each with settings of its own, `parallel` at a time."""
-        check_parallel(parallel)
-        return Batch(drafts, self._write(drafts, parallel), self._lock)
+        return Batch(drafts, self._write(drafts, check_parallel(parallel)), self._lock)
 
     def generate(
         self,

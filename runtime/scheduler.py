@@ -62,7 +62,7 @@ class Scheduler(Closing):
     def __init__(
         self, model: Model, *, parallel: int = PARALLEL, queue: int = QUEUE, ctx_size: int | None = None
     ) -> None:
-        check_parallel(parallel)
+        parallel = check_parallel(parallel)
         queue = check_count("queue", queue)
         if ctx_size is not None:
             ctx_size = check_count("the context size", ctx_size, 1)

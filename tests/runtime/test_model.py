@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from dgpt2_quant.quantize.errors import ModelNotFoundError, RuntimeFailure, UsageError
 from dgpt2_quant.quantize.reference import from_gguf
-from dgpt2_quant.runtime import Completion, Model, library
+from dgpt2_quant.runtime import Completion, Model, Scheduler, library
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -435,3 +435,13 @@ class TestNumbersOfAllKinds:
             logit_bias={np.int64(7): np.float32(-1.5)},  # type: ignore[dict-item]
         )
         assert of_numpy == plain
+
+    def test_counts(self, storybook: Model, storybook_files: dict[str, Path]) -> None:
+        number: Any = np.int64(2)
+        expected = storybook.generate(["a", "b", "c"], num_return_sequences=2, parallel=2, seed=1, max_tokens=4)
+        found = storybook.generate(["a", "b", "c"], num_return_sequences=number, parallel=number, seed=1, max_tokens=4)
+        assert found == expected
+        with Model.load(storybook_files["Q4_0"], ctx_size=np.int64(64), threads=1) as model:  # type: ignore[arg-type]
+            assert model.positions == 64
+            with Scheduler(model, parallel=number, queue=number, ctx_size=np.int32(32)) as scheduler:  # type: ignore[arg-type]
+                assert scheduler.submit("a", max_tokens=3).result(10).tokens == 3
