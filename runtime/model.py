@@ -109,7 +109,7 @@ class Model(Scorer):
             raise UsageError(f"the cache's type is {kv_type!r}; there are {', '.join(KV_TYPES)}")
         if kv_type == "q8_0" and not flash_attention:
             raise UsageError("a cache of q8_0 needs flash attention", "Leave it on, or take f16.")
-        check_threads(threads)
+        threads = check_threads(threads)
         header = check_model_file(path)
         trained: int = header.metadata["gpt2.context_length"]
         bos, quant_type = header.metadata.get("tokenizer.ggml.bos_token_id"), header.quant_type

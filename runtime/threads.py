@@ -13,6 +13,8 @@ from typing import Literal
 from dgpt2_quant.quantize.cores import usable_cores
 from dgpt2_quant.quantize.errors import UsageError
 
+from .sampling import whole
+
 MOST_THREADS = 512
 
 _SHORTEST, _LONGEST = 0.05, 0.8  # seconds from one trial to the next; the longest bounds how soon it sees a load end
@@ -111,10 +113,14 @@ class Governor:
         self._next = now + self._pause
 
 
-def check_threads(threads: int | Literal["auto"]) -> None:
-    """Raises `UsageError` for what is neither a possible number nor "auto"."""
-    if threads != "auto" and (type(threads) is not int or not 1 <= threads <= MOST_THREADS):
+def check_threads(threads: int | Literal["auto"]) -> int | Literal["auto"]:
+    """A number as Python's, or "auto". Raises `UsageError` for what is neither a possible number nor that."""
+    number = whole(threads)
+    if isinstance(threads, str) and threads == "auto":
+        return "auto"
+    if number is None or not 1 <= number <= MOST_THREADS:
         raise UsageError(f"{threads} threads were asked for; 1 to {MOST_THREADS} are possible, or auto")
+    return number
 
 
 def make_governor(threads: int | Literal["auto"]) -> Fixed | Governor:

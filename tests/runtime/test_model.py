@@ -441,7 +441,7 @@ class TestNumbersOfAllKinds:
         expected = storybook.generate(["a", "b", "c"], num_return_sequences=2, parallel=2, seed=1, max_tokens=4)
         found = storybook.generate(["a", "b", "c"], num_return_sequences=number, parallel=number, seed=1, max_tokens=4)
         assert found == expected
-        with Model.load(storybook_files["Q4_0"], ctx_size=np.int64(64), threads=1) as model:  # type: ignore[arg-type]
+        with Model.load(storybook_files["Q4_0"], ctx_size=np.int64(64), threads=np.int64(1)) as model:  # type: ignore[arg-type]
             assert model.positions == 64
             with Scheduler(model, parallel=number, queue=number, ctx_size=np.int32(32)) as scheduler:  # type: ignore[arg-type]
                 assert scheduler.submit("a", max_tokens=3).result(10).tokens == 3
