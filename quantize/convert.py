@@ -229,7 +229,7 @@ def write_files(
     for path in plans:
         refuse_existing(path, overwrite)
     with ThreadPoolExecutor(1) as aside, ExitStack() as stack:
-        hashing = aside.submit(lambda: known_sha256 or source.sha256())
+        hashing = aside.submit(lambda: known_sha256 or source.origin())
         writers = [
             FileWriter(path, stack.enter_context(output_file(path, overwrite=overwrite)), plan)
             for path, plan in plans.items()

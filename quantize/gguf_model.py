@@ -97,8 +97,11 @@ class GGUFModel:
         self.tensors = [tensors[name] for name in self.sizes.shapes(tied=tied)]
 
     def sha256(self) -> str:
-        """That of the file: what it says of its checkpoint nobody has checked, and caches go by this."""
         return file_sha256(self._header.path)
+
+    def origin(self) -> str:
+        """That of the checkpoint, if the file says it, which nobody has checked; else of the file."""
+        return str(self._header.metadata.get(_SOURCE) or self.sha256())
 
     def metadata(self, sha256: str, level: dict[str, Any]) -> dict[str, Any]:
         """The file's own, in their order and types, with the level's in the place of those of its level before."""

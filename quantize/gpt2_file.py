@@ -139,7 +139,7 @@ def _check_tables(header: GGUFHeader) -> None:
             count = length
             _check_size(header.path, "number of tokens", count, LARGEST["vocabulary"])
         elif name == "merges" and length > LARGEST["vocabulary"]:
-            raise _refused(header.path, f"it has {length} merges; each makes a token, of which there are {count}")
+            raise _refused(header.path, f"it has {length} merges; {LARGEST['vocabulary']} are possible")
         elif name in ("token_type", "scores") and length != count:
             raise _refused(header.path, f"its {key} has {length} entries for {count} tokens")
 

@@ -54,7 +54,10 @@ class ModelSource(Protocol):
     def tensors(self) -> Sequence[ModelTensor]: ...
 
     def sha256(self) -> str:
-        """What the source is known by. It may have to be read for it."""
+        """Of its content, which has to be read for it: caches go by this."""
+
+    def origin(self) -> str:
+        """The hash that files made from it name as their source: its own, or what it says itself."""
 
     def metadata(self, sha256: str, level: dict[str, Any]) -> dict[str, Any]:
         """All metadata of a file that is made from it, those of the file's level among them."""
@@ -76,6 +79,9 @@ class CheckpointModel:
 
     def sha256(self) -> str:
         return source_sha256(self._source.folder)
+
+    def origin(self) -> str:
+        return self.sha256()
 
     def metadata(self, sha256: str, level: dict[str, Any]) -> dict[str, Any]:
         if self._tokens is None:  # encoded once for all levels

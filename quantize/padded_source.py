@@ -29,6 +29,9 @@ class PaddedSource:
     def sha256(self) -> str:
         return self._source.sha256()
 
+    def origin(self) -> str:
+        return self._source.origin()
+
     def metadata(self, sha256: str, level: dict[str, Any]) -> dict[str, Any]:
         if not self._count:
             return self._source.metadata(sha256, level)

@@ -115,9 +115,9 @@ class Governor:
 
 def check_threads(threads: int | Literal["auto"]) -> int | Literal["auto"]:
     """A number as Python's, or "auto". Raises `UsageError` for what is neither a possible number nor that."""
-    number = whole(threads)
-    if isinstance(threads, str) and threads == "auto":
+    if threads == "auto":
         return "auto"
+    number = whole(threads)
     if number is None or not 1 <= number <= MOST_THREADS:
         raise UsageError(f"{threads} threads were asked for; 1 to {MOST_THREADS} are possible, or auto")
     return number
