@@ -71,7 +71,7 @@ def _child(path: str, threads: str) -> None:
     with Model.load(path, threads=int(threads)) as model:
         load_ms = 1000 * (time.perf_counter() - started)
         prompt = [index % model.vocabulary for index in range(min(PROMPT_TOKENS, model.positions // 2))]
-        generation = model.stream(prompt, max_tokens=DECODE_TOKENS, seed=0, temperature=0, ignore_eos=True)
+        generation = model.stream(prompt, max_tokens=DECODE_TOKENS, seed=0, temperature=0, lookup=0, ignore_eos=True)
         for _ in generation:
             pass
         result = {

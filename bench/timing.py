@@ -54,12 +54,13 @@ class _Sums:
             max_tokens=tokens,
             seed=0,
             temperature=0,
+            lookup=0,  # a token for each decode, whatever the text
             ignore_eos=True,
         )
         texts.run()
         joules = self._meter.joules(before, self._meter.read())
         self._joules = None if self._joules is None or joules is None else self._joules + joules
-        self.decode_tokens += texts.timing.decode_steps  # the first token of each costs no decode
+        self.decode_tokens += texts.timing.decoded  # the first token of each costs no decode
         self.decode_seconds += texts.timing.decode_seconds
 
     def sample(self, usage: Usage) -> Sample:
@@ -106,7 +107,7 @@ def time_point(model: Model, point: Point, prompt: Sequence[int], threads: int, 
 
 
 def _finished(model: Model, prompt: Sequence[int], tokens: int) -> Generation:
-    generation = model.stream(prompt, max_tokens=tokens, seed=0, temperature=0, ignore_eos=True)
+    generation = model.stream(prompt, max_tokens=tokens, seed=0, temperature=0, lookup=0, ignore_eos=True)
     for _ in generation:
         pass
     return generation

@@ -11,6 +11,7 @@ import numpy as np
 from .candidates import likeliest, log_total
 from .decoding import Logits
 from .library import NativeModel
+from .lookup import Guess, Lookup
 from .request import Request
 from .sampler import Sampler
 from .text_stream import TextStream
@@ -50,8 +51,9 @@ class Timing:
     """Of a generation: counts, and seconds by the clock.
 
     The prompt's time is that of computing it. The first token is sampled from the prompt's last logits and costs no
-    decode of its own, so `decode_tps` counts from the second one on. `first_token_ms` includes the prompt. Of
-    sequences that decode together each counts the whole step. `waited_seconds` are those before its prompt's turn.
+    decode of its own: `decoded` counts from the second one on, and so does `decode_tps`. `first_token_ms` includes the
+    prompt. Of sequences that decode together each counts the whole step. `waited_seconds` are those before its prompt's
+    turn.
     """
 
     waited_seconds: float = 0.0
@@ -59,7 +61,7 @@ class Timing:
     prompt_computed: int = 0
     prompt_seconds: float = 0.0
     decode_tokens: int = 0
-    decode_steps: int = 0
+    decoded: int = 0
     decode_seconds: float = 0.0
     first_token_ms: float | None = None
 
@@ -69,7 +71,7 @@ class Timing:
 
     @property
     def decode_tps(self) -> float | None:
-        return self.decode_steps / self.decode_seconds if self.decode_steps else None
+        return self.decoded / self.decode_seconds if self.decoded else None
 
     def to_json(self) -> dict[str, Any]:
         names = ("prompt_tokens", "prompt_tps", "decode_tokens", "decode_tps", "first_token_ms")
@@ -83,7 +85,7 @@ def total_timing(timings: Sequence[Timing]) -> Timing:
     return replace(
         timings[0],
         decode_tokens=sum(timing.decode_tokens for timing in timings),
-        decode_steps=sum(timing.decode_steps for timing in timings),
+        decoded=sum(timing.decoded for timing in timings),
         decode_seconds=max(timing.decode_seconds for timing in timings),
     )
 
@@ -100,8 +102,8 @@ class Draft:
         self.prompt_logprobs: list[TokenLogprob] = []
         self.token = -1  # the last one that was chosen; it is fed at the next position
         self.next_position = len(request.prompt)
-        self.slot = -1  # where its sequence lies, and steps and seconds of the engine when it began to decode
-        self.began_at = 0, 0.0
+        self.slot = -1  # where its sequence lies, and the engine's seconds when it began to decode
+        self.began_at = 0.0
         # the last position's output can be sampled, but a token there has no position of its own to be fed at
         self.room = min(request.max_tokens, positions - len(request.prompt) + 1)
         self._model = model
@@ -109,6 +111,7 @@ class Draft:
         self._shown: list[str] = []
         self._logprobs: list[TokenLogprob] = []
         self._sampler = Sampler(model, request.sampling, request.seed, positions, request.prompt)
+        self.lookup = Lookup(request.prompt) if request.lookup else None
         self._created = self._started = time.perf_counter()
 
     def begin(self) -> str:
@@ -122,6 +125,13 @@ class Draft:
     def logprobs(self, begin: int = 0) -> tuple[TokenLogprob, ...]:
         """Those of the tokens from an index on; none where they were not asked for."""
         return tuple(self._logprobs[begin:])
+
+    def guesses(self) -> Sequence[Guess]:
+        """What may follow the last token, to be fed behind it: as many as there is room for, if anything."""
+        assert self.lookup
+        count = min(self.request.lookup, self.room - len(self.token_ids) - 1)
+        tokens = self.lookup.guesses(count)
+        return [Guess(token, at, self.slot) for at, token in enumerate(tokens, self.next_position + 1)]
 
     def advance(self, logits: Logits) -> str:
         """Chooses the next token by logits, (real vocabulary,), which it changes; returns the text to show now.
@@ -140,6 +150,8 @@ class Draft:
             return shown + self._finish("stop")
         self.token = token
         token_ids.append(token)
+        if self.lookup:
+            self.lookup.append(token)
         if raw is not None:
             self._logprobs.append(token_logprob(raw, token, request.logprobs or 0))
         if len(token_ids) == 1:
@@ -164,6 +176,7 @@ class Draft:
         rest = self._show(self._text.finish())
         request = self.request
         self.timing.decode_tokens = len(self.token_ids)
+        self.timing.decoded = max(0, len(self.token_ids) - 1)
         self.completion = Completion(
             "".join(self._shown),
             len(self.token_ids),

@@ -17,7 +17,7 @@ from time import perf_counter
 
 import numpy as np
 
-from .decoding import Logits
+from .decoding import Fed, Logits
 from .depth_context import DepthContext
 from .draft import Draft, TokenLogprob, token_logprob
 from .library import NativeContext
@@ -164,7 +164,7 @@ class Engine:
         if slot.entire:
             self._entering = None
             self._active = [slot.draft for slot in self._slots if slot.draft]
-            draft.began_at = self.totals.steps, self.totals.decode_seconds
+            draft.began_at = self.totals.decode_seconds
             if not computed:
                 self._row[:] = slot.row
             row = self.context.logits(1)[0] if computed else self._row
@@ -212,37 +212,50 @@ class Engine:
         self.context.keep(begin, slot.number)
 
     def _decode(self) -> list[Piece]:
-        """One token for each active sequence."""
+        """One token for each active sequence; or, where it is one alone, also those that can be guessed."""
         # A decode leaves nothing of Python in the caches, so what is done here between two of them costs several times
         # as much as it seems to: it is kept short, and what can be told later is counted at the end.
         drafts, governor, context = self._active, self.governor, self.context
         if context.threads != governor.threads:
             context.set_threads(governor.threads)
+        guesses = drafts[0].guesses() if len(drafts) == 1 and drafts[0].lookup else ()
         started = perf_counter()
-        rows = context.decode_each(drafts)
+        rows = context.decode_each([*drafts, *guesses] if guesses else drafts)
         if not context.paused:  # by which it could not tell a busy machine
-            governor.observe(len(drafts), perf_counter() - started)
+            governor.observe(len(drafts) + len(guesses), perf_counter() - started)
         pieces = []
+        tokens = len(drafts)
         through = False
         for index, draft in enumerate(drafts):
             draft.next_position += 1
-            pieces.append((draft, draft.advance(rows[index])))
+            text = draft.advance(rows[index])
+            if guesses:
+                text, tokens = self._compare(draft, guesses, rows, text)
+            pieces.append((draft, text))
             through = through or draft.completion is not None
         totals = self.totals
-        totals.decode_tokens += len(drafts)
+        totals.decode_tokens += tokens
         totals.decode_seconds += perf_counter() - started
         totals.steps += 1
         if through:
             self._leave()
         return pieces
 
+    def _compare(self, draft: Draft, guesses: Sequence[Fed], rows: Sequence[Logits], text: str) -> tuple[str, int]:
+        """Goes on for as long as guesses were right; returns all the step's text, and how many tokens it has."""
+        for right, guess in enumerate(guesses):
+            if draft.completion or draft.token != guess.token:
+                self.context.keep(draft.next_position, draft.slot)
+                return text, 1 + right
+            draft.next_position += 1
+            text += draft.advance(rows[1 + right])
+        return text, 1 + len(guesses)
+
     def _leave(self) -> None:
         """Frees the slots of finished drafts, and closes gaps between the others unless somebody waits for them."""
         finished = [draft for draft in self._active if draft.completion]
         for draft in finished:
-            steps, seconds = draft.began_at
-            draft.timing.decode_steps = self.totals.steps - steps
-            draft.timing.decode_seconds = self.totals.decode_seconds - seconds
+            draft.timing.decode_seconds = self.totals.decode_seconds - draft.began_at
             slot = self._slots[draft.slot]
             slot.draft = None
             self.context.keep(len(slot.prompt), slot.number)  # what was written is not reused

@@ -10,6 +10,7 @@ from dgpt2_quant.quantize.errors import UsageError
 
 from .decoding import token_ids
 from .library import NativeModel
+from .lookup import GUESSES, MOST_GUESSES
 from .sampling import Sampling, whole
 
 DEFAULT_MAX_TOKENS = 128
@@ -29,6 +30,8 @@ class Options(TypedDict, total=False):
     - `echo`: the result begins with the prompt's text.
     - `logprobs`: adds each token's log-probability, and those of that many likeliest ones, to the completion; with
       `echo` the prompt's too.
+    - `lookup`: how many tokens are guessed at a time and fed on trial, where the text's last ones were there before
+      (default: 3 at a temperature of 0, otherwise 0). It makes texts that repeat themselves faster, and no other ones.
     """
 
     max_tokens: int
@@ -39,6 +42,7 @@ class Options(TypedDict, total=False):
     truncate: bool
     echo: bool
     logprobs: int | None
+    lookup: int | None
     temperature: float
     top_k: int
     top_p: float
@@ -73,6 +77,7 @@ class Request:
     min_tokens: int = 0
     logprobs: int | None = None
     echo: str | None = None
+    lookup: int = 0
 
     @property
     def scores_prompt(self) -> bool:
@@ -110,19 +115,26 @@ def make_request(
     stops = _stops(settings.pop("stop", None))
     ignore_eos, truncate, echo = (bool(settings.pop(name, False)) for name in ("ignore_eos", "truncate", "echo"))
     tokens, is_cut = _prompt(model, positions, prompt, max_tokens if truncate else None)
+    lookup = settings.pop("lookup", None)
+    sampling = _sampling(settings)
+    if lookup is None:
+        guesses = GUESSES if sampling.is_greedy else 0
+    elif (guesses := check_count("lookup", lookup)) > MOST_GUESSES:
+        raise UsageError(f"lookup is {lookup}; at most {MOST_GUESSES} tokens can be guessed at a time")
     text = None
     if echo:
         text = prompt if isinstance(prompt, str) and not is_cut else model.detokenize(tokens)
     return Request(
         tokens,
         max_tokens,
-        _sampling(settings),
+        sampling,
         random_seed() if seed is None else seed % _SEEDS,
         stops,
         ignore_eos,
         min_tokens,
         logprobs,
         text,
+        guesses,
     )
 
 

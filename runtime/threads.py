@@ -8,6 +8,7 @@ keeps it where it was faster. It decides nothing but speed; a text does not depe
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 from dgpt2_quant.quantize.cores import usable_cores
@@ -23,6 +24,7 @@ _TRIAL_STEPS = 3  # and steps
 _WINDOW = 0.02  # seconds of steps that a trial is compared with; and in which a collapse is noticed
 _BETTER = 0.95  # of the time a step took before: so much faster a trial has to be
 _COLLAPSED = 1.5  # times what steps took: reason to look for another number at once
+_FRESH = 0.5  # seconds: what steps of as many rows took longer ago does not tell what they take now
 
 
 class Fixed:
@@ -35,6 +37,16 @@ class Fixed:
         """Nothing to learn."""
 
 
+@dataclass
+class _Pace:
+    """Of steps with one number of rows: what they usually take, the window of the latest, and when others came."""
+
+    usual: float | None = None  # seconds, at the number of threads that is kept, of earlier windows
+    steps: int = 0
+    seconds: float = 0.0
+    left: float = 0.0
+
+
 class Governor:
     """`threads` is the number to use for the next step; `observe` tells it how long a step took.
 
@@ -45,10 +57,11 @@ class Governor:
     def __init__(self, most: int, clock: Callable[[], float] = time.perf_counter) -> None:
         self.threads = self._most = most
         self._clock = clock
-        self._rows = 0  # only steps of equally many rows can be compared
-        self._steps, self._seconds = 0, 0.0  # of the window
-        self._usual: float | None = None  # seconds of a step at this number, of earlier windows
+        self._rows = 0
+        self._pace = _Pace()
+        self._paces = {0: self._pace}  # by rows: only steps of equally many can be compared
         self._kept: int | None = None  # the number to go back to, during a trial
+        self._steps, self._seconds, self._expected = 0, 0.0, 0.0  # of the trial
         self._up = False
         self._pause = _SHORTEST
         self._next = clock() + _SHORTEST
@@ -58,33 +71,39 @@ class Governor:
         if self._most == 1:
             return
         if rows != self._rows:
-            self._begin(rows)
-        self._steps += 1
-        self._seconds += seconds
+            self._turn_to(rows)
         if self._kept is not None:
             self._judge(seconds)
-        elif self._seconds >= _WINDOW and self._steps >= _TRIAL_STEPS:
-            self._look()
+            return
+        pace = self._pace
+        pace.steps += 1
+        pace.seconds += seconds
+        if pace.seconds >= _WINDOW and pace.steps >= _TRIAL_STEPS:
+            self._look(pace)
 
-    def _begin(self, rows: int) -> None:
-        """Forgets what other steps took; a trial that was under way is off."""
-        if self._kept is not None:
+    def _turn_to(self, rows: int) -> None:
+        """Takes up what is known of steps with so many rows; a trial that can not be compared with them is off."""
+        self._pace.left = now = self._clock()
+        pace = self._paces.get(rows)
+        if pace is None or now - pace.left > _FRESH:
+            pace = self._paces[rows] = _Pace()
+        self._rows, self._pace = rows, pace
+        if self._kept is not None and pace.usual is None:
             self.threads, self._kept = self._kept, None
-        self._rows, self._usual = rows, None
-        self._steps, self._seconds = 0, 0.0
 
-    def _look(self) -> None:
+    def _look(self, pace: _Pace) -> None:
         """At the end of a window: is it time for a trial?"""
-        now, step = self._clock(), self._seconds / self._steps
-        collapsed = self._usual is not None and step > _COLLAPSED * self._usual
+        now, step = self._clock(), pace.seconds / pace.steps
+        collapsed = pace.usual is not None and step > _COLLAPSED * pace.usual
         if collapsed:
             self._up, self._pause = False, _SHORTEST
         # a slow change is the growing context
-        self._usual = step if self._usual is None or collapsed else 0.7 * self._usual + 0.3 * step
-        self._steps, self._seconds = 0, 0.0
+        pace.usual = step if pace.usual is None or collapsed else 0.7 * pace.usual + 0.3 * step
+        pace.steps, pace.seconds = 0, 0.0
         if collapsed or now >= self._next:
             self._kept = self.threads
             self.threads = self._neighbour()
+            self._steps, self._seconds, self._expected = 0, 0.0, 0.0
 
     def _neighbour(self) -> int:
         """One up or down; the other way at an end."""
@@ -93,24 +112,29 @@ class Governor:
             return min(self._most, self.threads + distance)
         return max(1, self.threads - distance)
 
-    def _judge(self, last: float) -> None:
+    def _judge(self, seconds: float) -> None:
         """In a trial: keeps the new number if it is faster, goes back if it is not, or waits for more steps."""
+        usual = self._pace.usual
         assert self._kept is not None
-        assert self._usual is not None
-        hopeless = last > 3 * self._usual
+        assert usual is not None
+        self._steps += 1
+        self._seconds += seconds
+        self._expected += usual
+        hopeless = seconds > 3 * usual
         if not hopeless and (self._steps < _TRIAL_STEPS or self._seconds < _TRIAL):
             return
-        step, now = self._seconds / self._steps, self._clock()
-        if step < _BETTER * self._usual:
-            self._usual, self._pause = step, _SHORTEST
+        if self._seconds < _BETTER * self._expected:
+            for rows, pace in self._paces.items():
+                now_usual = pace.usual and pace.usual * self._seconds / self._expected
+                self._paces[rows] = _Pace(now_usual, left=pace.left)
+            self._pace, self._pause = self._paces[self._rows], _SHORTEST
             self._up = self.threads > self._kept  # on in this direction
         else:
             self.threads = self._kept
             self._up = not self._up
             self._pause = min(2 * self._pause, _LONGEST)
         self._kept = None
-        self._steps, self._seconds = 0, 0.0
-        self._next = now + self._pause
+        self._next = self._clock() + self._pause
 
 
 def check_threads(threads: int | Literal["auto"]) -> int | Literal["auto"]:

@@ -63,6 +63,7 @@ def tables() -> dict[str, list[str]]:
         "demo": fenced((ROOT / "docs" / "bench" / "demo.txt").read_text("utf-8")).splitlines(),
         "quantize": quantize_table("quantize", "quantize-imatrix"),
         "generation": generation_table(document_of("runtime")),
+        "guesses": guesses_table(document_of("lookup")),
         "depth": depth_table(document_of("runtime")),
         "overhead": overhead_table(document_of("overhead")),
         "governor": governor_table(document_of("governor")),
@@ -204,6 +205,22 @@ def generation_table(document: dict[str, Any]) -> list[str]:
                     for other, ratio in ((other, found["ratio"][other]) for other in others)
                 ]
     return markdown_table(["level", "part", "", "ours, tokens/s", "peer", "tokens/s", "ratio"], rows)
+
+
+def guesses_table(document: dict[str, Any]) -> list[str]:
+    """Of what `tools/time_runtime.py --only lookup` printed, by model."""
+    rows = [
+        [
+            name,
+            *(tps(found["tps"][key]) for key in ("greedy", "greedy, lookup=0")),
+            f"{found['ratio']['greedy, lookup=0']:.2f}",
+            "{median} ({min}-{max})".format_map(found["tokens_per_decode"]),
+            f"{found['same_texts']} of {found['texts']}",
+        ]
+        for name, found in document.items()
+    ]
+    columns = ["tokens/s", "`lookup=0`, tokens/s", "ratio", "tokens a decode", "same text"]
+    return markdown_table(["model", *columns], rows)
 
 
 def depth_table(document: dict[str, Any]) -> list[str]:

@@ -113,7 +113,7 @@ def tokens(model: Model, seconds: float) -> Iterator[float]:
     """The times of tokens for so long; a text that is full begins anew."""
     end = time.perf_counter() + seconds
     while True:
-        for _ in model.stream([5], max_tokens=500, temperature=0, ignore_eos=True):
+        for _ in model.stream([5], max_tokens=500, temperature=0, lookup=0, ignore_eos=True):
             now = time.perf_counter()
             if now > end:
                 return

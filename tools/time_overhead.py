@@ -24,7 +24,7 @@ from dgpt2_quant.runtime.library import NativeContext, NativeModel
 
 TOKENS = NEAR - 8  # all where single tokens have flash attention
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
-    "greedy": {"temperature": 0},
+    "greedy": {"temperature": 0, "lookup": 0},
     "top-k 40": {},
     "temperature alone": {"top_k": 0, "top_p": 1.0, "min_p": 0},
     "top-p alone": {"top_k": 0, "min_p": 0},

@@ -5,7 +5,9 @@ usage: time_runtime.py MODEL.gguf [MODEL.gguf ...] [--llama-cpp-bin DIR] [--roun
 The parts, each after a round that warms up:
 - decode: 256 tokens from a prompt of one, so 256 decodes at positions 0 to 255, from the call to the last piece, by
   `Model.stream`, by `Llama.create_completion` (streaming and not) and by llama-bench, which feeds tokens at the same
-  positions and samples nothing; greedy and with the default settings (top-k 40);
+  positions and samples nothing; greedy, the same without guesses from earlier in the text, and with the default
+  settings (top-k 40);
+- lookup: greedy texts behind passages of the bundled text, with and without such guesses;
 - prompt: from a prompt of 4 and of 512 tokens to the first token, against one `llama_decode` of it in the same context;
 - batch: 8 sequences of 256 tokens from one prompt of 4, against llama-batched-bench, whose prompt is shared too;
 - depth: decoding behind position 10, 100, 200, 480 and 1,000, with and without flash attention, by types of cache;
@@ -32,13 +34,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 from dgpt2_quant.quantize.gguf_file import read_header
-from dgpt2_quant.runtime import Model
+from dgpt2_quant.quantize.text import load_text
+from dgpt2_quant.runtime import Completion, Model
 from dgpt2_quant.runtime.library import NativeContext, NativeModel
 
 TOKENS = 256
 SEQUENCES = 8
 PROMPT_OF_BATCH = 4
 SETTINGS: Mapping[str, Mapping[str, Any]] = {"greedy": {"temperature": 0.0}, "top-k 40": {"temperature": 0.8}}
+ALONE = {**SETTINGS, "greedy, lookup=0": {"temperature": 0.0, "lookup": 0}}
+PASSAGE = 16  # tokens
 PLACES, BEHIND = (10, 100, 200, 480, 1000), 20  # positions, and how many tokens are timed behind each
 CACHES = [("auto", "f16"), (False, "f16"), (True, "f16"), (False, "f32"), (True, "bf16"), (True, "q8_0")]
 
@@ -69,10 +74,10 @@ def decode(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         Model.load(path, threads=arguments.threads) as model,
         ProcessPoolExecutor(1, get_context("spawn")) as process,
     ):
-        for name, settings in SETTINGS.items():
+        for name, settings in ALONE.items():
             contestants = {
                 "ours": partial(text, model, settings),
-                **peer(path, arguments.threads, settings, process),
+                **peer(path, arguments.threads, SETTINGS[name.split(",")[0]], process),
             }
             if arguments.llama_cpp_bin:
                 contestants["llama-bench"] = partial(llama_bench, path, arguments)
@@ -86,6 +91,33 @@ def text(model: Model, settings: Mapping[str, Any], number: int) -> float:
     for _ in model.stream([1000 + number], max_tokens=TOKENS, ignore_eos=True, seed=1, **settings):
         pass
     return TOKENS / (time.perf_counter() - started)
+
+
+def lookup(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    with Model.load(path, threads=arguments.threads) as model:
+        story = model.tokenize(load_text("evaluation").text)
+        texts: dict[str, list[Completion | None]] = {name: [] for name in ("greedy", "greedy, lookup=0")}
+        tokens_per_decode = []
+
+        def speed(name: str, number: int) -> float:
+            before = model._single.totals.steps
+            prompt = story[300 * number :][:PASSAGE]
+            generation = model.stream(prompt, max_tokens=TOKENS, ignore_eos=True, **ALONE[name])
+            for _ in generation:
+                pass
+            if name == "greedy":
+                tokens_per_decode.append((TOKENS - 1) / (model._single.totals.steps - before))
+            texts[name].append(generation.completion)
+            return generation.timing.decode_tps or 0
+
+        found = compare({name: partial(speed, name) for name in texts}, 3 * arguments.rounds)
+        same = sum(one == other for one, other in zip(*texts.values(), strict=True))
+        return {
+            **found,
+            "tokens_per_decode": spread(tokens_per_decode[1:]),
+            "same_texts": same,
+            "texts": 3 * arguments.rounds + 1,
+        }
 
 
 def stream(model: Model, prompt: Sequence[int], tokens: int, **settings: Any) -> float:
@@ -237,7 +269,7 @@ def depth(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def behind(model: Model, prompt: Sequence[int], _number: int) -> float:
-    return stream(model, prompt, BEHIND, temperature=0.0)
+    return stream(model, prompt, BEHIND, temperature=0.0, lookup=0)
 
 
 def bandwidth(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -289,7 +321,7 @@ def output_of(command: Sequence[object]) -> str:
     return done.stdout.decode()
 
 
-PARTS = {"decode": decode, "prompt": prompt, "batch": batch, "depth": depth, "bandwidth": bandwidth}
+PARTS = {"decode": decode, "lookup": lookup, "prompt": prompt, "batch": batch, "depth": depth, "bandwidth": bandwidth}
 
 if __name__ == "__main__":
     main()

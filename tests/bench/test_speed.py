@@ -17,7 +17,7 @@ from dgpt2_quant.bench.speed import Speeds, make_prompt, measure
 from dgpt2_quant.bench.timing import Sample, time_point, time_text
 from dgpt2_quant.quantize.errors import GGUFError, UsageError
 from dgpt2_quant.quantize.quant_types import TensorType
-from dgpt2_quant.runtime import Model
+from dgpt2_quant.runtime import Model, draft
 
 from ..runtime.gguf_edit import rewrite
 
@@ -206,6 +206,7 @@ def test_a_prompt_is_never_cached_and_decoding_is_all_that_is_timed_as_such(
     storybook_files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(timing, "TEXT_SECONDS", 0.2)
+    monkeypatch.setattr(draft, "Lookup", None)  # each token takes a decode
     with Model.load(storybook_files["Q4_0"], threads=1) as model:
         streams, batches = watched(monkeypatch, model, "stream"), watched(monkeypatch, model, "batch")
         prompt = list(range(1, 41))
@@ -216,7 +217,7 @@ def test_a_prompt_is_never_cached_and_decoding_is_all_that_is_timed_as_such(
     read = [text.timing for _, text in streams]
     written = [text.timing for _, text in batches]
     assert {timing.prompt_computed for timing in read} == {40}
-    assert {(timing.prompt_computed, timing.decode_steps) for timing in written} == {(0, 4)}
+    assert {(timing.prompt_computed, timing.decoded) for timing in written} == {(0, 4)}
     assert sample.prompt_tps == pytest.approx(40 * len(read) / sum(timing.prompt_seconds for timing in read))
     assert sample.decode_tps == pytest.approx(4 * len(written) / sum(timing.decode_seconds for timing in written))
     assert sample.joules_per_token is None
@@ -226,13 +227,14 @@ def test_a_prompt_is_never_cached_and_decoding_is_all_that_is_timed_as_such(
 def test_points_of_decoding(
     storybook_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, depth: int, batch: int
 ) -> None:
+    monkeypatch.setattr(draft, "Lookup", None)
     with Model.load(storybook_files["Q4_0"], threads=1) as model:
         batches = watched(monkeypatch, model, "batch")
         sample = time_point(model, Point("decode", 6, depth, batch, 1), list(range(max(depth, 1))), 1, EnergyMeter())
     ((_, texts),) = batches
     assert [len(text.token_ids) for text in texts.completions if text] == [6] * batch
     # all together from the second token on: so many steps, each of which gave a token to all
-    assert texts.timing.decode_steps == 5 * batch
+    assert texts.timing.decoded == 5 * batch
     assert sample.decode_tps == pytest.approx(5 * batch / texts.timing.decode_seconds)
     assert sample.prompt_tps == 0
 

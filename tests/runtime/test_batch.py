@@ -122,7 +122,7 @@ class TestOrder:
     def test_a_batch_counts_its_tokens(self, storybook: Model) -> None:
         batch = storybook.batch(PROMPTS[:3], num_return_sequences=2, max_tokens=10, ignore_eos=True)
         assert len(batch.run()) == 6
-        assert (batch.timing.decode_tokens, batch.timing.decode_steps) == (60, 54)
+        assert (batch.timing.decode_tokens, batch.timing.decoded) == (60, 54)
 
     def test_without_a_seed_the_drawn_ones_give_the_texts_again(self, storybook: Model) -> None:
         batch = storybook.batch(PROMPTS[:2], num_return_sequences=2, max_tokens=4)

@@ -112,7 +112,7 @@ class TestGenerate:
         for _ in generation:
             pass
         timing = generation.timing
-        assert (timing.prompt_tokens, timing.decode_tokens, timing.decode_steps) == (4, 10, 9)
+        assert (timing.prompt_tokens, timing.decode_tokens, timing.decoded) == (4, 10, 9)
         found = timing.to_json()
         assert set(found) == {"prompt_tokens", "prompt_tps", "decode_tokens", "decode_tps", "first_token_ms"}
         assert all(value > 0 for value in found.values())
