@@ -80,6 +80,7 @@ class Engine:
         self._row = np.zeros(context.vocabulary, np.float32)  # one to change, while the slot's is kept
         self._entering: _Slot | None = None  # its prompt is being computed
         self._active: list[Draft] = []  # by slot; they decode together only where there is no gap
+        self._ahead: deque[tuple[Fed, Logits]] = deque()  # of a sequence alone: guesses, and the rows behind them
         self._decode_next = False
 
     @property
@@ -111,6 +112,7 @@ class Engine:
     def forget(self) -> None:
         """Drops everything, the cache too: for when a decode failed in the middle."""
         self._waiting.clear()
+        self._ahead.clear()
         self._entering = None
         self._active = []
         for slot in self._slots:
@@ -124,6 +126,8 @@ class Engine:
         The two take turns, so that neither keeps the other waiting. Returns the texts to show now; a draft is through
         when it has its `completion`.
         """
+        if self._ahead and (pieces := self._go_ahead()):
+            return pieces
         if not self._waiting and not self._entering:
             return self._decode() if self._active else []
         self._decode_next = not self._decode_next and bool(self._active)
@@ -212,7 +216,7 @@ class Engine:
         self.context.keep(begin, slot.number)
 
     def _decode(self) -> list[Piece]:
-        """One token for each active sequence; or, where it is one alone, also those that can be guessed."""
+        """One token for each active sequence; where it is one alone, those that can be guessed are fed with it."""
         # A decode leaves nothing of Python in the caches, so what is done here between two of them costs several times
         # as much as it seems to: it is kept short, and what can be told later is counted at the end.
         drafts, governor, context = self._active, self.governor, self.context
@@ -223,33 +227,38 @@ class Engine:
         rows = context.decode_each([*drafts, *guesses] if guesses else drafts)
         if not context.paused:  # by which it could not tell a busy machine
             governor.observe(len(drafts) + len(guesses), perf_counter() - started)
+        if guesses:
+            self._ahead.extend(zip(guesses, rows[1:], strict=False))
         pieces = []
-        tokens = len(drafts)
         through = False
         for index, draft in enumerate(drafts):
             draft.next_position += 1
-            text = draft.advance(rows[index])
-            if guesses:
-                text, tokens = self._compare(draft, guesses, rows, text)
-            pieces.append((draft, text))
+            pieces.append((draft, draft.advance(rows[index])))
             through = through or draft.completion is not None
         totals = self.totals
-        totals.decode_tokens += tokens
+        totals.decode_tokens += len(drafts)
         totals.decode_seconds += perf_counter() - started
         totals.steps += 1
         if through:
             self._leave()
         return pieces
 
-    def _compare(self, draft: Draft, guesses: Sequence[Fed], rows: Sequence[Logits], text: str) -> tuple[str, int]:
-        """Goes on for as long as guesses were right; returns all the step's text, and how many tokens it has."""
-        for right, guess in enumerate(guesses):
-            if draft.completion or draft.token != guess.token:
-                self.context.keep(draft.next_position, draft.slot)
-                return text, 1 + right
-            draft.next_position += 1
-            text += draft.advance(rows[1 + right])
-        return text, 1 + len(guesses)
+    def _go_ahead(self) -> list[Piece]:
+        """One token by a row that is there already; none where the last one is another than was guessed."""
+        started = perf_counter()
+        (draft,) = self._active
+        guess, row = self._ahead.popleft()
+        if draft.token != guess.token:
+            self._ahead.clear()
+            self.context.keep(draft.next_position, draft.slot)
+            return []
+        draft.next_position += 1
+        piece = draft, draft.advance(row)
+        self.totals.decode_tokens += 1
+        self.totals.decode_seconds += perf_counter() - started
+        if draft.completion:
+            self._leave()
+        return [piece]
 
     def _leave(self) -> None:
         """Frees the slots of finished drafts, and closes gaps between the others unless somebody waits for them."""
@@ -261,6 +270,7 @@ class Engine:
             self.context.keep(len(slot.prompt), slot.number)  # what was written is not reused
         if not finished:
             return
+        self._ahead.clear()
         self._active = [draft for draft in self._active if not draft.completion]
         if self._waiting or self._entering:
             return

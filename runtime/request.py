@@ -30,8 +30,8 @@ class Options(TypedDict, total=False):
     - `echo`: the result begins with the prompt's text.
     - `logprobs`: adds each token's log-probability, and those of that many likeliest ones, to the completion; with
       `echo` the prompt's too.
-    - `lookup`: how many tokens are guessed at a time and fed on trial, where the text's last ones were there before
-      (default: 3 at a temperature of 0, otherwise 0). It makes texts that repeat themselves faster, and no other ones.
+    - `lookup`: how many tokens are guessed at a time, where the text's last ones were there before, which makes texts
+      faster that repeat themselves (default: 3 where the likeliest token is taken, otherwise 0).
     """
 
     max_tokens: int

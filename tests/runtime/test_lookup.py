@@ -128,6 +128,22 @@ class TestTexts:
         assert texts.timing.decoded == 2 * 39
         assert [text and len(text.token_ids) for text in texts.completions] == [40, 40]
 
+    def test_others_that_come_and_go_meanwhile(self, storybook: Model) -> None:
+        prompts = [PROMPT, "The king", "The old woman", "My dear"]
+        with Scheduler(storybook, parallel=3) as scheduler:
+            for first, second in itertools.permutations(range(4), 2):
+                one = scheduler.submit(prompts[first], temperature=0, max_tokens=60, ignore_eos=True)
+                for _ in itertools.islice(one, 3 + 11 * first):
+                    pass
+                other = scheduler.submit(prompts[second], temperature=0, max_tokens=10 + 9 * second, ignore_eos=True)
+                given_up = scheduler.submit(prompts[3 - first], temperature=0, max_tokens=60, ignore_eos=True)
+                next(given_up)
+                given_up.cancel()
+                for prompt, ticket, tokens in (prompts[first], one, 60), (prompts[second], other, 10 + 9 * second):
+                    found = ticket.result(20)
+                    assert found.tokens == tokens
+                    check_likeliest(storybook, prompt, found)
+
 
 class TestEnds:
     @pytest.fixture(autouse=True)
@@ -148,11 +164,13 @@ class TestEnds:
         assert found == write(storybook, stop=stop, lookup=0)[0]
 
     def test_what_is_streamed(self, storybook: Model) -> None:
+        before = storybook._single.totals.steps
         generation = storybook.stream(PROMPT, temperature=0, max_tokens=80, logprobs=2)
         pieces = list(generation)
         assert generation.completion is not None
         assert "".join(pieces) == generation.completion.text
-        assert len(pieces) < 40  # a piece has several tokens
+        assert len(pieces) == 80  # one for each token, although
+        assert storybook._single.totals.steps - before == 20
         plain, _ = write(storybook, lookup=0, logprobs=2)
         assert generation.completion.logprobs is not None
         assert plain.logprobs is not None
