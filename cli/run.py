@@ -58,7 +58,7 @@ def run(
         int | None,
         typer.Option(
             metavar="N",
-            help="Guess N tokens at a time where the text repeats itself, to be faster; 3 at a temperature of 0.",
+            help="Guess N tokens at a time where the text repeats itself, to be faster; 3 if the likeliest is taken.",
         ),
     ] = None,
     seed: Annotated[

@@ -71,7 +71,7 @@ class Timing:
 
     @property
     def decode_tps(self) -> float | None:
-        return self.decoded / self.decode_seconds if self.decoded else None
+        return self.decoded / self.decode_seconds if self.decode_seconds else None
 
     def to_json(self) -> dict[str, Any]:
         names = ("prompt_tokens", "prompt_tps", "decode_tokens", "decode_tps", "first_token_ms")
@@ -126,11 +126,14 @@ class Draft:
         """Those of the tokens from an index on; none where they were not asked for."""
         return tuple(self._logprobs[begin:])
 
-    def guesses(self) -> Sequence[Guess]:
-        """What may follow the last token, to be fed behind it: as many as there is room for, if anything."""
+    def guesses(self, positions: int) -> Sequence[Guess]:
+        """What may follow the last token, to be fed behind it in a context of so many positions, if anything.
+
+        Also where the text is to end before: how many rows are computed together must not depend on `max_tokens`, so
+        that a shorter text is the beginning of a longer one.
+        """
         assert self.lookup
-        count = min(self.request.lookup, self.room - len(self.token_ids) - 1)
-        tokens = self.lookup.guesses(count)
+        tokens = self.lookup.guesses(min(self.request.lookup, positions - self.next_position - 1))
         return [Guess(token, at, self.slot) for at, token in enumerate(tokens, self.next_position + 1)]
 
     def advance(self, logits: Logits) -> str:

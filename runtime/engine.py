@@ -126,8 +126,8 @@ class Engine:
         The two take turns, so that neither keeps the other waiting. Returns the texts to show now; a draft is through
         when it has its `completion`.
         """
-        if self._ahead and (pieces := self._go_ahead()):
-            return pieces
+        if self._ahead and (ahead := self._go_ahead()):
+            return ahead
         if not self._waiting and not self._entering:
             return self._decode() if self._active else []
         self._decode_next = not self._decode_next and bool(self._active)
@@ -222,8 +222,8 @@ class Engine:
         drafts, governor, context = self._active, self.governor, self.context
         if context.threads != governor.threads:
             context.set_threads(governor.threads)
-        guesses = drafts[0].guesses() if len(drafts) == 1 and drafts[0].lookup else ()
         started = perf_counter()
+        guesses = drafts[0].guesses(context.positions) if len(drafts) == 1 and drafts[0].lookup else ()
         rows = context.decode_each([*drafts, *guesses] if guesses else drafts)
         if not context.paused:  # by which it could not tell a busy machine
             governor.observe(len(drafts) + len(guesses), perf_counter() - started)
@@ -251,6 +251,7 @@ class Engine:
         if draft.token != guess.token:
             self._ahead.clear()
             self.context.keep(draft.next_position, draft.slot)
+            self.totals.decode_seconds += perf_counter() - started
             return []
         draft.next_position += 1
         piece = draft, draft.advance(row)

@@ -261,8 +261,8 @@ class NativeContext:
         self._run(len(tokens), position + len(tokens) - 1)
 
     def decode_each(self, feeds: Sequence[Fed]) -> list[Logits]:
-        """Appends a token to each of some sequences, by ascending slot. Returns their logits, without pad tokens: views
-        until the next decode, and perhaps more rows of earlier ones behind them."""
+        """Appends a token to each of some sequences, by ascending slot, or several to one. Returns their logits,
+        without pad tokens: views until the next decode, and perhaps more rows of earlier ones behind them."""
         # a decode empties the caches: what is called or made here costs several times what it seems to
         last = count = 0
         for feed in feeds:

@@ -69,7 +69,7 @@ class Chooser:
         """
         if choose is None:
             return -1
-        if logits is not self._logits:  # each step of a text hands over the same object, so it is asked once
+        if logits is not self._logits:  # most steps hand over the same object, so it is asked once
             if logits.dtype != np.float32 or not logits.flags.c_contiguous:
                 return -1
             self._logits = logits

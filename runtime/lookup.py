@@ -1,8 +1,8 @@
 """Guesses of how a text goes on, from how it went on before: prompt lookup (Saxena 2023, "Prompt Lookup Decoding").
 
 A guess decides nothing. It is fed together with the token before it, and where the model's own choice is another one,
-it is forgotten. But llama.cpp computes four tokens in the time of two that come one by one, so right guesses save time,
-and greedily chosen texts of small models say much again.
+it is forgotten. But llama.cpp computes four tokens together in the time of some 2.4 that come one by one, so right
+guesses save time, and greedily chosen texts of small models say much again.
 """
 
 from collections.abc import Sequence

@@ -39,6 +39,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "handle_long_generation": None,
     "stop_strings": (),
     "batch_size": PARALLEL,
+    "prompt_lookup_num_tokens": None,
     "max_length": None,
     "min_length": None,
     "min_new_tokens": None,
@@ -165,6 +166,7 @@ class TextGenerationPipeline(Closing):
             typical_p=settings["typical_p"] if settings["typical_p"] is not None else 1.0,
             repeat_penalty=settings["repetition_penalty"] or 1.0,
             repeat_last_n=-1,
+            lookup=settings["prompt_lookup_num_tokens"],
         )
 
     def _end_of(self, prompt: list[int], max_tokens: int) -> list[int]:

@@ -39,12 +39,12 @@ class Fixed:
 
 @dataclass
 class _Pace:
-    """Of steps with one number of rows: what they usually take, the window of the latest, and when others came."""
+    """Of steps with one number of rows: what they usually take, the window of the latest, and when that one was."""
 
     usual: float | None = None  # seconds, at the number of threads that is kept, of earlier windows
     steps: int = 0
     seconds: float = 0.0
-    left: float = 0.0
+    last: float = 0.0
 
 
 class Governor:
@@ -61,6 +61,7 @@ class Governor:
         self._pace = _Pace()
         self._paces = {0: self._pace}  # by rows: only steps of equally many can be compared
         self._kept: int | None = None  # the number to go back to, during a trial
+        self._tried: set[int] = set()  # rows of the trial's steps
         self._steps, self._seconds, self._expected = 0, 0.0, 0.0  # of the trial
         self._up = False
         self._pause = _SHORTEST
@@ -70,8 +71,10 @@ class Governor:
         """Called behind each step with its rows and its duration in seconds."""
         if self._most == 1:
             return
+        now = self._clock()
         if rows != self._rows:
-            self._turn_to(rows)
+            self._turn_to(rows, now)
+        self._pace.last = now
         if self._kept is not None:
             self._judge(seconds)
             return
@@ -81,11 +84,10 @@ class Governor:
         if pace.seconds >= _WINDOW and pace.steps >= _TRIAL_STEPS:
             self._look(pace)
 
-    def _turn_to(self, rows: int) -> None:
+    def _turn_to(self, rows: int, now: float) -> None:
         """Takes up what is known of steps with so many rows; a trial that can not be compared with them is off."""
-        self._pace.left = now = self._clock()
         pace = self._paces.get(rows)
-        if pace is None or now - pace.left > _FRESH:
+        if pace is None or now - pace.last > _FRESH:
             pace = self._paces[rows] = _Pace()
         self._rows, self._pace = rows, pace
         if self._kept is not None and pace.usual is None:
@@ -103,6 +105,7 @@ class Governor:
         if collapsed or now >= self._next:
             self._kept = self.threads
             self.threads = self._neighbour()
+            self._tried.clear()
             self._steps, self._seconds, self._expected = 0, 0.0, 0.0
 
     def _neighbour(self) -> int:
@@ -117,6 +120,7 @@ class Governor:
         usual = self._pace.usual
         assert self._kept is not None
         assert usual is not None
+        self._tried.add(self._rows)
         self._steps += 1
         self._seconds += seconds
         self._expected += usual
@@ -124,9 +128,9 @@ class Governor:
         if not hopeless and (self._steps < _TRIAL_STEPS or self._seconds < _TRIAL):
             return
         if self._seconds < _BETTER * self._expected:
-            for rows, pace in self._paces.items():
-                now_usual = pace.usual and pace.usual * self._seconds / self._expected
-                self._paces[rows] = _Pace(now_usual, left=pace.left)
+            faster = self._seconds / self._expected
+            tried = ((rows, self._paces[rows]) for rows in self._tried)
+            self._paces = {rows: _Pace(pace.usual and faster * pace.usual, last=pace.last) for rows, pace in tried}
             self._pace, self._pause = self._paces[self._rows], _SHORTEST
             self._up = self.threads > self._kept  # on in this direction
         else:

@@ -3,7 +3,7 @@
 usage: time_runtime.py MODEL.gguf [MODEL.gguf ...] [--llama-cpp-bin DIR] [--rounds N] [--only PART ...]
 
 The parts, each after a round that warms up:
-- decode: 256 tokens from a prompt of one, so 256 decodes at positions 0 to 255, from the call to the last piece, by
+- decode: 256 tokens from a prompt of one, at positions 0 to 255, from the call to the last piece, by
   `Model.stream`, by `Llama.create_completion` (streaming and not) and by llama-bench, which feeds tokens at the same
   positions and samples nothing; greedy, the same without guesses from earlier in the text, and with the default
   settings (top-k 40);

@@ -206,7 +206,7 @@ def test_a_prompt_is_never_cached_and_decoding_is_all_that_is_timed_as_such(
     storybook_files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(timing, "TEXT_SECONDS", 0.2)
-    monkeypatch.setattr(draft, "Lookup", None)  # each token takes a decode
+    monkeypatch.setattr(draft, "Lookup", None)  # whoever asks for guesses fails: each token is to take a decode
     with Model.load(storybook_files["Q4_0"], threads=1) as model:
         streams, batches = watched(monkeypatch, model, "stream"), watched(monkeypatch, model, "batch")
         prompt = list(range(1, 41))
@@ -233,7 +233,6 @@ def test_points_of_decoding(
         sample = time_point(model, Point("decode", 6, depth, batch, 1), list(range(max(depth, 1))), 1, EnergyMeter())
     ((_, texts),) = batches
     assert [len(text.token_ids) for text in texts.completions if text] == [6] * batch
-    # all together from the second token on: so many steps, each of which gave a token to all
     assert texts.timing.decoded == 5 * batch
     assert sample.decode_tps == pytest.approx(5 * batch / texts.timing.decode_seconds)
     assert sample.prompt_tps == 0
