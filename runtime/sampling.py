@@ -62,6 +62,8 @@ class Sampling:
     def __post_init__(self) -> None:
         for name, (low, high) in _BOUNDS.items():
             value = getattr(self, name)
+            if value is getattr(Sampling, name):  # its default; all the checks take a good part of a text's beginning
+                continue
             number = whole(value) if name in _WHOLE else _number(value)
             if number is None and _number(value) is not None:
                 raise UsageError(f"{name} is {value!r}, not a whole number")
@@ -124,6 +126,8 @@ _WHOLE = ("top_k", "repeat_last_n", "dry_allowed_length", "dry_penalty_last_n", 
 
 def whole(value: object) -> int | None:
     """A whole number of any kind, NumPy's too, as Python's; None for what is none."""
+    if type(value) is int:  # nearly always, and to ask for its kind takes ten times as long
+        return value
     return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
 
 
