@@ -111,7 +111,7 @@ class Draft:
         self._shown: list[str] = []
         self._logprobs: list[TokenLogprob] = []
         self._sampler = Sampler(model, request.sampling, request.seed, positions, request.prompt)
-        self.lookup = Lookup(request.prompt) if request.lookup else None
+        self._lookup: Lookup | None = None  # made when it is first asked for: not where several decode together
         self._created = self._started = time.perf_counter()
 
     def begin(self) -> str:
@@ -132,8 +132,9 @@ class Draft:
         Also where the text is to end before: how many rows are computed together must not depend on `max_tokens`, so
         that a shorter text is the beginning of a longer one.
         """
-        assert self.lookup
-        tokens = self.lookup.guesses(min(self.request.lookup, positions - self.next_position - 1))
+        if self._lookup is None:
+            self._lookup = Lookup(self.request.prompt)
+        tokens = self._lookup.guesses(self.token_ids, min(self.request.lookup, positions - self.next_position - 1))
         return [Guess(token, at, self.slot) for at, token in enumerate(tokens, self.next_position + 1)]
 
     def advance(self, logits: Logits) -> str:
@@ -153,8 +154,6 @@ class Draft:
             return shown + self._finish("stop")
         self.token = token
         token_ids.append(token)
-        if self.lookup:
-            self.lookup.append(token)
         if raw is not None:
             self._logprobs.append(token_logprob(raw, token, request.logprobs or 0))
         if len(token_ids) == 1:

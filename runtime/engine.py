@@ -223,7 +223,7 @@ class Engine:
         if context.threads != governor.threads:
             context.set_threads(governor.threads)
         started = perf_counter()
-        guesses = drafts[0].guesses(context.positions) if len(drafts) == 1 and drafts[0].lookup else ()
+        guesses = drafts[0].guesses(context.positions) if len(drafts) == 1 and drafts[0].request.lookup else ()
         rows = context.decode_each([*drafts, *guesses] if guesses else drafts)
         if not context.paused:  # by which it could not tell a busy machine
             governor.observe(len(drafts) + len(guesses), perf_counter() - started)

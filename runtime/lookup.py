@@ -23,27 +23,31 @@ class Guess:
 
 
 class Lookup:
-    """A text's tokens, and where each run of them was last."""
+    """Where each run of tokens was last, in a prompt and the text behind it."""
 
     def __init__(self, prompt: Sequence[int]) -> None:
+        self._prompt = len(prompt)
         self._tokens: list[int] = []
         self._behind: dict[tuple[int, ...], int] = {}  # a run -> the index behind it
         self._found: int | None = None  # where the text went on behind the run at its end
-        for token in prompt:
-            self.append(token)
+        self._append(prompt)
 
-    def append(self, token: int) -> None:
-        """The text's next token."""
-        tokens = self._tokens
-        tokens.append(token)
-        run = tuple(tokens[-_RUN:])
-        self._found = self._behind.get(run)
-        self._behind[run] = len(tokens)
+    def guesses(self, chosen: Sequence[int], count: int) -> Sequence[int]:
+        """At most `count` tokens that may follow those chosen so far, which go on from those of the last call.
 
-    def guesses(self, count: int) -> Sequence[int]:
-        """At most `count` tokens that may follow; none where nothing like the text's end was there before."""
+        None where nothing like the text's end was there before.
+        """
+        self._append(chosen[len(self._tokens) - self._prompt :])
         found = self._found
         if found is None:
             return ()
         following = self._tokens[found : found + count]  # up to the text's end: that may come again and again
         return [following[index % len(following)] for index in range(count)]
+
+    def _append(self, new: Sequence[int]) -> None:
+        tokens = self._tokens
+        for token in new:
+            tokens.append(token)
+            run = tuple(tokens[-_RUN:])
+            self._found = self._behind.get(run)
+            self._behind[run] = len(tokens)

@@ -49,12 +49,11 @@ class TestGuesses:
     )
     def test_what_came_behind_the_last_five(self, tokens: list[int], expected: list[int]) -> None:
         for cut in {0, len(tokens) // 2, len(tokens)}:  # of the prompt, or chosen since
-            lookup = Lookup(tokens[:cut])
-            for token in tokens[cut:]:
-                lookup.append(token)
-            assert list(lookup.guesses(3)) == expected
-            assert list(lookup.guesses(1)) == expected[:1]
-            assert list(lookup.guesses(0)) == list(lookup.guesses(-1)) == []
+            lookup, chosen = Lookup(tokens[:cut]), tokens[cut:]
+            lookup.guesses(chosen[: len(chosen) // 2], 3)  # asked before, or not
+            assert list(lookup.guesses(chosen, 3)) == expected
+            assert list(lookup.guesses(chosen, 1)) == expected[:1]
+            assert list(lookup.guesses(chosen, 0)) == list(lookup.guesses(chosen, -1)) == []
 
 
 class TestTexts:
@@ -91,7 +90,7 @@ class TestTexts:
         self, storybook: Model, monkeypatch: pytest.MonkeyPatch, lookup: int, right: float
     ) -> None:
         plain, _ = write(storybook, lookup=0)
-        guess_from(monkeypatch, plain.token_ids, len(storybook.tokenize(PROMPT)), right)
+        guess_from(monkeypatch, plain.token_ids, right)
         guessed, steps = write(storybook, lookup=lookup)
         assert guessed.token_ids == plain.token_ids
         assert guessed.text == plain.text
@@ -107,7 +106,7 @@ class TestTexts:
     ) -> None:
         prompt = storybook.tokenize(STORY)[:begin]
         plain, _ = write(storybook, prompt, lookup=0, max_tokens=14)
-        guess_from(monkeypatch, plain.token_ids, begin, 0.6)
+        guess_from(monkeypatch, plain.token_ids, 0.6)
         for _ in range(3):
             assert write(storybook, prompt, max_tokens=14)[0].token_ids == plain.token_ids
 
@@ -177,7 +176,7 @@ class TestEnds:
     @pytest.fixture(autouse=True)
     def _all_guesses_are_right(self, storybook: Model, monkeypatch: pytest.MonkeyPatch) -> None:
         plain, _ = write(storybook, lookup=0, max_tokens=120)
-        guess_from(monkeypatch, plain.token_ids, len(storybook.tokenize(PROMPT)), 1)
+        guess_from(monkeypatch, plain.token_ids, 1)
 
     @pytest.mark.parametrize("max_tokens", range(1, 7))
     def test_max_tokens(self, storybook: Model, max_tokens: int) -> None:
@@ -270,13 +269,12 @@ def test_impossible_numbers(storybook: Model, lookup: Any) -> None:
         storybook.generate(PROMPT, lookup=lookup)
 
 
-def guess_from(monkeypatch: pytest.MonkeyPatch, tokens: Sequence[int], prompt: int, right: float) -> None:
+def guess_from(monkeypatch: pytest.MonkeyPatch, tokens: Sequence[int], right: float) -> None:
     """From now on guesses are the text's own next tokens, each with that probability, and otherwise others."""
     generator = np.random.default_rng(5)
 
-    def guesses(lookup: Lookup, count: int) -> list[int]:
-        at = len(lookup._tokens) - prompt
-        following = tokens[at : at + count] if count > 0 else ()
+    def guesses(_lookup: Lookup, chosen: Sequence[int], count: int) -> Sequence[int]:
+        following = tokens[len(chosen) :][:count] if count > 0 else ()
         return [token if generator.random() < right else (token + 7) % 1000 for token in following]
 
     monkeypatch.setattr(Lookup, "guesses", guesses)
