@@ -17,7 +17,7 @@ def describe_environment(threads: int | None) -> Environment:
         "cpu": cpu_name(),
         "cores": cores,
         "threads": threads or cores,
-        "ram_bytes": _ram_bytes(),
+        "ram_bytes": ram_bytes(),
         "os": platform.platform(terse=True),
         "python": platform.python_version(),
         "llama_cpp_python": version("llama-cpp-python"),
@@ -37,7 +37,8 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _ram_bytes() -> int | None:
+def ram_bytes() -> int | None:
+    """The machine's memory, None where it does not tell."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):

@@ -20,6 +20,7 @@ from dgpt2_quant.runtime.model import Model
 
 from .disturbance import any_disturbed
 from .energy import EnergyMeter
+from .environment import ram_bytes
 from .grid import Grid, Point
 from .peer_process import PeerFailed
 from .peers import Peer, PeerSpec
@@ -73,16 +74,17 @@ def measure(
     then each file at each point of the grid, in rounds of their own.
 
     An end-of-text token does not end it: all decode the same number of tokens. The reference may be among the files,
-    and is timed once. All files are in memory at once, mapped: where they do not fit, each turn reads from the disk.
+    and is timed once. All files are in memory at once; where that would take more than half of it, they are mapped, and
+    each turn may read from the disk.
     Raises `UsageError` for a model with too few positions; a peer that can not take part is no error.
     """
     if rounds < 1:
         raise UsageError(f"{rounds} rounds were asked for; at least 1 is needed")
     count = threads_or_all(threads)  # a governor's trials are none of a file's speed
+    paths = dict.fromkeys([reference, *files])
+    huge_pages = 2 * sum(path.stat().st_size for path in paths if path.is_file()) <= (ram_bytes() or 0)
     with ExitStack() as stack:
-        models = {
-            path: stack.enter_context(Model.load(path, threads=count)) for path in dict.fromkeys([reference, *files])
-        }
+        models = {path: stack.enter_context(Model.load(path, threads=count, huge_pages=huge_pages)) for path in paths}
         positions = min(model.positions for model in models.values())
         if positions < 4:
             raise UsageError(f"{reference} has {positions} positions, too few to measure speed with")

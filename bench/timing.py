@@ -87,8 +87,8 @@ def time_text(model: Model, prompt: Sequence[int], tokens: int, threads: int, me
 
 def time_point(model: Model, point: Point, prompt: Sequence[int], threads: int, meter: EnergyMeter) -> Sample:
     """What the point says, behind a prompt of its depth or of it; the model has the usual number of `threads`."""
-    if point.threads != threads:  # weights are mapped, so that loading them again is cheap
-        with Model.load(model.path, threads=point.threads) as other:
+    if point.threads != threads:
+        with Model.load(model.path, threads=point.threads, huge_pages=model.huge_pages) as other:
             _finished(other, [prompt[0]], 2)  # the first token of a model sets up more than itself
             return time_point(other, point, prompt, point.threads, meter)
     sums, repetition = _Sums(meter), 0

@@ -1,4 +1,4 @@
-"""llama.cpp's C interface in Python's terms: the only file of `runtime` that touches ctypes.
+"""llama.cpp's C interface in Python's terms: the only file of `runtime` that touches it.
 
 It wraps the low-level bindings of llama-cpp-python (`llama_cpp.llama_*`), not its `Llama` class, which can not batch,
 defaults to half the cores, and keeps a matrix of all logits. What llama.cpp logs goes to the logger
@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from dgpt2_quant.quantize.errors import RuntimeFailure, UsageError
 
 from .closing import Uses
 from .decoding import Fed, Logits, State, token_ids
+from .huge_pages import ask, huge_pages_for_new_memory
 from .interrupts import interrupts_wait
 
 log = logging.getLogger("dgpt2_quant.llama_cpp")
@@ -55,6 +57,8 @@ def _log_callback(llama_cpp: Any) -> Any:
     @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
     def write(level: int, text: bytes, _user_data: object) -> None:
         try:
+            if b"model buffer size" in text or b"KV buffer size" in text:  # it has them, and has not filled them
+                ask()
             log.log(_LEVELS.get(level, logging.INFO), text.decode("utf-8", "replace").rstrip())
         except BaseException as error:
             _pending.append(error)  # ctypes would swallow it: it waits for the call's end
@@ -62,11 +66,11 @@ def _log_callback(llama_cpp: Any) -> Any:
     return write  # kept by the cache: C holds a pointer to it
 
 
-def _made(make: Callable[[], Any], free: Callable[[Any], None]) -> Any:
+def _made(make: Callable[[], Any], free: Callable[[Any], None], *, huge_pages: bool) -> Any:
     """What a long call of C makes; it is freed again if a signal's handler raised something meanwhile."""
     handle = None
     try:
-        with interrupts_wait():
+        with interrupts_wait(), huge_pages_for_new_memory() if huge_pages else nullcontext():
             handle = make()
         if _pending:
             raise _pending.pop()
@@ -78,10 +82,11 @@ def _made(make: Callable[[], Any], free: Callable[[Any], None]) -> Any:
 
 
 class NativeModel:
-    """A loaded model and its vocabulary."""
+    """A loaded model and its vocabulary. Without `huge_pages` its file is mapped, so that processes share it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, huge_pages: bool = True) -> None:
         self.path = path
+        self.huge_pages = huge_pages
         self._uses = Uses()
         self._lock = threading.Lock()
         self._dry: tuple[tuple[Any, ...], Any] | None = None
@@ -92,7 +97,12 @@ class NativeModel:
         no_devices = (ctypes.c_void_p * 1)(None)
         params.devices = ctypes.cast(no_devices, ctypes.c_void_p)
         params.n_gpu_layers = 0
-        self.handle = _made(lambda: lib.llama_model_load_from_file(os.fsencode(path), params), lib.llama_model_free)
+        params.load_mode = lib.LLAMA_LOAD_MODE_NONE if huge_pages else lib.LLAMA_LOAD_MODE_MMAP
+        self.handle = _made(
+            lambda: lib.llama_model_load_from_file(os.fsencode(path), params),
+            lib.llama_model_free,
+            huge_pages=huge_pages,
+        )
         if not self.handle:
             raise RuntimeFailure(
                 f"llama.cpp can not load {path}", "Turn on the logger `dgpt2_quant.llama_cpp` to see its reason."
@@ -222,7 +232,9 @@ class NativeContext:
         params.embeddings = embeddings
         params.no_perf = True
         params.offload_kqv = params.op_offload = False
-        self.handle = _made(lambda: lib.llama_init_from_model(model.handle, params), lib.llama_free)
+        self.handle = _made(
+            lambda: lib.llama_init_from_model(model.handle, params), lib.llama_free, huge_pages=model.huge_pages
+        )
         if not self.handle:
             what = f"a context of {positions} positions for {slots} sequence{'s' * (slots > 1)}"
             raise RuntimeFailure(f"llama.cpp can not set up {what}", "Is there enough memory?")

@@ -51,7 +51,7 @@ class Model(Scorer):
 
     `positions` is the context's length in tokens, `vocabulary` the number of logits (those of real tokens come first,
     `real_vocabulary` of them; behind are only pad tokens), `width` that of a hidden state, `quant_type` the level's
-    name (None where the file does not say).
+    name (None where the file does not say), `huge_pages` whether its weights are in memory of its own.
     """
 
     def __init__(
@@ -67,6 +67,7 @@ class Model(Scorer):
     ) -> None:
         self.path = path
         self.quant_type = quant_type
+        self.huge_pages = native.huge_pages
         self.positions = positions
         self.vocabulary = native.vocabulary
         self.real_vocabulary = native.real_vocabulary
@@ -93,13 +94,15 @@ class Model(Scorer):
         threads: int | Literal["auto"] = "auto",
         flash_attention: bool | Literal["auto"] = "auto",
         kv_type: str = "f16",
+        huge_pages: bool = True,
     ) -> Self:
         """Loads a GGUF file, checked first (llama.cpp aborts the process on a malformed one).
 
         `ctx_size` positions at the most (default: the model's own number, which it can not exceed); `threads` is a
         number, or "auto": the usable cores, less while the machine is busy. `flash_attention` "auto" takes what is
         fastest and keeps the text of a seed the same on every number of threads; `kv_type` (f32, f16, bf16, q8_0) is
-        that of the cache (docs/runtime.md tells what they change).
+        that of the cache (docs/runtime.md tells what they change). `huge_pages` makes decoding faster where Linux has
+        them, and a file harmless that is cut short later; without, the file is mapped, and processes share it.
         Raises `ModelNotFoundError`, `GGUFError`, `UsageError` or `RuntimeFailure`.
         """
         path = require_file(Path(path))
@@ -114,7 +117,7 @@ class Model(Scorer):
         trained: int = header.metadata["gpt2.context_length"]
         bos, quant_type = header.metadata.get("tokenizer.ggml.bos_token_id"), header.quant_type
         del header  # with a large vocabulary it takes room that llama.cpp needs now
-        native = NativeModel(path)
+        native = NativeModel(path, huge_pages=huge_pages)
         # llama.cpp takes token 11, a comma, where a file names none; GPT-2 has one token for both
         native.bos = native.eos if bos is None else bos
         try:
@@ -340,7 +343,7 @@ class Model(Scorer):
         return self._native
 
     def __reduce__(self) -> NoReturn:
-        raise UsageError("a Model can not be copied or pickled", "Load its file again; files in memory are shared.")
+        raise UsageError("a Model can not be copied or pickled", "Load its file again.")
 
     def __del__(self) -> None:
         if getattr(self, "_native", None) is not None:

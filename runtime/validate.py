@@ -62,7 +62,7 @@ def _check_tokenizer(header: GGUFHeader) -> None:
 
 
 def _check_end(header: GGUFHeader) -> None:
-    """llama.cpp maps the whole file, and reads it all."""
+    """Where llama.cpp maps the file, it maps and reads all of it."""
     end = max(tensor.start + tensor.nbytes for tensor in header.tensors.values())
     if header.file_bytes > end + _MOST_BEHIND:
         raise _refused(

@@ -63,6 +63,8 @@ def tables() -> dict[str, list[str]]:
         "demo": fenced((ROOT / "docs" / "bench" / "demo.txt").read_text("utf-8")).splitlines(),
         "quantize": quantize_table("quantize", "quantize-imatrix"),
         "generation": generation_table(document_of("runtime")),
+        "builds": builds_table(document_of("builds")),
+        "pages": pages_table(document_of("runtime")),
         "guesses": guesses_table(document_of("lookup")),
         "depth": depth_table(document_of("runtime")),
         "overhead": overhead_table(document_of("overhead")),
@@ -205,6 +207,31 @@ def generation_table(document: dict[str, Any]) -> list[str]:
                     for other, ratio in ((other, found["ratio"][other]) for other in others)
                 ]
     return markdown_table(["level", "part", "", "ours, tokens/s", "peer", "tokens/s", "ratio"], rows)
+
+
+def builds_table(document: dict[str, Any]) -> list[str]:
+    """Of what tools/time_builds.py printed, by level."""
+    rows, builds = [], []
+    for level, places in document.items():
+        for place, found in places.items():
+            builds = list(found)
+            rows.append([level, place, *(f"{found[name]['ms']:.2f} ({found[name]['ratio']:.2f})" for name in builds)])
+    return markdown_table(["level", "position", *(f"{name}, ms" for name in builds)], rows)
+
+
+def pages_table(document: dict[str, Any]) -> list[str]:
+    rows = []
+    for level, parts in document.items():
+        if isinstance(parts, dict):
+            load_ms = parts["pages"]["load_ms"]
+            for setting in (name for name in parts["pages"] if name != "load_ms"):
+                found = parts["pages"][setting]
+                ratio = found["ratio"]["file mapped"]
+                rows.append(
+                    [level, setting, *map(tps, found["tps"].values()), f"{ratio:.2f}", *map(str, load_ms.values())]
+                )
+    columns = ["huge pages, tokens/s", "file mapped, tokens/s", "ratio", "load, ms", "mapped, ms"]
+    return markdown_table(["level", "", *columns], rows)
 
 
 def guesses_table(document: dict[str, Any]) -> list[str]:

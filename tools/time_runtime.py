@@ -7,6 +7,7 @@ The parts, each after a round that warms up:
   `Model.stream`, by `Llama.create_completion` (streaming and not) and by llama-bench, which feeds tokens at the same
   positions and samples nothing; greedy, the same without guesses from earlier in the text, and with the default
   settings (top-k 40);
+- pages: the same by `Model.stream` alone, with huge pages and with the file mapped, and what each takes to load;
 - lookup: greedy texts behind passages of the bundled text, with and without such guesses;
 - prompt: from a prompt of 4 and of 512 tokens to the first token, against one `llama_decode` of it in the same context;
 - batch: 8 sequences of 256 tokens from one prompt of 4, against llama-batched-bench, whose prompt is shared too;
@@ -91,6 +92,29 @@ def text(model: Model, settings: Mapping[str, Any], number: int) -> float:
     for _ in model.stream([1000 + number], max_tokens=TOKENS, ignore_eos=True, seed=1, **settings):
         pass
     return TOKENS / (time.perf_counter() - started)
+
+
+def pages(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    kinds = {"huge pages": True, "file mapped": False}
+    with ExitStack() as stack:
+        models = {
+            name: stack.enter_context(Model.load(path, threads=arguments.threads, huge_pages=huge_pages))
+            for name, huge_pages in kinds.items()
+        }
+        found: dict[str, Any] = {
+            name: compare(
+                {kind: partial(text, model, settings) for kind, model in models.items()}, 2 * arguments.rounds
+            )
+            for name, settings in ALONE.items()
+        }
+    seconds = in_turns({name: partial(seconds_to_load, path, kind) for name, kind in kinds.items()}, arguments.rounds)
+    return {**found, "load_ms": {name: round(1000 * statistics.median(times)) for name, times in seconds.items()}}
+
+
+def seconds_to_load(path: Path, huge_pages: bool, _number: int) -> float:
+    started = time.perf_counter()
+    with Model.load(path, huge_pages=huge_pages):
+        return time.perf_counter() - started
 
 
 def lookup(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -321,7 +345,15 @@ def output_of(command: Sequence[object]) -> str:
     return done.stdout.decode()
 
 
-PARTS = {"decode": decode, "lookup": lookup, "prompt": prompt, "batch": batch, "depth": depth, "bandwidth": bandwidth}
+PARTS = {
+    "decode": decode,
+    "pages": pages,
+    "lookup": lookup,
+    "prompt": prompt,
+    "batch": batch,
+    "depth": depth,
+    "bandwidth": bandwidth,
+}
 
 if __name__ == "__main__":
     main()
