@@ -14,8 +14,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+LARGE = 8 << 20  # bytes of weights; of fewer a processor knows all places anyway, and to ask takes milliseconds
 _MAPS = Path("/proc/self/maps")
 _SETTINGS = Path("/sys/kernel/mm/transparent_hugepage")
+_BUFFERS = (b"model buffer size", b"KV buffer size")  # not "compute": most of it is never touched
 _MADV_HUGEPAGE = 14  # include/uapi/asm-generic/mman-common.h
 
 
@@ -28,7 +30,7 @@ _thread = _Thread()
 
 @contextmanager
 def huge_pages_for_new_memory() -> Iterator[None]:
-    """In the block, `ask` is for what has been allocated since its beginning."""
+    """In the block, `ask_for_huge_pages` is for what has been allocated since its beginning."""
     _thread.known = _blocks()
     try:
         yield
@@ -36,9 +38,12 @@ def huge_pages_for_new_memory() -> Iterator[None]:
         _thread.known = None
 
 
-def ask() -> None:
-    """Asks for huge pages for all memory allocated in this thread's block. What is filled already stays as it is."""
-    if _thread.known is None:
+def ask_for_huge_pages(logged: bytes) -> None:
+    """Does so for all memory that was allocated in this thread's block, if llama.cpp logs that it has a buffer.
+
+    It says so before it fills it, and pages that are filled stay what they are.
+    """
+    if _thread.known is None or not any(buffer in logged for buffer in _BUFFERS):
         return
     new = sorted(_blocks() - _thread.known)
     for address in new:

@@ -9,8 +9,7 @@ import ctypes
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,8 @@ from dgpt2_quant.quantize.errors import RuntimeFailure, UsageError
 
 from .closing import Uses
 from .decoding import Fed, Logits, State, token_ids
-from .huge_pages import ask, huge_pages_for_new_memory
-from .interrupts import interrupts_wait
+from .huge_pages import LARGE, ask_for_huge_pages
+from .making import made, pending
 
 log = logging.getLogger("dgpt2_quant.llama_cpp")
 log.addHandler(logging.NullHandler())
@@ -37,8 +36,6 @@ F32, F16 = 0, 1  # enum ggml_type
 KV_TYPES = {"f32": F32, "f16": F16, "bf16": 30, "q8_0": 8}
 _WITH_VOCABULARY = ("dry", "grammar")  # samplers whose first argument it is
 _BYTES = ctypes.POINTER(ctypes.c_uint8)
-
-_pending: list[BaseException] = []  # what was raised in a callback from C
 
 
 @cache
@@ -57,28 +54,12 @@ def _log_callback(llama_cpp: Any) -> Any:
     @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
     def write(level: int, text: bytes, _user_data: object) -> None:
         try:
-            if b"model buffer size" in text or b"KV buffer size" in text:  # it has them, and has not filled them
-                ask()
+            ask_for_huge_pages(text)
             log.log(_LEVELS.get(level, logging.INFO), text.decode("utf-8", "replace").rstrip())
         except BaseException as error:
-            _pending.append(error)  # ctypes would swallow it: it waits for the call's end
+            pending.append(error)  # ctypes would swallow it: it waits for the call's end
 
     return write  # kept by the cache: C holds a pointer to it
-
-
-def _made(make: Callable[[], Any], free: Callable[[Any], None], *, huge_pages: bool) -> Any:
-    """What a long call of C makes; it is freed again if a signal's handler raised something meanwhile."""
-    handle = None
-    try:
-        with interrupts_wait(), huge_pages_for_new_memory() if huge_pages else nullcontext():
-            handle = make()
-        if _pending:
-            raise _pending.pop()
-    except BaseException:
-        if handle:
-            free(handle)
-        raise
-    return handle
 
 
 class NativeModel:
@@ -87,6 +68,7 @@ class NativeModel:
     def __init__(self, path: Path, *, huge_pages: bool = True) -> None:
         self.path = path
         self.huge_pages = huge_pages
+        self.wants_huge_pages = huge_pages and path.stat().st_size >= LARGE
         self._uses = Uses()
         self._lock = threading.Lock()
         self._dry: tuple[tuple[Any, ...], Any] | None = None
@@ -98,11 +80,8 @@ class NativeModel:
         params.devices = ctypes.cast(no_devices, ctypes.c_void_p)
         params.n_gpu_layers = 0
         params.load_mode = lib.LLAMA_LOAD_MODE_NONE if huge_pages else lib.LLAMA_LOAD_MODE_MMAP
-        self.handle = _made(
-            lambda: lib.llama_model_load_from_file(os.fsencode(path), params),
-            lib.llama_model_free,
-            huge_pages=huge_pages,
-        )
+        load, free = lib.llama_model_load_from_file, lib.llama_model_free
+        self.handle = made(lambda: load(os.fsencode(path), params), free, huge_pages=self.wants_huge_pages)
         if not self.handle:
             raise RuntimeFailure(
                 f"llama.cpp can not load {path}", "Turn on the logger `dgpt2_quant.llama_cpp` to see its reason."
@@ -232,9 +211,8 @@ class NativeContext:
         params.embeddings = embeddings
         params.no_perf = True
         params.offload_kqv = params.op_offload = False
-        self.handle = _made(
-            lambda: lib.llama_init_from_model(model.handle, params), lib.llama_free, huge_pages=model.huge_pages
-        )
+        make, free = lib.llama_init_from_model, lib.llama_free
+        self.handle = made(lambda: make(model.handle, params), free, huge_pages=model.wants_huge_pages)
         if not self.handle:
             what = f"a context of {positions} positions for {slots} sequence{'s' * (slots > 1)}"
             raise RuntimeFailure(f"llama.cpp can not set up {what}", "Is there enough memory?")
@@ -299,8 +277,8 @@ class NativeContext:
         status = self._decode(self.handle, self._batch)
         if status:
             raise RuntimeFailure(f"llama_decode failed with status {status} at position {last_position}")
-        if _pending:
-            raise _pending.pop()
+        if pending:
+            raise pending.pop()
 
     def logits(self, rows: int) -> npt.NDArray[np.float32]:
         """The logits of the last decode's `rows` scored tokens, (rows, vocabulary): a view until the next decode."""
