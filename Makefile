@@ -54,6 +54,6 @@ clean:           ## remove what the targets made
 $(READY): pyproject.toml constraints.txt runtime/likeliest.c | $(UV)
 	@echo "Setting up .venv; the first time compiles llama.cpp, which takes some minutes."
 	$(UV) venv --quiet --allow-existing
-	$(UV) pip install --quiet --python .venv --reinstall-package llama-cpp-python -r constraints.txt
+	$(UV) pip install --quiet --python .venv -r constraints.txt
 	$(UV) pip install --quiet --python .venv --no-deps --editable .
 	@touch $(READY)
