@@ -68,7 +68,7 @@ class NativeModel:
     def __init__(self, path: Path, *, huge_pages: bool = True) -> None:
         self.path = path
         self.huge_pages = huge_pages
-        self.wants_huge_pages = huge_pages and path.stat().st_size >= LARGE
+        self.wants_huge_pages = huge_pages and path.is_file() and path.stat().st_size >= LARGE
         self._uses = Uses()
         self._lock = threading.Lock()
         self._dry: tuple[tuple[Any, ...], Any] | None = None

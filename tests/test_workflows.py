@@ -101,8 +101,10 @@ def test_hosted_runners_compile_the_same_for_a_named_processor(file: Path) -> No
     flags = set(there["CMAKE_ARGS"].split())
     assert "-DGGML_NATIVE=OFF" in flags
     assert set(here["CMAKE_ARGS"].split()) - {"-DGGML_NATIVE=ON"} <= flags
-    same = ["SKBUILD_BUILD_TARGETS", "SKBUILD_INSTALL_TARGETS", *["CFLAGS", "CXXFLAGS"] * ("Linux" in file.stem)]
-    assert [here[key] for key in same] == [there[key] for key in same]
+    same = ("SKBUILD", "CFLAGS", "CXXFLAGS") if "Linux" in file.stem else ("SKBUILD",)  # clang does not know the flags
+    assert {key: here[key] for key in here if key.startswith(same)} == {
+        key: there[key] for key in there if key.startswith(same)
+    }
 
 
 def test_the_matrix_is_that_of_the_registry(tmp_path: Path) -> None:

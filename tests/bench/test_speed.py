@@ -162,6 +162,24 @@ def test_where_the_machine_does_not_tell(storybook_files: dict[str, Path], monke
     assert len(turns) == 6
 
 
+@pytest.mark.parametrize(("memory", "huge_pages"), [(1 << 40, True), (1 << 20, False), (None, False)])
+def test_files_are_mapped_where_memory_is_short(
+    memory: int | None, huge_pages: bool, storybook_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Turns().watch(monkeypatch)
+    loaded: list[bool] = []
+    load = Model.load
+
+    def watched(path: Path, **options: Any) -> Model:
+        loaded.append(options["huge_pages"])
+        return load(path, **options)
+
+    monkeypatch.setattr(Model, "load", watched)
+    monkeypatch.setattr(speed_module, "ram_bytes", lambda: memory)
+    measure(storybook_files["F32"], [storybook_files["Q4_0"]], rounds=1, grid=NONE)
+    assert loaded == [huge_pages] * 2
+
+
 def test_a_prompt_leaves_room_to_decode(storybook_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     turns = Turns().watch(monkeypatch)
     run(storybook_files, [], rounds=1, prompt_tokens=10_000)
