@@ -1,7 +1,14 @@
 """What every test gets: caches of its own, no Hub; and what many use: storybook's files, made once a session."""
 
-import hashlib
 import os
+
+# OpenMP's and OpenBLAS's threads spin while they wait, and beside a busy neighbour a test would take ten times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # the least: 2 to the power of it, in cycles
+# Some have Python write no bytecode, and then every child would compile all of ours anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,11 +16,10 @@ import pytest
 from dgpt2_quant.quantize.convert import convert
 from dgpt2_quant.quantize.quant_types import QUANT_TYPES
 
-# OpenMP's threads spin while they wait, and beside a busy neighbour a test would take ten times as long. It has to be
-# said before the library loads, and children inherit it.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-# Some have Python write no bytecode, and then every child would compile all of ours anew.
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """First those with the mark `tables`: a worker begins at the front of its part, and nobody takes that from it."""
+    items.sort(key=lambda item: item.get_closest_marker("tables") is None)
 
 
 @pytest.fixture(autouse=True)

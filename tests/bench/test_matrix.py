@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from dgpt2_quant.bench import timing
+from dgpt2_quant.bench import matrix, timing
+from dgpt2_quant.bench.footprint import Footprint
 from dgpt2_quant.bench.grid import Grid
 from dgpt2_quant.bench.matrix import bench
 from dgpt2_quant.bench.report import refuse_reports, write_report
@@ -193,6 +194,7 @@ def test_files_beside_the_types(run: Run, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("DGPT2_QUANT_CACHE", str(run.text.parent / "cache"))
     monkeypatch.setattr(timing, "TEXT_SECONDS", 0.0)
     monkeypatch.setattr(timing, "POINT_SECONDS", 0.0)
+    monkeypatch.setattr(matrix, "measure_footprint", lambda *_, **__: Footprint(1.0, 1.0, 1))  # measured above
     options: dict[str, Any] = {"text": run.text, "rounds": 1, "threads": 1, "grid": Grid.none()}
     (lean,) = convert(
         "storybook", type="q4_0", output=tmp_path, recipe="lean", calibrate=run.text, without=["feedback"]

@@ -192,7 +192,7 @@ PLANTED = [("q4_k_m", "blk.5.attn_output.weight=q3_k"), ("q8_0", "blk.0.attn_out
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Documents with the real figures of a level: as it is, measured twice, and with the planted tensor."""
     folder = tmp_path_factory.mktemp("planted")
-    text = load_text().text[:8_000]
+    text = load_text().text[:4_300]
 
     def log_probs(path: Path) -> tuple[Any, Any]:
         rows, targets = [], []

@@ -18,13 +18,15 @@ TOOL = str(Path(sys.executable).with_name("dgpt2-quant"))
 
 # Reads a line, a job; answers with the exit status. The child ends as any Python program ends.
 FORKING = """
-import json, os, resource, sys
+import gc, json, os, resource, sys
 import dgpt2_quant.bench.matrix, dgpt2_quant.bench.report, dgpt2_quant.quantize.convert, dgpt2_quant.runtime, rich
+import typer._adapters, typer.rich_utils
 from dgpt2_quant.cli.main import main
 from dgpt2_quant.runtime.library import bindings
 
 bindings()
 assert "huggingface_hub" not in sys.modules  # it keeps what it finds in the environment
+gc.freeze()  # a child's end would go through all of it, and so copy it
 for line in sys.stdin:
     job = json.loads(line)
     if pid := os.fork():

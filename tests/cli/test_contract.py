@@ -18,6 +18,7 @@ from dgpt2_quant.quantize.resolve import DEFAULT_MODEL
 from dgpt2_quant.runtime.request import DEFAULT_MAX_TOKENS
 from dgpt2_quant.runtime.sampling import Sampling
 
+from ..quantize.checkpoints import make_checkpoint
 from .program import TOOL
 from .program import run_bytes as dgpt2
 
@@ -77,11 +78,14 @@ def test_convert_and_inspect(tmp_path: Path) -> None:
 
 
 def test_convert_all(tmp_path: Path) -> None:
-    done = dgpt2("convert", "storybook", "--all", "-o", tmp_path, "--json")
+    model = make_checkpoint(tmp_path / "model", width=256, inner=256)
+    done = dgpt2("convert", model, "--all", "-o", tmp_path / "out", "--json")
     files = document(done)
     assert b"Without IQ3_XS IQ3_XXS Q2_K_S" in done.stderr
     assert b"they need --imatrix or --calibrate" in done.stderr
-    assert sorted(Path(file["path"]).name for file in files) == sorted(path.name for path in tmp_path.iterdir())
+    assert sorted(Path(file["path"]).name for file in files) == sorted(
+        path.name for path in (tmp_path / "out").iterdir()
+    )
     assert [file["type"] for file in files] == FREE
 
 
@@ -248,9 +252,10 @@ def test_a_full_disk_behind_stdout_is_said() -> None:
 
 
 def test_bench_prints_the_table_and_writes_the_report(tmp_path: Path) -> None:
-    (tmp_path / "text.txt").write_text("The king went into the wood, and there he met an old woman. " * 40)
+    (tmp_path / "text.txt").write_text("The king went into the wood, and there he met an old woman. " * 9)
+    model = make_checkpoint(tmp_path / "model", context=256)
     quick = ("--rounds", "1", "--threads", "1", "--prompt-sizes", "8", "--depths", "0", "--batches", "1")
-    call = ("bench", "-m", "storybook", "-t", "q4_0", "--text", tmp_path / "text.txt", *quick)
+    call = ("bench", "-m", model, "-t", "q4_0", "--text", tmp_path / "text.txt", *quick)
     first = document(dgpt2(*call, "-o", tmp_path / "out", "--json"))
     assert first == json.loads((tmp_path / "out" / "bench.json").read_text("utf-8"))
     again = dgpt2(*call, "-o", tmp_path / "out")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from dgpt2_quant.quantize.gguf_file import read_header
+from dgpt2_quant.quantize.gguf_file import GGUFHeader, read_header
 from dgpt2_quant.quantize.quant_types import QUANT_TYPES, TensorType
 from dgpt2_quant.runtime.library import bindings
 
@@ -44,18 +44,22 @@ def llama_quantize(
 
 def contents(path: Path) -> Contents:
     """Of each tensor, the type's name, the shape, and the bytes."""
-    data = np.fromfile(path, np.uint8)
-    tensors = read_header(path).tensors.values()
+    return _contents(read_header(path))
+
+
+def _contents(header: GGUFHeader) -> Contents:
+    data = np.fromfile(header.path, np.uint8)
+    tensors = header.tensors.values()
     return {t.name: (t.type.name, t.shape, data[t.start : t.start + t.nbytes]) for t in tensors}
 
 
 def assert_same_tensors(ours: Path, theirs: Path) -> dict[str, str]:
     """The same tensors, types, shapes and bytes, and the same `general.file_type`; returns the types by name."""
-    one, other = contents(ours), contents(theirs)
+    headers = read_header(ours), read_header(theirs)
+    one, other = map(_contents, headers)
     assert {name: kind for name, (kind, _, _) in one.items()} == {name: kind for name, (kind, _, _) in other.items()}
     for name, (_, shape, data) in other.items():
         assert one[name][1] == shape
         assert np.array_equal(one[name][2], data), f"{name} has other bytes"
-    file_types = [read_header(path).metadata["general.file_type"] for path in (ours, theirs)]
-    assert file_types[0] == file_types[1]
+    assert headers[0].metadata["general.file_type"] == headers[1].metadata["general.file_type"]
     return {name: kind for name, (kind, _, _) in one.items()}

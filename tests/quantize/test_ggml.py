@@ -11,6 +11,8 @@ from dgpt2_quant.quantize.errors import CheckpointError, GGUFError
 from dgpt2_quant.quantize.ggml import dequantize, library, quantize, validated
 from dgpt2_quant.quantize.quant_types import TensorType
 
+pytestmark = pytest.mark.tables
+
 ROWS, COLUMNS = 150, 256
 WEIGHTS = np.random.default_rng(0).normal(0, 0.1, (ROWS, COLUMNS))
 IMPORTANCE = np.random.default_rng(1).gamma(2, 1, COLUMNS).astype(np.float32)

@@ -37,7 +37,7 @@ from .checkpoints import END_OF_TEXT, MERGES, TOKENS, fast_tokenizer, make_check
 
 T = TypeVar("T")
 FIXED = settings(deadline=None, derandomize=True, database=None)
-MANY, SOME, FEW = (settings(FIXED, max_examples=count) for count in (300, 150, 80))
+MANY, SOME, FEW = (settings(FIXED, max_examples=count) for count in (200, 100, 60))
 
 LONGEST = 10**4300 - 1  # the longest number that Python reads from text; one digit more it would not write either
 ODD_INTEGERS = (-1, 0, 1, 2, 3, 4, 64, 255, 2**16, 2**31 - 1, 2**31, 2**32, 2**53, 2**63, 2**64, -(2**63), LONGEST)
@@ -411,7 +411,7 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- whole conversions ------------------------------------------------------------------------------------------------
 
 
-@settings(FIXED, max_examples=200)
+@MANY
 @given(st.data())
 def test_a_checkpoint_with_damaged_bytes_is_converted_soundly_or_refused(tiny: Path, data: st.DataObject) -> None:
     names = ["config.json", "merges.txt", "vocab.json", "model.safetensors", "model.safetensors"]
@@ -443,7 +443,7 @@ def head_bytes(path: Path) -> int:
     return min(tensor.start for tensor in read_header(path).tensors.values())
 
 
-@settings(FIXED, max_examples=200)
+@MANY
 @given(st.data())
 def test_a_gguf_file_with_damaged_bytes_is_converted_soundly_or_refused(tiny_gguf: Path, data: st.DataObject) -> None:
     content = bytearray(tiny_gguf.read_bytes())
@@ -505,7 +505,7 @@ def sound_importance(path: Path) -> ImportanceMatrix | None:
     return found
 
 
-@settings(FIXED, max_examples=200)
+@MANY
 @given(damaged(importance().encode(), front=700))
 def test_a_damaged_importance_matrix_is_sound_or_refused(tiny: Path, content: bytes) -> None:
     with folder() as place:

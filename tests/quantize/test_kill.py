@@ -33,7 +33,7 @@ OLD = b"the older file " * 1000
 # Reads a line, a job: forks a child for each of its `outputs`, which all wait for one another, and answers with what
 # became of them. The children say how far they are: "s"tarted, "l"ast tensor, "d"one, "e" and an error of ours.
 FORKING = """
-import json, os, select, signal, sys, time
+import gc, json, os, select, signal, sys, time
 from dgpt2_quant.quantize.convert import convert
 from dgpt2_quant.quantize.errors import DgptQuantError
 from dgpt2_quant.quantize import ggml, importance, tokenizer
@@ -56,6 +56,7 @@ def child(job, output, start, said):
         status = 130
     os._exit(status)
 
+gc.freeze()  # a child that collects would go through all of it, and so copy it
 for line in sys.stdin:
     job = json.loads(line)
     start_read, start_write = os.pipe()

@@ -11,6 +11,8 @@ from dgpt2_quant.runtime import Model
 
 from .checkpoints import make_checkpoint
 
+pytestmark = pytest.mark.tables
+
 TOKENS = [5, 17, 200, 261, 3, 84, 120, 9]
 
 

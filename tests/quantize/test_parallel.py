@@ -170,7 +170,7 @@ def test_threads_do_not_change_a_files_bytes(tmp_path: Path) -> None:
     model = make_checkpoint(tmp_path / "m", layers=1, width=128, inner=512, context=128)
     made = [
         convert(str(model), type="q4_0", recipe="lean", output=tmp_path / f"{threads}.gguf", threads=threads)[0]
-        for threads in (1, 2, 3)
+        for threads in (1, 3)
     ]
     assert len({file.sha256 for file in made}) == 1
 

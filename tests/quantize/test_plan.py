@@ -15,6 +15,8 @@ from dgpt2_quant.quantize.quant_types import QUANT_TYPES
 
 from .checkpoints import make_checkpoint
 
+pytestmark = pytest.mark.tables
+
 FREE = [name for name, quant_type in QUANT_TYPES.items() if not quant_type.needs_imatrix]
 NEEDY = [name for name, quant_type in QUANT_TYPES.items() if quant_type.needs_imatrix]
 SOME = ["Q4_K_M", "Q2_K_S", "Q8_0", "F16"]

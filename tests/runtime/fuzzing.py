@@ -11,6 +11,7 @@ ours: a signal, another exception, a hang, or an allocation that its limit refus
 """
 
 import argparse
+import gc
 import json
 import logging
 import os
@@ -98,6 +99,7 @@ def serve(folder: Path, cases: range, seed: int) -> None:
     files = sorted(folder.glob("*.gguf"))
     sources = {path.name: take_apart(path) for path in files}
     warm_up(files[0])
+    gc.freeze()  # a child that collects would go through all of it, and so copy it
     own = folder / str(os.getpid())
     own.mkdir()
     for case in cases:

@@ -105,7 +105,7 @@ class TestThreads:
             import sys, threading, time
             from dgpt2_quant.quantize.errors import RuntimeFailure
             from dgpt2_quant.runtime import Model, Scheduler
-            TEXT = "word hello " * 300_000
+            TEXT = "word hello " * 100_000
             def work():
                 global found
                 try:
@@ -120,7 +120,7 @@ class TestThreads:
                 time.sleep(seconds)
                 model.close()
                 thread.join()
-                assert "closed" in str(found) or not isinstance(found, list) or len(found) > 600_000, found
+                assert "closed" in str(found) or not isinstance(found, list) or len(found) > 200_000, found
         """
         command = [sys.executable, "-c", program, str(storybook_files["Q4_0"])]
         child = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

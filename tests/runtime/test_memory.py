@@ -27,7 +27,7 @@ PROGRAM = """if True:
                 with Scheduler(model, parallel=2) as scheduler:
                     scheduler.submit([1, 2, 3], max_tokens=3).result(10)
 
-    for number in range(300):
+    for number in range(100):
         cycle(number)
     before = resident()
     for number in range(1000):

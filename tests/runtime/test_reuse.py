@@ -12,7 +12,7 @@ from dgpt2_quant.runtime.engine import CHUNK, Engine
 from dgpt2_quant.runtime.library import CELLS
 
 STORY = (Path(__file__).parents[2] / "demo" / "evaluation.txt").read_text("utf-8")
-LEVELS = ["F32", "Q8_0", "Q4_K_M", "Q4_0"]
+LEVELS = ["F32", "Q4_K_M", "Q4_0"]  # 8 bits: with every kind of cache
 LENGTH = 3 * CHUNK + 30
 SHARED = [1, CHUNK - 1, CHUNK, CHUNK + 5, 2 * CHUNK, LENGTH - 1]
 CACHES: list[dict[str, Any]] = [
