@@ -9,12 +9,17 @@ os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # the least: 2 to the pow
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import hashlib
+import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from dgpt2_quant.quantize.convert import convert
 from dgpt2_quant.quantize.quant_types import QUANT_TYPES
+from dgpt2_quant.quantize.resolve import resolve
+from safetensors.numpy import load_file, save_file
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -35,9 +40,25 @@ def _own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def storybook_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The bundled checkpoint at the levels of the CI matrix, by their names. Not to be changed by a test."""
-    folder = tmp_path_factory.mktemp("storybook")
+    return at_all_levels("storybook", tmp_path_factory.mktemp("storybook"))
+
+
+@pytest.fixture(scope="session")
+def short_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same with the first two of its six layers, for who computes much and does not mind what it writes."""
+    folder = tmp_path_factory.mktemp("short")
+    whole, short = resolve("storybook").folder, folder / "storybook"
+    shutil.copytree(whole, short)
+    tensors = load_file(whole / "model.safetensors")
+    save_file({n: t for n, t in tensors.items() if not re.search(r"\bh\.[2-5]\.", n)}, short / "model.safetensors")
+    config = json.loads((whole / "config.json").read_text("utf-8"))
+    (short / "config.json").write_text(json.dumps({**config, "n_layer": 2}), "utf-8")
+    return at_all_levels(str(short), folder)
+
+
+def at_all_levels(model: str, folder: Path) -> dict[str, Path]:
     levels = [quant_type for quant_type in QUANT_TYPES.values() if quant_type.ci]
-    return {file.type: Path(file.path) for file in convert("storybook", type=levels, output=folder)}
+    return {file.type: Path(file.path) for file in convert(model, type=levels, output=folder)}
 
 
 @pytest.fixture(scope="session")

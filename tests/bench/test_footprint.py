@@ -8,10 +8,10 @@ from dgpt2_quant.bench.footprint import measure_footprint, peak_rss_bytes
 from dgpt2_quant.quantize.errors import RuntimeFailure
 
 
-def test_the_bigger_file_takes_more_memory(storybook_files: dict[str, Path]) -> None:
+def test_the_bigger_file_takes_more_memory(short_files: dict[str, Path]) -> None:
     levels = ("F32", "Q4_0")
-    large, small = (measure_footprint(storybook_files[level], threads=1, children=2) for level in levels)
-    sizes = [storybook_files[level].stat().st_size for level in levels]
+    large, small = (measure_footprint(short_files[level], threads=1, children=2) for level in levels)
+    sizes = [short_files[level].stat().st_size for level in levels]
     # the weights are read, and nothing is in memory twice over
     assert large.peak_rss_bytes - small.peak_rss_bytes > (sizes[0] - sizes[1]) / 2
     for footprint, size in zip((large, small), sizes, strict=True):

@@ -80,9 +80,9 @@ def run(files: dict[str, Path], *specs: PeerSpec, **options: Any) -> Speeds:
     return measure(files["F32"], [], peers=specs, **{**QUICK, **options})
 
 
-def test_a_peer_takes_part_in_every_round(storybook_files: dict[str, Path], fake: Callable[..., PeerSpec]) -> None:
+def test_a_peer_takes_part_in_every_round(short_files: dict[str, Path], fake: Callable[..., PeerSpec]) -> None:
     seen: list[Any] = []
-    found = run(storybook_files, fake(), progress=lambda *step: seen.append(step))
+    found = run(short_files, fake(), progress=lambda *step: seen.append(step))
     (row,) = found.peers
     assert row["decode_tps"] == {"median": 30.0, "min": 30.0, "max": 30.0, "rounds": 2}
     assert row["prompt_tps"] == {"median": 300.0, "min": 300.0, "max": 300.0, "rounds": 2}
@@ -104,18 +104,18 @@ def test_what_a_worker_is_given(fake: Callable[..., PeerSpec], monkeypatch: pyte
         assert peer.version == str([None, None, None, "3", "3", "64", "stderr"])
 
 
-def test_a_disturbed_peer_is_marked(storybook_files: dict[str, Path], fake: Callable[..., PeerSpec]) -> None:
-    found = run(storybook_files, fake('"waited": 0.0', '"waited": 1.0'))
+def test_a_disturbed_peer_is_marked(short_files: dict[str, Path], fake: Callable[..., PeerSpec]) -> None:
+    found = run(short_files, fake('"waited": 0.0', '"waited": 1.0'))
     assert found.peers[0]["disturbed"] is True
-    found = run(storybook_files, fake('"waited": 0.0, "available": 2.0, "others": -0.01', '"available": 2.0'))
+    found = run(short_files, fake('"waited": 0.0, "available": 2.0, "others": -0.01', '"available": 2.0'))
     assert found.peers[0]["disturbed"] is None
 
 
-def test_greedy_tokens_that_the_reference_finds_likely(storybook_files: dict[str, Path]) -> None:
-    with Model.load(storybook_files["F32"], threads=1) as reference:
+def test_greedy_tokens_that_the_reference_finds_likely(short_files: dict[str, Path]) -> None:
+    with Model.load(short_files["F32"], threads=1) as reference:
         prompt = make_prompt(reference.vocabulary, 32, 0)
         for level in ("F32", "Q4_0"):
-            with Model.load(storybook_files[level], threads=1) as model:
+            with Model.load(short_files[level], threads=1) as model:
                 ((text,),) = model.generate([prompt], max_tokens=24, temperature=0, ignore_eos=True)
             assert is_sane(reference, prompt, text.token_ids)
         likely = list(text.token_ids)
@@ -126,9 +126,9 @@ def test_greedy_tokens_that_the_reference_finds_likely(storybook_files: dict[str
         assert not is_sane(reference, prompt, [*likely[:-1], -1])
 
 
-def test_tokens_from_anywhere_are_not_sane(storybook_files: dict[str, Path], fake: Callable[..., PeerSpec]) -> None:
+def test_tokens_from_anywhere_are_not_sane(short_files: dict[str, Path], fake: Callable[..., PeerSpec]) -> None:
     spec = fake('[1] * asked["tokens"]', '[(4000 + 97 * n) % 8000 for n in range(asked["tokens"])]')
-    assert run(storybook_files, spec, decode_tokens=24).peers[0]["sane"] is False
+    assert run(short_files, spec, decode_tokens=24).peers[0]["sane"] is False
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_tokens_from_anywhere_are_not_sane(storybook_files: dict[str, Path], fak
     ],
 )
 def test_a_bad_peer_is_skipped_with_its_last_words(
-    storybook_files: dict[str, Path],
+    short_files: dict[str, Path],
     fake: Callable[..., PeerSpec],
     monkeypatch: pytest.MonkeyPatch,
     old: str,
@@ -162,7 +162,7 @@ def test_a_bad_peer_is_skipped_with_its_last_words(
     reason: str,
 ) -> None:
     monkeypatch.setattr(peer_process, "_END_TIMEOUT", 0.2)
-    found = run(storybook_files, fake(old, new, "Bad"), fake())
+    found = run(short_files, fake(old, new, "Bad"), fake())
     assert [row["name"] for row in found.peers] == ["Fake"]  # the others go on
     (skipped,) = found.skipped_peers
     assert skipped["name"] == "Bad F32"
@@ -171,7 +171,7 @@ def test_a_bad_peer_is_skipped_with_its_last_words(
 
 @pytest.mark.parametrize(("where", "limit"), [("import json", "LOAD_TIMEOUT"), ("    asked", "ANSWER_TIMEOUT")])
 def test_a_peer_that_hangs(
-    storybook_files: dict[str, Path],
+    short_files: dict[str, Path],
     fake: Callable[..., PeerSpec],
     monkeypatch: pytest.MonkeyPatch,
     where: str,
@@ -180,19 +180,19 @@ def test_a_peer_that_hangs(
     monkeypatch.setattr(peers, limit, 0.7)
     indent = where[: len(where) - len(where.lstrip())]
     slow = f"{indent}import sys, time; print('still thinking', file=sys.stderr, flush=True); time.sleep(999)\n"
-    (skipped,) = run(storybook_files, fake(where, slow + where)).skipped_peers
+    (skipped,) = run(short_files, fake(where, slow + where)).skipped_peers
     assert skipped["reason"] == "it said nothing for 0.7 s; last: still thinking"
 
 
-def test_a_peer_that_fails_late_has_no_row(storybook_files: dict[str, Path], fake: Callable[..., PeerSpec]) -> None:
+def test_a_peer_that_fails_late_has_no_row(short_files: dict[str, Path], fake: Callable[..., PeerSpec]) -> None:
     late = "for turn, line in enumerate(sys.stdin):\n    if turn == 2: sys.exit('tired')"
-    found = run(storybook_files, fake("for line in sys.stdin:", late))
+    found = run(short_files, fake("for line in sys.stdin:", late))
     assert found.peers == []
     assert found.skipped_peers == [{"name": "Fake F32", "reason": "it ended with status 1: tired"}]
 
 
-def test_a_program_that_is_not_there(storybook_files: dict[str, Path]) -> None:
-    (skipped,) = run(storybook_files, PeerSpec("Gone", "F32", ("/nonexistent/program",))).skipped_peers
+def test_a_program_that_is_not_there(short_files: dict[str, Path]) -> None:
+    (skipped,) = run(short_files, PeerSpec("Gone", "F32", ("/nonexistent/program",))).skipped_peers
     assert skipped["reason"].startswith("it can not be started: ")
 
 
@@ -221,7 +221,7 @@ def _runs(process: int) -> bool:
 
 
 def test_ctrl_c(
-    storybook_files: dict[str, Path],
+    short_files: dict[str, Path],
     fake: Callable[..., PeerSpec],
     monkeypatch: pytest.MonkeyPatch,
     nobody_is_left: list[int],
@@ -230,26 +230,26 @@ def test_ctrl_c(
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     try:
         with pytest.raises(KeyboardInterrupt):
-            run(storybook_files, fake(name="One"), fake("    asked", f"    {interrupt}\n    asked"))
+            run(short_files, fake(name="One"), fake("    asked", f"    {interrupt}\n    asked"))
     finally:
         signal.signal(signal.SIGINT, before)
     assert len(nobody_is_left) == 2
 
 
-def test_llama_for_real(storybook_files: dict[str, Path], tmp_path: Path) -> None:
-    (spec, *_) = peers_for(tmp_path, [storybook_files["Q4_0"]])
+def test_llama_for_real(short_files: dict[str, Path], tmp_path: Path) -> None:
+    (spec, *_) = peers_for(tmp_path, [short_files["Q4_0"]])
     assert str(spec) == "llama_cpp.Llama Q4_0"
-    found = run(storybook_files, spec, prompt_tokens=32, decode_tokens=16)
+    found = run(short_files, spec, prompt_tokens=32, decode_tokens=16)
     assert found.skipped_peers == []
     (row,) = found.peers
     assert row["sane"] is True
     assert row["version"] == version("llama-cpp-python")
     assert row["load_ms"] > 0  # type: ignore[operator]
-    assert storybook_files["Q4_0"].stat().st_size < row["peak_rss_bytes"] < 1 << 30  # type: ignore[operator]
+    assert short_files["Q4_0"].stat().st_size < row["peak_rss_bytes"] < 1 << 30  # type: ignore[operator]
     assert row["decode_tps"]["rounds"] == 2
     assert row["prompt_tps"]["min"] > row["decode_tps"]["min"] > 0  # type: ignore[index]
     # without flash attention, as Llama has it: it rounds differently, and on some processors chooses another token
-    alike = Model.load(storybook_files["Q4_0"], threads=1, flash_attention=False)
+    alike = Model.load(short_files["Q4_0"], threads=1, flash_attention=False)
     with Peer(spec, threads=1, positions=512) as peer, alike as model:
         prompt = make_prompt(model.vocabulary, 32, 0)
         peer.time(prompt, 16)
@@ -257,8 +257,8 @@ def test_llama_for_real(storybook_files: dict[str, Path], tmp_path: Path) -> Non
         assert peer._text == (prompt, list(ours.token_ids))
 
 
-def test_the_usual_peers(storybook_files: dict[str, Path], tmp_path: Path) -> None:
-    specs = peers_for(tmp_path, [storybook_files["Q4_0"], storybook_files["Q8_0"]])
+def test_the_usual_peers(short_files: dict[str, Path], tmp_path: Path) -> None:
+    specs = peers_for(tmp_path, [short_files["Q4_0"], short_files["Q8_0"]])
     assert [str(spec) for spec in specs] == [
         "llama_cpp.Llama Q4_0",
         "llama_cpp.Llama Q8_0",
@@ -276,12 +276,12 @@ def library(folder: Path, name: str, source: str, monkeypatch: pytest.MonkeyPatc
 
 
 def test_absent_libraries_are_skipped_by_name(
-    storybook_files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    short_files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("torch", "ctranslate2"):
         library(tmp_path, name, f"raise ImportError('no {name} for you')", monkeypatch)
     specs = peers_for(tmp_path, [])
-    assert run(storybook_files, specs[0], specs[2]).skipped_peers == [
+    assert run(short_files, specs[0], specs[2]).skipped_peers == [
         {"name": "Transformers F32", "reason": "not installed: no torch for you"},
         {"name": "CTranslate2 F32", "reason": "not installed: no ctranslate2 for you"},
     ]
@@ -328,12 +328,12 @@ def test_a_checkpoint_is_converted_for_ctranslate2(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.peer
 @pytest.mark.parametrize("name", ["Transformers F32", "Transformers BF16", "CTranslate2 F32", "CTranslate2 INT8"])
-def test_the_real_libraries(storybook_files: dict[str, Path], name: str) -> None:
+def test_the_real_libraries(short_files: dict[str, Path], name: str) -> None:
     for module in ("torch", "transformers", "ctranslate2"):
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"{module} is not installed")
     (spec,) = [spec for spec in peers_for(resolve("storybook").folder, []) if str(spec) == name]
-    found = run(storybook_files, spec, prompt_tokens=32, decode_tokens=16)
+    found = run(short_files, spec, prompt_tokens=32, decode_tokens=16)
     assert found.skipped_peers == []
     assert found.peers[0]["sane"] is True
 
@@ -346,20 +346,20 @@ def llama_bench(folder: Path, answer: str) -> Path:
     return folder
 
 
-def test_llama_bench(storybook_files: dict[str, Path], tmp_path: Path) -> None:
+def test_llama_bench(short_files: dict[str, Path], tmp_path: Path) -> None:
     folder = llama_bench(
         tmp_path,
         f"open({str(tmp_path / 'seen')!r}, 'a').write(json.dumps(options) + chr(10))\n"
         "tps = 70 if options['-n'] == '0' else 20\n"
         "print(json.dumps([{'build_number': 7, 'build_commit': 'abc', 'avg_ts': tps}]))",
     )
-    (row,) = run(storybook_files, *llama_bench_for([storybook_files["Q4_0"]], folder)).peers
+    (row,) = run(short_files, *llama_bench_for([short_files["Q4_0"]], folder)).peers
     assert (row["name"], row["precision"], row["version"]) == ("llama-bench", "Q4_0", "b7 (abc)")
     assert (row["prompt_tps"]["median"], row["decode_tps"]["median"]) == (70, 20)  # type: ignore[index]
     assert (row["load_ms"], row["peak_rss_bytes"], row["sane"]) == (None, None, None)
     seen = [json.loads(line) for line in (tmp_path / "seen").read_text().splitlines()]
     assert len(seen) >= 2 * 3
-    assert all((one["-m"], one["-t"], one["-r"]) == (str(storybook_files["Q4_0"]), "1", "1") for one in seen)
+    assert all((one["-m"], one["-t"], one["-r"]) == (str(short_files["Q4_0"]), "1", "1") for one in seen)
     assert [(one["-p"], one["-n"], one.get("-d")) for one in seen[:2]] == [("8", "0", None), ("0", "4", "8")]
 
 
@@ -374,15 +374,15 @@ def test_llama_bench(storybook_files: dict[str, Path], tmp_path: Path) -> None:
     ],
 )
 def test_a_bad_llama_bench(
-    storybook_files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, reason: str
+    short_files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, reason: str
 ) -> None:
     monkeypatch.setattr(peers, "ANSWER_TIMEOUT", 0.5 if "sleep" in answer else 60)
-    found = run(storybook_files, *llama_bench_for([storybook_files["Q4_0"]], llama_bench(tmp_path, answer)))
+    found = run(short_files, *llama_bench_for([short_files["Q4_0"]], llama_bench(tmp_path, answer)))
     (skipped,) = found.skipped_peers
     assert skipped["name"] == "llama-bench Q4_0"
     assert skipped["reason"].startswith(reason)
 
 
-def test_no_llama_bench(storybook_files: dict[str, Path], tmp_path: Path) -> None:
+def test_no_llama_bench(short_files: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is no llama-bench in"):
-        llama_bench_for([storybook_files["Q4_0"]], tmp_path)
+        llama_bench_for([short_files["Q4_0"]], tmp_path)

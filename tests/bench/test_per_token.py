@@ -17,13 +17,13 @@ CUTS = [Cut(context=64), Cut("strided", 64, 16)]
 
 
 @pytest.fixture(scope="module", params=CUTS, ids=str)
-def quality(request: pytest.FixtureRequest, storybook_files: dict[str, Path]) -> Quality:
-    files = [storybook_files["Q8_0"], storybook_files["Q4_0"]]
-    return compare(storybook_files["F32"], files, TEXT, cut=request.param, threads=1, cache_bytes=0)
+def quality(request: pytest.FixtureRequest, short_files: dict[str, Path]) -> Quality:
+    files = [short_files["Q8_0"], short_files["Q4_0"]]
+    return compare(short_files["F32"], files, TEXT, cut=request.param, threads=1, cache_bytes=0)
 
 
-def test_a_line_for_each_scored_token(quality: Quality, storybook_files: dict[str, Path], tmp_path: Path) -> None:
-    with Model.load(storybook_files["F32"], threads=1) as model:
+def test_a_line_for_each_scored_token(quality: Quality, short_files: dict[str, Path], tmp_path: Path) -> None:
+    with Model.load(short_files["F32"], threads=1) as model:
         write_lines(lines(quality, ["Q8_0", "Q4_0"], TokenTexts(model, quality.windows)), tmp_path / "tokens.jsonl")
         found = [json.loads(line) for line in (tmp_path / "tokens.jsonl").read_text("utf-8").splitlines()]
         assert len(found) == len(quality.base.nll) > 300
@@ -43,8 +43,8 @@ def test_a_line_for_each_scored_token(quality: Quality, storybook_files: dict[st
         assert [line["token"] for line in found] == list(quality.tokens[1:])
 
 
-def test_the_worst_tokens(quality: Quality, storybook_files: dict[str, Path]) -> None:
-    with Model.load(storybook_files["F32"], threads=1) as model:
+def test_the_worst_tokens(quality: Quality, short_files: dict[str, Path]) -> None:
+    with Model.load(short_files["F32"], threads=1) as model:
         found = worst(quality, quality.levels[1], TokenTexts(model, quality.windows), 7)
     assert [row["kld"] for row in found] == sorted(quality.levels[1].kld.tolist(), reverse=True)[:7]
     for row in found:
@@ -53,14 +53,14 @@ def test_the_worst_tokens(quality: Quality, storybook_files: dict[str, Path]) ->
         assert 0 < row["reference_p"] < 1
 
 
-def test_of_one_file_alone(storybook_files: dict[str, Path], tmp_path: Path) -> None:
+def test_of_one_file_alone(short_files: dict[str, Path], tmp_path: Path) -> None:
     text, target = tmp_path / "tale.txt", tmp_path / "tokens.jsonl"
     text.write_text(TEXT, "utf-8")
     options = {"text": text, "ctx_size": 64, "threads": 1, "per_token": target}
-    found = perplexity(str(storybook_files["Q4_0"]), **options)  # type: ignore[arg-type]
+    found = perplexity(str(short_files["Q4_0"]), **options)  # type: ignore[arg-type]
     rows = [json.loads(line) for line in target.read_text("utf-8").splitlines()]
     assert len(rows) == found["tokens_scored"]
     assert sum(row["nll"] for row in rows) / len(rows) == pytest.approx(found["nll"])
     assert set(rows[0]) == {"window", "position", "token", "text", "nll", "top", "top_p"}
     with pytest.raises(OutputError, match=r"tokens\.jsonl exists already"):
-        perplexity(str(storybook_files["Q4_0"]), **options)  # type: ignore[arg-type]
+        perplexity(str(short_files["Q4_0"]), **options)  # type: ignore[arg-type]

@@ -22,13 +22,11 @@ TEXT = load_text("evaluation").text[:6000]
 SHORT = Cut(context=64)
 
 
-def test_better_levels_come_out_better(storybook_files: dict[str, Path]) -> None:
+def test_better_levels_come_out_better(short_files: dict[str, Path]) -> None:
     seen: list[tuple[int, int, str]] = []
     levels = ("F32", "F16", "Q8_0", "Q5_K_M", "Q4_0")
-    files = [storybook_files[level] for level in levels]
-    quality = compare(
-        storybook_files["F32"], files, TEXT, threads=1, progress=lambda *arguments: seen.append(arguments)
-    )
+    files = [short_files[level] for level in levels]
+    quality = compare(short_files["F32"], files, TEXT, threads=1, progress=lambda *arguments: seen.append(arguments))
     count = len(quality.tokens) // 512
     assert count >= 2
     assert (quality.cut.context, quality.lengths) == (512, [255] * count)
@@ -55,12 +53,12 @@ def test_better_levels_come_out_better(storybook_files: dict[str, Path]) -> None
     assert 0.99 < floor["top1_agreement"] <= 1
 
 
-def test_each_token_by_the_logits(storybook_files: dict[str, Path]) -> None:
-    quality = compare(storybook_files["F32"], [storybook_files["Q4_0"]], TEXT[:900], cut=SHORT, threads=1)
+def test_each_token_by_the_logits(short_files: dict[str, Path]) -> None:
+    quality = compare(short_files["F32"], [short_files["Q4_0"]], TEXT[:900], cut=SHORT, threads=1)
     row = 0
     with (
-        Model.load(storybook_files["F32"], ctx_size=64, threads=1) as base,
-        Model.load(storybook_files["Q4_0"], ctx_size=64, threads=1) as level,
+        Model.load(short_files["F32"], ctx_size=64, threads=1) as base,
+        Model.load(short_files["Q4_0"], ctx_size=64, threads=1) as level,
     ):
         for window in quality.windows:
             p, q = (log_softmax(model.logits(window.tokens, 32)[:-1]) for model in (base, level))
@@ -81,40 +79,40 @@ def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     return exact - np.log(np.exp(exact).sum(axis=-1, keepdims=True))
 
 
-def test_threads_change_nothing(storybook_files: dict[str, Path]) -> None:
-    files = storybook_files["F32"], [storybook_files["Q4_0"]]
+def test_threads_change_nothing(short_files: dict[str, Path]) -> None:
+    files = short_files["F32"], [short_files["Q4_0"]]
     one, two = (compare(*files, TEXT[:3000], threads=threads) for threads in (1, 2))
     assert np.array_equal(one.levels[0].kld, two.levels[0].kld)
     assert np.array_equal(one.base.nll, two.base.nll)
 
 
-def test_windows_that_overlap(storybook_files: dict[str, Path]) -> None:
+def test_windows_that_overlap(short_files: dict[str, Path]) -> None:
     cut = Cut("strided", 64, 16)
-    quality = compare(storybook_files["F32"], [storybook_files["Q8_0"]], TEXT[:900], cut=cut, threads=1)
+    quality = compare(short_files["F32"], [short_files["Q8_0"]], TEXT[:900], cut=cut, threads=1)
     assert quality.cut == cut
     assert len(quality.base.nll) == len(quality.levels[0].kld) == len(quality.tokens) - 1
     assert quality.lengths[:3] == [63, 16, 16]
 
 
-def test_chunks_are_never_longer_than_the_model(storybook_files: dict[str, Path]) -> None:
-    assert compare(storybook_files["Q4_0"], [], TEXT[:3000], cut=Cut(context=4096), threads=1).cut.context == 512
+def test_chunks_are_never_longer_than_the_model(short_files: dict[str, Path]) -> None:
+    assert compare(short_files["Q4_0"], [], TEXT[:3000], cut=Cut(context=4096), threads=1).cut.context == 512
 
 
-def test_a_control_token_in_the_text_is_text(storybook_files: dict[str, Path]) -> None:
-    plain = compare(storybook_files["Q4_0"], [], TEXT[:900], cut=SHORT, threads=1)
-    marked = compare(storybook_files["Q4_0"], [], "<|endoftext|>" + TEXT[:900], cut=SHORT, threads=1)
+def test_a_control_token_in_the_text_is_text(short_files: dict[str, Path]) -> None:
+    plain = compare(short_files["Q4_0"], [], TEXT[:900], cut=SHORT, threads=1)
+    marked = compare(short_files["Q4_0"], [], "<|endoftext|>" + TEXT[:900], cut=SHORT, threads=1)
     assert len(marked.tokens) == len(plain.tokens) + 8
 
 
-def test_a_text_shorter_than_a_chunk_is_refused(storybook_files: dict[str, Path]) -> None:
+def test_a_text_shorter_than_a_chunk_is_refused(short_files: dict[str, Path]) -> None:
     with pytest.raises(UsageError, match="the text has 4 tokens; at least one chunk of 512"):
-        compare(storybook_files["Q4_0"], [], "Once upon a time", threads=1)
+        compare(short_files["Q4_0"], [], "Once upon a time", threads=1)
 
 
-def test_another_vocabulary_is_refused(storybook_files: dict[str, Path], tmp_path: Path) -> None:
+def test_another_vocabulary_is_refused(short_files: dict[str, Path], tmp_path: Path) -> None:
     (other,) = convert(str(make_checkpoint(tmp_path / "checkpoint")), type=["f32"], output=tmp_path)
     with pytest.raises(UsageError, match="vocabulary") as caught:
-        compare(storybook_files["F32"], [storybook_files["Q8_0"], Path(other.path)], TEXT, threads=1)
+        compare(short_files["F32"], [short_files["Q8_0"], Path(other.path)], TEXT, threads=1)
     assert other.path in str(caught.value)
 
 
@@ -133,8 +131,8 @@ def with_padding(file: Path, target: Path) -> Path:
     return rewrite(file, target, metadata=metadata, tensors=tensors)
 
 
-def test_pad_tokens_have_no_part_in_it(storybook_files: dict[str, Path], tmp_path: Path) -> None:
-    plain, padded = storybook_files["F32"], with_padding(storybook_files["F32"], tmp_path / "padded.gguf")
+def test_pad_tokens_have_no_part_in_it(short_files: dict[str, Path], tmp_path: Path) -> None:
+    plain, padded = short_files["F32"], with_padding(short_files["F32"], tmp_path / "padded.gguf")
     with Model.load(padded, threads=1) as model:
         assert (model.vocabulary, model.real_vocabulary) == (8192, 8189)
         rows = model.logits([1, 2, 3])

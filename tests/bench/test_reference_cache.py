@@ -128,9 +128,9 @@ def test_a_cache_that_is_no_folder(file: Path) -> None:
     assert computed == [0, 6, 12]
 
 
-def test_a_comparison_is_the_same_from_the_cache(storybook_files: dict[str, Path]) -> None:
+def test_a_comparison_is_the_same_from_the_cache(short_files: dict[str, Path]) -> None:
     text, cut = load_text().text[:2000], Cut(context=64)
-    files = storybook_files["F32"], [storybook_files["Q4_0"]]
+    files = short_files["F32"], [short_files["Q4_0"]]
     none = compare(*files, text, cut=cut, threads=1, cache_bytes=0)
     assert kept() == []
     first, again = (compare(*files, text, cut=cut, threads=1) for _ in range(2))

@@ -67,11 +67,11 @@ def run(files: dict[str, Path], levels: Sequence[str], **options: Any) -> Speeds
     return measure(files["F32"], [files[level] for level in levels], threads=1, **{"grid": NONE} | options)
 
 
-def test_a_real_run(storybook_files: dict[str, Path]) -> None:
+def test_a_real_run(short_files: dict[str, Path]) -> None:
     grid = Grid(prompt_sizes=(16,), depths=(300,), batches=(3,), thread_counts=(2,))
     seen: list[Any] = []
     found = run(
-        storybook_files,
+        short_files,
         ["Q4_0", "F32"],
         rounds=2,
         grid=grid,
@@ -98,9 +98,9 @@ def test_a_real_run(storybook_files: dict[str, Path]) -> None:
     assert (found.peers, found.skipped_peers) == ([], [])
 
 
-def test_everyone_in_every_round_in_turn(storybook_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_everyone_in_every_round_in_turn(short_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     turns = Turns().watch(monkeypatch)
-    found = run(storybook_files, ["Q8_0", "F32", "Q4_0"], rounds=3, prompt_tokens=16)
+    found = run(short_files, ["Q8_0", "F32", "Q4_0"], rounds=3, prompt_tokens=16)
     assert turns.names == ["F32", "Q8_0", "Q4_0"] * 4  # the reference once; the first round warms up
     rounds = [[prompt for _, prompt in turns[at : at + 3]] for at in range(0, 12, 3)]
     assert all(len(set(prompts)) == 1 for prompts in rounds)
@@ -116,10 +116,10 @@ def test_everyone_in_every_round_in_turn(storybook_files: dict[str, Path], monke
     assert found.files[2].disturbed is False
 
 
-def test_the_grid_has_rounds_of_its_own(storybook_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_grid_has_rounds_of_its_own(short_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     turns = Turns().watch(monkeypatch)
     grid = Grid(prompt_sizes=(16,), depths=(), batches=(4,), thread_counts=())
-    found = run(storybook_files, ["Q4_0"], rounds=5, grid=grid)
+    found = run(short_files, ["Q4_0"], rounds=5, grid=grid)
     points = ["F32 prompt 1", "Q4_0 prompt 1", "F32 decode 4", "Q4_0 decode 4"]
     assert turns.names == ["F32", "Q4_0"] * 6 + points * 4
     prompt, decode = found.files[0].points
@@ -129,42 +129,40 @@ def test_the_grid_has_rounds_of_its_own(storybook_files: dict[str, Path], monkey
     assert {len(prompt) for name, prompt in turns if "decode" in name} == {1}
 
 
-def test_a_disturbed_turn_is_repeated(storybook_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disturbed_turn_is_repeated(short_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     # nothing in the warming round counts; the reference's second try is quiet
     turns = Turns([LOUD, LOUD, LOUD]).watch(monkeypatch)
-    found = run(storybook_files, ["Q4_0"], rounds=3)
+    found = run(short_files, ["Q4_0"], rounds=3)
     assert turns.names[:5] == ["F32", "Q4_0", "F32", "F32", "Q4_0"]
     assert turns[2][1][0] != turns[3][1][0]  # another prompt: what was computed is cached
     assert found.reference.decode_tps["min"] == 4
     assert found.reference.disturbed is False
 
 
-def test_what_stays_disturbed_is_marked(storybook_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_stays_disturbed_is_marked(short_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     turns = Turns([QUIET] * 2 + [LOUD] * 3).watch(monkeypatch)
-    found = run(storybook_files, ["Q4_0"], rounds=5)
+    found = run(short_files, ["Q4_0"], rounds=5)
     assert turns.names[2:6] == ["F32", "F32", "F32", "Q4_0"]
     assert found.reference.disturbed is True
     assert found.files[0].disturbed is False
 
 
-def test_a_busy_machine_does_not_take_for_ever(
-    storybook_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_busy_machine_does_not_take_for_ever(short_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     turns = Turns([LOUD] * 1000).watch(monkeypatch)
-    found = run(storybook_files, ["Q4_0"], rounds=6)
+    found = run(short_files, ["Q4_0"], rounds=6)
     assert len(turns) == 2 + 12 + 12 // 3  # a third more
     assert found.reference.disturbed is found.files[0].disturbed is True
 
 
-def test_where_the_machine_does_not_tell(storybook_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_machine_does_not_tell(short_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     turns = Turns([UNKNOWN] * 9).watch(monkeypatch)
-    assert run(storybook_files, ["Q4_0"], rounds=2).files[0].disturbed is None
+    assert run(short_files, ["Q4_0"], rounds=2).files[0].disturbed is None
     assert len(turns) == 6
 
 
 @pytest.mark.parametrize(("memory", "huge_pages"), [(1 << 40, True), (1 << 20, False), (None, False)])
 def test_files_are_mapped_where_memory_is_short(
-    memory: int | None, huge_pages: bool, storybook_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    memory: int | None, huge_pages: bool, short_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Turns().watch(monkeypatch)
     loaded: list[bool] = []
@@ -176,28 +174,28 @@ def test_files_are_mapped_where_memory_is_short(
 
     monkeypatch.setattr(Model, "load", watched)
     monkeypatch.setattr(speed_module, "ram_bytes", lambda: memory)
-    measure(storybook_files["F32"], [storybook_files["Q4_0"]], rounds=1, grid=NONE)
+    measure(short_files["F32"], [short_files["Q4_0"]], rounds=1, grid=NONE)
     assert loaded == [huge_pages] * 2
 
 
-def test_a_prompt_leaves_room_to_decode(storybook_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prompt_leaves_room_to_decode(short_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     turns = Turns().watch(monkeypatch)
-    run(storybook_files, [], rounds=1, prompt_tokens=10_000)
+    run(short_files, [], rounds=1, prompt_tokens=10_000)
     assert {len(prompt) for _, prompt in turns} == {256}
 
 
-def test_wrong_arguments(storybook_files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_arguments(short_files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     turns = Turns().watch(monkeypatch)
     with pytest.raises(UsageError, match="0 rounds were asked for"):
-        run(storybook_files, [], rounds=0)
+        run(short_files, [], rounds=0)
     with pytest.raises(UsageError, match="0 threads"):
-        measure(storybook_files["F32"], [], threads=0)
+        measure(short_files["F32"], [], threads=0)
     with pytest.raises(UsageError, match="a prompt of 600 tokens can not be timed: the model has 512 positions"):
-        run(storybook_files, [], grid=Grid(prompt_sizes=(600,)))
+        run(short_files, [], grid=Grid(prompt_sizes=(600,)))
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF")
     with pytest.raises(GGUFError, match=r"broken\.gguf"):
-        measure(storybook_files["Q4_0"], [broken], rounds=1, threads=1)
+        measure(short_files["Q4_0"], [broken], rounds=1, threads=1)
     assert turns == []
 
 
@@ -221,11 +219,11 @@ def watched(monkeypatch: pytest.MonkeyPatch, model: Model, method: str) -> list[
 
 
 def test_a_prompt_is_never_cached_and_decoding_is_all_that_is_timed_as_such(
-    storybook_files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    short_files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(timing, "TEXT_SECONDS", 0.2)
     monkeypatch.setattr(draft, "Lookup", None)  # whoever asks for guesses fails: each token is to take a decode
-    with Model.load(storybook_files["Q4_0"], threads=1) as model:
+    with Model.load(short_files["Q4_0"], threads=1) as model:
         streams, batches = watched(monkeypatch, model, "stream"), watched(monkeypatch, model, "batch")
         prompt = list(range(1, 41))
         sample = time_text(model, prompt, 5, 1, EnergyMeter(tmp_path))
@@ -243,10 +241,10 @@ def test_a_prompt_is_never_cached_and_decoding_is_all_that_is_timed_as_such(
 
 @pytest.mark.parametrize(("depth", "batch"), [(0, 1), (300, 1), (0, 4), (200, 3)])
 def test_points_of_decoding(
-    storybook_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, depth: int, batch: int
+    short_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, depth: int, batch: int
 ) -> None:
     monkeypatch.setattr(draft, "Lookup", None)
-    with Model.load(storybook_files["Q4_0"], threads=1) as model:
+    with Model.load(short_files["Q4_0"], threads=1) as model:
         batches = watched(monkeypatch, model, "batch")
         sample = time_point(model, Point("decode", 6, depth, batch, 1), list(range(max(depth, 1))), 1, EnergyMeter())
     ((_, texts),) = batches
@@ -256,7 +254,7 @@ def test_points_of_decoding(
     assert sample.prompt_tps == 0
 
 
-def test_other_numbers_of_threads(storybook_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_numbers_of_threads(short_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     used = Counter[int]()
     load = Model.load
 
@@ -265,7 +263,7 @@ def test_other_numbers_of_threads(storybook_files: dict[str, Path], monkeypatch:
         return load(path, **options)
 
     monkeypatch.setattr(Model, "load", counted)
-    with load(storybook_files["Q4_0"], threads=1) as model:
+    with load(short_files["Q4_0"], threads=1) as model:
         for threads in (1, 2):
             for measure, field in (("prompt", "prompt_tps"), ("decode", "decode_tps")):
                 sample = time_point(model, Point(measure, 8, 0, 1, threads), list(range(8)), 1, EnergyMeter())  # type: ignore[arg-type]
@@ -273,7 +271,7 @@ def test_other_numbers_of_threads(storybook_files: dict[str, Path], monkeypatch:
     assert used == {2: 2}
 
 
-def test_energy_of_a_decoded_token(storybook_files: dict[str, Path], tmp_path: Path) -> None:
+def test_energy_of_a_decoded_token(short_files: dict[str, Path], tmp_path: Path) -> None:
     package = tmp_path / "intel-rapl:0"
     package.mkdir()
     for name, value in (("name", "package-0"), ("max_energy_range_uj", 10**9), ("energy_uj", 0)):
@@ -285,7 +283,7 @@ def test_energy_of_a_decoded_token(storybook_files: dict[str, Path], tmp_path: P
             (package / "energy_uj").write_text(str(int((package / "energy_uj").read_text()) + 7_000_000))
             return reading
 
-    with Model.load(storybook_files["Q4_0"], threads=1) as model:
+    with Model.load(short_files["Q4_0"], threads=1) as model:
         sample = time_text(model, [1, 2, 3], 8, 1, Growing(tmp_path))
         assert sample.joules_per_token == pytest.approx(7 / 7)
         sample = time_point(model, Point("decode", 8, 0, 2, 1), [1], 1, Growing(tmp_path))
@@ -294,12 +292,12 @@ def test_energy_of_a_decoded_token(storybook_files: dict[str, Path], tmp_path: P
 
 
 def test_a_file_that_ends_every_text_at_once_is_timed_all_the_same(
-    storybook_files: dict[str, Path], tmp_path: Path
+    short_files: dict[str, Path], tmp_path: Path
 ) -> None:
     # the final norm gives the same vector everywhere, so one token is always the likeliest
     vectors = {"output_norm.weight": np.zeros(256), "output_norm.bias": np.linspace(-1, 1, 256)}
     weights = {name: ((256,), TensorType.F32, vector.astype("<f4").tobytes()) for name, vector in vectors.items()}
-    constant = rewrite(storybook_files["F32"], tmp_path / "constant.gguf", tensors=weights)
+    constant = rewrite(short_files["F32"], tmp_path / "constant.gguf", tensors=weights)
     with Model.load(constant, threads=1) as model:
         always = int(model.logits([1]).argmax())
     silent = rewrite(constant, tmp_path / "silent.gguf", metadata={"tokenizer.ggml.eos_token_id": always})

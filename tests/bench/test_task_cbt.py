@@ -31,8 +31,8 @@ FILE = DataFile(
 
 
 @pytest.fixture(scope="module")
-def model(storybook_files: dict[str, Path]) -> Iterator[Model]:
-    with Model.load(storybook_files["F32"], threads=1) as model:
+def model(short_files: dict[str, Path]) -> Iterator[Model]:
+    with Model.load(short_files["F32"], threads=1) as model:
         yield model
 
 
@@ -53,12 +53,12 @@ def test_the_likeliest_text_wins(model: Model) -> None:
     assert summarize(task.metrics, found, None)["accuracy"]["value"] == pytest.approx(np.mean(right))
 
 
-def test_a_long_text_is_cut_at_the_left(storybook_files: dict[str, Path]) -> None:
-    with Model.load(storybook_files["F32"], ctx_size=48, threads=1) as small:
+def test_a_long_text_is_cut_at_the_left(short_files: dict[str, Path]) -> None:
+    with Model.load(short_files["F32"], ctx_size=48, threads=1) as small:
         task = ChildrensBookTest(FILE, Settings(limit=1))
         assert task.measure(small, lambda *_: None).parts[0].shape == (1, 2)
     with (
-        Model.load(storybook_files["F32"], ctx_size=8, threads=1) as tiny,
+        Model.load(short_files["F32"], ctx_size=8, threads=1) as tiny,
         pytest.raises(UsageError, match="do not fit a context of 8"),
     ):
         task.measure(tiny, lambda *_: None)

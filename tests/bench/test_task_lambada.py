@@ -24,8 +24,8 @@ PASSAGES = [
 
 
 @pytest.fixture(scope="module")
-def model(storybook_files: dict[str, Path]) -> Iterator[Model]:
-    with Model.load(storybook_files["F32"], threads=1) as model:
+def model(short_files: dict[str, Path]) -> Iterator[Model]:
+    with Model.load(short_files["F32"], threads=1) as model:
         yield model
 
 
@@ -85,8 +85,8 @@ def test_a_perplexity_that_is_no_number(model: Model) -> None:
     assert (found["accuracy"]["value"], found["accuracy"]["change_against_f16"]) == (0, 0)
 
 
-def test_a_long_passage_is_cut_at_the_left(storybook_files: dict[str, Path]) -> None:
-    with Model.load(storybook_files["F32"], ctx_size=32, threads=1) as small:
+def test_a_long_passage_is_cut_at_the_left(short_files: dict[str, Path]) -> None:
+    with Model.load(short_files["F32"], ctx_size=32, threads=1) as small:
         scores = Lambada(jsonl(" ".join(PASSAGES)), Settings()).measure(small, lambda *_: None)
         tokens = small.tokenize(" ".join(PASSAGES))[-32:]
         word = len(split_passage(small, " ".join(PASSAGES))[1])

@@ -21,8 +21,8 @@ WIKI = (
 
 
 @pytest.fixture(scope="module")
-def model(storybook_files: dict[str, Path]) -> Iterator[Model]:
-    with Model.load(storybook_files["F32"], threads=1) as model:
+def model(short_files: dict[str, Path]) -> Iterator[Model]:
+    with Model.load(short_files["F32"], threads=1) as model:
         yield model
 
 
@@ -147,7 +147,7 @@ def test_a_text_without_words() -> None:
 
 
 def test_a_word_perplexity_that_is_no_number(model: Model) -> None:
-    task = WikiText(file("x" * 3000), Settings())
+    task = WikiText(file("x" * 800), Settings())
     scores = task.measure(model, lambda *_: None)
     found = summarize(task.metrics, scores, scores)
     for name in ("word_perplexity", "word_perplexity_detokenized"):

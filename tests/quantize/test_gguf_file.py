@@ -131,7 +131,7 @@ def test_a_tiny_file_is_what_gguf_py_writes_byte_for_byte(tmp_path: Path) -> Non
     assert ours == (tmp_path / "theirs.gguf").read_bytes()
 
 
-@pytest.mark.parametrize("level", [name for name, quant_type in QUANT_TYPES.items() if quant_type.ci])
+@pytest.mark.parametrize("level", ["F32", "Q8_0", "Q5_K_M"])
 def test_files_of_ours_read_as_gguf_py_reads_them(level: str, storybook_files: dict[str, Path]) -> None:
     ours, theirs = read_header(storybook_files[level]), gguf.GGUFReader(storybook_files[level])
     fields = {name: field for name, field in theirs.fields.items() if not name.startswith("GGUF.")}

@@ -144,10 +144,10 @@ def test_dense_rows_have_llama_cpps_bytes_at_every_level(head: str, imatrix: boo
 
 
 WIDTHS = [(64, 256), (64, 96), (48, 192), (48, 40), (256, 48), (320, 64), (384, 128)]
+UNDIVIDED = [(*width, False) for width in WIDTHS] + [(*width, True) for width in WIDTHS[::3]]
 
 
-@pytest.mark.parametrize("imatrix", [False, True], ids=["without imatrix", "with imatrix"])
-@pytest.mark.parametrize(("width", "inner"), WIDTHS)
+@pytest.mark.parametrize(("width", "inner", "imatrix"), UNDIVIDED)
 def test_rows_that_blocks_do_not_divide_fall_back_as_llama_cpps(
     width: int, inner: int, imatrix: bool, tmp_path: Path
 ) -> None:

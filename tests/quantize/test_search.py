@@ -20,7 +20,7 @@ from .checkpoints import make_checkpoint
 
 class Tiny:
     def __init__(self, folder: Path, **changed: Any) -> None:
-        settings = {"layers": 2, "width": 64, "context": 32, "vocabulary": 300} | changed
+        settings = {"layers": 1, "width": 64, "context": 32, "vocabulary": 300} | changed
         self.model = str(make_checkpoint(folder / "tiny", **settings))
         self.imatrix = folder / "imatrix.gguf"
         imatrix(self.model, text="sampled", ctx_size=32, chunks=12, output=self.imatrix)

@@ -17,8 +17,8 @@ Make = Callable[[int, bool], NativeContext]
 
 
 @pytest.fixture(params=[F16, F32], ids=["f16", "f32"])
-def make(request: pytest.FixtureRequest, storybook_files: dict[str, Path]) -> Iterator[Make]:
-    model = NativeModel(storybook_files["Q4_0"])
+def make(request: pytest.FixtureRequest, short_files: dict[str, Path]) -> Iterator[Make]:
+    model = NativeModel(short_files["Q4_0"])
     made = []
 
     def make(positions: int, flash_attention: bool) -> NativeContext:

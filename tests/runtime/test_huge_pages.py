@@ -105,7 +105,7 @@ def test_where_memory_is_not_told(large: Path, tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize(("size", "asked"), [(huge_pages.LARGE, True), (huge_pages.LARGE - 1, False)])
 def test_small_models_are_not_asked_for(
-    size: int, asked: bool, storybook_files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    size: int, asked: bool, short_files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
 
@@ -117,7 +117,7 @@ def test_small_models_are_not_asked_for(
     monkeypatch.setattr(huge_pages, "_MAPS", Maps())
     monkeypatch.setattr(huge_pages, "_huge_page_bytes", lambda: 2 << 20)
     file = tmp_path / "padded.gguf"
-    file.write_bytes(storybook_files["Q4_0"].read_bytes())
+    file.write_bytes(short_files["Q4_0"].read_bytes())
     with file.open("r+b") as padded:
         padded.truncate(size)
     NativeModel(file).close()

@@ -61,8 +61,8 @@ class TestThreads:
             for job in [pool.submit(work, number) for number in range(3)]:
                 job.result(60)
 
-    def test_two_models_in_two_threads(self, storybook: Model, storybook_files: dict[str, Path]) -> None:
-        with Model.load(storybook_files["Q4_0"], threads=1) as other:
+    def test_two_models_in_two_threads(self, storybook: Model, short_files: dict[str, Path]) -> None:
+        with Model.load(short_files["Q4_0"], threads=1) as other:
             models = [storybook, other]
             expected = [text(model) for model in models]
             with ThreadPoolExecutor(2) as pool:
@@ -76,8 +76,8 @@ class TestThreads:
             tokens = pool.submit(storybook.tokenize, PROMPTS[0]).result(10)
             assert pool.submit(storybook.detokenize, tokens).result(10) == PROMPTS[0]
 
-    def test_one_that_closes_while_another_generates(self, storybook_files: dict[str, Path]) -> None:
-        model = Model.load(storybook_files["Q4_0"], threads=1)
+    def test_one_that_closes_while_another_generates(self, short_files: dict[str, Path]) -> None:
+        model = Model.load(short_files["Q4_0"], threads=1)
         begun = threading.Event()
 
         def work() -> None:
@@ -100,7 +100,7 @@ class TestThreads:
                 assert found == expected[prompt]
 
     @pytest.mark.parametrize("use", ["model.tokenize(TEXT)", "scheduler.submit(TEXT, truncate=True)"])
-    def test_one_that_closes_while_another_tokenizes(self, use: str, storybook_files: dict[str, Path]) -> None:
+    def test_one_that_closes_while_another_tokenizes(self, use: str, short_files: dict[str, Path]) -> None:
         program = f"""if True:
             import sys, threading, time
             from dgpt2_quant.quantize.errors import RuntimeFailure
@@ -122,7 +122,7 @@ class TestThreads:
                 thread.join()
                 assert "closed" in str(found) or not isinstance(found, list) or len(found) > 200_000, found
         """
-        command = [sys.executable, "-c", program, str(storybook_files["Q4_0"])]
+        command = [sys.executable, "-c", program, str(short_files["Q4_0"])]
         child = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert (child.returncode, child.stderr) == (0, "")
 
@@ -131,7 +131,7 @@ class TestInterrupts:
     """A signal's handler is called while llama.cpp works, which calls back to log."""
 
     @pytest.mark.parametrize("what", ["load", "context"])
-    def test_it_is_not_lost(self, what: str, storybook_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_it_is_not_lost(self, what: str, short_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
         lib, name = library.bindings(), {"load": "llama_model_load_from_file", "context": "llama_init_from_model"}[what]
         real, freed = getattr(lib, name), []
 
@@ -148,7 +148,7 @@ class TestInterrupts:
         before = signal.signal(signal.SIGUSR1, handler)
         try:
             with pytest.raises(KeyboardInterrupt):
-                Model.load(storybook_files["Q4_0"], threads=1)
+                Model.load(short_files["Q4_0"], threads=1)
             assert signal.getsignal(signal.SIGUSR1) is handler
         finally:
             signal.signal(signal.SIGUSR1, before)
@@ -176,9 +176,9 @@ class TestEnd:
         assert text(storybook)
 
     def test_where_there_is_no_memory_for_more_sequences_it_goes_on(
-        self, storybook_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+        self, short_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        with Model.load(storybook_files["Q4_0"], threads=1) as model:
+        with Model.load(short_files["Q4_0"], threads=1) as model:
             expected = model.generate(PROMPTS[:2], **OPTIONS)
             with monkeypatch.context() as patch:
                 patch.setattr(library.bindings(), "llama_init_from_model", lambda *_: None)
@@ -207,8 +207,8 @@ class TestEnd:
         assert written + "".join(first) == text(storybook)
 
     @pytest.mark.parametrize("use", ["score", "features", "logits"])
-    def test_use_after_close(self, storybook_files: dict[str, Path], use: str) -> None:
-        with Model.load(storybook_files["Q4_0"], threads=1) as model:
+    def test_use_after_close(self, short_files: dict[str, Path], use: str) -> None:
+        with Model.load(short_files["Q4_0"], threads=1) as model:
             batch = model.batch(PROMPTS)
             next(batch)
             model.features([1])
@@ -226,7 +226,7 @@ class TestEnd:
             with pytest.raises(RuntimeFailure, match=r"Q4_0\.gguf is closed"):
                 call()
 
-    def test_every_context_is_freed(self, storybook_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_every_context_is_freed(self, short_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
         made: list[NativeContext] = []
         real = NativeContext.__init__
 
@@ -235,7 +235,7 @@ class TestEnd:
             made.append(context)
 
         monkeypatch.setattr(NativeContext, "__init__", init)
-        model = Model.load(storybook_files["Q4_0"], threads=1)
+        model = Model.load(short_files["Q4_0"], threads=1)
         with Scheduler(model, parallel=2) as scheduler:  # and both go far at the same time
             tickets = [scheduler.submit("The king", max_tokens=300, ignore_eos=True) for _ in range(2)]
             assert list(model.stream([5] * 250, max_tokens=40, ignore_eos=True))
@@ -246,8 +246,8 @@ class TestEnd:
         assert len(made) == 8  # of these the two that go far have three each
         assert [context for context in made if context.handle] == []
 
-    def test_what_is_left_when_it_is_forgotten(self, storybook_files: dict[str, Path]) -> None:
-        model = Model.load(storybook_files["Q4_0"], threads=1)
+    def test_what_is_left_when_it_is_forgotten(self, short_files: dict[str, Path]) -> None:
+        model = Model.load(short_files["Q4_0"], threads=1)
         model.features([1])
         (first, *_), draft = model.generate(PROMPTS[:2], max_tokens=2), model.make_draft("Once", grammar='root ::= "a"')
         gone = weakref.ref(model)
@@ -333,10 +333,10 @@ class TestFork:
         assert (child.returncode, errors) == (0, "")
         return out.splitlines()
 
-    def test_a_forked_child_is_told_and_ends_by_itself(self, storybook_files: dict[str, Path]) -> None:
+    def test_a_forked_child_is_told_and_ends_by_itself(self, short_files: dict[str, Path]) -> None:
         ends = ["exit", "close", "del"]
-        assert self.run(CHILD, str(storybook_files["Q4_0"]), *ends) == [f"{end} 7" for end in ends]
+        assert self.run(CHILD, str(short_files["Q4_0"]), *ends) == [f"{end} 7" for end in ends]
 
-    def test_a_child_that_is_forked_while_a_thread_computes(self, storybook_files: dict[str, Path]) -> None:
+    def test_a_child_that_is_forked_while_a_thread_computes(self, short_files: dict[str, Path]) -> None:
         # the thread is not there in the child, but the lock that it holds is
-        assert self.run(BUSY, str(storybook_files["Q4_0"])) == ["7"] * 3
+        assert self.run(BUSY, str(short_files["Q4_0"])) == ["7"] * 3

@@ -85,8 +85,8 @@ class TestTexts:
 
     @pytest.mark.parametrize("flash_attention", ["auto", True, False])
     @pytest.mark.parametrize("length", [1, 120, 126, CELLS - 3, 400])
-    def test_at_every_depth(self, storybook_files: dict[str, Path], flash_attention: Any, length: int) -> None:
-        with Model.load(storybook_files["Q8_0"], threads=1, flash_attention=flash_attention) as model:
+    def test_at_every_depth(self, short_files: dict[str, Path], flash_attention: Any, length: int) -> None:
+        with Model.load(short_files["Q8_0"], threads=1, flash_attention=flash_attention) as model:
             prompt = [(31 * index) % 997 for index in range(length)]
             found, fewer = write(model, prompt)
             assert len(found.token_ids) == 80
@@ -120,16 +120,16 @@ class TestTexts:
         for _ in range(3):
             assert write(storybook, prompt, max_tokens=14)[0].token_ids == plain.token_ids
 
-    def test_a_shorter_text_is_the_beginning_of_a_longer_one(self, storybook_files: dict[str, Path]) -> None:
-        with Model.load(storybook_files["Q4_0"], threads=1) as model:
+    def test_a_shorter_text_is_the_beginning_of_a_longer_one(self, short_files: dict[str, Path]) -> None:
+        with Model.load(short_files["Q4_0"], threads=1) as model:
             whole = write(model)[0].token_ids
             for count in range(1, 80, 9):
                 assert write(model, max_tokens=count)[0].token_ids == whole[:count]
 
-    def test_threads_and_what_was_before_change_nothing(self, storybook_files: dict[str, Path]) -> None:
+    def test_threads_and_what_was_before_change_nothing(self, short_files: dict[str, Path]) -> None:
         found = []
         for threads in (1, 2):
-            with Model.load(storybook_files["Q4_K_M"], threads=threads) as model:
+            with Model.load(short_files["Q4_K_M"], threads=threads) as model:
                 found.append(write(model, max_tokens=300))
                 write(model, "The king", max_tokens=50)
                 found.append(write(model, max_tokens=300))
@@ -226,9 +226,9 @@ class TestEnds:
         ):
             assert write(storybook, **settings)[0] == write(storybook, **settings, lookup=0)[0]
 
-    def test_the_last_position(self, storybook_files: dict[str, Path]) -> None:
+    def test_the_last_position(self, short_files: dict[str, Path]) -> None:
         for size in (20, 21, 22, 23, 24):
-            with Model.load(storybook_files["F32"], ctx_size=size, threads=1) as model:
+            with Model.load(short_files["F32"], ctx_size=size, threads=1) as model:
                 found, _ = write(model, max_tokens=100)
                 assert found.tokens == size - len(model.tokenize(PROMPT)) + 1
                 assert found == write(model, max_tokens=100, lookup=0)[0]

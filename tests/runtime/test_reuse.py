@@ -32,8 +32,8 @@ def level(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def model(level: str, storybook_files: dict[str, Path]) -> Iterator[Model]:
-    with Model.load(storybook_files[level], threads=1) as model:
+def model(level: str, short_files: dict[str, Path]) -> Iterator[Model]:
+    with Model.load(short_files[level], threads=1) as model:
         yield model
 
 
@@ -128,18 +128,16 @@ class TestOneSlot:
             forget(model)
             assert write(model, said, max_tokens=25) == (told, len(said))
 
-    def test_with_two_threads(
-        self, level: str, storybook_files: dict[str, Path], prompt: list[int], fresh: Told
-    ) -> None:
-        with Model.load(storybook_files[level], threads=2) as model:
+    def test_with_two_threads(self, level: str, short_files: dict[str, Path], prompt: list[int], fresh: Told) -> None:
+        with Model.load(short_files[level], threads=2) as model:
             assert write(model, prompt) == (fresh, LENGTH)
             write(model, other(prompt, CHUNK + 5))
             assert write(model, prompt) == (fresh, LENGTH - CHUNK)
 
 
 @pytest.mark.parametrize("cache", CACHES, ids=str)
-def test_with_every_kind_of_cache(storybook_files: dict[str, Path], cache: dict[str, Any]) -> None:
-    with Model.load(storybook_files["Q8_0"], threads=1, **cache) as model:
+def test_with_every_kind_of_cache(short_files: dict[str, Path], cache: dict[str, Any]) -> None:
+    with Model.load(short_files["Q8_0"], threads=1, **cache) as model:
         prompt = model.tokenize(STORY)[:LENGTH]
         fresh, computed = write(model, prompt)
         assert computed == LENGTH

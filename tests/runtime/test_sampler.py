@@ -22,8 +22,8 @@ OFF: dict[str, Any] = {"top_k": 0, "top_p": 1, "min_p": 0}
 
 
 @pytest.fixture(scope="module")
-def native(storybook_files: dict[str, Path]) -> Iterator[NativeModel]:
-    model = NativeModel(storybook_files["Q4_0"])
+def native(short_files: dict[str, Path]) -> Iterator[NativeModel]:
+    model = NativeModel(short_files["Q4_0"])
     yield model
     model.close()
 

@@ -19,8 +19,8 @@ PROMPTS = ["Once upon a time", "The king", "The wolf", "A poor woodcutter", "In 
 
 
 @pytest.fixture(scope="module")
-def model(storybook_files: dict[str, Path]) -> Iterator[Model]:
-    with Model.load(storybook_files["F32"], threads=1) as model:
+def model(short_files: dict[str, Path]) -> Iterator[Model]:
+    with Model.load(short_files["F32"], threads=1) as model:
         yield model
 
 
@@ -275,8 +275,8 @@ class TestEnd:
         draining.join(10)
         assert {ticket.result(1).finish_reason for ticket in tickets[2:]} == {"cancelled"}
 
-    def test_closing_the_model_closes_its_schedulers(self, storybook_files: dict[str, Path]) -> None:
-        model = Model.load(storybook_files["Q4_0"], threads=1)
+    def test_closing_the_model_closes_its_schedulers(self, short_files: dict[str, Path]) -> None:
+        model = Model.load(short_files["Q4_0"], threads=1)
         ticket = Scheduler(model).submit("The king", max_tokens=500, ignore_eos=True)
         next(ticket)
         model.close()
@@ -292,7 +292,7 @@ class TestEnd:
         assert scheduler.submit("The king", max_tokens=5).result(10).tokens == 5
         assert scheduler.stats.failed == 1
 
-    def test_a_program_may_end_without_closing(self, storybook_files: dict[str, Path]) -> None:
+    def test_a_program_may_end_without_closing(self, short_files: dict[str, Path]) -> None:
         program = """if True:
             import sys
             from dgpt2_quant.runtime import Model, Scheduler
@@ -300,12 +300,12 @@ class TestEnd:
             ticket = scheduler.submit("The king", max_tokens=500, ignore_eos=True)
             print(next(ticket).text)
         """
-        command = [sys.executable, "-c", program, str(storybook_files["Q4_0"])]
+        command = [sys.executable, "-c", program, str(short_files["Q4_0"])]
         child = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert (child.returncode, child.stderr) == (0, "")
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-    def test_a_forked_child_is_told(self, storybook_files: dict[str, Path]) -> None:
+    def test_a_forked_child_is_told(self, short_files: dict[str, Path]) -> None:
         program = """if True:
             import os, sys
             from dgpt2_quant.runtime import Model, Scheduler
@@ -322,6 +322,6 @@ class TestEnd:
             assert os.wait()[1] == 0
             print(scheduler.submit("The king", max_tokens=3).result(10).tokens)
         """
-        command = [sys.executable, "-c", program, str(storybook_files["Q4_0"])]
+        command = [sys.executable, "-c", program, str(short_files["Q4_0"])]
         child = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert (child.stdout, child.returncode) == ("RuntimeFailure True\n" * 3 + "3\n", 0), child.stderr

@@ -181,8 +181,8 @@ class TestNumbers:
             check_threads(threads)
 
 
-def test_steps_in_which_the_cache_is_carried_are_not_told(storybook_files: dict[str, Path]) -> None:
-    with Model.load(storybook_files["Q4_0"], threads="auto") as model:
+def test_steps_in_which_the_cache_is_carried_are_not_told(short_files: dict[str, Path]) -> None:
+    with Model.load(short_files["Q4_0"], threads="auto") as model:
         told: list[int] = []
         model._single.governor = SimpleNamespace(threads=1, observe=lambda rows, seconds: told.append(rows))  # type: ignore[assignment]
         generation = model.stream("Once", max_tokens=300, ignore_eos=True)

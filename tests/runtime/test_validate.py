@@ -33,8 +33,8 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(convert(str(model), type="Q4_0", output=folder)[0].path)
 
 
-def test_every_level_of_the_bundled_checkpoint_is_accepted(storybook_files: dict[str, Path]) -> None:
-    for level, path in storybook_files.items():
+def test_every_level_of_the_bundled_checkpoint_is_accepted(short_files: dict[str, Path]) -> None:
+    for level, path in short_files.items():
         assert check_model_file(path).quant_type == level
 
 
@@ -294,9 +294,9 @@ def test_one_value_or_scale_that_is_not_finite(tensor_type: TensorType, tiny: Pa
         check_model_file(write(tmp_path / "damaged.gguf", draft))
 
 
-def test_a_value_behind_the_first_piece_is_looked_at(storybook_files: dict[str, Path], tmp_path: Path) -> None:
-    data, file = bytearray(storybook_files["Q4_0"].read_bytes()), tmp_path / "odd.gguf"
-    tensor = read_header(storybook_files["Q4_0"]).tensors["token_embd.weight"]
+def test_a_value_behind_the_first_piece_is_looked_at(short_files: dict[str, Path], tmp_path: Path) -> None:
+    data, file = bytearray(short_files["Q4_0"].read_bytes()), tmp_path / "odd.gguf"
+    tensor = read_header(short_files["Q4_0"]).tensors["token_embd.weight"]
     assert tensor.nbytes > 2 * validate._PIECE
     for at in (tensor.start + tensor.nbytes - 2, tensor.start + validate._PIECE // 210 * 210 + 208):  # Q6_K
         was = data[at : at + 2]
