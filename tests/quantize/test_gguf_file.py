@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from dgpt2_quant.quantize.errors import GGUFError
 from dgpt2_quant.quantize.gguf_file import GGUFHeader, encode_header, padded, read_header
-from dgpt2_quant.quantize.quant_types import QUANT_TYPES, TensorType
+from dgpt2_quant.quantize.quant_types import TensorType
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
