@@ -107,8 +107,8 @@ def tiny() -> Reference:
 
 def test_the_fisher_information_is_that_of_the_models_own_distribution(tiny: Reference) -> None:
     tokens = [2, 5, 5]
-    exact, found = exact_fisher(tiny, tokens), fisher(tiny, [tokens] * 3000)
-    assert np.linalg.norm(found.lookup - exact) < 0.08 * np.linalg.norm(exact)
+    exact, found = exact_fisher(tiny, tokens), fisher(tiny, [tokens] * 1500)
+    assert np.linalg.norm(found.lookup - exact) < 0.11 * np.linalg.norm(exact)
     hidden = tiny.hidden(tokens)
     np.testing.assert_allclose(found.hidden, hidden.T @ hidden / 3, rtol=1e-6)
 

@@ -37,7 +37,7 @@ from .checkpoints import END_OF_TEXT, MERGES, TOKENS, fast_tokenizer, make_check
 
 T = TypeVar("T")
 FIXED = settings(deadline=None, derandomize=True, database=None)
-MANY, SOME, FEW = (settings(FIXED, max_examples=count) for count in (200, 100, 60))
+MANY, SOME, FEW = (settings(FIXED, max_examples=count) for count in (160, 80, 40))
 
 LONGEST = 10**4300 - 1  # the longest number that Python reads from text; one digit more it would not write either
 ODD_INTEGERS = (-1, 0, 1, 2, 3, 4, 64, 255, 2**16, 2**31 - 1, 2**31, 2**32, 2**53, 2**63, 2**64, -(2**63), LONGEST)
