@@ -5,12 +5,12 @@ Sums over a row are taken in float64.
 """
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from dgpt2_quant.quantize.workers import Workers
 
 Logits = npt.NDArray[np.float32]
 FloatArray = npt.NDArray[np.float64]
@@ -24,7 +24,7 @@ _SMALL = 0.1  # difference of logits: what the series leaves out is a ten-thousa
 @contextmanager
 def on_threads(threads: int) -> Iterator[ForBlocks]:
     """A function that calls another one for all blocks of so many rows."""
-    with ThreadPoolExecutor(threads, "rows") as pool:
+    with Workers(threads, "rows") as pool:
 
         def for_blocks(rows: int, function: Callable[[slice], None]) -> None:
             blocks = [slice(start, min(start + _BLOCK, rows)) for start in range(0, rows, _BLOCK)]

@@ -6,7 +6,6 @@ when all of them are complete.
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -33,6 +32,7 @@ from .recipe import Override, check_recipe, find_override
 from .resolve import DEFAULT_MODEL, is_gguf_name
 from .search import SEARCHED_TYPES, Target, Times, find_target, search
 from .stream import FileWriter, stream
+from .workers import Workers
 
 MeasureTimes = Callable[[Hyperparameters, Sequence[TensorType]], Times]
 
@@ -228,7 +228,7 @@ def write_files(
     started, threads = time.monotonic(), threads_or_all(threads)
     for path in plans:
         refuse_existing(path, overwrite)
-    with ThreadPoolExecutor(1) as aside, ExitStack() as stack:
+    with Workers(1) as aside, ExitStack() as stack:
         hashing = aside.submit(lambda: known_sha256 or source.origin())
         writers = [
             FileWriter(path, stack.enter_context(output_file(path, overwrite=overwrite)), plan)

@@ -7,7 +7,6 @@ blocks already, and is written like any other.
 """
 
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
 
@@ -30,6 +29,7 @@ from .parallel import give_way, in_parallel
 from .progress import Progress
 from .quant_types import TensorType
 from .reference import Reference, from_source
+from .workers import Workers, result_of
 
 Array = npt.NDArray[np.floating[Any]]
 _FISHER_TOKENS = 4096  # of the calibration text: gradients cost twice a forward pass, and their means settle soon
@@ -104,10 +104,10 @@ class LeanModel:
     def quantized(self, types: Mapping[str, TensorType]) -> PaddedSource:
         """The model at these types; one more for `output.weight` splits a tied embedding."""
         tensors = self._outside_blocks(types)
-        with ThreadPoolExecutor(1, initializer=give_way) as aside:
+        with Workers(1, initializer=give_way) as aside:
             choosing = aside.submit(self._pads, tensors)
             tensors = self._completed(tensors, types)
-            pads = choosing.result()
+            pads = result_of(choosing)
         padded = _padded(tensors, self.pads, pads)
         order = self.sizes.shapes(tied="output.weight" not in tensors)
         ready = [ready_tensor(name, padded[name], shape) for name, shape in order.items()]

@@ -11,7 +11,6 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, TypeVar, cast
@@ -22,6 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from .cores import threads_or_all
 from .memory import memory_kept
+from .workers import Workers, result_of
 
 Array = npt.NDArray[np.floating[Any]]
 Item = TypeVar("Item")
@@ -30,7 +30,7 @@ Result = TypeVar("Result")
 _ROWS = 1024  # of a large matrix at once: what is computed of them on the way stays small enough to be used again
 _AHEAD = 3  # items: what is computed by one thread alone, and leaves a core to them, comes in turns
 _LAST = 19  # the lowest priority
-_pool: ContextVar[Executor | None] = ContextVar("pool", default=None)
+_pool: ContextVar[Workers | None] = ContextVar("pool", default=None)
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def calculating(threads: int | None = None) -> Iterator[None]:
     if _pool.get() is not None:
         yield
         return
-    pool = ThreadPoolExecutor(threads_or_all(threads))
+    pool = Workers(threads_or_all(threads))
     token = _pool.set(pool)
     try:
         with threadpool_limits(1, user_api="blas"), memory_kept():
@@ -66,10 +66,10 @@ def ahead(items: Iterator[Item]) -> Iterator[Item]:
     if _pool.get() is None:
         yield from items
         return
-    end, aside = object(), ThreadPoolExecutor(1, initializer=give_way)
+    end, aside = object(), Workers(1, initializer=give_way)
     try:
         following = deque(aside.submit(next, items, end) for _ in range(_AHEAD))
-        while (item := following.popleft().result()) is not end:
+        while (item := result_of(following.popleft())) is not end:
             following.append(aside.submit(next, items, end))
             yield cast(Item, item)
     finally:

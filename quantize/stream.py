@@ -9,7 +9,7 @@ import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +28,7 @@ from .output_file import explain_errors
 from .plan import Plan
 from .progress import Progress
 from .quant_types import TensorType
+from .workers import Workers, result_of
 
 _PIECE_WEIGHTS = 1 << 17  # large against a call's cost, small against the second-level cache
 _PIECES_AHEAD = 8  # for each thread: what is being quantized when the oldest is waited for
@@ -83,7 +84,7 @@ def stream(
     total = sum(prod(tensor.shape) for tensor in tensors)
     done = 0
     with ExitStack() as stack:
-        pool = stack.enter_context(ThreadPoolExecutor(threads))
+        pool = stack.enter_context(Workers(threads))
         output = stack.enter_context(_Output(writers))
         output.put_heads(heads)
         running: deque[tuple[_Piece, Future[Blocks]]] = deque()
@@ -91,7 +92,7 @@ def stream(
         def finish_oldest() -> None:
             nonlocal done
             piece, blocks = running.popleft()
-            output.put(piece, blocks.result())
+            output.put(piece, result_of(blocks))
             done += piece.weights
             if progress and piece.is_last:
                 progress(done, total, piece.name)
@@ -108,7 +109,7 @@ def stream(
 def _pieces(tensors: Sequence[ModelTensor], writers: Sequence[FileWriter]) -> Iterator[_Piece]:
     """All tensors in pieces; while one tensor's are taken, what must be read of the next as a whole is being read."""
     importance = writers[0].plan.importance
-    with ThreadPoolExecutor(1) as reading:
+    with Workers(1) as reading:
 
         def begin(tensor: ModelTensor) -> Future[Callable[[int, int], Blocks]]:
             types = list(dict.fromkeys(writer.plan.types[tensor.name] for writer in writers))
@@ -116,7 +117,7 @@ def _pieces(tensors: Sequence[ModelTensor], writers: Sequence[FileWriter]) -> It
 
         upcoming = begin(tensors[0])
         for tensor, following in zip(tensors, [*tensors[1:], None], strict=True):
-            quantize_rows = upcoming.result()
+            quantize_rows = result_of(upcoming)
             if following is not None:
                 upcoming = begin(following)
             columns, rows = tensor.shape[-1], prod(tensor.shape[:-1])
@@ -155,7 +156,7 @@ class _Output:
 
     def __init__(self, writers: Sequence[FileWriter]) -> None:
         self.writers = writers
-        self._threads = [ThreadPoolExecutor(1) for _ in range(3)]
+        self._threads = [Workers(1) for _ in range(3)]
         self._writing, self._hashing, self._flushing = self._threads
         self._waiting: deque[Future[None]] = deque()
         self._flushes: list[Future[None]] = []  # all of them count: a file tells of an error only once
@@ -184,15 +185,15 @@ class _Output:
         self._waiting.append(self._writing.submit(self._write, parts))
         self._waiting.append(self._hashing.submit(self._hash, parts))
         while len(self._waiting) > 2 * _WRITES_AHEAD:
-            self._waiting.popleft().result()
+            result_of(self._waiting.popleft())
 
     def finish(self) -> None:
         """Waits until everything is on the disk."""
         while self._waiting:
-            self._waiting.popleft().result()
+            result_of(self._waiting.popleft())
         self._flushes += [self._flushing.submit(writer.flush) for writer in self.writers]
         for flush in self._flushes:
-            flush.result()
+            result_of(flush)
 
     def _write(self, parts: Sequence[Sequence[bytes | memoryview]]) -> None:
         for writer, own in zip(self.writers, parts, strict=True):

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+from dgpt2_quant.quantize.interrupts import interrupts_wait
+
 from .huge_pages import huge_pages_for_new_memory
-from .interrupts import interrupts_wait
 
 pending: list[BaseException] = []  # what was raised in a callback from C, to be raised when C has returned
 

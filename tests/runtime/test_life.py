@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 from dgpt2_quant.quantize.errors import RuntimeFailure, UsageError
+from dgpt2_quant.quantize.interrupts import interrupts_wait
 from dgpt2_quant.runtime import Model, Scheduler, library, pipeline
-from dgpt2_quant.runtime.interrupts import interrupts_wait
 from dgpt2_quant.runtime.library import NativeContext
 
 PROMPTS = ["Once upon a time", "The wolf", "A king had three sons", "“Mother,” said"]

@@ -1,11 +1,13 @@
-"""Ctrl-C while C works for long."""
+"""Ctrl-C while C works for long, or locks are taken."""
 
-import signal
+import _signal  # type: ignore[import-not-found]  # `signal` wraps it in enums that take many times as long
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
+
+_VALID = sorted(_signal.valid_signals())
 
 
 @contextmanager
@@ -18,13 +20,13 @@ def interrupts_wait() -> Iterator[None]:
         yield
         return
     arrived: list[tuple[int, FrameType | None]] = []
-    handlers: dict[int, Any] = {n: handler for n in signal.valid_signals() if callable(handler := signal.getsignal(n))}
+    handlers: dict[int, Any] = {n: handler for n in _VALID if callable(handler := _signal.getsignal(n))}
     try:
         for number in handlers:
-            signal.signal(number, lambda *signaled: arrived.append(signaled))
+            _signal.signal(number, lambda *signaled: arrived.append(signaled))
         yield
     finally:
         for number, handler in handlers.items():
-            signal.signal(number, handler)
+            _signal.signal(number, handler)
         for number, frame in arrived:
             handlers[number](number, frame)
