@@ -22,19 +22,21 @@ class Uses:
 
     def __init__(self) -> None:
         self._threads: list[int] = []
-        self._changed = threading.Condition()
+        # taken by itself: of a `with` on the condition, which is of Python, an interrupt could leave the lock taken
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
 
     def __enter__(self) -> None:
-        with self._changed:
+        with self._lock:
             self._threads.append(threading.get_ident())
 
     def __exit__(self, *_: object) -> None:
-        with self._changed:
+        with self._lock:
             self._threads.remove(threading.get_ident())
             self._changed.notify_all()
 
     def wait(self) -> None:
         """Until no other thread uses it. (A signal's handler may close what its own thread was about to use.)"""
         own = threading.get_ident()
-        with self._changed:
+        with self._lock:
             self._changed.wait_for(lambda: all(thread == own for thread in self._threads))

@@ -17,6 +17,7 @@ from functools import cache
 from typing import Unpack
 
 from dgpt2_quant.quantize.errors import OverloadedError, RuntimeFailure
+from dgpt2_quant.quantize.interrupts import interrupts_wait
 
 from .closing import Closing
 from .draft import Draft
@@ -71,7 +72,8 @@ class Scheduler(Closing):
         self.queue = queue
         self.positions = min(ctx_size or model.positions, model.positions)
         self._engine: Engine = model.new_engine(parallel, self.positions, user=self)
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()  # taken by itself, as in `Uses`
+        self._changed = threading.Condition(self._lock)
         self._incoming: list[_Job] = []
         self._jobs: dict[Draft, _Job] = {}  # those that the engine has
         self._closing = self._draining = False
@@ -79,7 +81,8 @@ class Scheduler(Closing):
         self._process = os.getpid()
         self._thread = threading.Thread(target=self._run, name="dgpt2-quant scheduler", daemon=True)
         _close_at_exit().add(self)
-        self._thread.start()
+        with interrupts_wait():
+            self._thread.start()
 
     def submit(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Ticket:
         """Hands in a request; its events come by the ticket. `Options` tells what can be said by keyword.
@@ -95,7 +98,7 @@ class Scheduler(Closing):
 
         ticket = Ticket(draft.request.seed, draft.timing, cancel)
         job = _Job(draft, weakref.ref(ticket))
-        with self._changed:
+        with self._lock:
             if self._closing:
                 raise RuntimeFailure("the scheduler is closed")
             if len(self._incoming) + len(self._jobs) >= self.parallel + self.queue:
@@ -109,7 +112,7 @@ class Scheduler(Closing):
     @property
     def stats(self) -> Stats:
         """Where things stand."""
-        with self._changed:
+        with self._lock:
             active = self._engine.active
             waiting = len(self._incoming) + len(self._jobs) - active
             return Stats(
@@ -127,7 +130,7 @@ class Scheduler(Closing):
         """
         if self._process != os.getpid():
             return  # a forked child has neither the thread nor the context, and a lock may be held for ever
-        with self._changed:
+        with self._lock:
             # who does not want to wait goes before who does
             self._draining = drain and (self._draining or not self._closing)
             self._closing = True
@@ -151,7 +154,7 @@ class Scheduler(Closing):
 
     def _wait(self) -> bool:
         """Until there is something to do; False when it is time to end."""
-        with self._changed:
+        with self._lock:
             while not self._closing and not self._incoming and self._engine.idle:
                 self._changed.wait()
             if not self._closing:
@@ -160,7 +163,7 @@ class Scheduler(Closing):
 
     def _take_jobs(self) -> None:
         """Gives new requests to the engine, and takes from it those that nobody wants any more."""
-        with self._changed:
+        with self._lock:
             arrived, self._incoming = self._incoming, []
             for job in arrived:
                 self._jobs[job.draft] = job
@@ -174,7 +177,7 @@ class Scheduler(Closing):
         """Sends a piece, and counts a request that is through."""
         job = self._jobs[draft]
         if draft.completion:
-            with self._changed:
+            with self._lock:
                 del self._jobs[draft]
                 self._counts["cancelled" if draft.completion.finish_reason == "cancelled" else "finished"] += 1
         ticket = job.ticket()
@@ -185,7 +188,7 @@ class Scheduler(Closing):
 
     def _fail(self, error: BaseException) -> None:
         """Everything that the engine had is lost; who waits for it is told why."""
-        with self._changed:
+        with self._lock:
             failed, self._jobs = list(self._jobs.values()), {}
             self._counts["failed"] += len(failed)
         for job in failed:

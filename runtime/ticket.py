@@ -40,7 +40,8 @@ class Ticket(Iterator[Event], AsyncIterator[Event]):
         self._cancel = cancel
         self._events: deque[Event | BaseException] = deque()
         self._end: Completion | BaseException | None = None  # how it went, from when its last event has come
-        self._ready = threading.Condition()
+        self._lock = threading.RLock()  # taken by itself, as in `Uses`
+        self._ready = threading.Condition(self._lock)
         self._process = os.getpid()
         self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
 
@@ -62,7 +63,7 @@ class Ticket(Iterator[Event], AsyncIterator[Event]):
 
     def push(self, event: Event | BaseException) -> None:
         """Called by the scheduler; an exception, or an event with a completion, is the last."""
-        with self._ready:
+        with self._lock:
             if self._end:
                 return
             self._events.append(event)
@@ -82,7 +83,7 @@ class Ticket(Iterator[Event], AsyncIterator[Event]):
     async def __anext__(self) -> Event:
         self._check_process()
         while True:
-            with self._ready:
+            with self._lock:
                 if self._events:
                     return self._take()
                 if self._end:
@@ -101,7 +102,7 @@ class Ticket(Iterator[Event], AsyncIterator[Event]):
 
     def _next(self, timeout: float | None) -> Event | None:
         self._check_process()
-        with self._ready:
+        with self._lock:
             while not self._events:
                 if self._end:
                     return None

@@ -17,6 +17,7 @@ import faulthandler, os, signal, sys, threading
 from dgpt2_quant.quantize.convert import convert
 from dgpt2_quant.quantize.parallel import ahead, calculating, in_parallel
 from dgpt2_quant.quantize.workers import Workers, result_of
+from dgpt2_quant.runtime import Model, Scheduler
 
 faulthandler.dump_traceback_later(30, exit=True)  # where it hangs
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -67,6 +68,18 @@ def test_a_conversion_interrupted_at_any_lock_ends(tmp_path: Path) -> None:
     model = make_checkpoint(tmp_path / "model", layers=1)
     work = "convert(sys.argv[1], type='q8_0', output=sys.argv[2], overwrite=True)"
     assert interrupted(work, model, tmp_path / "it.gguf", step=7) > 10
+
+
+def test_requests_interrupted_at_any_lock_end(short_files: dict[str, Path]) -> None:
+    work = """
+        with Model.load(sys.argv[1], threads=1) as model, Scheduler(model, parallel=2) as scheduler:
+            tickets = [scheduler.submit("The king", max_tokens=5) for _ in range(3)]
+            assert [event.text for event in tickets[0]]
+            assert [ticket.result().tokens for ticket in tickets] == [5, 5, 5]
+            tickets[0].cancel()
+            assert scheduler.stats.finished == 3
+    """
+    assert interrupted(work, short_files["Q4_0"]) > 0
 
 
 def test_results_are_those_of_the_functions_in_their_order() -> None:
