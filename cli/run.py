@@ -90,12 +90,29 @@ def run(
     """
     from dgpt2_quant.quantize.store import model_file
     from dgpt2_quant.runtime import Model
+    from dgpt2_quant.runtime.sampling import Sampling
 
+    settings: dict[str, Any] = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "typical_p": typical_p,
+        "repeat_penalty": repeat_penalty,
+        "frequency_penalty": frequency_penalty,
+        "presence_penalty": presence_penalty,
+        "repeat_last_n": repeat_last_n,
+        "dry_multiplier": dry_multiplier,
+        "mirostat": mirostat,
+        "mirostat_tau": mirostat_tau,
+        "grammar": _read_grammar(grammar_file),
+    }
+    Sampling(**settings)  # what is wrong is told before a model is downloaded and converted
+    text, count = read_input(prompt), thread_count(threads)
     with progress_bar() as progress:
         name, path = model_file(model, type=type, revision=revision, offline=offline, progress=progress, announce=note)
-    text = read_input(prompt)
     started = time.perf_counter()
-    with Model.load(path, ctx_size=ctx_size, threads=thread_count(threads)) as loaded:
+    with Model.load(path, ctx_size=ctx_size, threads=count) as loaded:
         load_ms = 1000 * (time.perf_counter() - started)
         batch = loaded.batch(
             text,
@@ -108,19 +125,7 @@ def run(
             logprobs=logprobs,
             lookup=lookup,
             truncate=truncate,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            typical_p=typical_p,
-            repeat_penalty=repeat_penalty,
-            frequency_penalty=frequency_penalty,
-            presence_penalty=presence_penalty,
-            repeat_last_n=repeat_last_n,
-            dry_multiplier=dry_multiplier,
-            mirostat=mirostat,
-            mirostat_tau=mirostat_tau,
-            grammar=_read_grammar(grammar_file),
+            **settings,
         )
         if json:
             batch.run()

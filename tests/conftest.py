@@ -8,6 +8,7 @@ os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # the least: 2 to the pow
 # Some have Python write no bytecode, and then every child would compile all of ours anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
+import gc
 import hashlib
 import json
 import re
@@ -25,6 +26,10 @@ from safetensors.numpy import load_file, save_file
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """First those with the mark `tables`: a worker begins at the front of its part, and nobody takes that from it."""
     items.sort(key=lambda item: item.get_closest_marker("tables") is None)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # thousands of tests, which no collection need go through
 
 
 @pytest.fixture(autouse=True)

@@ -36,7 +36,7 @@ class TestThreads:
 
         def work(prompt: str) -> None:
             start.wait(10)
-            for _ in range(4):
+            for _ in range(2):
                 completions = storybook.generate([prompt] * count, **OPTIONS)
                 assert [completion.text for (completion,) in completions] == expected[prompt]
 
@@ -49,7 +49,7 @@ class TestThreads:
         states = storybook.features(PROMPTS[1]).tolist()
 
         def work(number: int) -> None:
-            for _ in range(4):
+            for _ in range(2):
                 if number == 0:
                     assert storybook.generate(PROMPTS[0], **OPTIONS)[0][0].text == expected
                 elif number == 1:
