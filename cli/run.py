@@ -107,10 +107,11 @@ def run(
         "mirostat_tau": mirostat_tau,
         "grammar": _read_grammar(grammar_file),
     }
-    Sampling(**settings)  # what is wrong is told before a model is downloaded and converted
-    text, count = read_input(prompt), thread_count(threads)
+    Sampling(**settings)  # what is wrong with these is told before a model is downloaded and converted
+    count = thread_count(threads)
     with progress_bar() as progress:
         name, path = model_file(model, type=type, revision=revision, offline=offline, progress=progress, announce=note)
+    text = read_input(prompt)
     started = time.perf_counter()
     with Model.load(path, ctx_size=ctx_size, threads=count) as loaded:
         load_ms = 1000 * (time.perf_counter() - started)

@@ -20,12 +20,21 @@ def interrupts_wait() -> Iterator[None]:
         yield
         return
     arrived: list[tuple[int, FrameType | None]] = []
+    over = False
     handlers: dict[int, Any] = {n: handler for n in _VALID if callable(handler := _signal.getsignal(n))}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if over:  # a handler that raised has kept others from being put back
+            handlers[number](number, frame)
+        else:
+            arrived.append((number, frame))
+
     try:
         for number in handlers:
-            _signal.signal(number, lambda *signaled: arrived.append(signaled))
+            _signal.signal(number, note)
         yield
     finally:
+        over = True
         for number, handler in handlers.items():
             _signal.signal(number, handler)
         for number, frame in arrived:

@@ -1,8 +1,8 @@
 """Threads to compute on, beside which Ctrl-C can be pressed at any moment.
 
-Python calls a signal's handler between any two of its instructions: also when `concurrent.futures` has just taken one
-of its locks, and has not yet come to where it would give it back. Whoever takes that next waits for ever. So here the
-main thread takes them only where handlers wait.
+Python calls a signal's handler at any call of its own code: also when `concurrent.futures` has just entered one of its
+conditions, and has not yet come to where it would leave it again. Whoever enters that next waits for ever. So here the
+main thread enters them only where handlers wait. (A `with` on a lock of C's has no such gap.)
 """
 
 from collections import deque
@@ -48,10 +48,13 @@ class Workers(ThreadPoolExecutor):
 
 def result_of(future: "Future[Result]") -> Result:
     """As `Future.result`."""
-    while True:
-        with interrupts_wait():
-            try:
-                return future.result(_HEARD)
-            except TimeoutError:
-                if future.done():  # it is the function's own, or it ended just now
-                    return future.result()
+    try:
+        while True:
+            with interrupts_wait():
+                try:
+                    return future.result(_HEARD)
+                except TimeoutError:
+                    if future.done():  # it is the function's own, or it ended just now
+                        return future.result()
+    finally:
+        del future  # an exception has this frame, and must not have the future that has it: both would be kept

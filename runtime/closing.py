@@ -22,7 +22,7 @@ class Uses:
 
     def __init__(self) -> None:
         self._threads: list[int] = []
-        # taken by itself: of a `with` on the condition, which is of Python, an interrupt could leave the lock taken
+        # taken by itself: of a `with` on the condition, which is Python code, an interrupt could leave the lock taken
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
 

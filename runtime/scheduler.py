@@ -71,7 +71,6 @@ class Scheduler(Closing):
         self.parallel = parallel
         self.queue = queue
         self.positions = min(ctx_size or model.positions, model.positions)
-        self._engine: Engine = model.new_engine(parallel, self.positions, user=self)
         self._lock = threading.RLock()  # taken by itself, as in `Uses`
         self._changed = threading.Condition(self._lock)
         self._incoming: list[_Job] = []
@@ -80,8 +79,9 @@ class Scheduler(Closing):
         self._counts = {"finished": 0, "cancelled": 0, "failed": 0}
         self._process = os.getpid()
         self._thread = threading.Thread(target=self._run, name="dgpt2-quant scheduler", daemon=True)
-        _close_at_exit().add(self)
-        with interrupts_wait():
+        with interrupts_wait():  # the model closes it from when it has an engine, and so it has to be whole
+            self._engine: Engine = model.new_engine(parallel, self.positions, user=self)
+            _close_at_exit().add(self)
             self._thread.start()
 
     def submit(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Ticket:

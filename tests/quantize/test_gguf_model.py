@@ -251,9 +251,9 @@ def test_the_checkpoints_hash_is_handed_on(made: dict[str, Path], tmp_path: Path
     assert [read_header(path).metadata["dgpt2_quant.source.sha256"] for path in (first, second)] == [known] * 2
 
 
-@pytest.mark.parametrize("said", ["f" * 64, "/../../../../esc"])
+@pytest.mark.parametrize("said", [7, "/../../../../esc"])
 def test_a_files_word_for_its_hash_is_not_taken(
-    said: str, made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    said: Any, made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It names what lies in the cache, which another model must not find, and nothing outside."""
     monkeypatch.setenv("DGPT2_QUANT_CACHE", str(tmp_path / "cache" / "inner"))

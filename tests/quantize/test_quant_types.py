@@ -104,4 +104,5 @@ def test_nominal_bits_are_those_of_the_base_type_or_a_little_more_for_a_mix() ->
 
 
 def test_the_lists_of_levels_name_known_ones() -> None:
-    assert {*BENCH_TYPES, *DEMO_TYPES, DEFAULT_TYPE} <= QUANT_TYPES.keys()
+    assert {*BENCH_TYPES, DEFAULT_TYPE} <= QUANT_TYPES.keys()
+    assert DEMO_TYPES == ("F16", "Q8_0", "Q5_K_M", "Q4_0")

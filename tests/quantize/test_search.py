@@ -40,7 +40,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("DGPT2_QUANT_CACHE", str(tmp_path_factory.getbasetemp() / "search-cache"))
 
 
-def test_a_size_is_kept_and_used(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_size_is_kept_and_used(tmp_path: Path) -> None:
+    tiny = Tiny(tmp_path, layers=2)
     small, large = (tiny.convert(tmp_path / t / "it.gguf", type=t, recipe="lean").bytes for t in ("q4_0", "q8_0"))
     target = (small + large) // 2
     file = tiny.convert(tmp_path / "it.gguf", target_size=target)

@@ -19,7 +19,6 @@ from dgpt2_quant.quantize.parallel import ahead, calculating, in_parallel
 from dgpt2_quant.quantize.workers import Workers, result_of
 from dgpt2_quant.runtime import Model, Scheduler
 
-faulthandler.dump_traceback_later(30, exit=True)  # where it hangs
 signal.signal(signal.SIGINT, signal.default_int_handler)
 enter, main, moment, taken = threading.Condition.__enter__, threading.get_ident(), 0, 0
 
@@ -36,11 +35,13 @@ threading.Condition.__enter__ = entered
 interrupted = 0
 while True:
     moment, taken = moment + {step}, 0
+    faulthandler.dump_traceback_later(30, exit=True)  # where it hangs
     try:
         {work}
     except KeyboardInterrupt:
         interrupted += 1
     else:
+        assert taken < moment, "it was not heard"
         break
 print(interrupted)
 """
@@ -71,6 +72,7 @@ def test_a_conversion_interrupted_at_any_lock_ends(tmp_path: Path) -> None:
 
 
 def test_requests_interrupted_at_any_lock_end(short_files: dict[str, Path]) -> None:
+    """There are few: a scheduler enters no conditions but by their locks."""
     work = """
         with Model.load(sys.argv[1], threads=1) as model, Scheduler(model, parallel=2) as scheduler:
             tickets = [scheduler.submit("The king", max_tokens=5) for _ in range(3)]
