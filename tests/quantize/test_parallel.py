@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from os import PRIO_PROCESS, getpriority
 from pathlib import Path
@@ -60,11 +61,13 @@ def test_an_error_comes_through_and_what_waits_is_not_begun() -> None:
 
     def fail(number: int) -> None:
         begun.append(number)
-        raise ValueError(f"number {number}")
+        if number == 0:
+            raise ValueError("number 0")
+        time.sleep(0.02)
 
     with pytest.raises(ValueError, match="number 0"), calculating(1):
-        list(in_parallel(fail, range(1000)))
-    assert len(begun) < 1000
+        list(in_parallel(fail, range(100)))
+    assert len(begun) < 20
 
 
 def test_what_follows_is_computed_ahead() -> None:
