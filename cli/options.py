@@ -74,11 +74,13 @@ ThreadsOrAutoOption = Annotated[
 
 def thread_count(text: str) -> int | Literal["auto"]:
     """What `--threads N|auto` says. Raises `UsageError` for anything else."""
+    from dgpt2_quant.runtime.threads import check_threads
+
     if text == "auto":
         return "auto"
-    if not text.isdecimal():
-        raise UsageError(f"--threads {text!r}; it takes a number, or auto")
-    return int(text)
+    if not (text.isdecimal() and len(text) < 10):
+        raise UsageError(f"--threads {text[:40]!r}; it takes a number, or auto")
+    return check_threads(int(text))
 
 
 def read_input(text: str) -> str:
