@@ -48,13 +48,13 @@ def features(
     from dgpt2_quant.runtime import Model
     from dgpt2_quant.runtime.scoring import check_pooling
 
-    kind = check_pooling(pooling)
+    kind, count = check_pooling(pooling), thread_count(threads)
     if output:
         refuse_existing(output, overwrite)
     with progress_bar() as progress:
         name, path = model_file(model, type=type, revision=revision, offline=offline, progress=progress, announce=note)
     given = read_input(text)
-    with Model.load(path, threads=thread_count(threads)) as loaded:
+    with Model.load(path, threads=count) as loaded:
         found = loaded.features(given, pooling=kind)
         quant_type = loaded.quant_type
     if output:

@@ -147,6 +147,7 @@ def test_stop_text_is_not_printed(storybook_files: dict[str, Path]) -> None:
         (["run", "x", "--top-p", "7"], 2, "top_p"),  # before the default model is looked for
         (["run", "x", "--threads", "many"], 2, "many"),
         (["run", "x", "--threads", "0"], 2, "0 threads"),
+        (["features", "x", "--threads", "0"], 2, "0 threads"),
         (["run", "x", "-m", "storybook", "--no-such-flag"], 2, "--no-such-flag"),
         (["run", "word " * 600, "-m", "storybook"], 2, "512"),
         (["inspect", "missing.gguf"], 1, "missing.gguf"),
