@@ -45,13 +45,13 @@ constraints: $(UV)  ## resolve the dependencies anew, to the newest versions tha
 	$(UV) export --quiet --no-emit-project --all-groups --no-header --no-annotate -o constraints.txt
 
 clean:           ## remove what the targets made
-	rm -rf .venv .tools .types runtime/*.so build dist *.egg-info dgpt2-quant-demo dgpt2-quant-bench
+	rm -rf .venv .tools .types build dist *.egg-info dgpt2-quant-demo dgpt2-quant-bench
 
 .tools/bin/uv:
 	python3 -m venv .tools
 	.tools/bin/pip install --quiet uv
 
-$(READY): pyproject.toml constraints.txt runtime/likeliest.c | $(UV)
+$(READY): pyproject.toml constraints.txt | $(UV)
 	@echo "Setting up .venv; the first time compiles llama.cpp, which takes some minutes."
 	$(UV) venv --quiet --allow-existing
 	$(UV) pip install --quiet --python .venv -r constraints.txt

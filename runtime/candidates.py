@@ -2,8 +2,7 @@
 
 llama.cpp's samplers take an array of all tokens, which is built anew for each token and, for some, sorted; for 50,257
 flat logits that can take longer than the decode itself. These functions find by vectors the few tokens that such a
-filter would leave; C then does the rest on them. What they find depends on nothing but the logits. (For a small top-k
-likeliest.c finds the same ones, where it was compiled.)
+filter would leave; C then does the rest on them. What they find depends on nothing but the logits.
 """
 
 from typing import Any
@@ -20,7 +19,7 @@ _FIRST_GUESS = 256  # candidates that usually hold the mass asked for
 
 
 def at_least_likely(logits: Logits, count: int) -> Ids:
-    """The `count` likeliest tokens, and all that tie with the last of them, by id."""
+    """The `count` likeliest tokens and some more, by id: all from a bound on that is easy to find."""
     size = len(logits)
     columns = size // _ROWS
     if count >= size:
@@ -33,11 +32,7 @@ def at_least_likely(logits: Logits, count: int) -> Ids:
         folded = logits.copy()
     kth = len(folded) - count
     folded.partition(kth)
-    found: Ids = (logits >= folded[kth]).nonzero()[0]
-    if len(found) > count:  # exactly these, so that a sampler gets the same ones from likeliest.c
-        values = logits[found]
-        found = found[values >= np.partition(values, -count)[-count]]
-    return found
+    return (logits >= folded[kth]).nonzero()[0]
 
 
 def likeliest(logits: Logits, count: int) -> Ids:

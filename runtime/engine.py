@@ -82,6 +82,7 @@ class Engine:
         self._active: list[Draft] = []  # by slot; they decode together only where there is no gap
         self._ahead: deque[tuple[Fed, Logits]] = deque()  # of a sequence alone: guesses, and the rows behind them
         self._decode_next = False
+        self._settled = True  # False while it works, and after an interrupt or an error in the middle of that
 
     @property
     def idle(self) -> bool:
@@ -92,10 +93,13 @@ class Engine:
         return len(self._active) + (self._entering is not None)
 
     def add(self, draft: Draft) -> None:
+        self._settle()
         self._waiting.append(draft)
 
     def cancel(self, *drafts: Draft) -> list[Piece]:
         """Ends drafts wherever they are; returns the texts that were held back."""
+        self._settle()
+        self._settled = False
         for draft in drafts:
             if draft in self._waiting:
                 self._waiting.remove(draft)
@@ -104,13 +108,15 @@ class Engine:
                 self._entering = None
         rests = [(draft, draft.stop()) for draft in drafts]
         self._leave()
+        self._settled = True
         return rests
 
     def cancel_all(self) -> None:
         self.cancel(*self._waiting, *(slot.draft for slot in self._slots if slot.draft))
 
-    def forget(self) -> None:
-        """Drops everything, the cache too: for when a decode failed in the middle."""
+    def reset(self) -> None:
+        """Drops everything, the cache too. It can be interrupted anywhere, and is then done again."""
+        self._settled = False
         self._waiting.clear()
         self._ahead.clear()
         self._entering = None
@@ -118,7 +124,13 @@ class Engine:
         for slot in self._slots:
             slot.forget()
             slot.draft = None
-            self.context.keep(0, slot.number)
+        self.context.forget()
+        self._settled = True
+
+    def _settle(self) -> None:
+        """After an interrupt or an error nothing is known of the state: everything begins anew."""
+        if not self._settled:
+            self.reset()
 
     def step(self) -> list[Piece]:
         """Computes up to `CHUNK` tokens of waiting prompts, or one token for each sequence that has its prompt.
@@ -126,6 +138,13 @@ class Engine:
         The two take turns, so that neither keeps the other waiting. Returns the texts to show now; a draft is through
         when it has its `completion`.
         """
+        self._settle()
+        self._settled = False
+        pieces = self._step()
+        self._settled = True
+        return pieces
+
+    def _step(self) -> list[Piece]:
         if self._ahead and (ahead := self._go_ahead()):
             return ahead
         if not self._waiting and not self._entering:
@@ -158,6 +177,7 @@ class Engine:
             self._reuse(slot, following)
         assert slot.draft
         draft = slot.draft
+        self.governor.look()
         started = perf_counter()
         computed = 0 if slot.entire else self._compute(slot, draft)
         seconds = perf_counter() - started
@@ -225,8 +245,7 @@ class Engine:
         started = perf_counter()
         guesses = drafts[0].guesses(context.positions) if len(drafts) == 1 and drafts[0].request.lookup else ()
         rows = context.decode_each([*drafts, *guesses] if guesses else drafts)
-        if not context.paused:  # by which it could not tell a busy machine
-            governor.observe(len(drafts) + len(guesses), perf_counter() - started)
+        governor.look(context.threads)
         if guesses:
             self._ahead.extend(zip(guesses, rows[1:], strict=False))
         pieces = []

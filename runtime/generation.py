@@ -1,22 +1,50 @@
 """Generations as iterators of text that know, when they are through, how they went."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
+from dgpt2_quant.quantize.errors import RuntimeFailure
+
+from .closing import Closing
 from .draft import Completion, Draft, Timing, total_timing
 from .engine import Piece
 
 
-class Generation(Iterator[str]):
+class _Pieces(Closing):
+    """The pieces of some drafts. Several threads may read; each piece goes to one of them."""
+
+    def __init__(self, drafts: Sequence[Draft], pieces: Generator[Piece]) -> None:
+        self._drafts = drafts
+        self._pieces = pieces
+        self._reading = threading.RLock()
+
+    def _next(self) -> Piece:
+        with self._reading:
+            if self._pieces.gi_running:  # type: ignore[attr-defined]
+                raise RuntimeFailure(
+                    "the next piece is being computed already, and a signal handler asked for it once more",
+                    "Read a generation from one place.",
+                )
+            return next(self._pieces)
+
+    def close(self) -> None:
+        """Ends the texts here; what they have is their completion. Closing twice is fine."""
+        with self._reading:
+            self._pieces.close()
+            for draft in self._drafts:
+                draft.stop()
+
+
+class Generation(_Pieces, Iterator[str]):
     """Iterate for the pieces of text as they come; afterwards `completion` is there. `seed` gives the text again.
 
     Starting a second generation of the same model ends this one: they share the context.
     """
 
-    def __init__(self, draft: Draft, pieces: Iterator[Piece]) -> None:
+    def __init__(self, draft: Draft, pieces: Generator[Piece]) -> None:
+        super().__init__([draft], pieces)
         self.seed = draft.request.seed
         self._draft = draft
-        self._pieces = pieces
 
     @property
     def timing(self) -> Timing:
@@ -29,19 +57,18 @@ class Generation(Iterator[str]):
         return self._draft.completion
 
     def __next__(self) -> str:
-        return next(self._pieces)[1]
+        return self._next()[1]
 
 
-class Batch(Iterator[tuple[int, str]]):
+class Batch(_Pieces, Iterator[tuple[int, str]]):
     """Several texts that decode together: iterate for (number, piece), in the order in which the pieces come.
 
     `completions` are those of the finished ones, by number; `seeds` give them again.
     """
 
-    def __init__(self, drafts: Sequence[Draft], pieces: Iterator[Piece], turn: threading.RLock) -> None:
+    def __init__(self, drafts: Sequence[Draft], pieces: Generator[Piece], turn: threading.RLock) -> None:
+        super().__init__(drafts, pieces)
         self.seeds = [draft.request.seed for draft in drafts]
-        self._drafts = drafts
-        self._pieces = pieces
         self._turn = turn
         self._numbers = {id(draft): number for number, draft in enumerate(drafts)}
 
@@ -56,12 +83,12 @@ class Batch(Iterator[tuple[int, str]]):
         return [draft.completion for draft in self._drafts]
 
     def __next__(self) -> tuple[int, str]:
-        draft, text = next(self._pieces)
+        draft, text = self._next()
         return self._numbers[id(draft)], text
 
     def run(self) -> list[Completion]:
         """Goes to the end and returns all texts; the model's other calls wait for it, or it for them."""
         with self._turn:
-            for _ in self._pieces:
+            for _ in self:
                 pass
         return [draft.completion for draft in self._drafts if draft.completion]

@@ -1,35 +1,26 @@
-"""llama.cpp's C interface in Python's terms: the only file of `runtime` that touches it.
+"""llama.cpp's models and contexts in Python's terms, over the low-level bindings of llama-cpp-python.
 
-It wraps the low-level bindings of llama-cpp-python (`llama_cpp.llama_*`), not its `Llama` class, which can not batch,
-defaults to half the cores, and keeps a matrix of all logits. What llama.cpp logs goes to the logger
-`dgpt2_quant.llama_cpp`, which is silent unless the program sets up a handler for it.
+Not over its `Llama` class, which cannot batch, defaults to half the cores, and keeps a matrix of all logits.
 """
 
 import ctypes
-import logging
 import os
 import threading
 from collections.abc import Sequence
-from functools import cache, cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from dgpt2_quant.quantize.cores import bounded_spin
 from dgpt2_quant.quantize.errors import RuntimeFailure, UsageError
 
-from .closing import Uses
+from .bindings import bindings, encoded, own, raise_from_callback, raised
 from .decoding import Fed, Logits, State, token_ids
-from .huge_pages import LARGE, ask_for_huge_pages
-from .making import made, pending
+from .forks import check_fork
+from .huge_pages import LARGE
+from .native_calls import Owned, in_native_thread
 
-log = logging.getLogger("dgpt2_quant.llama_cpp")
-log.addHandler(logging.NullHandler())
-
-# `enum ggml_log_level` (ggml.h); 5 continues the line before
-_LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR, 5: logging.DEBUG}
-TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # struct llama_token_data
 MAX_BATCH = 512  # tokens that are decoded in one go; the logits of a whole batch are kept, so it bounds memory
 CELLS = 256  # llama.cpp rounds a cache up to a multiple
 F32, F16 = 0, 1  # enum ggml_type
@@ -38,61 +29,60 @@ _WITH_VOCABULARY = ("dry", "grammar")  # samplers whose first argument it is
 _BYTES = ctypes.POINTER(ctypes.c_uint8)
 
 
-@cache
-def bindings() -> Any:
-    """The bindings, initialised once. Their import is slow, so it waits until a model is loaded."""
-    with bounded_spin():
-        import llama_cpp
-
-    llama_cpp.llama_log_set(_log_callback(llama_cpp), ctypes.c_void_p(0))
-    llama_cpp.llama_backend_init()
-    return llama_cpp
-
-
-@cache
-def _log_callback(llama_cpp: Any) -> Any:
-    @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
-    def write(level: int, text: bytes, _user_data: object) -> None:
-        try:
-            ask_for_huge_pages(text)
-            log.log(_LEVELS.get(level, logging.INFO), text.decode("utf-8", "replace").rstrip())
-        except BaseException as error:
-            pending.append(error)  # ctypes would swallow it: it waits for the call's end
-
-    return write  # kept by the cache: C holds a pointer to it
-
-
 class NativeModel:
     """A loaded model and its vocabulary. Without `huge_pages` its file is mapped, so that processes share it."""
 
     def __init__(self, path: Path, *, huge_pages: bool = True) -> None:
+        check_fork()
         self.path = path
         self.huge_pages = huge_pages
         self.wants_huge_pages = huge_pages and path.is_file() and path.stat().st_size >= LARGE
-        self._uses = Uses()
         self._lock = threading.Lock()
-        self._dry: tuple[tuple[Any, ...], Any] | None = None
+        self._dry: tuple[tuple[Any, ...], Owned] | None = None
         self._pieces: dict[int, tuple[bytes, bool]] = {}
+        self._owner: Owned | None = None
+        self._cancelled = False
+        try:
+            in_native_thread(self._load, self._cancel_loading)
+        except BaseException:
+            self.close()  # the error's traceback would keep it
+            raise
+        if self._owner is None:
+            raise RuntimeFailure(
+                f"llama.cpp can not load {path}", "Turn on the logger `dgpt2_quant.llama_cpp` to see its reason."
+            )
+        lib, handle = bindings(), self._owner.pointer
+        self.vocab = lib.llama_model_get_vocab(handle)
+        self.vocabulary: int = lib.llama_vocab_n_tokens(self.vocab)
+        self.positions: int = lib.llama_model_n_ctx_train(handle)
+        self.width: int = lib.llama_model_n_embd(handle)
+        self.bos: int = lib.llama_vocab_bos(self.vocab)
+        self.eos: int = lib.llama_vocab_eos(self.vocab)
+        self.real_vocabulary = self._without_padding()
+
+    def _load(self) -> None:
         lib = bindings()
         params = lib.llama_model_default_params()
         # the CPU, even where the library was built with something else (on a Mac always with Metal)
         no_devices = (ctypes.c_void_p * 1)(None)
         params.devices = ctypes.cast(no_devices, ctypes.c_void_p)
         params.n_gpu_layers = 0
-        params.load_mode = lib.LLAMA_LOAD_MODE_NONE if huge_pages else lib.LLAMA_LOAD_MODE_MMAP
-        load, free = lib.llama_model_load_from_file, lib.llama_model_free
-        self.handle = made(lambda: load(os.fsencode(path), params), free, huge_pages=self.wants_huge_pages)
-        if not self.handle:
-            raise RuntimeFailure(
-                f"llama.cpp can not load {path}", "Turn on the logger `dgpt2_quant.llama_cpp` to see its reason."
-            )
-        self.vocab = lib.llama_model_get_vocab(self.handle)
-        self.vocabulary: int = lib.llama_vocab_n_tokens(self.vocab)
-        self.positions: int = lib.llama_model_n_ctx_train(self.handle)
-        self.width: int = lib.llama_model_n_embd(self.handle)
-        self.bos: int = lib.llama_vocab_bos(self.vocab)
-        self.eos: int = lib.llama_vocab_eos(self.vocab)
-        self.real_vocabulary = self._without_padding()
+        params.load_mode = lib.LLAMA_LOAD_MODE_NONE if self.huge_pages else lib.LLAMA_LOAD_MODE_MMAP
+        params.progress_callback = goes_on = lib.llama_progress_callback(lambda _done, _data: not self._cancelled)
+        name, load = os.fsencode(self.path), lib.llama_model_load_from_file
+        self._owner = own(lambda: load(name, params), lib.llama_model_free, huge_pages=self.wants_huge_pages)
+        del goes_on  # C does not call it any more
+
+    def _cancel_loading(self) -> None:
+        self._cancelled = True
+
+    @property
+    def owner(self) -> Owned:
+        """Who holds this for the time of a call keeps the model in memory. Raises `RuntimeFailure` when closed."""
+        owner = self._owner
+        if owner is None:
+            raise RuntimeFailure(f"the model {self.path} is closed", "Load it again.")
+        return owner
 
     def _without_padding(self) -> int:
         """How many tokens there are before those of type UNUSED at the end: the vocabulary is padded with such."""
@@ -105,20 +95,21 @@ class NativeModel:
         """What `llama_sampler_init_NAME` makes of these arguments, to be freed by the caller."""
         make = getattr(bindings(), f"llama_sampler_init_{name}")
         if name not in _WITH_VOCABULARY:
-            return make(*map(_encoded, arguments))
-        with self._uses:
-            arguments = self._vocab(), *arguments
-            return self._dry_step(arguments) if name == "dry" else make(*map(_encoded, arguments))
+            return make(*map(encoded, arguments))
+        owner = self.owner
+        arguments = self.vocab, *arguments
+        step = self._dry_step(arguments) if name == "dry" else make(*map(encoded, arguments))
+        del owner
+        return step
 
     def _dry_step(self, arguments: tuple[Any, ...]) -> Any:
         # it looks for its breakers in all tokens, which takes long; the last one is kept to be cloned
         lib = bindings()
         with self._lock:
             if self._dry is None or self._dry[0] != arguments:
-                old, self._dry = self._dry, (arguments, lib.llama_sampler_init_dry(*map(_encoded, arguments)))
-                if old:
-                    lib.llama_sampler_free(old[1])
-            return lib.llama_sampler_clone(self._dry[1])
+                made = lib.llama_sampler_init_dry(*map(encoded, arguments))
+                self._dry = arguments, Owned(made, lib.llama_sampler_free)
+            return lib.llama_sampler_clone(self._dry[1].pointer)
 
     def tokenize(self, text: str, special: bool) -> list[int]:
         """Token ids; with `special`, texts like `<|endoftext|>` become the tokens that they name."""
@@ -130,8 +121,9 @@ class NativeModel:
             ) from error
         capacity = len(data) + 8  # a token is at least one byte
         tokens = (ctypes.c_int32 * capacity)()
-        with self._uses:
-            count = bindings().llama_tokenize(self._vocab(), data, len(data), tokens, capacity, False, special)
+        owner = self.owner
+        count = bindings().llama_tokenize(self.vocab, data, len(data), tokens, capacity, False, special)
+        del owner
         if count < 0:
             raise RuntimeFailure(f"llama.cpp can not tokenize a text of {len(data)} bytes")
         return tokens[:count]
@@ -145,16 +137,17 @@ class NativeModel:
         found = self._pieces.get(token)
         if found is None:
             (token,) = token_ids((token,), self.vocabulary)
-            with self._uses:
-                ends = bool(bindings().llama_vocab_is_eog(self._vocab(), token))
-                found = self._pieces[token] = self._read_token(token), ends
+            owner = self.owner
+            ends = bool(bindings().llama_vocab_is_eog(self.vocab, token))
+            found = self._pieces[token] = self._read_token(token), ends
+            del owner
         return found
 
     def _read_token(self, token: int) -> bytes:
         to_piece, size = bindings().llama_token_to_piece, 256
         while True:
             buffer = ctypes.create_string_buffer(size)
-            count = to_piece(self._vocab(), token, buffer, size, 0, False)
+            count = to_piece(self.vocab, token, buffer, size, 0, False)
             if count >= 0:
                 return buffer.raw[:count]
             size = -count  # it says how much it needs
@@ -162,28 +155,20 @@ class NativeModel:
     @cached_property
     def ends(self) -> list[int]:
         """All tokens that end a text, but for pad tokens."""
-        with self._uses:
-            is_end, vocab = bindings().llama_vocab_is_eog, self._vocab()
-            return [token for token in range(self.real_vocabulary) if is_end(vocab, token)]
-
-    def _vocab(self) -> Any:
-        if not self.handle:
-            raise RuntimeFailure(f"the model {self.path} is closed", "Load it again.")
-        return self.vocab
+        owner, is_end = self.owner, bindings().llama_vocab_is_eog
+        found = [token for token in range(self.real_vocabulary) if is_end(self.vocab, token)]
+        del owner
+        return found
 
     def close(self) -> None:
-        handle, self.handle = self.handle, None
-        if handle:
-            self._uses.wait()
-            if self._dry:
-                bindings().llama_sampler_free(self._dry[1])
-            bindings().llama_model_free(handle)
+        """Frees it, after its contexts and the calls that use it have ended. Again is fine."""
+        self._owner = self._dry = None
 
 
 class NativeContext:
     """The state of decoding: `slots` sequences, each with a KV cache of its own of `positions` cells.
 
-    At most `batch` tokens are decoded in one go. `paused` is whether the last step did more than to decode.
+    At most `batch` tokens are decoded in one go.
     `flash_attention` and `kv_type` (a ggml type's number) change sums and memory; see docs/runtime.md.
     """
 
@@ -211,31 +196,67 @@ class NativeContext:
         params.embeddings = embeddings
         params.no_perf = True
         params.offload_kqv = params.op_offload = False
-        make, free = lib.llama_init_from_model, lib.llama_free
-        self.handle = made(lambda: make(model.handle, params), free, huge_pages=model.wants_huge_pages)
-        if not self.handle:
-            what = f"a context of {positions} positions for {slots} sequence{'s' * (slots > 1)}"
-            raise RuntimeFailure(f"llama.cpp can not set up {what}", "Is there enough memory?")
         self.vocabulary = model.vocabulary
         self.width = model.width
         self.positions = positions
-        self.slots, self.threads, self.paused = slots, threads, False
+        self.slots, self.threads = slots, threads
         self.batch_size: int = params.n_batch
         self._decode = lib.llama_decode
-        self._memory = lib.llama_get_memory(self.handle)
-        self._batch = batch_ = lib.llama_batch_init(self.batch_size, 0, 1)
-        self._tokens, self._positions, self._scored = batch_.token, batch_.pos, batch_.logits
-        self._slots = [batch_.seq_id[index] for index in range(self.batch_size)]
-        for index in range(self.batch_size):
-            batch_.n_seq_id[index] = 1
+        self._make_batch(lib)
         # as a number, for which no object has to be made; a view takes ten times as long to make as to find again
         self._logits_address = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(
             ctypes.cast(lib.llama_get_logits, ctypes.c_void_p).value or 0
         )
+        self._forget_views()
+        self._real_vocabulary = model.real_vocabulary
+        self._owner: Owned | None = None
+        try:
+            in_native_thread(lambda: self._make(model, params))
+        except BaseException:
+            self.close()  # the error's traceback would keep it
+            raise
+        if self._owner is None:
+            what = f"a context of {positions} positions for {slots} sequence{'s' * (slots > 1)}"
+            raise RuntimeFailure(f"llama.cpp can not set up {what}", "Is there enough memory?")
+        self._memory = lib.llama_get_memory(self.handle)
+
+    def _make(self, model: NativeModel, params: Any) -> None:
+        lib, owner = bindings(), model.owner
+        self._owner = own(
+            lambda: lib.llama_init_from_model(owner.pointer, params),
+            lib.llama_free,
+            owner,
+            huge_pages=model.wants_huge_pages,
+        )
+
+    def _make_batch(self, lib: Any) -> None:
+        """The arrays of a `llama_batch`, in memory of Python's: it cannot be freed while they are written to."""
+        size = self.batch_size
+        integers = ctypes.c_int32 * size
+        self._tokens, self._positions, self._slots = integers(), integers(), integers()
+        self._scored = (ctypes.c_int8 * size)()
+        of_each = ctypes.POINTER(ctypes.c_int32)
+        addresses = (ctypes.addressof(self._slots) + 4 * index for index in range(size))
+        self._batch = lib.llama_batch(
+            n_tokens=0,
+            token=self._tokens,
+            pos=self._positions,
+            n_seq_id=integers(*[1] * size),
+            seq_id=(of_each * size)(*(ctypes.cast(address, of_each) for address in addresses)),
+            logits=self._scored,
+        )
+
+    def _forget_views(self) -> None:
         self._view: tuple[int, npt.NDArray[np.float32]] = 0, np.empty((0, 0), np.float32)
         self._rows: tuple[int, list[Logits]] = 0, []  # likewise, each by itself and without pad tokens
         self._is_in_place = False  # whether a single row would be where the first of them is
-        self._real_vocabulary = model.real_vocabulary
+
+    @property
+    def handle(self) -> int:
+        """The context's address. Raises `RuntimeFailure` when it is closed."""
+        if self._owner is None:
+            raise RuntimeFailure("the model was closed meanwhile", "Load it again.")
+        return self._owner.pointer
 
     def decode(self, tokens: Sequence[int], position: int, slot: int = 0, scored_from: int | None = None) -> None:
         """Appends at most `batch_size` tokens at `position`; logits are kept of the last, or from an index on."""
@@ -245,7 +266,7 @@ class NativeContext:
         for index, token in enumerate(tokens):
             self._tokens[index] = token
             self._positions[index] = position + index
-            self._slots[index][0] = slot
+            self._slots[index] = slot
             self._scored[index] = index >= first_scored
         self._is_in_place = False
         self._run(len(tokens), position + len(tokens) - 1)
@@ -258,7 +279,7 @@ class NativeContext:
         for feed in feeds:
             self._tokens[count] = feed.token
             self._positions[count] = position = feed.next_position
-            self._slots[count][0] = feed.slot
+            self._slots[count] = feed.slot
             self._scored[count] = 1
             last = position if position > last else last
             count += 1
@@ -277,24 +298,34 @@ class NativeContext:
         status = self._decode(self.handle, self._batch)
         if status:
             raise RuntimeFailure(f"llama_decode failed with status {status} at position {last_position}")
-        if pending:
-            raise pending.pop()
+        if raised:
+            raise_from_callback()
 
     def logits(self, rows: int) -> npt.NDArray[np.float32]:
         """The logits of the last decode's `rows` scored tokens, (rows, vocabulary): a view until the next decode."""
         address = self._logits_address(self.handle)
         if self._view[0] != address or len(self._view[1]) != rows:
-            pointer = ctypes.cast(address, ctypes.POINTER(ctypes.c_float))
-            self._view = address, np.ctypeslib.as_array(pointer, (rows, self.vocabulary))
+            self._view = address, self._array(address, rows, self.vocabulary)
         return self._view[1]
 
     def embeddings(self, rows: int) -> npt.NDArray[np.float32]:
         """The final norm's output for the last decode's tokens, (rows, width): a view until the next decode."""
-        return np.ctypeslib.as_array(bindings().llama_get_embeddings(self.handle), (rows, self.width))
+        pointer = bindings().llama_get_embeddings(self.handle)
+        return self._array(ctypes.addressof(pointer.contents), rows, self.width)
+
+    def _array(self, address: int, rows: int, columns: int) -> npt.NDArray[np.float32]:
+        """Numbers of C's as an array, which keeps this context in memory for as long as anyone looks at it."""
+        return np.asarray(_Numbers(self._owner, address, rows, columns))
 
     def keep(self, positions: int, slot: int = 0) -> None:
         """Forgets all but the first `positions` tokens of a sequence."""
-        bindings().llama_memory_seq_rm(self._memory, slot, positions, -1)
+        if self._owner is not None:
+            bindings().llama_memory_seq_rm(self._memory, slot, positions, -1)
+
+    def forget(self) -> None:
+        """Empties all sequences."""
+        for slot in range(self.slots):
+            self.keep(0, slot)
 
     def copy(self, source: int, target: int) -> None:
         """Makes the sequence in the slot `target` the same as the one in `source`, cell by cell."""
@@ -310,9 +341,11 @@ class NativeContext:
 
     def restore(self, slot: int, state: State) -> None:
         """Puts saved cells into a slot, in place of what is there."""
-        lib = bindings()
+        lib, handle = bindings(), self.handle
         lib.llama_memory_seq_rm(self._memory, slot, 0, -1)
-        if not lib.llama_state_seq_set_data(self.handle, state.ctypes.data_as(_BYTES), len(state), slot):
+        # it logs what it reads
+        put = partial(lib.llama_state_seq_set_data, handle, state.ctypes.data_as(_BYTES), len(state), slot)
+        if not in_native_thread(put):
             raise RuntimeFailure(f"llama.cpp can not restore the sequence {slot}")
 
     def set_threads(self, threads: int) -> None:
@@ -321,69 +354,14 @@ class NativeContext:
         self.threads = threads
 
     def close(self) -> None:
-        if self.handle:
-            bindings().llama_batch_free(self._batch)
-            bindings().llama_free(self.handle)
-        self.handle = None
+        """Frees it, unless a call or an array still uses it: then when that ends. Again is fine."""
+        self._owner = None
+        self._forget_views()
 
 
-class NativeSampler:
-    """A chain of samplers; each entry is a function's name behind `llama_sampler_init_`, and its arguments."""
+class _Numbers:
+    """Memory of C's by NumPy's array interface (https://numpy.org/doc/stable/reference/arrays.interface.html)."""
 
-    def __init__(self, model: NativeModel, steps: Sequence[tuple[Any, ...]]) -> None:
-        lib = bindings()
-        self.handle = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
-        for name, *arguments in steps:
-            step = model.sampler_step(name, *arguments)
-            if not step:  # only a grammar can be wrong
-                self.close()
-                raise UsageError(f"llama.cpp can not read the {name}", "It writes to stderr where it is wrong.")
-            lib.llama_sampler_chain_add(self.handle, step)
-        self._array = lib.llama_token_data_array()
-        self._apply = lib.llama_sampler_apply
-        self._reserve(128)
-
-    def apply(self, ids: npt.NDArray[np.intp], logits: npt.NDArray[np.float32]) -> int:
-        """Hands these tokens to the chain. What it left of them is in `ids`, `logits` and `probabilities`.
-
-        Returns the index of the chosen one there, or -1. The three are valid until the next call.
-        """
-        size = len(ids)
-        if size > len(self.ids):
-            self._reserve(size)
-        self.ids[:size] = ids
-        self.logits[:size] = logits
-        array = self._array
-        array.size = size
-        array.selected = -1
-        array.sorted = False
-        self._apply(self.handle, ctypes.byref(array))
-        return int(array.selected)
-
-    def addresses(self) -> tuple[int | None, int | None]:
-        """Of the chain, and of the function that applies one: for likeliest.c."""
-        chain, apply = (ctypes.cast(pointer, ctypes.c_void_p) for pointer in (self.handle, self._apply))
-        return chain.value, apply.value
-
-    def _reserve(self, size: int) -> None:
-        candidates = np.empty(size, TOKEN_DATA)
-        self.ids, self.logits, self.probabilities = (candidates[name] for name in ("id", "logit", "p"))
-        self._array.data = candidates.ctypes.data_as(ctypes.POINTER(bindings().llama_token_data))
-
-    def accept(self, token: int) -> None:
-        """Lets penalties and grammars know what was chosen."""
-        bindings().llama_sampler_accept(self.handle, token)
-
-    def close(self) -> None:
-        if self.handle:
-            bindings().llama_sampler_free(self.handle)
-        self.handle = None
-
-
-def _encoded(argument: Any) -> Any:
-    """Texts as C strings, a tuple of them as an array of such."""
-    if isinstance(argument, str):
-        return argument.encode("utf-8")
-    if isinstance(argument, tuple):
-        return (ctypes.c_char_p * len(argument))(*(text.encode("utf-8") for text in argument))
-    return argument
+    def __init__(self, owner: Owned | None, address: int, rows: int, columns: int) -> None:
+        self.owner = owner
+        self.__array_interface__ = {"version": 3, "shape": (rows, columns), "typestr": "<f4", "data": (address, False)}

@@ -10,7 +10,8 @@ with Model.load("distilgpt2.Q4_K_M.gguf") as model:
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal, NoReturn, Protocol, Self, Unpack
 
@@ -22,6 +23,7 @@ from .draft import Completion, Draft
 from .engine import CHUNK, Engine, Piece
 from .generation import Batch, Generation
 from .library import F16, F32, KV_TYPES, NativeContext, NativeModel
+from .native_calls import flush
 from .request import Options, check_count, check_seed, make_request, random_seed
 from .sampling import whole
 from .scorer import Scorer
@@ -79,7 +81,6 @@ class Model(Scorer):
         self._process = os.getpid()
         self._lock = threading.RLock()
         self._turn: object = None
-        self._engines: list[Engine] = []
         self._scoring: dict[bool, NativeContext] = {}  # by whether they give features
         self._users: weakref.WeakSet[_Closable] = weakref.WeakSet()
         self._single = self.new_engine(1, positions)
@@ -211,39 +212,17 @@ class Model(Scorer):
         native, positions = self._open(), positions or self.positions
         return Draft(native, make_request(native, positions, prompt, **options), positions)
 
-    def new_engine(self, slots: int, positions: int, *, user: _Closable | None = None) -> Engine:
-        """An engine with a context of its own, for a `Scheduler`; the model closes its user before it frees it."""
-        self._open()
-        with self._lock:
-            governor = make_governor(self._threads)
+    def new_engine(self, slots: int, positions: int) -> Engine:
+        """An engine with a context of its own, of `slots` sequences with so many positions each."""
+        governor = make_governor(self._threads)
+        # of the native model only: a context that led back to this one would keep it in memory
+        make = partial(_new_context, self._open(), positions, slots, governor.threads, KV_TYPES[self._kv_type])
+        by_depth = self._flash_attention == "auto" and self._kv_type in ("f32", "f16")
+        return Engine(DepthContext(make) if by_depth else make(self._flash_attention is not False), governor)
 
-            def make(positions: int, flash_attention: bool) -> NativeContext:
-                return NativeContext(
-                    self._open(),
-                    positions,
-                    slots=slots,
-                    batch=CHUNK,
-                    threads=governor.threads,
-                    flash_attention=flash_attention,
-                    kv_type=KV_TYPES[self._kv_type],
-                )
-
-            by_depth = self._flash_attention == "auto" and self._kv_type in ("f32", "f16")
-            engine = Engine(
-                DepthContext(make, positions) if by_depth else make(positions, self._flash_attention is not False),
-                governor,
-            )
-            self._engines.append(engine)
-            if user:
-                self._users.add(user)
-            return engine
-
-    def free_engine(self, engine: Engine) -> None:
-        """Frees what `new_engine` made; again is fine."""
-        with self._lock:
-            engine.context.close()
-            if engine in self._engines:
-                self._engines.remove(engine)
+    def add_user(self, user: _Closable) -> None:
+        """Something that is closed before the model is, as long as it exists."""
+        self._users.add(user)
 
     def close(self) -> None:
         """Frees the memory; closing twice is fine. Schedulers of this model are closed first."""
@@ -253,14 +232,16 @@ class Model(Scorer):
         for user in list(self._users):
             user.close()
         with self._lock:
-            contexts, native = [*(engine.context for engine in self._engines), *self._scoring.values()], self._native
-            self._engines, self._scoring, self._native, self._turn = [], {}, None, None
-            for context in contexts:
+            self._turn = None
+            engines = [engine for engine in (self._single, self._several) if engine]
+            for context in (*(engine.context for engine in engines), *self._scoring.values()):
                 context.close()
-            if native is not None:
-                native.close()
+            if self._native is not None:
+                self._native.close()
+            self._several, self._scoring, self._native = None, {}, None
+        flush()
 
-    def _write(self, drafts: Sequence[Draft], parallel: int = 1) -> Iterator[Piece]:
+    def _write(self, drafts: Sequence[Draft], parallel: int = 1) -> Generator[Piece]:
         """Writes drafts to their ends, from when it is first asked for a piece; other generations end then."""
         self._open()
         with self._lock:
@@ -269,27 +250,19 @@ class Model(Scorer):
             for draft in drafts:
                 engine.add(draft)
         left = len(drafts)
-        try:
-            while left:
-                with self._lock:
-                    if self._turn is not drafts or self._process != os.getpid():
-                        self._open()
-                        raise RuntimeFailure("another generation of this model has begun, so this one can not go on")
-                    try:
-                        pieces = engine.step()
-                    except BaseException:  # what the cache holds is not known any more
-                        engine.forget()
-                        raise
-                for piece in pieces:
-                    if piece[0].completion:
-                        left -= 1
-                    if piece[1]:
-                        yield piece
-        finally:
-            if self._process == os.getpid():
-                with self._lock:
-                    if self._turn is drafts and self._native is not None:
-                        engine.cancel_all()
+        # no `finally`: Python drops an interrupt that comes while it ends a generator that nobody reads any more; the
+        # next one that takes its turn cancels what is left
+        while left:
+            with self._lock:
+                if self._turn is not drafts or self._process != os.getpid():
+                    self._open()
+                    raise RuntimeFailure("another generation of this model has begun, so this one cannot go on")
+                pieces = engine.step()
+            for piece in pieces:
+                if piece[0].completion:
+                    left -= 1
+                if piece[1]:
+                    yield piece
 
     def _take(self, turn: object) -> NativeModel:
         """Makes it someone's turn: whatever was going on in these contexts is over."""
@@ -326,9 +299,8 @@ class Model(Scorer):
         positions = min(max(draft.next_position + draft.room for draft in drafts), self.positions)
         found = self._several
         if found is None or found.context.slots < slots or found.context.positions < positions:
-            if found is not None:
-                self._several = None  # also where there is no memory for the next one
-                self.free_engine(found)
+            found = self._several = None  # before the next one is made: there may be no memory for both
+            flush()
             found = self._several = self.new_engine(slots, positions)
         return found
 
@@ -345,6 +317,16 @@ class Model(Scorer):
     def __reduce__(self) -> NoReturn:
         raise UsageError("a Model can not be copied or pickled", "Load its file again.")
 
-    def __del__(self) -> None:
-        if getattr(self, "_native", None) is not None:
-            self.close()
+
+def _new_context(
+    native: NativeModel, positions: int, slots: int, threads: int, kv_type: int, flash_attention: bool
+) -> NativeContext:
+    return NativeContext(
+        native,
+        positions,
+        slots=slots,
+        batch=CHUNK,
+        threads=threads,
+        flash_attention=flash_attention,
+        kv_type=kv_type,
+    )

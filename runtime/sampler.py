@@ -9,8 +9,8 @@ from dgpt2_quant.quantize.errors import RuntimeFailure, UsageError
 
 from .candidates import Ids, at_least, at_least_likely, log_total, nucleus, typical
 from .decoding import Logits
-from .library import NativeModel, NativeSampler
-from .likeliest import Chooser
+from .library import NativeModel
+from .native_sampler import NativeSampler
 from .sampling import Sampling
 
 _BLOCK = 256  # tokens that are drawn together first, when nothing filters them
@@ -48,9 +48,6 @@ class Sampler:
             self._grammar = NativeSampler(model, [("grammar", sampling.grammar, "root")])
         if not sampling.is_greedy:
             self._choice = NativeSampler(model, _choice(sampling, seed))
-        self._quick = None
-        if sampling.is_greedy or (sampling.top_k and not sampling.mirostat):
-            self._quick = Chooser(sampling.top_k, self._choice)
         self._plain = not (len(self._bias) or penalties or sampling.grammar)
         if self._penalties:
             for token in prompt:
@@ -87,11 +84,9 @@ class Sampler:
         for part in (self._penalties, self._grammar, self._choice):
             if part:
                 part.close()
-        self._penalties = self._grammar = self._choice = self._quick = None
+        self._penalties = self._grammar = self._choice = None
 
     def _pick(self, logits: Logits) -> int | None:
-        if self._quick and (token := self._quick.choose(logits)) >= 0:
-            return token
         if self._choice is None:
             token = int(logits.argmax())
             return token if self._possible(logits.item(token)) else None
@@ -162,9 +157,6 @@ class Sampler:
             self._history[self._length] = token
             self._length += 1
         self._penalties.accept(token)
-
-    def __del__(self) -> None:
-        self.close()
 
 
 def overflowed() -> RuntimeFailure:

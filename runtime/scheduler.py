@@ -6,23 +6,25 @@ with Scheduler(model, parallel=8) as scheduler:
         print(event.text, end="")
 """
 
+import asyncio
 import atexit
 import contextlib
 import os
 import threading
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Unpack
+from queue import Empty, SimpleQueue
+from typing import Self, Unpack
 
 from dgpt2_quant.quantize.errors import OverloadedError, RuntimeFailure
-from dgpt2_quant.quantize.interrupts import interrupts_wait
 
 from .closing import Closing
 from .draft import Draft
 from .engine import Engine, Totals
 from .model import PARALLEL, Model, check_parallel
+from .native_calls import flush, in_native_thread
 from .request import Options, check_count
 from .ticket import Event, Ticket
 
@@ -31,7 +33,10 @@ QUEUE = 64  # requests that may wait, unless the caller says otherwise
 
 @dataclass(frozen=True)
 class Stats:
-    """Requests that wait and that are worked on, those that were, and what was computed for them since the start."""
+    """Requests that wait and that are worked on, those that ended, and what was computed for them since the start.
+
+    A snapshot: later work does not change it.
+    """
 
     waiting: int
     active: int
@@ -48,7 +53,7 @@ class _Job:
 
     draft: Draft
     ticket: "weakref.ref[Ticket]"
-    sent: int = 0  # tokens that were told of
+    sent: int = 0  # tokens that have been reported
     cancelled: bool = False
 
 
@@ -56,8 +61,9 @@ class Scheduler(Closing):
     """Requests for one model, from any thread: `parallel` at a time, in the order in which they came.
 
     At most `queue` more may wait. Each has `ctx_size` positions (default: the model's). One thread of its own does the
-    work; prompts are computed in chunks between the steps of the others. The model must stay open; closing it closes
-    its schedulers.
+    work; prompts are computed in chunks between the steps of the others. Closing the model closes its schedulers. One
+    that is dropped without `close` finishes the requests whose tickets are kept, as a `ThreadPoolExecutor` does, and
+    ends.
     """
 
     def __init__(
@@ -71,24 +77,18 @@ class Scheduler(Closing):
         self.parallel = parallel
         self.queue = queue
         self.positions = min(ctx_size or model.positions, model.positions)
-        self._lock = threading.RLock()  # taken by itself, as in `Uses`
-        self._changed = threading.Condition(self._lock)
-        self._incoming: list[_Job] = []
-        self._jobs: dict[Draft, _Job] = {}  # those that the engine has
-        self._closing = self._draining = False
-        self._counts = {"finished": 0, "cancelled": 0, "failed": 0}
-        self._process = os.getpid()
-        self._thread = threading.Thread(target=self._run, name="dgpt2-quant scheduler", daemon=True)
-        with interrupts_wait():  # the model closes it from when it has an engine, and so it has to be whole
-            self._engine: Engine = model.new_engine(parallel, self.positions, user=self)
-            _close_at_exit().add(self)
-            self._thread.start()
+        self._lock = threading.RLock()
+        self._worker = worker = _Worker(model.new_engine(parallel, self.positions))
+        # the callback is C, so that no interrupt can come in between
+        worker.scheduler = weakref.ref(self, worker.inbox.put)
+        model.add_user(worker)
+        in_native_thread(worker.start)  # an interrupt in the middle of `Thread.start` could hang the new thread
 
     def submit(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Ticket:
-        """Hands in a request; its events come by the ticket. `Options` tells what can be said by keyword.
+        """Hands in a request; its events come by the ticket. `Options` has the keywords.
 
-        Raises `UsageError` for a prompt or a setting that can not be, `OverloadedError` when the queue is full, and
-        `RuntimeFailure` when the scheduler is closed.
+        Raises `UsageError` for a prompt or a setting that is not possible, `OverloadedError` when the queue is full,
+        and `RuntimeFailure` when the scheduler is closed.
         """
         draft = self.model.make_draft(prompt, self.positions, **options)
         job: _Job
@@ -98,88 +98,133 @@ class Scheduler(Closing):
 
         ticket = Ticket(draft.request.seed, draft.timing, cancel)
         job = _Job(draft, weakref.ref(ticket))
+        worker = self._worker
         with self._lock:
-            if self._closing:
-                raise RuntimeFailure("the scheduler is closed")
-            if len(self._incoming) + len(self._jobs) >= self.parallel + self.queue:
+            if worker.closing:
+                raise RuntimeFailure("the scheduler is closed", "Make another one.")
+            if worker.inbox.qsize() + len(worker.jobs) >= self.parallel + self.queue:
                 raise OverloadedError(
                     f"{self.parallel} requests are being worked on and {self.queue} wait already", "Try again later."
                 )
-            self._incoming.append(job)
-            self._changed.notify()
+            worker.inbox.put(job)
         return ticket
 
     @property
     def stats(self) -> Stats:
         """Where things stand."""
-        with self._lock:
-            active = self._engine.active
-            waiting = len(self._incoming) + len(self._jobs) - active
-            return Stats(
-                max(waiting, 0),
-                active,
-                **self._counts,
-                threads=self._engine.governor.threads,
-                totals=self._engine.totals,
-            )
+        return self._worker.stats()
 
     def close(self, *, drain: bool = False) -> None:
         """Ends all requests, or with `drain` waits for them, and frees the context.
 
         Closing twice is fine; without `drain` it ends what another call waits for.
         """
-        if self._process != os.getpid():
-            return  # a forked child has neither the thread nor the context, and a lock may be held for ever
-        with self._lock:
-            # who does not want to wait goes before who does
-            self._draining = drain and (self._draining or not self._closing)
-            self._closing = True
-            self._changed.notify()
-        if self._thread is not threading.current_thread():
-            self._thread.join()
-        self.model.free_engine(self._engine)
+        self._worker.close(drain=drain)
+
+    async def aclose(self, *, drain: bool = False) -> None:
+        """As `close`, for asyncio: the loop goes on meanwhile."""
+        await asyncio.to_thread(self.close, drain=drain)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+
+@dataclass(eq=False)
+class _Worker:
+    """What the thread works on. It does not know its `Scheduler`, which can be dropped while the thread waits.
+
+    Only the thread changes `jobs` and the engine. Others put requests into `inbox`, a queue of C's that an interrupt
+    cannot leave locked; anything else there means: look whether it is time to end.
+    """
+
+    engine: Engine
+    inbox: "SimpleQueue[_Job | weakref.ref[Scheduler] | None]" = field(default_factory=SimpleQueue)
+    scheduler: "weakref.ref[Scheduler] | None" = None
+    jobs: dict[Draft, _Job] = field(default_factory=dict)  # those that the engine has
+    counts: dict[str, int] = field(default_factory=lambda: {"finished": 0, "cancelled": 0, "failed": 0})
+    closing: bool = False
+    draining: bool = False
+    process: int = field(default_factory=os.getpid)
+    thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Raises `RuntimeFailure` when the system allows no more threads."""
+        thread = threading.Thread(target=self._run, name="dgpt2-quant scheduler", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            self.closing = True
+            self.engine.context.close()
+            raise RuntimeFailure(
+                f"the system lets this process start no more threads ({error})",
+                "Close schedulers that are not needed, or raise the limit (`ulimit -u`, a container's pids limit).",
+            ) from error
+        self.thread = thread
+        _close_at_exit().add(self)
+
+    def stats(self) -> Stats:
+        active, engine = self.engine.active, self.engine
+        waiting = max(0, self.inbox.qsize() + len(self.jobs) - active)
+        return Stats(waiting, active, **self.counts, threads=engine.governor.threads, totals=replace(engine.totals))
+
+    def end(self, *, drain: bool) -> None:
+        """Lets the thread end, without waiting for it."""
+        # a close that does not wait goes before one that does
+        self.draining = drain and (self.draining or not self.closing)
+        self.closing = True
+        self.inbox.put(None)
+
+    def close(self, *, drain: bool = False) -> None:
+        if self.process != os.getpid():
+            return  # a forked child has neither the thread nor the context
+        self.end(drain=drain)
+        if self.thread is not None and self.thread is not threading.current_thread():
+            self.thread.join()
+            flush()
 
     def _run(self) -> None:
-        while self._wait():
-            try:
-                self._take_jobs()
-                for draft, text in self._engine.step():
-                    self._tell(draft, text)
-            except BaseException as error:  # what the cache holds is not known any more
-                self._engine.forget()
-                self._fail(error)
-        self._take_jobs()
-        for draft, text in self._engine.cancel(*self._jobs):
-            self._tell(draft, text)
+        try:
+            while self._take_jobs():
+                try:
+                    for draft, text in self.engine.step():
+                        self._report(draft, text)
+                except BaseException as error:  # what the cache holds is not known any more
+                    self.engine.reset()
+                    self._fail(error)
+            for draft, text in self.engine.cancel(*self.jobs):
+                self._report(draft, text)
+        finally:
+            self.engine.context.close()
 
-    def _wait(self) -> bool:
-        """Until there is something to do; False when it is time to end."""
-        with self._lock:
-            while not self._closing and not self._incoming and self._engine.idle:
-                self._changed.wait()
-            if not self._closing:
+    def _take_jobs(self) -> bool:
+        """Gives new requests to the engine, and takes from it those that nobody wants; waits where there is nothing to
+        do. False when it is time to end."""
+        while True:
+            is_idle = self.engine.idle and not self.closing
+            with contextlib.suppress(Empty):
+                while True:
+                    job = self.inbox.get(block=is_idle)
+                    is_idle = False
+                    if isinstance(job, _Job):
+                        self.jobs[job.draft] = job
+                        self.engine.add(job.draft)
+            unwanted = [draft for draft, job in self.jobs.items() if job.cancelled or job.ticket() is None]
+            for draft, text in self.engine.cancel(*unwanted) if unwanted else ():
+                self._report(draft, text)
+            if self.closing or (self.scheduler and self.scheduler() is None):
+                return (self.draining or not self.closing) and not self.engine.idle
+            if not self.engine.idle:
                 return True
-            return self._draining and bool(self._incoming or not self._engine.idle)
 
-    def _take_jobs(self) -> None:
-        """Gives new requests to the engine, and takes from it those that nobody wants any more."""
-        with self._lock:
-            arrived, self._incoming = self._incoming, []
-            for job in arrived:
-                self._jobs[job.draft] = job
-        for job in arrived:
-            self._engine.add(job.draft)
-        unwanted = [draft for draft, job in self._jobs.items() if job.cancelled]
-        for draft, text in self._engine.cancel(*unwanted) if unwanted else ():
-            self._tell(draft, text)
-
-    def _tell(self, draft: Draft, text: str) -> None:
-        """Sends a piece, and counts a request that is through."""
-        job = self._jobs[draft]
+    def _report(self, draft: Draft, text: str) -> None:
+        """Sends a piece, and counts a request that has ended."""
+        job = self.jobs[draft]
         if draft.completion:
-            with self._lock:
-                del self._jobs[draft]
-                self._counts["cancelled" if draft.completion.finish_reason == "cancelled" else "finished"] += 1
+            del self.jobs[draft]
+            self.counts["cancelled" if draft.completion.finish_reason == "cancelled" else "finished"] += 1
         ticket = job.ticket()
         if ticket is not None and (text or draft.completion):
             begin, job.sent = job.sent, len(draft.token_ids)
@@ -187,10 +232,10 @@ class Scheduler(Closing):
             ticket.push(event)
 
     def _fail(self, error: BaseException) -> None:
-        """Everything that the engine had is lost; who waits for it is told why."""
-        with self._lock:
-            failed, self._jobs = list(self._jobs.values()), {}
-            self._counts["failed"] += len(failed)
+        """Everything that the engine had is lost; its tickets raise the error."""
+        failed = list(self.jobs.values())
+        self.jobs.clear()
+        self.counts["failed"] += len(failed)
         for job in failed:
             job.draft.stop()
             if ticket := job.ticket():
@@ -198,14 +243,14 @@ class Scheduler(Closing):
 
 
 @cache
-def _close_at_exit() -> "weakref.WeakSet[Scheduler]":
+def _close_at_exit() -> "weakref.WeakSet[_Worker]":
     """Those that are to be closed before the interpreter ends: a thread must not be in C by then."""
-    schedulers: weakref.WeakSet[Scheduler] = weakref.WeakSet()
+    workers: weakref.WeakSet[_Worker] = weakref.WeakSet()
 
     @atexit.register
     def close_all() -> None:
-        for scheduler in list(schedulers):
+        for worker in list(workers):
             with contextlib.suppress(Exception):
-                scheduler.close()
+                worker.close()
 
-    return schedulers
+    return workers

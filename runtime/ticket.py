@@ -3,14 +3,18 @@
 import asyncio
 import contextlib
 import os
-import threading
+import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import Any
 
 from dgpt2_quant.quantize.errors import RuntimeFailure
 
 from .draft import Completion, Timing, TokenLogprob
+
+_POLL = 0.5  # seconds after which a reader looks whether the end has come: an interrupt may have taken the word of it
 
 
 @dataclass(frozen=True)
@@ -28,34 +32,45 @@ class Event:
 
 
 class Ticket(Iterator[Event], AsyncIterator[Event]):
-    """Iterate for the events of one request, in a thread (`for`) or a task (`async for`), but in one place only.
+    """Iterate for the events of one request, in a thread (`for`) or a task (`async for`), or `await` its completion.
 
-    Its scheduler goes on without waiting for who reads. A ticket that is thrown away cancels its request. An error of
-    the scheduler is raised where the ticket is read.
+    Several readers share the events: each event goes to one of them, and the end to all. The scheduler does not wait
+    for readers. A ticket that is dropped cancels its request. An error of the scheduler is raised where the ticket is
+    read.
     """
 
     def __init__(self, seed: int, timing: Timing, cancel: Callable[[], None]) -> None:
         self.seed = seed
         self.timing = timing
         self._cancel = cancel
-        self._events: deque[Event | BaseException] = deque()
-        self._end: Completion | BaseException | None = None  # how it went, from when its last event has come
-        self._lock = threading.RLock()  # taken by itself, as in `Uses`
-        self._ready = threading.Condition(self._lock)
+        self._end: Completion | BaseException | None = None
+        # queues of C's: an interrupt cannot leave them locked
+        self._events: SimpleQueue[Event | None] = SimpleQueue()  # None: look whether the end has come
+        self._waiters: deque[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = deque()
         self._process = os.getpid()
-        self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
 
     def cancel(self) -> None:
-        """Ends the request soon; its last event then tells `cancelled`. Nothing happens where it is through."""
+        """Ends the request soon; its last event then has the reason `cancelled`. Nothing happens after its end."""
         self._cancel()
 
     def result(self, timeout: float | None = None) -> Completion:
-        """Waits for the end and returns the whole text, as often as it is asked, also behind a loop over the events.
+        """Waits for the end and returns the whole text, as often as it is called, also after a loop over the events.
 
         Raises `RuntimeFailure` after `timeout` s without news, and what the scheduler failed with.
         """
         while self._next(timeout):
             pass
+        return self._completion()
+
+    def __await__(self) -> Generator[Any, None, Completion]:
+        return self._result().__await__()
+
+    async def _result(self) -> Completion:
+        async for _ in self:
+            pass
+        return self._completion()
+
+    def _completion(self) -> Completion:
         if isinstance(self._end, BaseException):
             raise self._end
         assert self._end
@@ -63,16 +78,19 @@ class Ticket(Iterator[Event], AsyncIterator[Event]):
 
     def push(self, event: Event | BaseException) -> None:
         """Called by the scheduler; an exception, or an event with a completion, is the last."""
-        with self._lock:
-            if self._end:
-                return
-            self._events.append(event)
-            self._end = event if isinstance(event, BaseException) else event.completion
-            self._ready.notify_all()
-            waiter, self._waiter = self._waiter, None
-        if waiter:
+        if self._end:
+            return
+        if isinstance(event, Event):
+            self._events.put(event)
+            self._end = event.completion
+        else:
+            self._end = event
+        if self._end:
+            self._events.put(None)
+        while self._waiters:
+            loop, waiter = self._waiters.popleft()
             with contextlib.suppress(RuntimeError):  # a loop that was closed meanwhile
-                waiter[0].call_soon_threadsafe(_wake, waiter[1])
+                loop.call_soon_threadsafe(_wake, waiter)
 
     def __next__(self) -> Event:
         event = self._next(None)
@@ -82,43 +100,50 @@ class Ticket(Iterator[Event], AsyncIterator[Event]):
 
     async def __anext__(self) -> Event:
         self._check_process()
+        waiter: asyncio.Future[None] | None = None
         while True:
-            with self._lock:
-                if self._events:
-                    return self._take()
-                if self._end:
-                    raise StopAsyncIteration
+            with contextlib.suppress(Empty):
+                if event := self._events.get_nowait():
+                    return event
+            if self._ended():
+                raise StopAsyncIteration
+            if waiter is None:  # what comes from now on wakes it, and what came meanwhile is looked for once more
                 loop = asyncio.get_running_loop()
                 waiter = loop.create_future()
-                self._waiter = loop, waiter
-            await waiter
+                self._waiters.append((loop, waiter))
+            else:
+                await waiter
+                waiter = None
 
     def _check_process(self) -> None:
         if self._process != os.getpid():
             raise RuntimeFailure(
                 f"the request was handed in by process {self._process}; this is a child that it forked",
-                "Load the model in each process, or start processes by `spawn`.",
+                "Load the model in each process.",
             )
 
     def _next(self, timeout: float | None) -> Event | None:
+        """The next event; None after the last. Raises what the scheduler failed with."""
         self._check_process()
-        with self._lock:
-            while not self._events:
-                if self._end:
-                    return None
-                if not self._ready.wait(timeout):
-                    raise RuntimeFailure(f"nothing came for {timeout} s", "Wait longer, or cancel the ticket.")
-            return self._take()
+        until = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = _POLL if until is None else min(_POLL, max(0.0, until - time.monotonic()))
+            with contextlib.suppress(Empty):
+                if event := self._events.get(timeout=left):
+                    return event
+            if self._ended():
+                return None
+            if until is not None and time.monotonic() >= until:
+                raise RuntimeFailure(f"nothing came for {timeout} s", "Wait longer, or cancel the ticket.")
 
-    def _take(self) -> Event:
-        event = self._events.popleft()
-        if isinstance(event, BaseException):
-            raise event
-        return event
-
-    def __del__(self) -> None:
-        if not self._end:
-            self._cancel()
+    def _ended(self) -> bool:
+        """Whether there is nothing more to come. Raises what the scheduler failed with."""
+        if not self._end or not self._events.empty():
+            return False
+        self._events.put(None)  # for the other readers
+        if isinstance(self._end, BaseException):
+            raise self._end
+        return True
 
 
 def _wake(waiter: "asyncio.Future[None]") -> None:

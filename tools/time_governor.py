@@ -2,8 +2,8 @@
 
 usage: time_governor.py MODEL.gguf [--plot FILE.svg] [--rounds N] [--seconds S]
 
-First `auto` against each fixed number of threads, in turns: on the idle machine, with one busy process, and with one
-for each core. Then one long generation by `auto`, through S seconds without load, S with one busy process for each
+First `auto` against each fixed number of threads, a text of 100 tokens each, in turns: on the idle machine, with one
+busy process, and with one for each core. Then one long generation by `auto`, through S seconds without load, S with one busy process for each
 core, and S without: threads and tokens per second over time. The last line is JSON; --plot draws the second part
 (needs matplotlib).
 """
@@ -24,13 +24,14 @@ from dgpt2_quant.quantize.cores import usable_cores
 from dgpt2_quant.runtime import Model
 
 BIN = 0.1  # seconds of the second part's time line
-TURN = 1.5  # seconds of a contestant's turn
+TOKENS = 100  # of a contestant's turn
+PAUSE = 0.1  # seconds before each: what the governor knows is stale by then, and it begins anew
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=6)
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
@@ -55,9 +56,11 @@ def turns(models: dict[str, Model], busy: int, rounds: int) -> dict[str, Any]:
     with hogs(busy):
         for _ in range(rounds):
             for name, model in models.items():
+                time.sleep(PAUSE)
                 started = time.perf_counter()
-                count = sum(1 for _ in tokens(model, TURN))
-                speeds[name].append(count / (time.perf_counter() - started))
+                for _ in model.stream([5], max_tokens=TOKENS, temperature=0, lookup=0, ignore_eos=True):
+                    pass
+                speeds[name].append(TOKENS / (time.perf_counter() - started))
     medians = {name: statistics.median(values) for name, values in speeds.items()}
     best = max(value for name, value in medians.items() if name != "auto")
     return {

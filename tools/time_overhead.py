@@ -19,10 +19,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from dgpt2_quant.runtime import Model
-from dgpt2_quant.runtime.depth_context import NEAR
+from dgpt2_quant.runtime.depth_context import FLASH_POSITIONS
 from dgpt2_quant.runtime.library import NativeContext, NativeModel
 
-TOKENS = NEAR - 8  # all where single tokens have flash attention
+TOKENS = FLASH_POSITIONS - 8  # all where single tokens have flash attention
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "greedy": {"temperature": 0, "lookup": 0},
     "top-k 40": {},

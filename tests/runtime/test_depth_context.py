@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from dgpt2_quant.runtime.decoding import Logits
-from dgpt2_quant.runtime.depth_context import NEAR, DepthContext, transpose
+from dgpt2_quant.runtime.depth_context import FLASH_POSITIONS, DepthContext, transpose
 from dgpt2_quant.runtime.library import CELLS, F16, F32, NativeContext, NativeModel
 
 LENGTH = CELLS + 20
 TOKENS = [(31 * index) % 8000 for index in range(2 * CELLS)]
 
-Make = Callable[[int, bool], NativeContext]
+Make = Callable[[bool], NativeContext]
 
 
 @pytest.fixture(params=[F16, F32], ids=["f16", "f32"])
@@ -21,9 +21,9 @@ def make(request: pytest.FixtureRequest, short_files: dict[str, Path]) -> Iterat
     model = NativeModel(short_files["Q4_0"])
     made = []
 
-    def make(positions: int, flash_attention: bool) -> NativeContext:
+    def make(flash_attention: bool) -> NativeContext:
         options = {"flash_attention": flash_attention, "kv_type": request.param}
-        made.append(NativeContext(model, positions, slots=3, batch=NEAR, **options))
+        made.append(NativeContext(model, 512, slots=3, batch=FLASH_POSITIONS, **options))
         return made[-1]
 
     yield make
@@ -34,7 +34,7 @@ def make(request: pytest.FixtureRequest, short_files: dict[str, Path]) -> Iterat
 
 @pytest.fixture
 def context(make: Make) -> DepthContext:
-    return DepthContext(make, 512)
+    return DepthContext(make)
 
 
 def feed(slot: int, position: int) -> SimpleNamespace:
@@ -47,20 +47,20 @@ def one(context: NativeContext | DepthContext, slot: int, position: int) -> Logi
 
 
 def prompt(context: NativeContext | DepthContext, slot: int, length: int) -> None:
-    for begin in range(0, length, NEAR):
-        context.decode([TOKENS[at] + slot for at in range(begin, min(begin + NEAR, length))], begin, slot)
+    for begin in range(0, length, FLASH_POSITIONS):
+        context.decode([TOKENS[at] + slot for at in range(begin, min(begin + FLASH_POSITIONS, length))], begin, slot)
 
 
 @pytest.fixture
 def expected(make: Make) -> list[list[Logits]]:
     """For two slots: rows of single tokens behind a prompt of 100, from position 100 to `LENGTH`."""
-    near, far = make(512, True), make(512, False)
+    flash, plain = make(True), make(False)
     found = []
     for slot in (0, 1):
-        prompt(near, slot, 100)
-        rows = [one(near, slot, position) for position in range(100, NEAR)]
-        far.restore(slot, transpose(near.save(slot)))
-        found.append(rows + [one(far, slot, position) for position in range(NEAR, LENGTH)])
+        prompt(flash, slot, 100)
+        rows = [one(flash, slot, position) for position in range(100, FLASH_POSITIONS)]
+        plain.restore(slot, transpose(flash.save(slot)))
+        found.append(rows + [one(plain, slot, position) for position in range(FLASH_POSITIONS, LENGTH)])
     return found
 
 
@@ -68,36 +68,37 @@ def same(found: list[Logits], expected: list[Logits]) -> bool:
     return all(np.array_equal(*pair) for pair in zip(found, expected, strict=True))
 
 
-def test_it_says_in_which_steps_it_did_more_than_to_decode(context: DepthContext) -> None:
+def test_the_plain_context_is_made_when_it_is_needed_and_kept(
+    context: DepthContext, expected: list[list[Logits]]
+) -> None:
     prompt(context, 0, 100)
-    paused = []
-    for position in range(100, LENGTH):
-        one(context, 0, position)
-        if context.paused:
-            paused.append(position)
-    assert paused == [NEAR, CELLS]
-
-
-def test_the_far_context_begins_small_and_grows(context: DepthContext, expected: list[list[Logits]]) -> None:
-    prompt(context, 0, 100)
-    assert context._far is None
-    found, sizes = [], []
-    for position in range(100, LENGTH):
-        found.append(one(context, 0, position))
-        sizes.append(context._far.positions if context._far else 0)
+    found = [one(context, 0, position) for position in range(100, FLASH_POSITIONS)]
+    assert context._plain is None
+    found += [one(context, 0, position) for position in range(FLASH_POSITIONS, LENGTH)]
+    made = context._plain
     assert same(found, expected[0])
-    assert [size for at, size in enumerate(sizes) if size not in sizes[:at]] == [0, CELLS, 2 * CELLS]
     context.keep(100)
-    assert same([one(context, 0, position) for position in range(100, NEAR + 9)], expected[0][: NEAR + 9 - 100])
-    assert context._far
-    assert context._far.positions == CELLS
+    end = FLASH_POSITIONS + 9
+    assert same([one(context, 0, position) for position in range(100, end)], expected[0][: end - 100])
+    assert context._plain is made
 
 
-def test_it_grows_with_everybody_in_it(context: DepthContext, expected: list[list[Logits]]) -> None:
+def test_what_an_interrupt_left_is_forgotten(context: DepthContext, expected: list[list[Logits]]) -> None:
+    prompt(context, 0, 200)
+    one(context, 0, 200)
+    context._both[0] = 150  # in the middle of a change nothing is consistent
+    context.forget()
+    for slot in (0, 1):
+        prompt(context, slot, 100)
+    assert same([one(context, 0, position) for position in range(100, LENGTH)], expected[0])
+    assert same([one(context, 1, position) for position in range(100, LENGTH)], expected[1])
+
+
+def test_several_cross_the_border_one_after_the_other(context: DepthContext, expected: list[list[Logits]]) -> None:
     found: list[list[Logits]] = [[], []]
     for slot in (0, 1):
         prompt(context, slot, 100)
-    for first, position in enumerate(range(100, LENGTH)):  # one after the other, the second far behind the first
+    for first, position in enumerate(range(100, LENGTH)):  # one after the other, the second much later than the first
         found[0].append(one(context, 0, position))
         if first % 4 == 0:
             found[1].append(one(context, 1, 100 + first // 4))
@@ -135,7 +136,7 @@ def test_who_comes_back_with_the_same_cells_need_not_be_carried_again(
         context.keep(kept)
         assert same([one(context, 0, position) for position in range(kept, 203)], rows[kept - 200 :])
     assert carried == [0]
-    context.keep(100)  # and then single tokens in the near one
+    context.keep(100)  # and then single tokens in the flash one
     assert same([one(context, 0, position) for position in range(100, 203)], expected[0][: 203 - 100])
     assert carried == [0, 0]
     context.keep(0)  # the prompt anew, to where the far one is still known to have had cells
@@ -159,10 +160,10 @@ def test_copies_have_what_both_have(context: DepthContext, length: int) -> None:
 
 
 def test_a_prompt_of_one_token_more_than_its_chunks(context: DepthContext) -> None:
-    prompt(context, 0, NEAR + 1)
+    prompt(context, 0, FLASH_POSITIONS + 1)
     whole = context.logits(1)[0].copy()
-    context.keep(NEAR)
-    context.decode([TOKENS[NEAR]], NEAR)
+    context.keep(FLASH_POSITIONS)
+    context.decode([TOKENS[FLASH_POSITIONS]], FLASH_POSITIONS)
     assert np.array_equal(context.logits(1)[0], whole)
-    context.decode(TOKENS[NEAR + 1 : NEAR + 5], NEAR + 1)  # and goes on where that is
-    assert context._left == {0: NEAR}
+    context.decode(TOKENS[FLASH_POSITIONS + 1 : FLASH_POSITIONS + 5], FLASH_POSITIONS + 1)  # and goes on where that is
+    assert context._left == {0: FLASH_POSITIONS}

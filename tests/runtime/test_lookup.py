@@ -117,8 +117,9 @@ class TestTexts:
         prompt = storybook.tokenize(STORY)[:begin]
         plain, _ = write(storybook, prompt, lookup=0, max_tokens=14)
         guess_from(monkeypatch, plain.token_ids, 0.6)
-        for _ in range(3):
-            assert write(storybook, prompt, max_tokens=14)[0].token_ids == plain.token_ids
+        found = [write(storybook, prompt, max_tokens=14)[0] for _ in range(3)]
+        assert len({completion.token_ids for completion in found}) == 1
+        check_likeliest(storybook, prompt, found[0])
 
     def test_a_shorter_text_is_the_beginning_of_a_longer_one(self, short_files: dict[str, Path]) -> None:
         with Model.load(short_files["Q4_0"], threads=1) as model:
@@ -179,7 +180,7 @@ class TestTexts:
             assert found.completion is not None
             assert found.completion.tokens == count
             check_likeliest(storybook, found.request.prompt, found.completion)
-        storybook.free_engine(engine)
+        engine.context.close()
 
 
 class TestEnds:
@@ -241,7 +242,7 @@ class TestEnds:
 
         stream = storybook.stream(PROMPT, temperature=0, max_tokens=80)
         with Scheduler(storybook, parallel=1) as scheduler:
-            for engine in (storybook._single, scheduler._engine):
+            for engine in (storybook._single, scheduler._worker.engine):
                 with monkeypatch.context() as patch:
                     if engine is storybook._single:
                         next(stream), next(stream)
@@ -256,7 +257,7 @@ class TestEnds:
                         with pytest.raises(OSError, match="no more"):
                             ticket.result(10)
                         assert ticket.timing.to_json()["decode_tps"] is None  # nobody knows how long
-                assert not engine._ahead
+                assert not engine._settled or not engine._ahead
             ticket = scheduler.submit(PROMPT, temperature=0, max_tokens=80, ignore_eos=True)
             assert ticket.result(10) == write(storybook)[0] == expected
 

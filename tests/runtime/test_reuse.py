@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from dgpt2_quant.runtime import Completion, Model
-from dgpt2_quant.runtime.depth_context import NEAR
+from dgpt2_quant.runtime.depth_context import FLASH_POSITIONS
 from dgpt2_quant.runtime.draft import Draft
 from dgpt2_quant.runtime.engine import CHUNK, Engine
 from dgpt2_quant.runtime.library import CELLS
@@ -94,7 +94,7 @@ class TestOneSlot:
         write(model, prompt[:length], max_tokens=CHUNK)  # of its text nothing may be taken for the prompt
         assert write(model, prompt) == (fresh, LENGTH - length)
 
-    @pytest.mark.parametrize("length", [NEAR - 5, NEAR, CELLS - 5])
+    @pytest.mark.parametrize("length", [FLASH_POSITIONS - 5, FLASH_POSITIONS, CELLS - 5])
     def test_where_the_text_goes_on_into_another_context(self, model: Model, prompt: list[int], length: int) -> None:
         forget(model)
         told, computed = write(model, prompt[:length], max_tokens=12)
@@ -122,7 +122,7 @@ class TestOneSlot:
             told, computed = write(model, said, max_tokens=25)
             steps.append((list(said), told))
             said += [*told[3], 10]
-        assert len(said) > CELLS > NEAR
+        assert len(said) > CELLS > FLASH_POSITIONS
         assert computed < 2 * CHUNK
         for said, told in reversed(steps):
             forget(model)
@@ -151,13 +151,13 @@ class TestSeveralSlots:
     def engine(self, model: Model) -> Iterator[Engine]:
         engine = model.new_engine(3, model.positions)
         yield engine
-        model.free_engine(engine)
+        engine.context.close()
 
     @pytest.fixture
     def fresh(self, model: Model, engine: Engine, prompt: list[int]) -> Told:
         ((told, computed),) = self.write(engine, self.draft(model, prompt))
         assert computed == LENGTH
-        engine.forget()
+        engine.reset()
         return told
 
     def draft(self, model: Model, prompt: list[int], **options: Any) -> Draft:

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from dgpt2_quant.quantize.errors import UsageError
-from dgpt2_quant.runtime.library import NativeModel, NativeSampler
+from dgpt2_quant.runtime.library import NativeModel
+from dgpt2_quant.runtime.native_sampler import NativeSampler
 from dgpt2_quant.runtime.sampler import Sampler
 from dgpt2_quant.runtime.sampling import Sampling
 from hypothesis import given, settings

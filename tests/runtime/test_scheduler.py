@@ -71,7 +71,7 @@ def test_the_result_is_there_as_often_as_it_is_asked_for(scheduler: Scheduler, m
     assert [read.result(30), read.result(30), unread.result(30), unread.result(30)] == [last.completion] * 4
     assert list(unread) == []
     with monkeypatch.context() as patch:
-        patch.setattr(scheduler._engine.context._near, "_decode", lambda handle, batch: -3)
+        patch.setattr(scheduler._worker.engine.context._flash, "_decode", lambda handle, batch: -3)
         failed = scheduler.submit(PROMPTS[1], max_tokens=3)
         for _ in range(2):
             with pytest.raises(RuntimeFailure, match="status -3"):
@@ -270,7 +270,7 @@ class TestEnd:
         next(tickets[0])
         draining = threading.Thread(target=scheduler.close, kwargs={"drain": True})
         draining.start()
-        wait_for(lambda: scheduler._draining)
+        wait_for(lambda: scheduler._worker.draining)
         scheduler.close()
         draining.join(10)
         assert {ticket.result(1).finish_reason for ticket in tickets[2:]} == {"cancelled"}
@@ -286,7 +286,7 @@ class TestEnd:
         self, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(scheduler._engine.context._near, "_decode", lambda handle, batch: -3)
+            patch.setattr(scheduler._worker.engine.context._flash, "_decode", lambda handle, batch: -3)
             with pytest.raises(RuntimeFailure, match="status -3"):
                 scheduler.submit("The king", max_tokens=5).result(10)
         assert scheduler.submit("The king", max_tokens=5).result(10).tokens == 5
