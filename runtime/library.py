@@ -218,7 +218,7 @@ class NativeContext:
         if self._owner is None:
             what = f"a context of {positions} positions for {slots} sequence{'s' * (slots > 1)}"
             raise RuntimeFailure(f"llama.cpp can not set up {what}", "Is there enough memory?")
-        self._memory = lib.llama_get_memory(self.handle)
+        self._memory = lib.llama_get_memory(self.owner.pointer)
 
     def _make(self, model: NativeModel, params: Any) -> None:
         lib, owner = bindings(), model.owner
@@ -252,11 +252,11 @@ class NativeContext:
         self._is_in_place = False  # whether a single row would be where the first of them is
 
     @property
-    def handle(self) -> int:
-        """The context's address. Raises `RuntimeFailure` when it is closed."""
+    def owner(self) -> Owned:
+        """Held for the time of a call, it keeps the context in memory. Raises `RuntimeFailure` when that is closed."""
         if self._owner is None:
             raise RuntimeFailure("the model was closed meanwhile", "Load it again.")
-        return self._owner.pointer
+        return self._owner
 
     def decode(self, tokens: Sequence[int], position: int, slot: int = 0, scored_from: int | None = None) -> None:
         """Appends at most `batch_size` tokens at `position`; logits are kept of the last, or from an index on."""
@@ -286,8 +286,9 @@ class NativeContext:
         self._run(count, last)
         # on the CPU they are there by now, one row where it was; the order of several is mended when they are asked for
         if count > 1 or not self._is_in_place:
-            if self._rows[0] != self._logits_address(self.handle) or len(self._rows[1]) < count:
-                self._rows = self._logits_address(self.handle), list(self.logits(count)[:, : self._real_vocabulary])
+            address = self._logits_address(self.owner.pointer)
+            if self._rows[0] != address or len(self._rows[1]) < count:
+                self._rows = address, list(self.logits(count)[:, : self._real_vocabulary])
             self._is_in_place = True
         return self._rows[1]
 
@@ -295,7 +296,8 @@ class NativeContext:
         if last_position >= self.positions:  # behind them llama.cpp reads beyond the position table
             raise RuntimeFailure(f"position {last_position} is beyond the context of {self.positions}")
         self._batch.n_tokens = count
-        status = self._decode(self.handle, self._batch)
+        owner = self.owner
+        status = self._decode(owner.pointer, self._batch)
         if status:
             raise RuntimeFailure(f"llama_decode failed with status {status} at position {last_position}")
         if raised:
@@ -303,14 +305,14 @@ class NativeContext:
 
     def logits(self, rows: int) -> npt.NDArray[np.float32]:
         """The logits of the last decode's `rows` scored tokens, (rows, vocabulary): a view until the next decode."""
-        address = self._logits_address(self.handle)
+        address = self._logits_address(self.owner.pointer)
         if self._view[0] != address or len(self._view[1]) != rows:
             self._view = address, self._array(address, rows, self.vocabulary)
         return self._view[1]
 
     def embeddings(self, rows: int) -> npt.NDArray[np.float32]:
         """The final norm's output for the last decode's tokens, (rows, width): a view until the next decode."""
-        pointer = bindings().llama_get_embeddings(self.handle)
+        pointer = bindings().llama_get_embeddings(self.owner.pointer)
         return self._array(ctypes.addressof(pointer.contents), rows, self.width)
 
     def _array(self, address: int, rows: int, columns: int) -> npt.NDArray[np.float32]:
@@ -319,7 +321,8 @@ class NativeContext:
 
     def keep(self, positions: int, slot: int = 0) -> None:
         """Forgets all but the first `positions` tokens of a sequence."""
-        if self._owner is not None:
+        owner = self._owner
+        if owner is not None:
             bindings().llama_memory_seq_rm(self._memory, slot, positions, -1)
 
     def forget(self) -> None:
@@ -333,24 +336,25 @@ class NativeContext:
 
     def save(self, slot: int) -> State:
         """A sequence's cells as llama.cpp writes them."""
-        lib = bindings()
-        state = np.empty(lib.llama_state_seq_get_size(self.handle, slot), np.uint8)
-        if lib.llama_state_seq_get_data(self.handle, state.ctypes.data_as(_BYTES), len(state), slot) != len(state):
+        lib, owner = bindings(), self.owner
+        state = np.empty(lib.llama_state_seq_get_size(owner.pointer, slot), np.uint8)
+        if lib.llama_state_seq_get_data(owner.pointer, state.ctypes.data_as(_BYTES), len(state), slot) != len(state):
             raise RuntimeFailure(f"llama.cpp can not save the sequence {slot}")
         return state
 
     def restore(self, slot: int, state: State) -> None:
         """Puts saved cells into a slot, in place of what is there."""
-        lib, handle = bindings(), self.handle
+        lib, owner = bindings(), self.owner
         lib.llama_memory_seq_rm(self._memory, slot, 0, -1)
         # it logs what it reads
-        put = partial(lib.llama_state_seq_set_data, handle, state.ctypes.data_as(_BYTES), len(state), slot)
+        put = partial(lib.llama_state_seq_set_data, owner.pointer, state.ctypes.data_as(_BYTES), len(state), slot)
         if not in_native_thread(put):
             raise RuntimeFailure(f"llama.cpp can not restore the sequence {slot}")
 
     def set_threads(self, threads: int) -> None:
         """From the next decode on."""
-        bindings().llama_set_n_threads(self.handle, threads, threads)
+        owner = self.owner
+        bindings().llama_set_n_threads(owner.pointer, threads, threads)
         self.threads = threads
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ decides nothing but speed; a text does not depend on the number of threads.
 """
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Callable
@@ -48,7 +49,7 @@ class Governor:
         self._cores = cores
         self._running = running or _tasks_that_run()
         self._others = 0.0
-        self._looked = 0.0
+        self._looked = -math.inf
         self.look()
 
     def look(self, own: int = 1) -> None:

@@ -3,9 +3,9 @@
 usage: time_governor.py MODEL.gguf [--plot FILE.svg] [--rounds N] [--seconds S]
 
 First `auto` against each fixed number of threads, a text of 100 tokens each, in turns: on the idle machine, with one
-busy process, and with one for each core. Then one long generation by `auto`, through S seconds without load, S with one busy process for each
-core, and S without: threads and tokens per second over time. The last line is JSON; --plot draws the second part
-(needs matplotlib).
+busy process, and with one for each core. Then one long generation by `auto`, through S seconds without load, S with one
+busy process for each core, and S without: threads and tokens per second over time. The last line is JSON; --plot draws
+the second part (needs matplotlib).
 """
 
 import argparse
