@@ -138,17 +138,21 @@ class Engine:
         The two take turns, so that neither keeps the other waiting. Returns the texts to show now; a draft is through
         when it has its `completion`.
         """
-        self._settle()
+        if not self._settled:
+            self.reset()
         self._settled = False
-        pieces = self._step()
+        pieces: list[Piece] = []
+        if self._ahead:
+            pieces = self._go_ahead()
+        if not pieces:
+            is_decode = self._active and not self._waiting and not self._entering
+            pieces = self._decode() if is_decode else self._prompts_or_decode()
         self._settled = True
         return pieces
 
-    def _step(self) -> list[Piece]:
-        if self._ahead and (ahead := self._go_ahead()):
-            return ahead
-        if not self._waiting and not self._entering:
-            return self._decode() if self._active else []
+    def _prompts_or_decode(self) -> list[Piece]:
+        if not (self._waiting or self._entering):
+            return []
         self._decode_next = not self._decode_next and bool(self._active)
         if self._decode_next or not self._admits():
             return self._decode()

@@ -283,25 +283,26 @@ class NativeContext:
             self._scored[count] = 1
             last = position if position > last else last
             count += 1
-        self._run(count, last)
+        owner = self._run(count, last)
         # on the CPU they are there by now, one row where it was; the order of several is mended when they are asked for
         if count > 1 or not self._is_in_place:
-            address = self._logits_address(self.owner.pointer)
+            address = self._logits_address(owner.pointer)
             if self._rows[0] != address or len(self._rows[1]) < count:
                 self._rows = address, list(self.logits(count)[:, : self._real_vocabulary])
             self._is_in_place = True
         return self._rows[1]
 
-    def _run(self, count: int, last_position: int) -> None:
+    def _run(self, count: int, last_position: int) -> Owned:
         if last_position >= self.positions:  # behind them llama.cpp reads beyond the position table
             raise RuntimeFailure(f"position {last_position} is beyond the context of {self.positions}")
         self._batch.n_tokens = count
-        owner = self.owner
+        owner = self._owner or self.owner
         status = self._decode(owner.pointer, self._batch)
         if status:
             raise RuntimeFailure(f"llama_decode failed with status {status} at position {last_position}")
         if raised:
             raise_from_callback()
+        return owner
 
     def logits(self, rows: int) -> npt.NDArray[np.float32]:
         """The logits of the last decode's `rows` scored tokens, (rows, vocabulary): a view until the next decode."""

@@ -22,7 +22,7 @@ from .sampling import whole
 MOST_THREADS = 512
 MOST_AUTO = 16  # with more threads, barriers cost more than what each of them computes of a token
 _LOADAVG = Path("/proc/loadavg")  # proc(5): its fourth field is "tasks that can run/all tasks"
-_EVERY = 0.001  # seconds from one look to the next
+_EVERY = 0.004  # seconds from one look to the next, each of which takes some 10 microseconds
 _STALE = 0.05  # seconds after which earlier looks do not count any more
 _WEIGHT = 0.3  # of a new look: two in a row change the number of threads, one alone does not
 

@@ -14,9 +14,9 @@ from dgpt2_quant.runtime.threads import Governor, check_threads, make_governor
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each look comes two milliseconds after the one before."""
+    """Each look comes five milliseconds after the one before."""
     now = iter(range(10**6))
-    monkeypatch.setattr(threads, "time", type("Clock", (), {"perf_counter": staticmethod(lambda: next(now) * 0.002)}))
+    monkeypatch.setattr(threads, "time", type("Clock", (), {"perf_counter": staticmethod(lambda: next(now) * 0.005)}))
 
 
 def governor(seen: list[int | None], *, most: int = 2, cores: int = 2) -> Governor:
