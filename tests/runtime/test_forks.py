@@ -1,7 +1,9 @@
 """Worker processes: what a server or a pool does that loads a model, and forks."""
 
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -104,3 +106,45 @@ def test_other_ways_to_start(short_files: dict[str, Path], tmp_path: Path, metho
     assert (done.returncode, done.stderr) == (0, "")
     here, there = done.stdout.splitlines()
     assert here == there
+
+
+APPLICATION = """
+from dgpt2_quant.runtime import Model
+
+def load():
+    return Model.load(PATH, threads=2)
+def text(model):
+    return model.generate("Once upon a time", max_tokens=12, temperature=0)[0][0].text
+
+expected = text(load())  # before the fork, as an application that warms up
+own = None
+
+def application(environ, start_response):
+    global own
+    own = own or load()
+    start_response("200 OK", [])
+    return [f"{environ['wsgi.multiprocess']} {text(own) == expected}".encode()]
+"""
+
+
+def test_gunicorn_that_loads_the_application_first(short_files: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "application.py").write_text(f"PATH = {str(short_files['Q8_0'])!r}\n{APPLICATION}", "utf-8")
+    address = str(tmp_path / "socket")
+    command = [sys.executable, "-m", "gunicorn", "--preload", "--workers", "2", "--bind", f"unix:{address}"]
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen([*command, "application:application"], cwd=tmp_path, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 30
+        while "Booting worker" not in (tmp_path / "log").read_text("utf-8"):
+            assert server.poll() is None, (tmp_path / "log").read_text("utf-8")
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        for _ in range(4):
+            with socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(20)
+                client.connect(address)
+                client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+                assert b"".join(iter(lambda: client.recv(4096), b"")).endswith(b"\r\n\r\nTrue True")
+    finally:
+        server.terminate()
+        server.wait(20)
