@@ -64,7 +64,7 @@ def in_native_thread(call: Callable[[], Result], cancel: Callable[[], object] | 
     What it makes, it must store where it belongs by itself. After an interrupt, `cancel` is called, the end of the
     call is awaited, and then the interrupt is raised. Raises `RuntimeFailure` when no thread can be started.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if threading.get_ident() != threading.main_thread().ident:
         return call()
     outcome: list[Any] = []
 

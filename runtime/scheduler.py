@@ -203,21 +203,25 @@ class _Worker:
         """Gives new requests to the engine, and takes from it those that nobody wants; waits where there is nothing to
         do. False when it is time to end."""
         while True:
-            is_idle = self.engine.idle and not self.closing
+            waits = self.engine.idle and not self._is_ending()
             with contextlib.suppress(Empty):
                 while True:
-                    job = self.inbox.get(block=is_idle)
-                    is_idle = False
+                    job = self.inbox.get(block=waits)
+                    waits = False
                     if isinstance(job, _Job):
                         self.jobs[job.draft] = job
                         self.engine.add(job.draft)
             unwanted = [draft for draft, job in self.jobs.items() if job.cancelled or job.ticket() is None]
             for draft, text in self.engine.cancel(*unwanted) if unwanted else ():
                 self._report(draft, text)
-            if self.closing or (self.scheduler and self.scheduler() is None):
+            if self._is_ending():
                 return (self.draining or not self.closing) and not self.engine.idle
             if not self.engine.idle:
                 return True
+
+    def _is_ending(self) -> bool:
+        """Closed, or dropped: then what was handed in before is finished."""
+        return self.closing or (self.scheduler is not None and self.scheduler() is None)
 
     def _report(self, draft: Draft, text: str) -> None:
         """Sends a piece, and counts a request that has ended."""

@@ -1,0 +1,191 @@
+"""What is dropped is gone, without a collection; what is shared or closed early answers."""
+
+import asyncio
+import contextlib
+import gc
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from dgpt2_quant.quantize import llama_cpp_version
+from dgpt2_quant.quantize.errors import DgptQuantError, RuntimeFailure
+from dgpt2_quant.runtime import Completion, Model, Scheduler, native_calls
+
+PROMPT = "Once upon a time"
+
+
+@pytest.fixture
+def model(short_files: dict[str, Path]) -> Iterator[Model]:
+    with Model.load(short_files["Q8_0"], threads=1) as model:
+        yield model
+
+
+@pytest.fixture
+def no_collection() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def use_everything(path: Path) -> Model:
+    model = Model.load(path, threads=1)
+    next(model.stream(PROMPT, max_tokens=5))
+    model.generate([PROMPT, "The king"], max_tokens=140)
+    model.features(PROMPT)
+    Scheduler(model, parallel=2).submit(PROMPT, max_tokens=3).result()
+    return model
+
+
+@pytest.mark.usefixtures("no_collection")
+def test_a_dropped_model_is_freed_at_once(short_files: dict[str, Path]) -> None:
+    native_calls.flush()
+    before = len(native_calls._alive)
+    model = use_everything(short_files["Q8_0"])
+    gone = weakref.ref(model)
+    del model
+    assert gone() is None
+    wait_for(lambda: len(native_calls._alive) == before)  # its scheduler's thread ends by itself
+
+
+@pytest.mark.usefixtures("no_collection")
+def test_dropped_schedulers_end_after_the_requests_that_are_kept(model: Model) -> None:
+    threads = threading.active_count()
+    tickets = [Scheduler(model, parallel=1).submit(PROMPT, max_tokens=30) for _ in range(4)]
+    Scheduler(model)
+    assert [ticket.result(20).tokens for ticket in tickets] == [30] * 4
+    wait_for(lambda: threading.active_count() == threads)
+
+
+def test_a_dropped_ticket_cancels_its_request(model: Model) -> None:
+    with Scheduler(model, parallel=1) as scheduler:
+        scheduler.submit(PROMPT, max_tokens=400, ignore_eos=True)
+        kept = scheduler.submit(PROMPT, max_tokens=2)
+        assert kept.result(20).tokens == 2
+        assert scheduler.stats.cancelled == 1
+
+
+def test_an_array_keeps_the_memory_that_it_shows(short_files: dict[str, Path]) -> None:
+    kept: list[np.ndarray[Any, Any]] = []
+    with Model.load(short_files["Q8_0"], threads=1) as model:
+        model.visit_logits(model.tokenize(PROMPT), 0, lambda _position, rows: kept.append(rows))
+        expected = kept[0].copy()
+    Model.load(short_files["Q8_0"], threads=1).close()  # which would get the memory
+    assert np.array_equal(kept[0], expected)
+
+
+class TestReaders:
+    def test_two_of_one_ticket(self, model: Model) -> None:
+        with Scheduler(model, parallel=1) as scheduler:
+            ticket = scheduler.submit(PROMPT, max_tokens=60, ignore_eos=True)
+            with ThreadPoolExecutor(3) as pool:
+                shares = [pool.submit(list, ticket) for _ in range(3)]
+                events = [event for share in shares for event in share.result(20)]
+            completion = ticket.result(5)
+        assert sum(len(event.token_ids) for event in events) == 60
+        assert len([event for event in events if event.completion]) == 1
+        assert completion.tokens == 60
+
+    def test_all_of_them_hear_of_a_failure(self, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+        with Scheduler(model, parallel=1) as scheduler:
+            monkeypatch.setattr(scheduler._worker.engine, "step", lambda: (_ for _ in ()).throw(OSError("no more")))
+            ticket = scheduler.submit(PROMPT, max_tokens=60)
+            with ThreadPoolExecutor(2) as pool:
+                for reader in [pool.submit(list, ticket) for _ in range(2)]:
+                    with pytest.raises(OSError, match="no more"):
+                        reader.result(20)
+
+    def test_three_of_one_stream(self, model: Model) -> None:
+        expected = "".join(model.stream(PROMPT, max_tokens=60, seed=1, ignore_eos=True))
+        generation = model.stream(PROMPT, max_tokens=60, seed=1, ignore_eos=True)
+        with ThreadPoolExecutor(3) as pool:
+            shares = [pool.submit(list, generation) for _ in range(3)]
+            pieces = [piece for share in shares for piece in share.result(20)]
+        assert len("".join(pieces)) == len(expected)
+        assert generation.completion
+        assert generation.completion.text == expected
+
+    def test_two_tasks_of_one_ticket(self, model: Model) -> None:
+        async def main() -> tuple[list[int], Completion]:
+            async with Scheduler(model, parallel=1) as scheduler:
+                ticket = scheduler.submit(PROMPT, max_tokens=40, ignore_eos=True)
+
+                async def count() -> int:
+                    return sum([len(event.token_ids) async for event in ticket])
+
+                return list(await asyncio.gather(count(), count())), await ticket
+
+        shares, completion = asyncio.run(asyncio.wait_for(main(), 20))
+        assert sum(shares) == completion.tokens == 40
+
+    def test_await(self, model: Model) -> None:
+        async def main() -> list[Completion]:
+            async with Scheduler(model, parallel=2) as scheduler:
+                return list(await asyncio.gather(*[scheduler.submit(PROMPT, max_tokens=4, seed=s) for s in (1, 2)]))
+
+        assert [completion.tokens for completion in asyncio.run(asyncio.wait_for(main(), 20))] == [4, 4]
+
+
+def test_closed_generations_have_what_they_wrote(model: Model) -> None:
+    expected = "".join(model.stream(PROMPT, max_tokens=30, seed=1))
+    with contextlib.closing(model.stream(PROMPT, max_tokens=30, seed=1)) as generation:
+        written = next(generation)
+    assert generation.completion
+    assert generation.completion.finish_reason == "cancelled"
+    assert generation.completion.text == written == expected[: len(written)]
+    assert list(generation) == []
+    with model.batch([PROMPT, "The king"], max_tokens=30) as batch:
+        next(batch)
+    assert [found and found.finish_reason for found in batch.completions] == ["cancelled"] * 2
+    assert "".join(model.stream(PROMPT, max_tokens=30, seed=1)) == expected
+
+
+def test_statistics_are_a_snapshot(model: Model) -> None:
+    with Scheduler(model, parallel=1) as scheduler:
+        before = scheduler.stats
+        scheduler.submit(PROMPT, max_tokens=9, ignore_eos=True).result(20)
+        assert scheduler.stats.totals.decode_tokens - before.totals.decode_tokens == 8
+
+
+def test_where_no_thread_can_be_started_the_model_goes_on(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(RuntimeFailure, match="no more threads"):
+        Scheduler(model)
+    assert "".join(model.stream(PROMPT, max_tokens=3))
+    model.close()
+
+
+class TestVersion:
+    @pytest.mark.parametrize("version", ["0.3.36", "0.3.36+v3"])
+    def test_the_supported_one(self, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+        monkeypatch.setattr(llama_cpp_version, "version", lambda _: version)
+        llama_cpp_version.check_version()
+
+    @pytest.mark.parametrize("version", ["0.3.35", "0.3.360", "0.3.37+v3"])
+    def test_another_one_is_refused(self, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+        monkeypatch.setattr(llama_cpp_version, "version", lambda _: version)
+        with pytest.raises(
+            DgptQuantError, match=rf"llama-cpp-python {version.replace('+', '.')} is installed"
+        ) as caught:
+            llama_cpp_version.check_version()
+        assert caught.value.hint == "Install that one: `pip install llama-cpp-python==0.3.36`."
+
+    def test_another_layout_is_refused(self) -> None:
+        with pytest.raises(DgptQuantError, match="the size of llama_token_data is 16, not 12"):
+            llama_cpp_version.check_layout("the size of llama_token_data", 16, 12)
