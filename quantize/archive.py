@@ -148,7 +148,7 @@ def _members(shown: str, file: IO[bytes]) -> Iterator[tuple[tarfile.TarInfo, tar
     """The files of a .tar.gz archive, each to be read before the next one. Raises `UsageError` for too much."""
     file.seek(0)
     count = passed = 0
-    with _Bounded(fileobj=file) as inside, tarfile.open(fileobj=inside, mode="r:") as archive:
+    with _Bounded(shown, fileobj=file) as inside, tarfile.open(fileobj=inside, mode="r:") as archive:
         for info in archive:
             if info.isfile():
                 count += 1
@@ -163,7 +163,7 @@ class _Bounded(gzip.GzipFile):
 
     def read(self, size: int | None = -1) -> bytes:
         if size is None or not 0 <= size <= MOST_BYTES + 1:
-            raise UsageError(f"the archive has a part of more than {MOST_BYTES >> 20} MiB", "Name an unpacked file.")
+            raise UsageError(f"{self.name} has a part of more than {MOST_BYTES >> 20} MiB", "Name an unpacked file.")
         return super().read(size)
 
 

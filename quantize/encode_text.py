@@ -55,7 +55,8 @@ def special_note(text: NamedText, tokens: Sequence[str], types: Sequence[int]) -
     if text.parse_special:
         how = "read as tokens, as by Transformers; --no-parse-special reads them as letters, as llama-perplexity does"
     shown = ", ".join(list(counts)[:_SHOWN]) + (", ..." if len(counts) > _SHOWN else "")
-    return f"{text.name}: {sum(counts.values()):,} special tokens ({shown}), {how}"
+    total = sum(counts.values())
+    return f"{text.name}: {total:,} special token{'s' * (total > 1)} ({shown}), {how}"
 
 
 def _split(text: str, tokens: Iterable[str]) -> list[tuple[str, bool]]:

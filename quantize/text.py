@@ -92,7 +92,7 @@ def as_text(file: DataFile, *, parse_special: bool = True, keep_crlf: bool = Fal
     if pairs := text.count("\r\n"):
         what = "kept" if keep_crlf else "read as LF"
         text = text if keep_crlf else text.replace("\r\n", "\n")
-        notes.append(f"{file.name}: {pairs:,} CRLF line ends, {what}")
+        notes.append(f"{file.name}: {pairs:,} CRLF line end{'s' * (pairs > 1)}, {what}")
     if alone := text.count("\r") - text.count("\r\n"):
-        notes.append(f"{file.name}: {alone:,} carriage returns without a line feed, kept")
+        notes.append(f"{file.name}: {alone:,} carriage return{'s' * (alone > 1)} without a line feed, kept")
     return NamedText(file.name, file.sha256, text, tuple(notes), parse_special)

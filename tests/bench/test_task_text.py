@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dgpt2_quant.bench.data_file import DataFile
 from dgpt2_quant.bench.task_metrics import Metric, Scores, Settings, summarize
 from dgpt2_quant.bench.task_text import BitsPerByte, WikiText, detokenize, end_of
+from dgpt2_quant.quantize.archive import DataFile
 from dgpt2_quant.quantize.errors import UsageError
 from dgpt2_quant.quantize.text import load_text
 from dgpt2_quant.runtime import Model
