@@ -113,7 +113,7 @@ def no_text(what: str, content: bytes | bytearray, error: UnicodeDecodeError | N
         return UsageError(f"{what} is binary (a NUL byte at offset {content.find(0)}), not UTF-8 text", "Name a text.")
     line = content.count(b"\n", 0, error.start) + 1
     return UsageError(
-        f"{what}, line {line}: not UTF-8 ({error.reason}, byte 0x{content[error.start]:02x} at offset {error.start})",
+        f"{what} is not UTF-8: line {line}, byte 0x{content[error.start]:02x} at offset {error.start}",
         "Convert it, for example with `iconv -f LATIN1 -t UTF-8`.",
     )
 

@@ -83,7 +83,8 @@ def _stdin() -> BinaryIO:
 
 
 def _read(file: BinaryIO, shown: str, what: str, announce: Announce | None) -> bytes:
-    if announce and file.isatty():
+    terminal = file.isatty()
+    if announce and terminal:
         announce(f"Reading the {what} from the terminal; Ctrl-D on a line of its own ends the input")
     content = bytearray()
     while True:
@@ -99,7 +100,7 @@ def _read(file: BinaryIO, shown: str, what: str, announce: Announce | None) -> b
             raise no_text(shown, content)
         if len(content) > MOST_BYTES:
             raise too_large(shown)
-        if not piece:
+        if not piece or (terminal and len(piece) < _PIECE):  # reading on would ask for a second Ctrl-D
             return bytes(content)
 
 

@@ -154,7 +154,7 @@ class TestFiles:
             read_data_file("a\0b")
 
     def test_what_is_not_utf8_is_named_by_its_line(self) -> None:
-        with pytest.raises(UsageError, match=r"king\.txt, line 3: not UTF-8"):
+        with pytest.raises(UsageError, match=r"king\.txt is not UTF-8: line 3,"):
             as_text(DataFile("king.txt", b"a\r\n\xc3\xb6\nb\xff\n"))
 
     def test_lines_end_with_lf_or_crlf_and_nothing_else(self) -> None:

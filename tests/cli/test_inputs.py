@@ -7,6 +7,7 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +39,22 @@ Pipe = Callable[[str, bytes], Path]
 @pytest.fixture
 def pipe(tmp_path: Path) -> Iterator[Pipe]:
     """Makes a FIFO that a thread writes a content to, once."""
+    (tmp_path / "pipe").mkdir()
     with ThreadPoolExecutor(4) as writers:
         written = []
 
         def make(name: str, content: bytes) -> Path:
             path = tmp_path / "pipe" / name
-            path.parent.mkdir(exist_ok=True)
             os.mkfifo(path)
             written.append(writers.submit(path.write_bytes, content))
             return path
 
         yield make
-        for one in written:
-            one.result(timeout=60)
+        for path in (tmp_path / "pipe").iterdir():  # a writer that no reader came to would wait for ever
+            os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+        with suppress(BrokenPipeError):
+            for one in written:
+                one.result(timeout=60)
 
 
 @pytest.fixture

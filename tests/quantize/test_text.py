@@ -101,7 +101,7 @@ def test_no_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("Es\nwär einmal".encode("latin-1"), r"tale\.txt, line 2: not UTF-8 \(.*byte 0xe4 at offset 4\)"),
+        ("Es\nwär einmal".encode("latin-1"), r"tale\.txt is not UTF-8: line 2, byte 0xe4 at offset 4"),
         (TALE.encode("utf-16"), r"tale\.txt is UTF-16, not UTF-8"),
         (TALE.encode("utf-32"), r"tale\.txt is UTF-32, not UTF-8"),
         (b"GGUF\3\0\0\0", r"tale\.txt is a GGUF file"),
