@@ -6,15 +6,16 @@ the archive that is published.
 """
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from dgpt2_quant.quantize.archive import MOST_BYTES, DataFile
 from dgpt2_quant.quantize.errors import ModelNotFoundError, UsageError
 from dgpt2_quant.quantize.output_file import output_file
+from dgpt2_quant.quantize.read_input import Announce, Input, input_exists, read_input
 from dgpt2_quant.quantize.store import cache_folder
-from dgpt2_quant.quantize.text import BUNDLED, NamedText, load_text
-
-from .data_file import MOST_BYTES, DataFile, decode, packing, read_data_file
+from dgpt2_quant.quantize.text import BUNDLED, NamedText, as_text, load_text
 
 _TIMEOUT = 30  # seconds without a byte
 _HEAD = 4096  # bytes that tell a page from the data
@@ -90,57 +91,68 @@ DATASETS = {
 }
 
 
-def load_bench_text(text: str | Path = "evaluation", *, offline: bool = False) -> NamedText:
-    """A text to score: a file (see `read_text_file`), a bundled text, or a data set of running text by name.
+RUNNING_TEXTS = {dataset.wanted for dataset in DATASETS.values() if dataset.text}
+"""The members that are taken from an archive of several files."""
+
+
+def load_bench_text(
+    text: str | Path | NamedText = "evaluation",
+    *,
+    parse_special: bool = True,
+    keep_crlf: bool = False,
+    offline: bool = False,
+    announce: Announce | None = None,
+) -> NamedText:
+    """A text to score: what `load_text` takes, or a data set of running text by name.
 
     A file goes before a data set of that name. Raises `ModelNotFoundError` or `UsageError`.
     """
+    if isinstance(text, NamedText):
+        return text
     name = str(text)
-    if name in DATASETS and not Path(text).is_file():
+    if name in DATASETS and not input_exists(text):
         if not DATASETS[name].text:
-            texts = ", ".join(key for key, dataset in DATASETS.items() if dataset.text)
-            raise UsageError(f"the data set {name} is no running text", f"Name a file, or one of: {texts}.")
-        found = load_dataset(name, offline=offline)
-        return NamedText(name, found.sha256, decode(found))
-    if packing(name):
-        found = read_text_file(name)
-        return NamedText(found.name, found.sha256, decode(found))
+            raise UsageError(f"the data set {name} is no running text", f"Name a file, or one of: {_texts()}.")
+        found = as_text(load_dataset(name, offline=offline), parse_special=parse_special, keep_crlf=keep_crlf)
+        return found.announced(announce)
     try:
-        return load_text(text)
+        return load_text(
+            text, prefer=RUNNING_TEXTS, parse_special=parse_special, keep_crlf=keep_crlf, announce=announce
+        )
     except ModelNotFoundError as error:
-        names = [*BUNDLED, *(key for key, dataset in DATASETS.items() if dataset.text)]
-        raise ModelNotFoundError(error.message, f"Name a file, or one of: {', '.join(names)}.") from error
+        hint = f"Name a file, - for stdin, or one of: {', '.join(BUNDLED)}, {_texts()}."
+        raise ModelNotFoundError(error.message, hint) from error
 
 
-def read_text_file(path: str | Path) -> DataFile:
-    """A text file: plain, packed by gzip, or in an archive, alone or as the text of a data set that is published so.
-
-    Raises `ModelNotFoundError` or `UsageError`.
-    """
-    return read_data_file(path, prefer={dataset.wanted for dataset in DATASETS.values() if dataset.text})
+def _texts() -> str:
+    return ", ".join(key for key, dataset in DATASETS.items() if dataset.text)
 
 
-def load_dataset(name: str, data: str | Path | None = None, *, offline: bool = False) -> DataFile:
-    """The data set of that name, from the file `data` where it is given (plain or the published archive).
+def numbered_lines(file: DataFile) -> Iterator[tuple[int, str]]:
+    """(number, line) of a file that is made of lines, from 1, with either line end."""
+    yield from enumerate(as_text(file).text.split("\n"), 1)  # splitlines() knows too many ends of lines
+
+
+def load_dataset(name: str, data: Input | None = None, *, offline: bool = False) -> DataFile:
+    """The data set of that name, from `data` where that is given (plain or the published archive).
 
     Raises `ModelNotFoundError` where it can not be had, `UsageError` for a broken file.
     """
     dataset = DATASETS[name]
     if data is not None:
-        return read_data_file(data, dataset.member)
+        return data.file(dataset.member)
     path = _from_hub(name, dataset, offline) if dataset.repository else _from_url(name, dataset, offline)
     # resolved: the Hub's cache has a link there, and the file elsewhere
     hint = f"Delete {path.resolve()} to download it again, or get it from elsewhere: --data {dataset.wanted}"
     try:
-        found = read_data_file(path, dataset.member)
+        read = read_input(path, "data set")
+        found = read.file(dataset.member)
     except UsageError as error:
         raise UsageError(error.message, hint) from error
     if dataset.sha256 and found.sha256 != dataset.sha256:
         message = f"{path} is not the {dataset.wanted} that was published: its sha256 is {found.sha256}"
         raise UsageError(message, hint)
-    with path.open("rb") as file:
-        head = file.read(_HEAD)
-    if not _can_be(dataset, head):
+    if not _can_be(dataset, read.content[:_HEAD]):
         raise UsageError(f"{path} is no {dataset.file}", hint)
     return found
 

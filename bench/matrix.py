@@ -8,7 +8,6 @@ from pathlib import Path
 from dgpt2_quant.quantize.cores import threads_or_all
 from dgpt2_quant.quantize.errors import UsageError
 from dgpt2_quant.quantize.gguf_file import require_file
-from dgpt2_quant.quantize.output_file import refuse_existing
 from dgpt2_quant.quantize.progress import Progress
 from dgpt2_quant.quantize.quant_types import BENCH_TYPES, QuantType, find_type, find_types
 from dgpt2_quant.quantize.resolve import DEFAULT_MODEL, is_gguf_name, resolve
@@ -24,10 +23,11 @@ from .footprint import Footprint, measure_footprint
 from .grid import USUAL, Grid
 from .levels import Level, read_levels
 from .peers import PeerSpec, llama_bench_for, peers_for
-from .per_token import TokenTexts, lines, worst, write_lines
+from .per_token import TokenTexts, check_per_token, lines, worst, write_lines
 from .quality import Quality, compare
 from .reference_cache import LIMIT
 from .schema import SCHEMA_VERSION, BenchJson, Result, WrongToken
+from .special import noting_special
 from .speed import Speed, measure
 from .windows import LLAMA_CPP, Cut
 
@@ -62,7 +62,9 @@ def bench(
     *,
     type: str | QuantType | Sequence[str | QuantType] | None = None,
     file: Sequence[str | Path] = (),
-    text: str | Path = "evaluation",
+    text: str | Path | NamedText = "evaluation",
+    parse_special: bool = True,
+    keep_crlf: bool = False,
     reference: str = "f32",
     cut: Cut = LLAMA_CPP,
     cache_bytes: int = LIMIT,
@@ -81,10 +83,10 @@ def bench(
     """Measures each type of a checkpoint: size, load, memory, perplexity, KL divergence against `reference`, speed.
 
     `type` defaults to `BENCH_TYPES`. `file` are GGUF files of the same model, by whatever recipe or program, that are
-    measured besides, or alone if no types are given. `text` is a bundled text's name, a data set's, or a file. Missing
-    files are converted into the cache first. With `peers`, other programs that are installed run the same weights in
-    the same rounds; with `llama_cpp_bin`, llama-bench too. `write_report` makes files of the result. Raises
-    `DgptQuantError`.
+    measured besides, or alone if no types are given. `text` is a bundled text's name, a data set's, or an input
+    (`load_text`), read as `parse_special` and `keep_crlf` say. Missing files are converted into the cache first. With
+    `peers`, other programs that are installed run the same weights in the same rounds; with `llama_cpp_bin`,
+    llama-bench too. `write_report` makes files of the result. Raises `DgptQuantError`.
     """
     if is_gguf_name(model):
         raise UsageError(
@@ -93,15 +95,16 @@ def bench(
         )
     if rounds < 1:
         raise UsageError(f"{rounds} rounds were asked for; at least 1 is needed")
-    if per_token is not None:
-        refuse_existing(per_token, overwrite)
+    per_token = check_per_token(per_token, overwrite=overwrite)
     given = [require_file(Path(path)) for path in file]
     read_levels(given)  # what is no sound file is told before the work
     quant_types = find_types(type or (() if given else BENCH_TYPES))
     base = find_type(reference)
     if base.base.is_quantized:
         raise UsageError(f"{base} can not be the reference: it is quantized itself", "Take f32 or f16.")
-    source_text = load_bench_text(text, offline=offline)  # a wrong name is told before the work, not after it
+    source_text = load_bench_text(
+        text, parse_special=parse_special, keep_crlf=keep_crlf, offline=offline, announce=announce
+    )  # a wrong name is reported before the work, not after it
     stored = model_files(
         model,
         types=[*quant_types, base],
@@ -117,6 +120,7 @@ def bench(
         stored.files[base],
         [*(stored.files[quant_type] for quant_type in quant_types), *given],
     )
+    source_text = noting_special(source_text, subject.reference, announce)
     others: list[PeerSpec] = []
     if peers:
         folder = resolve(model, revision=revision, offline=offline, prefer_cache=True).folder
@@ -141,6 +145,7 @@ def measure_levels(
         subject.reference,
         files,
         text.text,
+        parse_special=text.parse_special,
         cut=settings.cut,
         threads=threads,
         cache_bytes=settings.cache_bytes,
@@ -182,6 +187,8 @@ def measure_levels(
             "context": quality.cut.context,
             "method": quality.cut.method,
             "stride": quality.cut.stride,
+            "parse_special": text.parse_special,
+            "notes": list(text.notes),
         },
         "reference": {
             "type": reference.type,

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from dgpt2_quant.quantize.output_file import output_file
+from dgpt2_quant.quantize.errors import UsageError
+from dgpt2_quant.quantize.output_file import output_file, refuse_existing
+from dgpt2_quant.quantize.paths import user_path
 from dgpt2_quant.runtime.model import Model
 
 from .quality import Quality
 from .rows import Base, Found
 from .schema import WrongToken
+from .special import token_bytes
 from .windows import Window
 
 WORST = 5
@@ -22,12 +25,12 @@ class TokenTexts:
     """The texts of scored tokens and of what stands before them, by a model that has their vocabulary."""
 
     def __init__(self, model: Model, windows: Sequence[Window]) -> None:
-        self._model = model
+        self._bytes = token_bytes(model)
         self._windows = windows
         self._ends = np.cumsum([len(window.targets) for window in windows])
 
     def of(self, token: int) -> str:
-        return self._model.token_bytes(int(token)).decode("utf-8", "replace")
+        return self._bytes(int(token)).decode("utf-8", "replace")
 
     def place(self, index: int) -> tuple[int, int]:
         """Of the scored token with this index: its window's number, and its position in there."""
@@ -38,7 +41,7 @@ class TokenTexts:
     def before(self, index: int) -> str:
         number, position = self.place(index)
         tokens = self._windows[number].tokens[max(0, position - _BEFORE) : position]
-        return b"".join(map(self._model.token_bytes, tokens)).decode("utf-8", "replace")
+        return b"".join(map(self._bytes, tokens)).decode("utf-8", "replace")
 
     def came(self, index: int) -> int:
         number, position = self.place(index)
@@ -49,6 +52,16 @@ class TokenTexts:
         number, position = self.place(index)
         token = self.came(index)
         return {"window": number, "position": position, "token": token, "text": self.of(token)}
+
+
+def check_per_token(path: str | Path | None, *, overwrite: bool = False) -> Path | None:
+    """Where the lines are to go, `~` expanded. Raises `UsageError` for stdout, `OutputError` as `refuse_existing`."""
+    if path is None:
+        return None
+    if str(path) == "-":
+        raise UsageError("--per-token takes a file: stdout has the result", "Name a file, for example tokens.jsonl.")
+    refuse_existing(found := user_path(path), overwrite)
+    return found
 
 
 def worst(quality: Quality, level: Found, texts: TokenTexts, count: int = WORST) -> list[WrongToken]:

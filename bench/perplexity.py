@@ -6,20 +6,21 @@ from pathlib import Path
 
 import numpy as np
 from dgpt2_quant.quantize.cores import threads_or_all
-from dgpt2_quant.quantize.output_file import refuse_existing
 from dgpt2_quant.quantize.progress import Progress
 from dgpt2_quant.quantize.quant_types import QuantType
 from dgpt2_quant.quantize.resolve import DEFAULT_MODEL
 from dgpt2_quant.quantize.store import model_file
+from dgpt2_quant.quantize.text import NamedText
 from dgpt2_quant.runtime.model import Model
 
 from . import rows
 from .datasets import load_bench_text
 from .divergence import summarize
-from .per_token import TokenTexts, lines_alone, write_lines
+from .per_token import TokenTexts, check_per_token, lines_alone, write_lines
 from .quality import logits, window_nll
 from .rows import FloatArray
 from .schema import PerplexityJson
+from .special import noting_special
 from .windows import CONTEXT, Cut, Method
 
 
@@ -27,7 +28,9 @@ def perplexity(
     model: str = DEFAULT_MODEL,
     *,
     type: str | QuantType | None = None,
-    text: str | Path = "evaluation",
+    text: str | Path | NamedText = "evaluation",
+    parse_special: bool = True,
+    keep_crlf: bool = False,
     ctx_size: int = CONTEXT,
     method: Method | None = None,
     stride: int | None = None,
@@ -39,22 +42,24 @@ def perplexity(
     progress: Progress | None = None,
     announce: Callable[[str], None] | None = None,
 ) -> PerplexityJson:
-    """Scores a text: a bundled one by name, a data set by name, or a file, in windows of `ctx_size` tokens.
+    """Scores a text in windows of `ctx_size` tokens: a bundled one by name, a data set by name, or an input.
 
+    An input is a UTF-8 file, a pipe, or `-` for stdin, plain or packed. Special tokens in it are parsed, unless
+    `parse_special` is false (llama-perplexity's meaning); CRLF line ends become LF, unless `keep_crlf` is true.
     `method` is llama.cpp, or strided (the default where a `stride` is given; half of the context where it is not).
     `per_token` is a file for one line of JSON a scored token. Raises `DgptQuantError`.
     """
-    if per_token is not None:
-        refuse_existing(per_token, overwrite)
+    per_token = check_per_token(per_token, overwrite=overwrite)
     cut = Cut(method or ("strided" if stride is not None else "llama.cpp"), ctx_size, stride)
-    source = load_bench_text(text, offline=offline)
+    source = load_bench_text(text, parse_special=parse_special, keep_crlf=keep_crlf, offline=offline, announce=announce)
     count = threads_or_all(threads)
     name, path = model_file(
         model, type=type, revision=revision, offline=offline, threads=threads, progress=progress, announce=announce
     )
+    source = noting_special(source, path, announce)
     with Model.load(path, ctx_size=cut.context, threads=count) as loaded, rows.on_threads(count) as for_blocks:
         cut = cut.fitted(loaded.positions)
-        tokens = loaded.tokenize(source.text, special=False)
+        tokens = loaded.tokenize(source.text, special=source.parse_special)
         windows = cut.windows(tokens)
         loaded.score(windows[0].tokens[:1])  # makes the context: what is timed is the scoring alone
         parts: list[FloatArray] = []
@@ -72,7 +77,13 @@ def perplexity(
     result = summarize(np.concatenate(parts))
     return {
         "model": name,
-        "text": {"name": source.name, "sha256": source.sha256, "tokens": len(tokens)},
+        "text": {
+            "name": source.name,
+            "sha256": source.sha256,
+            "tokens": len(tokens),
+            "parse_special": source.parse_special,
+            "notes": list(source.notes),
+        },
         "method": cut.method,
         "context": cut.context,
         "stride": cut.stride,

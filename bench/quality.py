@@ -61,6 +61,7 @@ def compare(
     files: Sequence[Path],
     text: str,
     *,
+    parse_special: bool = True,
     cut: Cut = LLAMA_CPP,
     threads: int | None = None,
     cache_bytes: int = LIMIT,
@@ -78,9 +79,9 @@ def compare(
         base, again = (stack.enter_context(load(reference, threads=number)) for number in (count, other))
         models = [stack.enter_context(load(path, threads=count)) for path in files]
         cut = cut.fitted(min(model.positions for model in (base, *models)))
-        tokens = base.tokenize(text, special=False)
+        tokens = base.tokenize(text, special=parse_special)
         for path, model in zip(files, models, strict=True):
-            if model.real_vocabulary != base.real_vocabulary or model.tokenize(text, special=False) != tokens:
+            if model.real_vocabulary != base.real_vocabulary or model.tokenize(text, special=parse_special) != tokens:
                 raise UsageError(f"{path} has not the vocabulary of {reference}", "Compare levels of one model.")
         windows = cut.windows(tokens)
         noisy = min(len(windows), _NOISE_WINDOWS)

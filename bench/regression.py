@@ -135,6 +135,7 @@ def refuse_different(one: BenchJson, other: BenchJson, names: str) -> None:
         ("schema_version", one["schema_version"], other["schema_version"]),
         ("model.source_sha256", one["model"]["source_sha256"], other["model"]["source_sha256"]),
         ("text.sha256", one["text"]["sha256"], other["text"]["sha256"]),
+        ("text.tokens", one["text"]["tokens"], other["text"]["tokens"]),
         ("text.context", one["text"]["context"], other["text"]["context"]),
         ("text.method", one["text"]["method"], other["text"]["method"]),
         ("text.stride", one["text"]["stride"], other["text"]["stride"]),
@@ -146,7 +147,8 @@ def refuse_different(one: BenchJson, other: BenchJson, names: str) -> None:
             raise ResultError(
                 f"{names} can not be laid side by side: {key} is {_shown(first)} in one and {_shown(second)} in the"
                 " other",
-                "Measure both with the same model, text, context, method and reference.",
+                "Measure both with the same model, text, context, method and reference"
+                + (", and special tokens read the same way (--parse-special)." if key == "text.tokens" else "."),
             )
 
 

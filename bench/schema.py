@@ -1,6 +1,6 @@
 """`bench.json`: what each key means. Bytes are whole bytes; times are seconds unless the key ends in `_ms`."""
 
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 SCHEMA_VERSION = 1
 
@@ -29,7 +29,8 @@ class BenchedModel(TypedDict):
 
 class TextInfo(TypedDict):
     """`tokens` of the whole text; `context` is the length of the chunks that it was cut into, `method` how it was
-    scored, `stride` that of the strided method (null for llama.cpp's)."""
+    scored, `stride` that of the strided method (null for llama.cpp's). Older documents lack the last two: they read
+    special tokens as letters; `notes` say what of the text is not as it looks."""
 
     name: str
     sha256: str
@@ -37,6 +38,8 @@ class TextInfo(TypedDict):
     context: int
     method: str
     stride: int | None
+    parse_special: NotRequired[bool]
+    notes: NotRequired[list[str]]
 
 
 class RateJson(TypedDict):
@@ -225,11 +228,14 @@ class BenchJson(TypedDict):
 
 
 class ScoredText(TypedDict):
-    """`tokens` of the whole text."""
+    """`sha256` is that of the text's bytes, unpacked and otherwise as they were read; `tokens` of the whole text, whose
+    special tokens were parsed or read as letters; `notes` on what of it is not as it looks."""
 
     name: str
     sha256: str
     tokens: int
+    parse_special: bool
+    notes: list[str]
 
 
 class PerplexityJson(TypedDict):

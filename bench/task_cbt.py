@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from dgpt2_quant.quantize.archive import DataFile
 from dgpt2_quant.quantize.errors import UsageError
 from dgpt2_quant.runtime.model import Model
 
-from .data_file import DataFile, numbered_lines
+from .datasets import numbered_lines
 from .task_metrics import Advance, FloatArray, Metric, Scores, Settings, common_prefix, first_token, fit
 
 GAP = "XXXXX"
@@ -82,19 +83,21 @@ class ChildrensBookTest:
 
     def __init__(self, file: DataFile, settings: Settings) -> None:
         self.questions = read_questions(file)[: settings.limit]
+        self.parse_special = settings.parse_special
 
     def measure(self, model: Model, advance: Advance) -> Scores:
         found: FloatArray = np.ones((len(self.questions), 2))
         begin = first_token(model)
         for index, question in enumerate(self.questions):
-            found[index, 0] = int(np.argmax(choice_scores(model, begin, question))) == question.answer
+            scores = choice_scores(model, begin, question, parse_special=self.parse_special)
+            found[index, 0] = int(np.argmax(scores)) == question.answer
             advance(index + 1, len(self.questions))
         return Scores([found])
 
 
-def choice_scores(model: Model, begin: int, question: Question) -> FloatArray:
+def choice_scores(model: Model, begin: int, question: Question, *, parse_special: bool = True) -> FloatArray:
     """The log-probability of each choice with what follows it, in nats, up to a number that all have in common."""
-    texts = [[begin, *model.tokenize(text, special=False)] for text in question.texts()]
+    texts = [[begin, *model.tokenize(text, special=parse_special)] for text in question.texts()]
     shared = common_prefix(texts)
     behind = [text[shared:] for text in texts]
     prefix = fit(model, texts[0][:shared], max(map(len, behind)))

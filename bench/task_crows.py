@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from dgpt2_quant.quantize.archive import DataFile
 from dgpt2_quant.quantize.errors import UsageError
+from dgpt2_quant.quantize.text import as_text
 from dgpt2_quant.runtime.model import Model
 
-from .data_file import DataFile, decode
 from .task_metrics import Advance, FloatArray, Metric, Scores, Settings, common_prefix, first_token, fit
 
 COLUMNS = ("sent_more", "sent_less", "bias_type")
@@ -33,7 +34,7 @@ class Pair:
 
 def read_pairs(file: DataFile) -> list[Pair]:
     """The pairs of a crows_pairs_anonymized.csv. Raises `UsageError` that names the line."""
-    reader = csv.DictReader(io.StringIO(decode(file, mark=True), newline=""), strict=True)
+    reader = csv.DictReader(io.StringIO(as_text(file).text, newline=""), strict=True)
     pairs = []
     try:
         if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
@@ -57,6 +58,7 @@ class CrowsPairs:
 
     def __init__(self, file: DataFile, settings: Settings) -> None:
         self.pairs = read_pairs(file)[: settings.limit]
+        self.parse_special = settings.parse_special
         self.bias_types = sorted({pair.bias_type for pair in self.pairs})
         self.metrics: Mapping[str, Metric] = {
             "stereotype_share": Metric(1, over=0),
@@ -71,7 +73,7 @@ class CrowsPairs:
         found: FloatArray = np.zeros((len(self.pairs), 4 + 2 * len(self.bias_types)))
         begin = first_token(model)
         for index, pair in enumerate(self.pairs):
-            difference = likelihood_difference(model, begin, pair)
+            difference = likelihood_difference(model, begin, pair, parse_special=self.parse_special)
             column = 4 + 2 * self.bias_types.index(pair.bias_type)
             found[index, :4] = 1, difference > 0, difference, abs(difference)
             found[index, column : column + 2] = 1, difference > 0
@@ -79,9 +81,9 @@ class CrowsPairs:
         return Scores([found])
 
 
-def likelihood_difference(model: Model, begin: int, pair: Pair) -> float:
+def likelihood_difference(model: Model, begin: int, pair: Pair, *, parse_special: bool = True) -> float:
     """How much likelier the more stereotyped sentence is than the other: difference of log-likelihoods, in nats."""
-    texts = [[begin, *model.tokenize(text, special=False)] for text in (pair.more, pair.less)]
+    texts = [[begin, *model.tokenize(text, special=parse_special)] for text in (pair.more, pair.less)]
     shared = common_prefix(texts)
     behind = [text[shared:] for text in texts]
     prefix = fit(model, texts[0][:shared], max(map(len, behind)))

@@ -10,10 +10,11 @@ import json
 from collections.abc import Mapping
 
 import numpy as np
+from dgpt2_quant.quantize.archive import DataFile
 from dgpt2_quant.quantize.errors import UsageError
 from dgpt2_quant.runtime.model import Model
 
-from .data_file import DataFile, numbered_lines
+from .datasets import numbered_lines
 from .task_metrics import Advance, FloatArray, Metric, Scores, Settings, first_token, fit
 
 _FORM = 'Each line is an object such as {"text": "a passage"}.'
@@ -50,21 +51,22 @@ class Lambada:
 
     def __init__(self, file: DataFile, settings: Settings) -> None:
         self.passages = read_passages(file)[: settings.limit]
+        self.parse_special = settings.parse_special
 
     def measure(self, model: Model, advance: Advance) -> Scores:
         found: FloatArray = np.ones((len(self.passages), 4))
         begin = first_token(model)
         for index, passage in enumerate(self.passages):
-            before, word = split_passage(model, passage)
+            before, word = split_passage(model, passage, parse_special=self.parse_special)
             (scores,) = model.score_continuations(fit(model, before or [begin], len(word)), [word])
             found[index, :3] = -scores.log_probs.sum(dtype=np.float64), scores.greedy.all(), scores.greedy[-1]
             advance(index + 1, len(self.passages))
         return Scores([found])
 
 
-def split_passage(model: Model, passage: str) -> tuple[list[int], list[int]]:
+def split_passage(model: Model, passage: str, *, parse_special: bool = True) -> tuple[list[int], list[int]]:
     """The tokens before the last word, and those of the word with the white space before it."""
     before = passage.rpartition(" ")[0].rstrip()
-    tokens = model.tokenize(passage, special=False)
-    length = len(model.tokenize(before, special=False)) if before else 0
+    tokens = model.tokenize(passage, special=parse_special)
+    length = len(model.tokenize(before, special=parse_special)) if before else 0
     return tokens[:length], tokens[length:]

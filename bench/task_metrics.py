@@ -30,11 +30,14 @@ Advance = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """`limit`: only so many items, the first ones; `context` and `stride` of the windows of a text."""
+    """`limit`: only so many items, the first ones; `context` and `stride` of the windows of a text; whether special
+    tokens are parsed in texts, and CRLF line ends kept in running text."""
 
     limit: int | None = None
     context: int | None = None
     stride: int | None = None
+    parse_special: bool = True
+    keep_crlf: bool = False
 
 
 @dataclass(frozen=True)

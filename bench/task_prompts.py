@@ -9,9 +9,9 @@ ones and ln 2 for such that share nothing.
 from collections.abc import Mapping
 
 import numpy as np
+from dgpt2_quant.quantize.archive import DataFile
 from dgpt2_quant.runtime.model import Model
 
-from .data_file import DataFile
 from .task_metrics import Advance, FloatArray, Metric, Scores, Settings
 from .task_schema import PairJson, PromptJson
 

@@ -52,11 +52,14 @@ class LevelJson(TypedDict):
 
 class DataJson(TypedDict):
     """The data set or file, the hash of its content (of the member, where it came in an archive), and how many items
-    were measured: passages, questions, pairs, or windows of a text."""
+    were measured: passages, questions, pairs, or windows of a text; whether special tokens were parsed in it, and notes
+    on what of it is not as it looks (special tokens, CRLF line ends, a byte order mark)."""
 
     name: str
     sha256: str
     items: int
+    parse_special: bool
+    notes: list[str]
 
 
 class TaskModel(TypedDict):

@@ -12,12 +12,14 @@ from functools import partial
 from itertools import pairwise
 
 import numpy as np
+from dgpt2_quant.quantize.archive import DataFile
 from dgpt2_quant.quantize.errors import UsageError
+from dgpt2_quant.quantize.text import as_text
 from dgpt2_quant.runtime.model import Model
 
-from .data_file import DataFile, decode
 from .quality import window_nll
 from .rows import on_threads
+from .special import token_bytes
 from .task_metrics import Advance, FloatArray, Metric, Scores, Settings, first_token
 from .windows import Cut
 
@@ -43,7 +45,8 @@ class BitsPerByte:
     }
 
     def __init__(self, file: DataFile, settings: Settings, *, tail: int | None = None) -> None:
-        self.text = decode(DataFile(file.name, end_of(file.content, tail)) if tail else file)
+        part = DataFile(file.name, end_of(file.content, tail)) if tail else file
+        self.text = as_text(part, keep_crlf=settings.keep_crlf).text
         self.settings = settings
 
     def measure(self, model: Model, advance: Advance) -> Scores:
@@ -63,7 +66,7 @@ class WikiText:
     }
 
     def __init__(self, file: DataFile, settings: Settings) -> None:
-        self.text = decode(file)
+        self.text = as_text(file, keep_crlf=settings.keep_crlf).text
         self.settings = settings
         if not self.text.split():
             raise UsageError(f"{file.name} has no words", "Take a longer text, or --task bpb, which counts none.")
@@ -85,13 +88,14 @@ def score_text(
 
     Raises `UsageError` for an empty text, or windows that can not be.
     """
-    tokens = model.tokenize(text, special=False)
+    tokens = model.tokenize(text, special=settings.parse_special)
     if not tokens:
         raise UsageError("the text is empty", "Take a longer text.")
     cut = window_cut(model, settings)
     windows = cut.windows([first_token(model), *tokens])[: settings.limit]
     values = np.zeros((len(windows), 3 + len(measures)))
-    sizes = {token: len(model.token_bytes(token)) for token in set(tokens)}
+    of = token_bytes(model)
+    sizes = {token: len(of(token)) for token in set(tokens)}
     with on_threads(model.threads) as for_blocks:
         for index, window in enumerate(windows):
             values[index, _NLL] = window_nll(model, window, for_blocks).sum()

@@ -5,22 +5,25 @@ definition.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from dgpt2_quant.quantize.archive import DataFile
 from dgpt2_quant.quantize.cores import threads_or_all
 from dgpt2_quant.quantize.errors import UsageError
 from dgpt2_quant.quantize.gguf_file import read_header
 from dgpt2_quant.quantize.progress import Progress
 from dgpt2_quant.quantize.quant_types import DEFAULT_TYPE, QuantType, find_type, find_types
+from dgpt2_quant.quantize.read_input import Input, input_exists, read_input
 from dgpt2_quant.quantize.resolve import DEFAULT_MODEL, is_gguf_name
 from dgpt2_quant.quantize.store import model_file, model_files
+from dgpt2_quant.quantize.text import NamedText, as_text
 from dgpt2_quant.runtime.model import Model
 
-from .data_file import DataFile, packing
-from .datasets import DATASETS, load_dataset, read_text_file
+from .datasets import DATASETS, RUNNING_TEXTS, load_dataset
 from .environment import describe_environment
+from .special import noting_special
 from .task_cbt import ChildrensBookTest
 from .task_crows import CrowsPairs
 from .task_lambada import Lambada
@@ -76,6 +79,8 @@ def evaluate(
     limit: int | None = None,
     ctx_size: int | None = None,
     stride: int | None = None,
+    parse_special: bool = True,
+    keep_crlf: bool = False,
     threads: int | None = None,
     revision: str | None = None,
     offline: bool = False,
@@ -85,17 +90,21 @@ def evaluate(
     """What each type of a model makes of a task, or of a group of tasks (`cbt`, `bias`): one document a task.
 
     `type` defaults to `q4_k_m`; F16 is measured with it, for the changes. A `.gguf` file as `model` is measured alone.
-    `data` is a file in the published format (or the archive), or another data set's name. `limit` takes the first items
-    only; `ctx_size` bounds what the model sees at once, `stride` is that of texts. Raises `DgptQuantError`.
+    `data` is an input (`read_input`) in the published format or the archive, or another data set's name. `limit` takes
+    the first items only; `ctx_size` bounds what the model sees at once, `stride` is that of texts. Special tokens in
+    texts are parsed, unless `parse_special` is false. Raises `DgptQuantError`.
     """
-    names = _chosen(task, data, stride)
+    names = find_tasks(task)
+    _check_asked(task, names, data, stride)
     for value, flag in ((limit, "--limit"), (ctx_size, "--ctx-size"), (stride, "--stride")):
         if value is not None and value < 1:
             raise UsageError(f"{flag} is {value}; it is at least 1")
-    settings = Settings(limit, ctx_size, stride)
-    files = {name: _data(name, data, offline) for name in names}  # what is wrong with it is told before the work
+    settings = Settings(limit, ctx_size, stride, parse_special, keep_crlf)
+    files = _data(task, names, data, offline, announce)  # an error of the data comes before the work
     probes = {name: TASKS[name].probe(file, settings) for name, file in files.items()}
     levels = _levels(model, type, revision, offline, threads, progress, announce)
+    path = next(iter(levels.levels.values()))
+    texts = {name: _as_text(file, settings, path, TASKS[name].text, announce) for name, file in files.items()}
     scores: dict[str, dict[str, Scores]] = {name: {} for name in names}
     contexts: dict[str, tuple[int, int | None]] = {}
     for level, path in levels.levels.items():
@@ -112,6 +121,8 @@ def evaluate(
                 "name": files[name].name,
                 "sha256": files[name].sha256,
                 "items": len(scores[name][levels.asked[0]].parts[0]),
+                "parse_special": parse_special,
+                "notes": list(texts[name].notes),
             },
             "model": levels.model,
             "context": contexts[name][0],
@@ -132,30 +143,48 @@ def find_tasks(name: str) -> list[str]:
     return GROUPS[name]
 
 
-def _chosen(task: str, data: str | Path | None, stride: int | None) -> list[str]:
-    """The tasks, with what is said of data and stride fitting them. Raises `UsageError`."""
-    names = find_tasks(task)
-    takers = [name for name in names if TASKS[name].data != ""]
-    if data is not None and not takers:
+def _check_asked(task: str, names: Sequence[str], data: str | Path | None, stride: int | None) -> None:
+    """Raises `UsageError` where data or stride do not fit the tasks."""
+    if data is not None and not any(TASKS[name].data != "" for name in names):
         raise UsageError(f"{task} brings its own data, so --data says nothing", "Leave --data out.")
-    if data is not None and len(takers) > 1 and packing(data) not in ("zip", "tar"):
-        raise UsageError(f"{task} takes {len(takers)} files, and --data is one", f"Name one of {', '.join(takers)}.")
     if data is None and any(TASKS[name].data is None for name in names):
         raise UsageError(f"{task} needs a text", "Name one: --data FILE, or --data enwik8.")
     if stride is not None and not any(TASKS[name].text for name in names):
         raise UsageError(f"{task} has no windows, so --stride says nothing", "Leave --stride out.")
-    return names
 
 
-def _data(name: str, data: str | Path | None, offline: bool) -> DataFile:
+def _data(
+    task: str, names: Sequence[str], data: str | Path | None, offline: bool, announce: Callable[[str], None] | None
+) -> dict[str, DataFile]:
+    """The data of each task; an input that is named is read once, whatever the number of tasks that take it."""
+    takers = [name for name in names if TASKS[name].data != ""]
+    other = str(data) if data is not None and str(data) in DATASETS and not input_exists(data) else None
+    if other and len(takers) > 1:
+        raise UsageError(f"{task} takes {len(takers)} files, and --data is one", f"Name one of {', '.join(takers)}.")
+    read = None if data is None or other else read_input(data, "data file", announce=announce)
+    if read and len(takers) > 1 and read.packing not in ("zip", "tar"):
+        raise UsageError(f"{task} takes {len(takers)} files, and --data is one", f"Name one of {', '.join(takers)}.")
+    return {name: _data_of(name, other, read, offline) for name in names}
+
+
+def _data_of(name: str, other: str | None, read: Input | None, offline: bool) -> DataFile:
+    """A task's own data set, the `other` one of that name, or what was read."""
     own = TASKS[name].data
     if own == "":
         return prompts_file()
-    if data is not None and str(data) in DATASETS and not Path(data).is_file():
-        own, data = str(data), None
-        if TASKS[name].text and not DATASETS[own].text:
-            raise UsageError(f"the data set {own} is no running text", "Name a file, or enwik8, text8, wikitext2.")
-    return load_dataset(own, data, offline=offline) if own else read_text_file(str(data))
+    if other and TASKS[name].text and not DATASETS[other].text:
+        raise UsageError(f"the data set {other} is no running text", "Name a file, or enwik8, text8, wikitext2.")
+    if read and not own:
+        return read.file(prefer=RUNNING_TEXTS)
+    return load_dataset(str(other or own), read, offline=offline)
+
+
+def _as_text(
+    file: DataFile, settings: Settings, path: Path, running: bool, announce: Callable[[str], None] | None
+) -> NamedText:
+    """A task's data as text, with notes on what its figures hang on: line ends only where it is running text."""
+    text = as_text(file, parse_special=settings.parse_special, keep_crlf=settings.keep_crlf)
+    return noting_special(text.announced(announce) if running else replace(text, notes=()), path, announce)
 
 
 def _levels(

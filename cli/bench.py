@@ -9,8 +9,10 @@ import typer
 from .options import (
     CheckpointOption,
     JsonOption,
+    KeepCrlfOption,
     OfflineOption,
     OverwriteOption,
+    ParseSpecialOption,
     PerTokenOption,
     RevisionOption,
     ScoredTextOption,
@@ -35,6 +37,8 @@ def bench(
         ),
     ] = None,
     text: ScoredTextOption = "evaluation",
+    parse_special: ParseSpecialOption = True,
+    keep_crlf: KeepCrlfOption = False,
     reference: Annotated[
         str, typer.Option("--reference", metavar="TYPE", help="What to compare with: f32 or f16.")
     ] = "f32",
@@ -91,6 +95,7 @@ def bench(
     """
     from dgpt2_quant.bench.grid import Grid, parse_counts
     from dgpt2_quant.bench.matrix import bench as run_bench
+    from dgpt2_quant.bench.per_token import check_per_token
     from dgpt2_quant.bench.report import COLUMNS, REPORT_FILES, refuse_reports, remarks, table_rows, write_report
     from dgpt2_quant.bench.windows import Cut
     from dgpt2_quant.quantize.errors import UsageError
@@ -98,6 +103,7 @@ def bench(
 
     folder = Path(output or time.strftime("dgpt2-quant-bench/%Y%m%d-%H%M%S"))
     refuse_reports(folder, overwrite=overwrite)
+    per_token = check_per_token(per_token, overwrite=overwrite)
     if (
         per_token is not None
         and per_token.resolve().is_relative_to(folder.resolve())
@@ -116,6 +122,8 @@ def bench(
             type=type,
             file=file or (),
             text=text,
+            parse_special=parse_special,
+            keep_crlf=keep_crlf,
             reference=reference,
             cut=Cut("llama.cpp" if stride is None else "strided", ctx_size, stride),
             cache_bytes=parse_bytes(cache),

@@ -8,8 +8,10 @@ import typer
 from .options import (
     ConvertibleArgument,
     JsonOption,
+    KeepCrlfOption,
     OfflineOption,
     OverwriteOption,
+    ParseSpecialOption,
     RevisionOption,
     ThreadsOption,
     TypesOption,
@@ -61,13 +63,16 @@ def convert(
         Path | None, typer.Option("--imatrix", metavar="FILE", help="Importance matrix (GGUF), see `imatrix`.")
     ] = None,
     calibrate: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--calibrate",
             metavar="TEXTFILE",
-            help="Collect an importance matrix over this text first; sampled: over what the model writes itself.",
+            help="Collect an importance matrix over this text (- for stdin) first; sampled: over what the model writes"
+            " itself.",
         ),
     ] = None,
+    parse_special: ParseSpecialOption = True,
+    keep_crlf: KeepCrlfOption = False,
     tensor_type: Annotated[
         list[str] | None,
         typer.Option(
@@ -124,6 +129,8 @@ def convert(
             without=without or [],
             imatrix=imatrix,
             calibrate=calibrate,
+            parse_special=parse_special,
+            keep_crlf=keep_crlf,
             tensor_type=tensor_type or [],
             target_size=target_size,
             target_bpw=target_bpw,
@@ -136,6 +143,7 @@ def convert(
             overwrite=overwrite,
             dry_run=dry_run,
             progress=progress,
+            announce=note,
         )
     if json:
         print_json([file.to_json() for file in files])

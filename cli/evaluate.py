@@ -4,7 +4,16 @@ from typing import Annotated
 
 import typer
 
-from .options import JsonOption, ModelOption, OfflineOption, RevisionOption, ThreadsOption, TypesOption
+from .options import (
+    JsonOption,
+    KeepCrlfOption,
+    ModelOption,
+    OfflineOption,
+    ParseSpecialOption,
+    RevisionOption,
+    ThreadsOption,
+    TypesOption,
+)
 from .output import note, print_json, print_table
 from .progress import progress_bar
 
@@ -26,8 +35,8 @@ def evaluate(
         typer.Option(
             "--data",
             metavar="FILE",
-            help="The data, in its published format (or in the published archive); downloaded if not given. Or another"
-            " data set's name, such as cbt-cn-valid.",
+            help="The data, in its published format (or in the published archive), - for stdin; downloaded if not"
+            " given. Or another data set's name, such as cbt-cn-valid.",
         ),
     ] = None,
     limit: Annotated[
@@ -41,6 +50,8 @@ def evaluate(
         int | None,
         typer.Option("--stride", metavar="N", help="Of texts: tokens from window to window; half of one if not given."),
     ] = None,
+    parse_special: ParseSpecialOption = True,
+    keep_crlf: KeepCrlfOption = False,
     threads: ThreadsOption = None,
     revision: RevisionOption = None,
     offline: OfflineOption = False,
@@ -65,6 +76,8 @@ def evaluate(
             limit=limit,
             ctx_size=ctx_size,
             stride=stride,
+            parse_special=parse_special,
+            keep_crlf=keep_crlf,
             threads=threads,
             revision=revision,
             offline=offline,

@@ -5,17 +5,28 @@ from typing import Annotated
 
 import typer
 
-from .options import ConvertibleArgument, OfflineOption, OverwriteOption, RevisionOption
+from .options import (
+    ConvertibleArgument,
+    KeepCrlfOption,
+    OfflineOption,
+    OverwriteOption,
+    ParseSpecialOption,
+    RevisionOption,
+)
 from .output import note, print_table
 from .progress import progress_bar
 
 
 def imatrix(
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.gguf", help="Where to write it.")],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="FILE.gguf", help="Where to write it.")],
     model: ConvertibleArgument = "distilbert/distilgpt2",
     text: Annotated[
-        Path | None,
-        typer.Option("--text", metavar="FILE", help="UTF-8 text to collect over, or a bundled one: calibration."),
+        str | None,
+        typer.Option(
+            "--text",
+            metavar="FILE|NAME",
+            help="UTF-8 text to collect over, - for stdin, calibration (bundled), or sampled: what the model writes.",
+        ),
     ] = None,
     merge: Annotated[
         list[Path] | None,
@@ -27,6 +38,8 @@ def imatrix(
     chunks: Annotated[
         int | None, typer.Option("--chunks", metavar="N", min=1, help="Take so many chunks; all if not given.")
     ] = None,
+    parse_special: ParseSpecialOption = True,
+    keep_crlf: KeepCrlfOption = False,
     revision: RevisionOption = None,
     offline: OfflineOption = False,
     overwrite: OverwriteOption = False,
@@ -46,10 +59,13 @@ def imatrix(
             merge=merge or [],
             ctx_size=ctx_size,
             chunks=chunks,
+            parse_special=parse_special,
+            keep_crlf=keep_crlf,
             revision=revision,
             offline=offline,
             overwrite=overwrite,
             progress=progress,
+            announce=note,
         )
     print_table(
         ["matrices", "chunks", "tokens/chunk", "texts", "file"],

@@ -21,6 +21,7 @@ from .features import features
 from .imatrix import imatrix
 from .inspect_file import inspect
 from .list_types import types
+from .once import OnceCommand
 from .perplexity import perplexity
 from .report import report as merge_report
 from .run import run
@@ -90,4 +91,4 @@ def _guarded(verb: Callable[..., None]) -> Callable[..., None]:
 
 
 for _name, _verb in VERBS.items():
-    app.command(_name)(_guarded(_verb))
+    app.command(_name, cls=OnceCommand)(_guarded(_verb))

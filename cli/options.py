@@ -1,11 +1,12 @@
 """The flags that several verbs share, with one spelling and one help text each."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 from dgpt2_quant.quantize.errors import UsageError
+
+from .output import note
 
 ConvertibleArgument = Annotated[
     str,
@@ -49,9 +50,18 @@ ScoredTextOption = Annotated[
     typer.Option(
         "--text",
         metavar="FILE|NAME",
-        help="The text to score: a UTF-8 file, evaluation (bundled), or a data set to download, such as wikitext2.",
+        help="The text to score: a UTF-8 file, - for stdin, evaluation (bundled), or a data set to download, such as"
+        " wikitext2.",
     ),
 ]
+ParseSpecialOption = Annotated[
+    bool,
+    typer.Option(
+        "--parse-special/--no-parse-special",
+        help="Read <|endoftext|> in the text as that token, as Transformers does, or as letters, as llama-perplexity.",
+    ),
+]
+KeepCrlfOption = Annotated[bool, typer.Option("--keep-crlf", help="Keep CRLF line ends of the text; else read as LF.")]
 WindowOption = Annotated[
     int, typer.Option("--ctx-size", metavar="N", help="Tokens that the model sees at once; no more than its positions.")
 ]
@@ -83,12 +93,19 @@ def thread_count(text: str) -> int | Literal["auto"]:
     return check_threads(int(text))
 
 
-def read_input(text: str) -> str:
-    """A `TEXT|-` argument: the text itself, or what stdin has. Raises `UsageError` for bytes that are no UTF-8."""
+def read_prompt(text: str) -> str:
+    """A `TEXT|-` argument: the text itself, or what stdin has, without the last line end.
+
+    Raises `UsageError` for what is no UTF-8 text.
+    """
     if text != "-":
         return text
-    try:
-        read = sys.stdin.buffer.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"the text on stdin is not UTF-8: {error}", "Convert it, for example with iconv.") from error
-    return read.removesuffix("\n")  # `echo` puts it there, and a model would take it for the end of a paragraph
+    from dgpt2_quant.quantize.archive import DataFile
+    from dgpt2_quant.quantize.read_input import read_input
+    from dgpt2_quant.quantize.text import as_text
+
+    file = read_input(text, announce=note).file()
+    # `echo` puts a line end there, and a model would take it for the end of a paragraph
+    content = file.content.removesuffix(b"\n")
+    found = as_text(DataFile(file.name, content.removesuffix(b"\r") if content != file.content else content))
+    return found.announced(note).text

@@ -6,9 +6,11 @@ import typer
 
 from .options import (
     JsonOption,
+    KeepCrlfOption,
     ModelOption,
     OfflineOption,
     OverwriteOption,
+    ParseSpecialOption,
     PerTokenOption,
     RevisionOption,
     ScoredTextOption,
@@ -25,6 +27,8 @@ def perplexity(
     model: ModelOption = "distilbert/distilgpt2",
     type: TypeOption = None,
     text: ScoredTextOption = "evaluation",
+    parse_special: ParseSpecialOption = True,
+    keep_crlf: KeepCrlfOption = False,
     ctx_size: WindowOption = 512,
     method: Annotated[
         Literal["llama.cpp", "strided"] | None,
@@ -55,6 +59,8 @@ def perplexity(
             model,
             type=type,
             text=text,
+            parse_special=parse_special,
+            keep_crlf=keep_crlf,
             ctx_size=ctx_size,
             method=method,
             stride=stride,

@@ -2,11 +2,9 @@
 
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from dgpt2_quant.quantize.errors import UsageError
 
 from .options import (
     JsonOption,
@@ -15,7 +13,7 @@ from .options import (
     RevisionOption,
     ThreadsOrAutoOption,
     TypeOption,
-    read_input,
+    read_prompt,
     thread_count,
 )
 from .output import note, print_json
@@ -52,7 +50,7 @@ def run(
     mirostat: Annotated[int, typer.Option(help="2: steer the surprise of the tokens instead; 0 for off.")] = 0,
     mirostat_tau: Annotated[float, typer.Option(help="... towards so many bits.")] = 5.0,
     grammar_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Only what fits this grammar (GBNF).")
+        str | None, typer.Option(metavar="FILE", help="Only what fits this grammar (GBNF).")
     ] = None,
     lookup: Annotated[
         int | None,
@@ -111,7 +109,7 @@ def run(
     count = thread_count(threads)
     with progress_bar() as progress:
         name, path = model_file(model, type=type, revision=revision, offline=offline, progress=progress, announce=note)
-    text = read_input(prompt)
+    text = read_prompt(prompt)
     started = time.perf_counter()
     with Model.load(path, ctx_size=ctx_size, threads=count) as loaded:
         load_ms = 1000 * (time.perf_counter() - started)
@@ -198,11 +196,10 @@ def _sequence(model: "Model", completion: "Completion") -> dict[str, Any]:
     return found | {"logprobs": entries}
 
 
-def _read_grammar(path: Path | None) -> str:
+def _read_grammar(path: str | None) -> str:
     if path is None:
         return ""
-    try:
-        return path.read_text("utf-8")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"the grammar {path} can not be read: {reason}", "Name a file in GBNF, UTF-8.") from error
+    from dgpt2_quant.quantize.read_input import read_input
+    from dgpt2_quant.quantize.text import as_text
+
+    return as_text(read_input(path, "grammar", announce=note).file()).text

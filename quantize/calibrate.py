@@ -18,17 +18,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .encode_text import encode_text
+from .encode_text import encode_text, special_note
 from .errors import CheckpointError, UsageError
 from .hyperparameters import multiplied
 from .importance import ImportanceMatrix, Statistics, merged, read_importance
 from .model_source import ModelSource, open_model
 from .output_file import output_file, refuse_existing
 from .parallel import calculating, in_parallel
+from .paths import user_path
 from .progress import Progress
+from .read_input import Announce, input_exists
 from .reference import Observer, from_source
 from .resolve import DEFAULT_MODEL
-from .text import load_text
+from .text import NamedText, load_text
 
 CONTEXT = 512
 SAMPLED = "sampled"
@@ -43,27 +45,32 @@ _LARGEST = 1e30  # of a chunk's sums: millions of chunks stay within float32
 def imatrix(
     model: str = DEFAULT_MODEL,
     *,
-    text: str | Path | None = None,
+    text: str | Path | NamedText | None = None,
     output: str | Path,
     merge: Sequence[str | Path] = (),
     ctx_size: int = CONTEXT,
     chunks: int | None = None,
+    parse_special: bool = True,
+    keep_crlf: bool = False,
     revision: str | None = None,
     offline: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
+    announce: Announce | None = None,
 ) -> ImportanceMatrix:
     """Collects an importance matrix over `text`, adds those of `merge`, and writes it to `output`.
 
-    `model` is what `convert` takes; `text` a UTF-8 file, a bundled text by name, or `sampled`: what the model writes
-    itself; without one, files are only merged.
+    `model` is what `convert` takes; `text` a UTF-8 input (`load_text`), a bundled text by name, or `sampled`: what the
+    model writes itself; without one, files are only merged. `parse_special` and `keep_crlf` say how the text is read.
     `ctx_size` tokens make a chunk (the model's positions, if these are fewer), of which the first `chunks` are taken.
     An interrupted call leaves `output` with `.partial` behind, from which the same call goes on; not with `sampled`,
     for what is collected while a text is written is not whole before its end.
 
     Raises `DgptQuantError`.
     """
-    output = Path(output)
+    if str(output) == "-":
+        raise UsageError("an importance matrix cannot go to stdout (-)", "Name a file: -o imatrix.gguf.")
+    output = user_path(output)
     partial = output.with_name(f"{output.name[:60]}.partial")
     refuse_existing(output, overwrite)
     refuse_existing(partial, overwrite=True)
@@ -71,9 +78,9 @@ def imatrix(
     if text is None and not others:
         raise UsageError("there is neither a text to collect over nor a file to merge", "Use --text FILE.")
     if text is not None:
-        check_readable(text)
+        given = load_calibration(text, parse_special=parse_special, keep_crlf=keep_crlf, announce=announce)
         source = open_model(model, revision=revision, offline=offline)
-        chunked = cut(source, text, ctx_size, chunks, progress=progress)
+        chunked = cut(source, given, ctx_size, chunks, progress=progress, announce=announce)
         others.insert(0, collect(source, chunked, partial=partial, progress=progress))
     result = merged(others)
     result.write(output, overwrite=overwrite)
@@ -82,15 +89,20 @@ def imatrix(
     return result
 
 
-def is_own_text(text: str | Path) -> bool:
-    """Whether it means what the model writes itself."""
-    return str(text) == SAMPLED and not Path(text).is_file()
+def load_calibration(
+    text: str | Path | NamedText,
+    *,
+    parse_special: bool = True,
+    keep_crlf: bool = False,
+    announce: Announce | None = None,
+) -> NamedText | None:
+    """The text, read before a model is looked for; None for `sampled`, what the model writes itself.
 
-
-def check_readable(text: str | Path) -> None:
-    """To be told before a model is looked for. Raises as `load_text`."""
-    if not is_own_text(text):
-        load_text(text)
+    Raises as `load_text`.
+    """
+    if not isinstance(text, NamedText) and str(text) == SAMPLED and not input_exists(text):
+        return None
+    return load_text(text, parse_special=parse_special, keep_crlf=keep_crlf, announce=announce)
 
 
 @dataclass(frozen=True)
@@ -101,7 +113,6 @@ class Chunked:
     """
 
     name: str
-    sha256: str
     size: int
     tokens: Sequence[int]
     sums: Mapping[str, Sums] | None = None
@@ -113,20 +124,21 @@ class Chunked:
 
 def cut(
     source: ModelSource,
-    text: str | Path,
+    text: NamedText | None,
     ctx_size: int = CONTEXT,
     chunks: int | None = None,
     *,
     progress: Progress | None = None,
+    announce: Announce | None = None,
 ) -> Chunked:
-    """The first `chunks` chunks of a text (all, if not given): a file, a bundled text, or `sampled` from the model.
+    """The first `chunks` chunks of a text (all, if not given); with None, of what the model writes itself.
 
     Raises `UsageError` for a text that is too short for one.
     """
     if ctx_size < 1 or (chunks is not None and chunks < 1):
         raise UsageError(f"a context of {ctx_size} and {chunks} chunks were asked for; at least 1 is needed")
     size = min(ctx_size, source.sizes.context)
-    if is_own_text(text):
+    if text is None:
         from .sample_text import sample
 
         count = chunks or -(-SAMPLED_TOKENS // size)
@@ -139,16 +151,17 @@ def cut(
         first = source.tokenizer().bos
         tokens = sample(from_source(source), first, count, size, observers=observer, progress=progress)
         sums = {name: np.sum([of_some[name] for of_some in inputs], axis=0) for name in inputs[0]}
-        return Chunked(SAMPLED, _sha256_of(tokens), size, tokens, sums)
-    named = load_text(text)
-    tokens = encode_text(source.tokenizer(), named.text)
+        return Chunked(SAMPLED, size, tokens, sums)
+    tokenizer = source.tokenizer()
+    text = text.noting(special_note(text, tokenizer.tokens, tokenizer.types), announce)
+    tokens = encode_text(tokenizer, text.text, parse_special=text.parse_special)
     count = min(len(tokens) // size, chunks or len(tokens))
     if not count:
         raise UsageError(
-            f"the text {named.name} has {len(tokens)} tokens; at least one chunk of {size} is needed",
+            f"the text {text.name} has {len(tokens)} tokens; at least one chunk of {size} is needed",
             "Take a longer text, or, with `dgpt2-quant imatrix`, a smaller --ctx-size.",
         )
-    return Chunked(named.name, named.sha256, size, tokens[: count * size])
+    return Chunked(text.name, size, tokens[: count * size])
 
 
 def collect(
@@ -159,7 +172,9 @@ def collect(
     if text.sums is not None:
         return _Collected("", count, text.sums).result(text.name, size, tokens)
     reference = from_source(source)
-    collected = _resume(partial, [source.sha256(), text.sha256, size, count]) if partial else _Collected("", 0, {})
+    collected = (
+        _resume(partial, [source.sha256(), _sha256_of(tokens), size, count]) if partial else _Collected("", 0, {})
+    )
     saved = time.monotonic()
 
     def of_chunk(chunk: int) -> dict[str, Sums]:

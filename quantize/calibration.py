@@ -7,29 +7,48 @@ import contextlib
 from functools import cached_property
 from pathlib import Path
 
-from .calibrate import CONTEXT, SAMPLED, SAMPLED_TOKENS, Chunked, check_readable, collect, cut, is_own_text, uncollected
+from .calibrate import CONTEXT, SAMPLED, SAMPLED_TOKENS, Chunked, collect, cut, load_calibration, uncollected
 from .errors import DgptQuantError
 from .importance import ImportanceMatrix, read_importance
 from .metadata import tool_version
 from .model_source import ModelSource
 from .parallel import calculating
 from .progress import Progress
+from .read_input import Announce
 from .store import cache_folder
+from .text import NamedText
 
 
-def check_given(imatrix: str | Path | None, text: str | Path | None) -> None:
-    """Raises `DgptQuantError` for a file that can not be read, before a model is looked for."""
+def read_given(
+    imatrix: str | Path | None,
+    text: str | Path | NamedText | None,
+    *,
+    parse_special: bool = True,
+    keep_crlf: bool = False,
+    announce: Announce | None = None,
+) -> NamedText | str | None:
+    """The text, read before a model is looked for, `sampled` for the model's own, or None for none.
+
+    Raises `DgptQuantError` for a file or a text that cannot be read.
+    """
     if imatrix is not None:
         read_importance(imatrix)
-    if text is not None:
-        check_readable(text)
+    if text is None:
+        return None
+    return load_calibration(text, parse_special=parse_special, keep_crlf=keep_crlf, announce=announce) or SAMPLED
 
 
 class Calibration:
     """What was asked for: at most one of a file and a text (`calibrate.SAMPLED`: the model's own)."""
 
-    def __init__(self, source: ModelSource, imatrix: str | Path | None, text: str | Path | None) -> None:
-        self._source, self._imatrix, self._text = source, imatrix, text
+    def __init__(
+        self,
+        source: ModelSource,
+        imatrix: str | Path | None,
+        text: NamedText | str | None,
+        announce: Announce | None = None,
+    ) -> None:
+        self._source, self._imatrix, self._text, self._announce = source, imatrix, text, announce
 
     def planned(self) -> ImportanceMatrix | None:
         """As it will be, but for the numbers, without having collected them; None where none was asked for.
@@ -40,10 +59,10 @@ class Calibration:
             return read_importance(self._imatrix)
         if self._text is None:
             return None
-        if self._is_own:
+        if isinstance(self._text, str):
             size = min(CONTEXT, self._source.sizes.context)
             count = -(-SAMPLED_TOKENS // size)
-            return uncollected(self._source, Chunked(SAMPLED, "", size, [0] * (size * count)))
+            return uncollected(self._source, Chunked(SAMPLED, size, [0] * (size * count)))
         return uncollected(self._source, self._cut)
 
     @calculating()
@@ -51,7 +70,7 @@ class Calibration:
         """The matrix itself. Raises `DgptQuantError`."""
         if self._imatrix is not None or self._text is None:
             return self.planned()
-        if not self._is_own:
+        if not isinstance(self._text, str):
             return collect(self._source, self._cut, progress=progress)
         source = self._source
         kept = cache_folder() / "calibration" / f"{source.name}-{source.sha256()[:16]}-{tool_version()}.gguf"
@@ -61,16 +80,12 @@ class Calibration:
             found.check_text(source.sizes.vocabulary, source.sizes.context)
             if found.tokens:
                 return found
-        made = collect(source, cut(source, SAMPLED, progress=progress), progress=progress)
+        made = collect(source, cut(source, None, progress=progress), progress=progress)
         with contextlib.suppress(DgptQuantError):  # it only saves time
             made.write(kept, overwrite=True)
         return made
 
-    @property
-    def _is_own(self) -> bool:
-        return self._text is not None and is_own_text(self._text)
-
     @cached_property
     def _cut(self) -> Chunked:
-        assert self._text is not None
-        return cut(self._source, self._text)
+        assert isinstance(self._text, NamedText)
+        return cut(self._source, self._text, announce=self._announce)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .calibrate import SAMPLED
-from .calibration import Calibration, check_given
+from .calibration import Calibration, read_given
 from .cores import threads_or_all
 from .errors import UsageError
 from .gguf_file import encode_header
@@ -28,10 +28,12 @@ from .parallel import calculating
 from .plan import Plan, make_plan, needs_importance
 from .progress import Progress
 from .quant_types import QuantType, TensorType, find_types
+from .read_input import Announce
 from .recipe import Override, check_recipe, find_override
 from .resolve import DEFAULT_MODEL, is_gguf_name
 from .search import SEARCHED_TYPES, Target, Times, find_target, search
 from .stream import FileWriter, stream
+from .text import NamedText
 from .workers import Workers
 
 MeasureTimes = Callable[[Hyperparameters, Sequence[TensorType]], Times]
@@ -82,7 +84,9 @@ def convert(
     prefer: str | None = None,
     without: Sequence[str] = (),
     imatrix: str | Path | None = None,
-    calibrate: str | Path | None = None,
+    calibrate: str | Path | NamedText | None = None,
+    parse_special: bool = True,
+    keep_crlf: bool = False,
     tensor_type: Sequence[str | Override] = (),
     target_size: int | str | None = None,
     target_bpw: float | None = None,
@@ -95,6 +99,7 @@ def convert(
     overwrite: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
+    announce: Announce | None = None,
 ) -> list[ConvertedFile]:
     """Writes a GGUF file for each quant type and returns what was written, in that order.
 
@@ -104,8 +109,9 @@ def convert(
     file that a search wrote, which says types and level itself. `prefer` and `without` are for `lean`: what to choose
     the embedding's type for (`quality`, `speed`, `size`), and steps to leave out (`lean_steps.STEPS`).
     `imatrix` is an importance matrix in llama.cpp's GGUF format, `calibrate` a text to collect one over on the way
-    (`sampled`: what the model writes itself, which `lean` takes if it is given neither); `tensor_type` are
-    `REGEX=TYPE`, the first that matches a matrix going before the recipe.
+    (`sampled`: what the model writes itself, which `lean` takes if it is given neither), read as `parse_special` and
+    `keep_crlf` say (`load_text`); `tensor_type` are `REGEX=TYPE`, the first that matches a matrix going before the
+    recipe. `announce` is called with notes.
 
     With one of `target_size` (bytes, or as `48MB`), `target_bpw` (bits per weight) and `max_kld` (nats), types are
     searched for (search.py), and the recipe that was found is written beside the file, with `.recipe.json` behind its
@@ -139,12 +145,14 @@ def convert(
     threads = threads_or_all(threads)
     overrides = [find_override(text) for text in tensor_type]
     wanted, steps = find_preference(prefer), steps_without(without).left_out
-    check_given(imatrix, calibrate)
+    calibrate = read_given(
+        imatrix, calibrate, parse_special=parse_special, keep_crlf=keep_crlf, announce=announce
+    )  # before a model is looked for
     source = open_model(model, revision=revision, offline=offline or dry_run, allow_requantize=allow_requantize)
     quantized = bool(saved or target) or any(quant_type.base.is_quantized for quant_type in quant_types)
     if imatrix is None and calibrate is None and quantized and not is_stock:
         calibrate = SAMPLED
-    calibration = Calibration(source, imatrix, calibrate)
+    calibration = Calibration(source, imatrix, calibrate, announce)
     if target:
         if is_gguf_name(Path(output or ".").name) and not dry_run:  # said before a search of minutes
             for path in _with_recipe(Path(output or ".")):

@@ -1,15 +1,20 @@
 """A text to tokens without llama.cpp, which wants a GGUF file for it: with the tokenizers library.
 
-The same tokens as llama.cpp gives (its pre-tokenizer `gpt-2`); a special token's text is text here, as it is there.
+The same tokens as llama.cpp gives (its pre-tokenizer `gpt-2`); with `parse_special`, a special token's text is that
+token, and without it is letters, as there.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from .text import NamedText
 from .tokenizer import Tokenizer, TokenType
 
+_UNKNOWN = 2  # llama.cpp's LLAMA_TOKEN_TYPE_UNKNOWN, which it parses as it does control tokens
+_SHOWN = 5  # special tokens that a note names
 
-def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The numbers of the text's tokens, no special ones added."""
+
+def encode_text(tokenizer: Tokenizer, text: str, *, parse_special: bool = True) -> list[int]:
+    """The numbers of the text's tokens, none added to them."""
     from tokenizers import Tokenizer as FastTokenizer
     from tokenizers import models, pre_tokenizers
 
@@ -23,6 +28,8 @@ def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     letters = {number: [numbers[letter] for letter in piece if letter in numbers] for piece, number in extra.items()}
     added = {t for t, kind in zip(tokenizer.tokens, tokenizer.types, strict=False) if kind == TokenType.USER_DEFINED}
+    if parse_special:
+        added |= {*special_tokens(tokenizer.tokens, tokenizer.types)}
     ids: list[int] = []
     for part, is_token in _split(text, added):
         if is_token:
@@ -31,6 +38,25 @@ def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
         for number in fast.encode(part, add_special_tokens=False).ids:
             ids += letters.get(number, [number])
     return ids
+
+
+def special_tokens(tokens: Sequence[str], types: Sequence[int]) -> list[str]:
+    """The texts that are tokens only where special ones are parsed, of a vocabulary and its types."""
+    kinds = (TokenType.CONTROL, _UNKNOWN)
+    return [token for token, kind in zip(tokens, types, strict=False) if kind in kinds]
+
+
+def special_note(text: NamedText, tokens: Sequence[str], types: Sequence[int]) -> str | None:
+    """A sentence on the special tokens that a text has in it, and how they are read; None where it has none."""
+    counts = {token: count for token in special_tokens(tokens, types) if token and (count := text.text.count(token))}
+    if not counts:
+        return None
+    how = "read as letters, as by llama-perplexity"
+    if text.parse_special:
+        how = "read as tokens, as by Transformers; --no-parse-special reads them as letters, as llama-perplexity does"
+    shown = ", ".join(list(counts)[:_SHOWN]) + (", ..." if len(counts) > _SHOWN else "")
+    total = sum(counts.values())
+    return f"{text.name}: {total:,} special token{'s' * (total > 1)} ({shown}), {how}"
 
 
 def _split(text: str, tokens: Iterable[str]) -> list[tuple[str, bool]]:
@@ -44,5 +70,5 @@ def _split(text: str, tokens: Iterable[str]) -> list[tuple[str, bool]]:
                 continue
             for piece in part.split(token):
                 parts += [(piece, False), (token, True)]
-            parts.pop()  # behind the last piece there is no token
+            parts.pop()  # after the last piece there is no token
     return parts

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from .errors import GGUFError, UsageError
 from .gguf_file import MAGIC, encode_header, padded, read_header, require_file
 from .output_file import output_file
+from .paths import user_path
 from .quant_types import TensorType
 from .read_at import read_at
 
@@ -154,7 +155,7 @@ def read_importance(path: str | Path) -> ImportanceMatrix:
     Raises `ModelNotFoundError` when there is none, and `GGUFError` for a broken one, for one in the old `.dat` format,
     and for a file of another kind.
     """
-    path = require_file(Path(path), "Make one with `dgpt2-quant imatrix`.")
+    path = require_file(user_path(path), "Make one with `dgpt2-quant imatrix`.")
     magic = bytearray(min(4, path.stat().st_size))
     read_at(path, 0, memoryview(magic))
     if magic != MAGIC:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,10 +17,13 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from dgpt2_quant.bench import data_file, datasets
-from dgpt2_quant.bench.data_file import DataFile, decode, numbered_lines, read_data_file
-from dgpt2_quant.bench.datasets import DATASETS, Dataset, load_bench_text, load_dataset
+from dgpt2_quant.bench import datasets
+from dgpt2_quant.bench.datasets import DATASETS, Dataset, load_bench_text, load_dataset, numbered_lines
+from dgpt2_quant.quantize import archive
+from dgpt2_quant.quantize.archive import DataFile
 from dgpt2_quant.quantize.errors import ModelNotFoundError, UsageError
+from dgpt2_quant.quantize.read_input import read_input
+from dgpt2_quant.quantize.text import as_text
 
 CONTENT = "Es war einmal ein König.\n".encode()
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -43,6 +46,10 @@ def tarred(path: Path, members: dict[str, bytes]) -> Path:
 
 
 PACK = {"zip": zipped, "tgz": tarred}
+
+
+def read_data_file(path: str | Path, member: str | None = None, *, prefer: Collection[str] = ()) -> DataFile:
+    return read_input(path, "data file").file(member, prefer=prefer)
 
 
 class TestFiles:
@@ -84,7 +91,7 @@ class TestFiles:
 
     @pytest.mark.parametrize("kind", PACK)
     def test_what_is_too_large_is_not_unpacked(self, tmp_path: Path, kind: str, monkeypatch: Any) -> None:
-        monkeypatch.setattr(data_file, "MOST_BYTES", 1 << 20)
+        monkeypatch.setattr(archive, "MOST_BYTES", 1 << 20)
         bomb = PACK[kind](tmp_path / "bomb", {"king.txt": bytes((1 << 20) + 1)})
         with pytest.raises(UsageError, match=r"king\.txt in .* has more than 1 MiB"):
             read_data_file(bomb, "king.txt")
@@ -93,7 +100,7 @@ class TestFiles:
             read_data_file(before, "king.txt")
 
     def test_a_header_that_claims_too_much(self, tmp_path: Path, monkeypatch: Any) -> None:
-        monkeypatch.setattr(data_file, "MOST_BYTES", 1 << 20)
+        monkeypatch.setattr(archive, "MOST_BYTES", 1 << 20)
         info = tarfile.TarInfo("names")
         info.type, info.size = tarfile.XHDTYPE, 1 << 33  # an extended header, which tarfile would read at once
         with gzip.open(tmp_path / "a.tgz", "wb") as file:
@@ -122,7 +129,7 @@ class TestFiles:
         assert read_data_file(tmp_path / "a.jsonl.gz", "king.txt").content == content  # as a plain file of any name
 
     def test_a_gzip_file_of_one_text_is_bounded_too(self, tmp_path: Path, monkeypatch: Any) -> None:
-        monkeypatch.setattr(data_file, "MOST_BYTES", 1 << 20)
+        monkeypatch.setattr(archive, "MOST_BYTES", 1 << 20)
         (tmp_path / "a.gz").write_bytes(gzip.compress(b"a" * ((1 << 20) + 1)))
         with pytest.raises(UsageError, match=r"a\.gz has more than 1 MiB"):
             read_data_file(tmp_path / "a.gz")
@@ -139,22 +146,22 @@ class TestFiles:
             read_data_file(tmp_path / "a.tgz", "king.txt")
 
     def test_a_missing_file(self, tmp_path: Path) -> None:
-        for path in (tmp_path / "no.txt", tmp_path):
-            with pytest.raises(ModelNotFoundError, match="there is no data file"):
-                read_data_file(path)
-        with pytest.raises(UsageError):
+        with pytest.raises(ModelNotFoundError, match=r"there is no data file '.*no\.txt'"):
+            read_data_file(tmp_path / "no.txt")
+        with pytest.raises(ModelNotFoundError, match=r"cannot read the data file .*: Is a directory"):
+            read_data_file(tmp_path)
+        with pytest.raises(ModelNotFoundError, match="null byte"):
             read_data_file("a\0b")
 
     def test_what_is_not_utf8_is_named_by_its_line(self) -> None:
-        with pytest.raises(UsageError, match=r"king\.txt, line 3: not UTF-8"):
-            decode(DataFile("king.txt", b"a\r\n\xc3\xb6\nb\xff\n"))
+        with pytest.raises(UsageError, match=r"king\.txt is not UTF-8: line 3,"):
+            as_text(DataFile("king.txt", b"a\r\n\xc3\xb6\nb\xff\n"))
 
     def test_lines_end_with_lf_or_crlf_and_nothing_else(self) -> None:
         text = "\ufeffone\r\ntwo\u2028still two\x0c\n\nfour"
         assert list(numbered_lines(DataFile("a", text.encode()))) == [
             (1, "one"), (2, "two\u2028still two\x0c"), (3, ""), (4, "four"),
         ]  # fmt: skip
-        assert decode(DataFile("a", text.encode())) == text  # running text is scored as it is
 
 
 class TestBenchText:
@@ -223,9 +230,9 @@ def test_hf_hub_offline_is_honoured_by_all(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_local_archive_gives_the_member(tmp_path: Path) -> None:
     path = tarred(tmp_path / "CBTest.tgz", {"CBTest/data/cbtest_NE_test_2500ex.txt": CONTENT, "CBTest/README": b""})
-    assert load_dataset("cbt-ne", path) == DataFile("cbtest_NE_test_2500ex.txt", CONTENT)
+    assert load_dataset("cbt-ne", read_input(path)) == DataFile("cbtest_NE_test_2500ex.txt", CONTENT)
     with pytest.raises(UsageError, match=r"cbtest_CN_test_2500ex\.txt"):
-        load_dataset("cbt-cn", path)
+        load_dataset("cbt-cn", read_input(path))
 
 
 class Server(ThreadingHTTPServer):

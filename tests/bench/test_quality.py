@@ -98,10 +98,14 @@ def test_chunks_are_never_longer_than_the_model(short_files: dict[str, Path]) ->
     assert compare(short_files["Q4_0"], [], TEXT[:3000], cut=Cut(context=4096), threads=1).cut.context == 512
 
 
-def test_a_control_token_in_the_text_is_text(short_files: dict[str, Path]) -> None:
+@pytest.mark.parametrize(("parse_special", "more"), [(True, 1), (False, 8)])
+def test_a_special_token_in_the_text_is_one_token_or_letters(
+    parse_special: bool, more: int, short_files: dict[str, Path]
+) -> None:
+    text = "<|endoftext|>" + TEXT[:900]
     plain = compare(short_files["Q4_0"], [], TEXT[:900], cut=SHORT, threads=1)
-    marked = compare(short_files["Q4_0"], [], "<|endoftext|>" + TEXT[:900], cut=SHORT, threads=1)
-    assert len(marked.tokens) == len(plain.tokens) + 8
+    marked = compare(short_files["Q4_0"], [], text, parse_special=parse_special, cut=SHORT, threads=1)
+    assert len(marked.tokens) == len(plain.tokens) + more
 
 
 def test_a_text_shorter_than_a_chunk_is_refused(short_files: dict[str, Path]) -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dgpt2_quant.bench.data_file import DataFile
 from dgpt2_quant.bench.task_cbt import ChildrensBookTest, choice_scores, detokenize, read_questions
 from dgpt2_quant.bench.task_metrics import Settings, summarize
+from dgpt2_quant.quantize.archive import DataFile
 from dgpt2_quant.quantize.errors import UsageError
 from dgpt2_quant.runtime import Model
 

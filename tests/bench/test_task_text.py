@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dgpt2_quant.bench.data_file import DataFile
 from dgpt2_quant.bench.task_metrics import Metric, Scores, Settings, summarize
 from dgpt2_quant.bench.task_text import BitsPerByte, WikiText, detokenize, end_of
+from dgpt2_quant.quantize.archive import DataFile
 from dgpt2_quant.quantize.errors import UsageError
 from dgpt2_quant.quantize.text import load_text
 from dgpt2_quant.runtime import Model
@@ -157,5 +157,5 @@ def test_a_word_perplexity_that_is_no_number(model: Model) -> None:
 
 
 def test_what_is_no_utf8_is_told_before_anything_is_loaded() -> None:
-    with pytest.raises(UsageError, match=r"text\.txt, line 2: not UTF-8"):
+    with pytest.raises(UsageError, match=r"text\.txt is not UTF-8: line 2,"):
         BitsPerByte(DataFile("text.txt", b"a\n\xff"), Settings())

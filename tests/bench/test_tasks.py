@@ -24,6 +24,9 @@ from .test_task_crows import PAIRS, csv_file
 MEAN = {"mean": Metric(0, over=1)}
 
 
+READ = {"parse_special": True, "notes": []}
+
+
 def scores(values: Any) -> Scores:
     return Scores([np.column_stack([values, np.ones(len(values))])])
 
@@ -157,7 +160,7 @@ def test_changes_are_against_f16_of_the_same_run(tmp_path: Path) -> None:
         data=tmp_path / "crows.csv",
         progress=lambda *step: steps.append(step),
     )
-    assert document["data"] == {"name": "crows.csv", "sha256": csv_file(PAIRS).sha256, "items": 4}
+    assert document["data"] == {"name": "crows.csv", "sha256": csv_file(PAIRS).sha256, "items": 4} | READ
     assert (document["context"], document["stride"]) == (512, None)
     assert document["model"]["name"] == "storybook"
     q4_0, f16 = document["results"]
@@ -247,7 +250,7 @@ def test_a_smaller_context(tmp_path: Path) -> None:
         ({"task": "bpb"}, "bpb needs a text"),
         ({"task": "bpb", "data": "lambada"}, "lambada is no running text"),
         ({"task": "card-prompts", "data": "x.csv"}, "card-prompts brings its own data"),
-        ({"task": "cbt", "data": "cbt.txt"}, "cbt takes 2 files"),
+        ({"task": "cbt", "data": __file__}, "cbt takes 2 files"),
         ({"task": "lambada", "stride": 5}, "lambada has no windows"),
         ({"task": "lambada", "limit": 0}, "--limit is 0"),
         ({"task": "wikitext2", "ctx_size": 0}, "--ctx-size is 0"),

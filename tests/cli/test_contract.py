@@ -139,7 +139,7 @@ def test_stop_text_is_not_printed(storybook_files: dict[str, Path]) -> None:
         (["convert", "storybook"], 2, "--type"),
         (["convert", "storybook", "--all", "-t", "f16"], 2, "--all"),
         (["bench", "-m", "storybook", "--reference", "q8_0"], 2, "Q8_0"),
-        (["bench", "-m", "storybook", "--text", "word " * 100], 1, "no text"),
+        (["bench", "-m", "storybook", "--text", "word " * 100], 1, "File name too long"),
         (["convert", "no/such/folder", "-t", "q8_0"], 1, "no/such/folder"),
         (["convert", "storybook", "-t", "f16", "-t", "q8_0", "-o", "x.gguf"], 2, "x.gguf"),
         (["run", "x", "-m", "missing.gguf"], 1, "missing.gguf"),

@@ -13,6 +13,7 @@ from dgpt2_quant.quantize.convert import convert
 from dgpt2_quant.quantize.errors import ModelNotFoundError, UsageError
 from dgpt2_quant.quantize.importance import ImportanceMatrix, read_importance
 from dgpt2_quant.quantize.model_source import ModelSource, open_model
+from dgpt2_quant.quantize.text import load_text
 
 from .checkpoints import make_checkpoint
 
@@ -131,7 +132,7 @@ def test_a_file_goes_before_and_nothing_is_nothing(model: Any, tmp_path: Path) -
     given = imatrix(str(tmp_path / "tiny"), text=tmp_path / "text.txt", output=tmp_path / "it.gguf")
     by_file = Calibration(source, tmp_path / "it.gguf", None)
     assert by_file.planned().sha256 == by_file.collected().sha256 == given.sha256  # type: ignore[union-attr]
-    assert Calibration(source, None, tmp_path / "text.txt").collected().sha256 == given.sha256  # type: ignore[union-attr]
+    assert Calibration(source, None, load_text(tmp_path / "text.txt")).collected().sha256 == given.sha256  # type: ignore[union-attr]
     nothing = Calibration(source, None, None)
     assert nothing.planned() is nothing.collected() is None
     assert not kept(tmp_path)
@@ -143,7 +144,7 @@ def test_what_is_missing_is_said_when_planning(model: Any, tmp_path: Path) -> No
         Calibration(source, tmp_path / "gone.gguf", None).planned()
     (tmp_path / "short.txt").write_text("123")
     with pytest.raises(UsageError, match=r"short\.txt has 3 tokens"):
-        Calibration(source, None, tmp_path / "short.txt").planned()
+        Calibration(source, None, load_text(tmp_path / "short.txt")).planned()
 
 
 def test_a_level_that_needs_none_is_not_calibrated_for(model: Any, tmp_path: Path) -> None:

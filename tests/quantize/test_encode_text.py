@@ -19,7 +19,8 @@ from .checkpoints import END_OF_TEXT, MERGES, TOKENS, make_checkpoint, write_jso
 
 SIZE = len(TOKENS)
 CHARACTERS = st.characters(exclude_categories=["Cs"])
-TEXTS = st.text(CHARACTERS | st.sampled_from("then 'sĠ\n\t\r\u00a0\u3000é1²東🙂\0"), max_size=40)
+PIECES = st.sampled_from([*"then 'sĠ\n\t\r\u00a0\u3000é1²東🙂\0", END_OF_TEXT, END_OF_TEXT[:-1]])
+TEXTS = st.lists(CHARACTERS | PIECES, max_size=40).map("".join)
 QUICK = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
 
@@ -53,17 +54,22 @@ def test_short_and_odd_texts(text: str, tokenizer: Tokenizer, model: Model) -> N
     assert encode_text(tokenizer, text) == model.tokenize(text, special=False)
 
 
-def test_a_special_tokens_text_is_text(tokenizer: Tokenizer, model: Model) -> None:
-    tokens = encode_text(tokenizer, f"one{END_OF_TEXT}two")
-    assert tokens == model.tokenize(f"one{END_OF_TEXT}two", special=False)
-    assert tokenizer.eos not in tokens
-    assert tokenizer.eos in model.tokenize(f"one{END_OF_TEXT}two")
+@pytest.mark.parametrize("parse_special", [True, False])
+@pytest.mark.parametrize("text", ["one{}two", "{}", "{}{}\n\n{}", "one {} two", "<|{}|>"])
+def test_a_special_tokens_text_is_the_token_or_letters(
+    text: str, parse_special: bool, tokenizer: Tokenizer, model: Model
+) -> None:
+    text = text.format(*[END_OF_TEXT] * 3)
+    tokens = encode_text(tokenizer, text, parse_special=parse_special)
+    assert tokens == model.tokenize(text, special=parse_special)
+    assert tokens.count(tokenizer.eos) == (text.count(END_OF_TEXT) if parse_special else 0)
 
 
 @QUICK
-@given(TEXTS)
-def test_any_text(tokenizer: Tokenizer, model: Model, text: str) -> None:
-    assert encode_text(tokenizer, text) == model.tokenize(text, special=False)
+@given(TEXTS, st.booleans())
+def test_any_text(tokenizer: Tokenizer, model: Model, text: str, parse_special: bool) -> None:
+    found = encode_text(tokenizer, text, parse_special=parse_special)
+    assert found == model.tokenize(text, special=parse_special)
 
 
 def agrees(folder: Path, *texts: str) -> list[list[str]]:
@@ -72,8 +78,9 @@ def agrees(folder: Path, *texts: str) -> list[list[str]]:
     tokenizer = open_model(str(folder)).tokenizer()
     assert open_model(file.path, allow_requantize=True).tokenizer() == tokenizer
     with Model.load(file.path, threads=1) as model:
-        theirs = [model.tokenize(text, special=False) for text in texts]
-    assert [encode_text(tokenizer, text) for text in texts] == theirs
+        for parse_special in (False, True):
+            theirs = [model.tokenize(text, special=parse_special) for text in texts]
+            assert [encode_text(tokenizer, text, parse_special=parse_special) for text in texts] == theirs
     return [[tokenizer.tokens[token] for token in tokens] for tokens in theirs]
 
 
@@ -140,3 +147,11 @@ def test_what_is_imported_for_it_is_among_the_requirements() -> None:
     imported = re.findall(r"^ +from (\w+) import", (root / "quantize" / "encode_text.py").read_text(), re.MULTILINE)
     required = tomllib.loads((root / "pyproject.toml").read_text())["project"]["dependencies"]
     assert set(imported) <= {re.split(r"\W", requirement)[0] for requirement in required}
+
+
+@pytest.mark.parametrize("kinds", [{"<|user|>": True}, {"<|a|>": True, "<|a|>b": True, "b<|": False}], ids=str)
+def test_special_and_added_tokens_together(kinds: dict[str, bool], tmp_path: Path) -> None:
+    folder = with_added(tmp_path / "model", *kinds)
+    decoder = {SIZE + at: {"content": text, "special": special} for at, (text, special) in enumerate(kinds.items())}
+    write_json(folder / "tokenizer_config.json", {"added_tokens_decoder": decoder})
+    agrees(folder, "x<|user|>the <|a|>b<|a|> <|a|>b<|", f"{END_OF_TEXT}<|a|>{END_OF_TEXT}b<|user|>")

@@ -1,0 +1,19 @@
+"""Refuses an option that takes one value and was given more than once: of two values, one would be lost silently."""
+
+from typing import Any
+
+from typer.core import TyperCommand, TyperOption
+
+
+class OnceCommand(TyperCommand):
+    """A command whose options have one value each, but for those that are declared as lists."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parses as ever, and raises a usage error for a second value. `--json --json` loses nothing."""
+        _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        for option in (param for param in self.params if isinstance(param, TyperOption)):
+            is_single = not (option.multiple or option.count) and (not option.is_flag or option.secondary_opts)
+            if is_single and given.count(option) > 1:
+                name = max(option.opts, key=len)
+                ctx.fail(f"{name} was given {given.count(option)} times; it takes one value.")
+        return super().parse_args(ctx, args)
