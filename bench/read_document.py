@@ -105,14 +105,18 @@ def _checked(value: Any, hint: Any, path: Path, where: str, key: str = "") -> An
         hints = typing.get_type_hints(hint)
         if not isinstance(value, dict):
             raise _wrong(path, where, "is not an object")
-        if missing := [name for name in hints if name not in value]:
+        if missing := [name for name in hints if name not in value and name in hint.__required_keys__]:
             raise ResultError(
                 f"{path} has no {where}{'.' if where else ''}{missing[0]}: it is not whole, or of an older version",
                 "Measure again with this version of dgpt2-quant.",
             )
         names = {name: f"{where}.{name}" if where else name for name in hints}
         ranged = key if key in _SIGNED | _POSITIVE | _KLD else ""  # what an interval or a rate is of says its range
-        return {name: _checked(value[name], of, path, names[name], ranged or name) for name, of in hints.items()}
+        return {
+            name: _checked(value[name], of, path, names[name], ranged or name)
+            for name, of in hints.items()
+            if name in value
+        }
     if typing.get_origin(hint) is list:
         if not isinstance(value, list):
             raise _wrong(path, where, "is not a list")

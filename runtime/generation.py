@@ -1,7 +1,7 @@
 """Generations as iterators of text that know, when they are through, how they went."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 from .draft import Completion, Draft, Timing, total_timing
 from .engine import Piece
@@ -13,7 +13,7 @@ class Generation(Iterator[str]):
     Starting a second generation of the same model ends this one: they share the context.
     """
 
-    def __init__(self, draft: Draft, pieces: Iterator[Piece]) -> None:
+    def __init__(self, draft: Draft, pieces: Generator[Piece, None, None]) -> None:
         self.seed = draft.request.seed
         self._draft = draft
         self._pieces = pieces
@@ -31,6 +31,10 @@ class Generation(Iterator[str]):
     def __next__(self) -> str:
         return next(self._pieces)[1]
 
+    def close(self) -> None:
+        """Ends the text here; closing twice is fine."""
+        self._pieces.close()
+
 
 class Batch(Iterator[tuple[int, str]]):
     """Several texts that decode together: iterate for (number, piece), in the order in which the pieces come.
@@ -38,7 +42,7 @@ class Batch(Iterator[tuple[int, str]]):
     `completions` are those of the finished ones, by number; `seeds` give them again.
     """
 
-    def __init__(self, drafts: Sequence[Draft], pieces: Iterator[Piece], turn: threading.RLock) -> None:
+    def __init__(self, drafts: Sequence[Draft], pieces: Generator[Piece, None, None], turn: threading.RLock) -> None:
         self.seeds = [draft.request.seed for draft in drafts]
         self._drafts = drafts
         self._pieces = pieces
@@ -58,6 +62,10 @@ class Batch(Iterator[tuple[int, str]]):
     def __next__(self) -> tuple[int, str]:
         draft, text = next(self._pieces)
         return self._numbers[id(draft)], text
+
+    def close(self) -> None:
+        """Ends the texts here; closing twice is fine."""
+        self._pieces.close()
 
     def run(self) -> list[Completion]:
         """Goes to the end and returns all texts; the model's other calls wait for it, or it for them."""

@@ -10,7 +10,7 @@ with Model.load("distilgpt2.Q4_K_M.gguf") as model:
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Literal, NoReturn, Protocol, Self, Unpack
 
@@ -260,7 +260,7 @@ class Model(Scorer):
             if native is not None:
                 native.close()
 
-    def _write(self, drafts: Sequence[Draft], parallel: int = 1) -> Iterator[Piece]:
+    def _write(self, drafts: Sequence[Draft], parallel: int = 1) -> Generator[Piece, None, None]:
         """Writes drafts to their ends, from when it is first asked for a piece; other generations end then."""
         self._open()
         with self._lock:
