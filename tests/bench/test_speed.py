@@ -22,6 +22,7 @@ from dgpt2_quant.runtime import Model, draft
 from ..runtime.gguf_edit import rewrite
 
 NONE = Grid.none()
+GIVE_UP = timing._give_up
 QUIET, LOUD, UNKNOWN = Usage(1, 0, 1, 0), Usage(1, 0.9, 1, 0), Usage(1, None, 1, None)
 
 
@@ -30,6 +31,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """One repetition of everything is enough here."""
     monkeypatch.setattr(timing, "TEXT_SECONDS", 0.0)
     monkeypatch.setattr(timing, "POINT_SECONDS", 0.0)
+    monkeypatch.setattr(timing, "_give_up", lambda *_: lambda: False)  # also where the tests' machine is busy
 
 
 class Turns(list[tuple[str, tuple[int, ...]]]):
@@ -187,6 +189,7 @@ def test_a_quiet_machine_needs_no_patience(short_files: dict[str, Path], monkeyp
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_disturbed_turn_ends_early(batch: int, short_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "_give_up", GIVE_UP)
     with Model.load(short_files["Q4_0"], threads=1) as model:
         batches = watched(monkeypatch, model, "batch")
         for usage, tokens in ((LOUD, 5), (QUIET, 40), (UNKNOWN, 40)):
