@@ -27,8 +27,10 @@ RULES = (
     "reference against itself by another road.",
     "Speeds of several runs are compared by their ratio to the reference in the same round, for the machines may "
     "differ.",
-    "Warned is of disturbed timings, of fewer than three rounds, and of a 99.9 % quantile with fewer than ten tokens "
-    "beyond it.",
+    "Where other programs disturbed a timing, the choice of the fastest says so, and that timing makes no level "
+    "dominated.",
+    "There is a warning for disturbed timings, for fewer than three rounds, for rounds that were left out on a busy "
+    "machine, and for a 99.9 % quantile with fewer than ten tokens beyond it.",
 )
 _TAIL = 10  # tokens beyond a quantile, to tell of it
 _NAMES = 8  # that a sentence lists
@@ -39,9 +41,11 @@ def recommend(results: Sequence[Result]) -> Recommended:
     good = [result for result in results if result["ppl_ratio"] <= WITHIN]
     smallest = min(good, key=_size, default=None)
     fastest = max(good, key=_speed_of(good), default=None)
+    disturbed = [row["disturbed"] for row in good]
     return {
         "smallest_within_1pct_ppl": name_of(smallest) if smallest else None,
         "fastest_within_1pct_ppl": name_of(fastest) if fastest else None,
+        "fastest_disturbed": True if True in disturbed else None if None in disturbed else False,
     }
 
 
@@ -99,6 +103,8 @@ def _fastest(good: Sequence[Result], smallest: Result, base: str) -> str:
     )
     if close:
         line += f"; over the rounds that overlaps with {_names(close)}"
+    if any(row["disturbed"] for row in good):
+        line += "; but other programs disturbed the timing: measure again on a quiet machine before you choose by speed"
     return line + "."
 
 
@@ -141,6 +147,7 @@ def _dominated(results: Sequence[Result]) -> list[str]:
             other
             for other in results
             if other["bytes"] < row["bytes"] and speed(other) > speed(row) and other["kld_mean"] < row["kld_mean"]
+            if not (other["disturbed"] or row["disturbed"])
         ]
         if better:
             found.append(f"{_name(row)} ({_name(min(better, key=lambda other: other['kld_mean']))})")
@@ -184,7 +191,8 @@ def _peers(document: BenchJson) -> list[str]:
         times = fastest["decode_ratio"]["median"] / best["decode_ratio"]["median"]
         lines.append(
             f"The fastest peer is {_peer(best)}, at {best['decode_ratio']['median']:.2f} times the reference's decode"
-            f" speed; {_name(fastest)} decodes {times:.1f} times as fast as that."
+            f" speed; {_name(fastest)} decodes {times:.1f} times as fast as that"
+            + (", but other programs disturbed the timing." if fastest["disturbed"] or best["disturbed"] else ".")
         )
     if insane := [peer for peer in document["peers"] if peer["sane"] is False]:
         lines.append(
@@ -199,7 +207,13 @@ def _warnings(document: BenchJson) -> list[str]:
     disturbed = [_name(row) for row in document["results"] if row["disturbed"]]
     disturbed += [_peer(peer) for peer in document["peers"] if peer["disturbed"]]
     if disturbed:
-        lines.append(f"Other processes used the machine while these were timed: {_listed(disturbed)}. Mind the speeds.")
+        lines.append(
+            f"Other programs used the machine while these were timed: {_listed(disturbed)}. Their speeds are disturbed."
+        )
+    if loaded := [_name(row) for row in document["results"] if row.get("load_disturbed")]:
+        lines.append(f"They also disturbed the load time and the first token of {_listed(loaded)}.")
+    if left_out := _rounds_left_out(document):
+        lines.append(left_out)
     if (rounds := min(row["decode_ratio"]["rounds"] for row in document["results"])) < 3:
         lines.append(f"Speeds are of {rounds} round{'s' if rounds > 1 else ''}: their spread is not known.")
     if of_several_runs(document):
@@ -214,6 +228,14 @@ def _warnings(document: BenchJson) -> list[str]:
             f" too few to choose by it ({1000 * _TAIL:,} would leave {_TAIL})."
         )
     return lines
+
+
+def _rounds_left_out(document: BenchJson) -> str | None:
+    for row in document["results"]:
+        asked, rounds = document["runs"][row["run"]].get("rounds_asked", 0), row["decode_ratio"]["rounds"]
+        if rounds < asked:
+            return f"The machine was busy: {rounds} of {asked} rounds were measured. A longer --patience measures more."
+    return None
 
 
 def _loss(row: Result) -> str:

@@ -68,6 +68,10 @@ class Watch:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.usage = self.so_far()
+
+    def so_far(self) -> Usage:
+        """From the beginning of the block until now."""
         waits, busy, own, clock = self._before
         seconds = time.perf_counter() - clock
         own_now, busy_now, waits_now = _own(), _busy(self._proc), _waits(self._proc)
@@ -76,7 +80,7 @@ class Watch:
             waited = sum(wait - waits.get(thread, 0.0) for thread, wait in waits_now.items())
         if busy is not None and busy_now is not None:
             others = (busy_now - busy) - (own_now - own)
-        self.usage = Usage(seconds * self._threads, waited, seconds * (os.cpu_count() or 1), others)
+        return Usage(seconds * self._threads, waited, seconds * (os.cpu_count() or 1), others)
 
 
 def any_disturbed(usages: Sequence[Usage]) -> bool | None:

@@ -8,9 +8,17 @@ def with_error(value: float, error: float) -> str:
     return f"{value:.3f} ± {error:.3f}"
 
 
-def speed(rate: RateJson) -> str:
+DISTURBED = "†"  # marks a timing during which other programs used the machine
+
+
+def speed(rate: RateJson, disturbed: bool | None = False) -> str:
     """Tokens per second: median, and the range of the rounds."""
-    return f"{rate['median']:.0f} ({rate['min']:.0f}-{rate['max']:.0f})"
+    return marked(f"{rate['median']:.0f} ({rate['min']:.0f}-{rate['max']:.0f})", disturbed)
+
+
+def marked(cell: str, disturbed: bool | None) -> str:
+    """With the mark of a disturbed timing where it is one."""
+    return f"{cell} {DISTURBED}" if disturbed else cell
 
 
 def ratio(rate: RateJson) -> str:

@@ -10,43 +10,66 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dgpt2_quant.quantize.cores import threads_or_all
 from dgpt2_quant.quantize.errors import RuntimeFailure
 
+from .children import run_child
+from .disturbance import Watch
+
 PROMPT_TOKENS = 64
 DECODE_TOKENS = 32
 _TIMEOUT = 600  # seconds; a child that takes longer hangs
+_DISTURBED_SECONDS = 5.0  # after which a disturbed child is the last one
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Medians over the children in milliseconds, the largest peak in bytes."""
+    """Medians over the children in milliseconds, the largest peak in bytes; `disturbed` None where unknown."""
 
     load_ms: float
     first_token_ms: float
     peak_rss_bytes: int
+    disturbed: bool | None = None
 
 
-def measure_footprint(path: Path, *, threads: int | None = None, children: int = 3) -> Footprint:
-    """Runs the children one after another. Raises `RuntimeFailure` with what a failing one said."""
-    results = []
-    for _ in range(children):
-        command = [sys.executable, "-m", "dgpt2_quant.bench.footprint", str(path), str(threads_or_all(threads))]
+def measure_footprint(
+    path: Path, *, threads: int | None = None, children: int = 3, report: Callable[[str], None] | None = None
+) -> Footprint:
+    """Runs the children one after another, fewer on a busy machine. `report` is called with what is waited for.
+
+    Raises `RuntimeFailure` with what a failing one said.
+    """
+    command = [sys.executable, "-m", "dgpt2_quant.bench.footprint", str(path), str(threads_or_all(threads))]
+    results: list[dict[str, Any]] = []
+    started = time.monotonic()
+
+    def waiting(seconds: float, timeout: float) -> None:
+        if report:
+            report(f"waiting for a process that loads {path.name} ({seconds:.0f} of at most {timeout:.0f} s)")
+
+    while len(results) < children:
         try:
-            child = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
+            child = run_child(command, timeout=_TIMEOUT, waiting=waiting)
         except subprocess.TimeoutExpired as error:
             raise RuntimeFailure(f"measuring {path} took more than {_TIMEOUT} s") from error
         if child.returncode:
-            reason = child.stderr.strip()[-500:] or f"the process ended with status {child.returncode}"
+            said = child.stderr.decode("utf-8", "replace").strip()[-500:]
+            reason = said or f"the process ended with status {child.returncode}"
             raise RuntimeFailure(f"measuring {path} failed: {reason}")
         results.append(json.loads(child.stdout))
+        if results[-1]["disturbed"] and time.monotonic() - started > _DISTURBED_SECONDS:
+            break
+    found = [result["disturbed"] for result in results]
     return Footprint(
         load_ms=statistics.median(result["load_ms"] for result in results),
         first_token_ms=statistics.median(result["first_token_ms"] for result in results),
         peak_rss_bytes=max(result["peak_rss_bytes"] for result in results),
+        disturbed=True if True in found else None if None in found else False,
     )
 
 
@@ -68,7 +91,7 @@ def _child(path: str, threads: str) -> None:
 
     bindings()  # importing the library is no part of loading a model
     started = time.perf_counter()
-    with Model.load(path, threads=int(threads)) as model:
+    with Watch(int(threads)) as watch, Model.load(path, threads=int(threads)) as model:
         load_ms = 1000 * (time.perf_counter() - started)
         prompt = [index % model.vocabulary for index in range(min(PROMPT_TOKENS, model.positions // 2))]
         generation = model.stream(prompt, max_tokens=DECODE_TOKENS, seed=0, temperature=0, lookup=0, ignore_eos=True)
@@ -79,7 +102,7 @@ def _child(path: str, threads: str) -> None:
             "first_token_ms": generation.timing.first_token_ms,
             "peak_rss_bytes": peak_rss_bytes(),
         }
-    print(json.dumps(result))
+    print(json.dumps({**result, "disturbed": watch.usage.disturbed}))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,10 @@ class Point:
     batch: int
     threads: int
 
+    def __str__(self) -> str:
+        where = f", depth {self.depth}" * (self.depth > 0) + f", batch {self.batch}" * (self.batch > 1)
+        return f"{self.measure} of {self.tokens} tokens{where}, {self.threads} thread{'s' * (self.threads > 1)}"
+
 
 @dataclass(frozen=True)
 class Grid:

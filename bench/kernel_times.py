@@ -76,8 +76,8 @@ class TimeModel:
     def _seconds(self) -> dict[Entry, float]:
         return {(entry.shape, entry.type): entry.seconds for entry in self.entries}
 
-    def of(self, shape: tuple[int, ...], tensor_type: TensorType) -> float:
-        """Seconds a token of one matrix, (outputs, inputs).
+    def __call__(self, shape: tuple[int, ...], tensor_type: TensorType) -> float:
+        """Seconds a token of one matrix, (outputs, inputs): what `convert(measure_times=token_times)` asks for.
 
         It is for comparing types of one shape: how the time is shared out among shapes is known less well than the sum.
 
@@ -94,8 +94,8 @@ class TimeModel:
         )
 
     def seconds(self, shapes: Mapping[str, tuple[int, ...]], types: Mapping[str, TensorType]) -> float:
-        """Seconds a token of a whole model; what is only looked up costs nothing. Raises `UsageError` as `of`."""
-        return self.fixed + sum(self.of(shapes[name], types[name]) for name in multiplied(shapes))
+        """Seconds a token of a whole model; what is only looked up costs nothing. Raises `UsageError` likewise."""
+        return self.fixed + sum(self(shapes[name], types[name]) for name in multiplied(shapes))
 
     def to_json(self) -> dict[str, Any]:
         """A document that `from_json` reads."""

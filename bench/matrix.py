@@ -1,6 +1,8 @@
 """The benchmark: every level of one model, side by side."""
 
 import hashlib
+import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from dgpt2_quant.runtime.model import Model
 
 from .advice import recommend, with_advice
 from .datasets import load_bench_text
+from .disturbance import Watch
 from .divergence import Divergence, divergence, noise_floor, pairs, resampled, summarize
 from .environment import describe_environment
 from .footprint import Footprint, measure_footprint
@@ -28,8 +31,10 @@ from .quality import Quality, compare
 from .reference_cache import LIMIT
 from .schema import SCHEMA_VERSION, BenchJson, Result, WrongToken
 from .special import noting_special
-from .speed import Speed, measure
+from .speed import PATIENCE, Speed, check_patience, measure
 from .windows import LLAMA_CPP, Cut
+
+_BUSY_SECONDS = 0.2  # in which the machine is looked at: 20 ticks of each core
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,8 @@ class Subject:
 @dataclass(frozen=True)
 class Settings:
     """How it is measured. `cut` tells how the text is scored, `cache_bytes` bounds what is kept of the reference's
-    logits; `peers` take part in the rounds; `per_token` is a file for a line of JSON a scored token."""
+    logits; `peers` take part in the rounds; disturbed measurements take `patience` seconds in all; `per_token` is a
+    file for a line of JSON a scored token."""
 
     cut: Cut = LLAMA_CPP
     cache_bytes: int = LIMIT
@@ -53,6 +59,7 @@ class Settings:
     threads: int | None = None
     grid: Grid = USUAL
     peers: Sequence[PeerSpec] = ()
+    patience: float = PATIENCE
     per_token: Path | None = None
     overwrite: bool = False
 
@@ -71,6 +78,7 @@ def bench(
     rounds: int = 5,
     grid: Grid = USUAL,
     peers: bool = False,
+    patience: float = PATIENCE,
     llama_cpp_bin: Path | None = None,
     per_token: Path | None = None,
     overwrite: bool = False,
@@ -86,7 +94,8 @@ def bench(
     measured besides, or alone if no types are given. `text` is a bundled text's name, a data set's, or an input
     (`load_text`), read as `parse_special` and `keep_crlf` say. Missing files are converted into the cache first. With
     `peers`, other programs that are installed run the same weights in the same rounds; with `llama_cpp_bin`,
-    llama-bench too. `write_report` makes files of the result. Raises `DgptQuantError`.
+    llama-bench too. On a busy machine disturbed measurements are repeated, for `patience` seconds in all, and marked.
+    `write_report` makes files of the result. Raises `DgptQuantError`.
     """
     if is_gguf_name(model):
         raise UsageError(
@@ -95,6 +104,7 @@ def bench(
         )
     if rounds < 1:
         raise UsageError(f"{rounds} rounds were asked for; at least 1 is needed")
+    check_patience(patience)
     per_token = check_per_token(per_token, overwrite=overwrite)
     given = [require_file(Path(path)) for path in file]
     read_levels(given)  # what is no sound file is told before the work
@@ -127,15 +137,25 @@ def bench(
         others += peers_for(folder, subject.files)
     if llama_cpp_bin is not None:
         others += llama_bench_for(subject.files, llama_cpp_bin)
-    settings = Settings(cut, cache_bytes, rounds, threads, grid, others, per_token, overwrite)
-    return measure_levels(subject, source_text, settings, progress=progress)
+    settings = Settings(cut, cache_bytes, rounds, threads, grid, others, patience, per_token, overwrite)
+    return measure_levels(subject, source_text, settings, progress=progress, announce=announce)
 
 
 def measure_levels(
-    subject: Subject, text: NamedText, settings: Settings | None = None, *, progress: Progress | None = None
+    subject: Subject,
+    text: NamedText,
+    settings: Settings | None = None,
+    *,
+    progress: Progress | None = None,
+    announce: Callable[[str], None] | None = None,
 ) -> BenchJson:
     """`bench` for files that are here already; the usual settings if none are given."""
     settings = settings or Settings()
+    if announce and _is_busy():
+        announce(
+            f"Other programs use this machine{_load()}: what they disturb is measured again, for at most"
+            f" {settings.patience:g} s in all, and marked."
+        )
     environment = describe_environment(settings.threads)
     threads, files = settings.threads, subject.files
     (reference,), levels = read_levels([subject.reference]), read_levels(files)
@@ -155,6 +175,7 @@ def measure_levels(
     divergences = [divergence(quality, number, draws) for number in range(len(files))]
     names = [level.name for level in levels]
     wrong = _wrong_tokens(subject, quality, names, settings)
+    footprints = [_footprint(number, files, threads, progress) for number in range(len(files))]
     speeds = measure(
         subject.reference,
         files,
@@ -162,13 +183,11 @@ def measure_levels(
         threads=threads,
         grid=settings.grid,
         peers=settings.peers,
+        patience=settings.patience,
         progress=progress,
     )
-    footprints = []
-    for number, path in enumerate(files):
-        footprints.append(measure_footprint(path, threads=threads))
-        if progress:
-            progress(number + 1, len(files), "load time and memory")
+    environment["rounds_asked"] = settings.rounds
+    environment["disturbed_seconds"] = round(speeds.disturbed_seconds, 1)
     base = summarize(quality.base.nll)
     results = [_result(*parts) for parts in zip(levels, divergences, wrong, speeds.files, footprints, strict=True)]
     document: BenchJson = {
@@ -198,6 +217,7 @@ def measure_levels(
             "tokens_scored": base.tokens,
             "prompt_tps": speeds.reference.prompt_tps,
             "decode_tps": speeds.reference.decode_tps,
+            "disturbed": speeds.reference.disturbed,
         },
         "noise_floor": noise_floor(quality),
         "results": results,
@@ -208,6 +228,27 @@ def measure_levels(
         "advice": [],
     }
     return with_advice(document)
+
+
+def _footprint(number: int, files: Sequence[Path], threads: int | None, progress: Progress | None) -> Footprint:
+    def report(what: str) -> None:
+        if progress:
+            progress(number, len(files), what)
+
+    report(f"load time and memory, {files[number].name}")
+    return measure_footprint(files[number], threads=threads, report=report)
+
+
+def _is_busy() -> bool:
+    """Whether other programs use much of the machine at the moment; False where the system does not tell."""
+    with Watch(1) as watch:
+        time.sleep(_BUSY_SECONDS)
+    return watch.usage.disturbed is True
+
+
+def _load() -> str:
+    """The machine's load of the last minute, where it is known."""
+    return f" (load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores)" if hasattr(os, "getloadavg") else ""
 
 
 def _wrong_tokens(
@@ -260,5 +301,6 @@ def _result(level: Level, found: Divergence, wrong: list[WrongToken], speed: Spe
         "first_token_ms": footprint.first_token_ms,
         "joules_per_token": speed.joules_per_token,
         "disturbed": speed.disturbed,
+        "load_disturbed": footprint.disturbed,
         "speed": speed.points,
     }

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .children import WAIT_SECONDS, Waiting, end_group, run_child
+
 # Each library waits in its own way, whatever the user has set for ours.
 _WAYS_OF_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 _LONGEST_LINE = 1 << 20
@@ -54,20 +56,25 @@ class Worker:
         with contextlib.suppress(BrokenPipeError):  # `answer` finds out why
             self._process.stdin.write(json.dumps(question).encode() + b"\n")
 
-    def answer(self, timeout: float) -> dict[str, Any]:
+    def answer(self, timeout: float, waiting: Waiting | None = None) -> dict[str, Any]:
         """Its next line. Raises `PeerFailed` when it ends, says nothing in time, or is not understood."""
-        found = _parsed(self._line(timeout))
+        found = _parsed(self._line(timeout, waiting))
         if not isinstance(found, dict):
             raise PeerFailed(f"it answered {shortened(found)}")
         return found
 
-    def _line(self, timeout: float) -> bytes:
+    def _line(self, timeout: float, waiting: Waiting | None) -> bytes:
         assert self._process.stdout
-        pipe, end = self._process.stdout.fileno(), time.monotonic() + timeout
+        pipe, started = self._process.stdout.fileno(), time.monotonic()
         while b"\n" not in self._rest:
-            ready, _, _ = select.select([pipe], [], [], max(0.0, end - time.monotonic()))
+            left = started + timeout - time.monotonic()
+            ready, _, _ = select.select([pipe], [], [], max(0.0, min(left, WAIT_SECONDS)))
             if not ready:
-                raise PeerFailed(f"it said nothing for {timeout:g} s; last: {self._last_words()}")
+                if left <= WAIT_SECONDS:
+                    raise PeerFailed(f"it said nothing for {timeout:g} s; last: {self._last_words()}")
+                if waiting:
+                    waiting(time.monotonic() - started, timeout)
+                continue
             part = os.read(pipe, 1 << 16)
             if not part:
                 raise PeerFailed(f"{self._end()}: {self._last_words()}")
@@ -79,9 +86,7 @@ class Worker:
 
     def close(self) -> None:
         """Ends it, whatever it is doing, and whatever it has started."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        end_group(self._process)
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 pipe.close()
@@ -100,17 +105,10 @@ class Worker:
             return "nothing"
 
 
-def run_once(command: Sequence[str], threads: int, timeout: float) -> Any:
-    """What a program writes as JSON. Raises `PeerFailed` when it can not be started, fails, or takes too long."""
+def run_once(command: Sequence[str], threads: int, timeout: float, waiting: Waiting | None = None) -> Any:
+    """What a program writes as JSON. Raises `PeerFailed` when it cannot be started, fails, or takes too long."""
     try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=timeout,
-            env=_environment(threads),
-            check=False,
-        )
+        done = run_child(command, timeout=timeout, environment=_environment(threads), waiting=waiting)
     except subprocess.TimeoutExpired as error:
         raise PeerFailed(f"it took more than {timeout:g} s") from error
     except OSError as error:

@@ -21,6 +21,7 @@ import numpy as np
 from dgpt2_quant.quantize.errors import UsageError
 from dgpt2_quant.runtime.model import Model
 
+from .children import Waiting
 from .disturbance import Usage, Watch
 from .levels import read_levels
 from .peer_process import PeerFailed, Worker, number, run_once, shortened
@@ -78,9 +79,12 @@ def llama_bench_for(files: Sequence[Path], folder: Path) -> list[PeerSpec]:
 
 
 class Peer:
-    """A peer at work; `close` ends its processes. Raises `PeerFailed` at every step."""
+    """A peer at work; `close` ends its processes. `waiting` is called while an answer takes long.
 
-    def __init__(self, spec: PeerSpec, *, threads: int, positions: int) -> None:
+    Raises `PeerFailed` at every step.
+    """
+
+    def __init__(self, spec: PeerSpec, *, threads: int, positions: int, waiting: Waiting | None = None) -> None:
         self.spec = spec
         self.samples: list[Sample] = []
         self.version = ""
@@ -88,12 +92,13 @@ class Peer:
         self.peak_rss_bytes: int | None = None
         self.sane: bool | None = None
         self._threads = threads
+        self._waiting = waiting
         self._worker: Worker | None = None
         self._text: tuple[list[int], list[int]] | None = None
         if not spec.is_llama_bench:
             self._worker = Worker([*spec.command, str(threads), str(positions)], threads)
             with self._closing_on_error():
-                ready = self._worker.answer(LOAD_TIMEOUT)
+                ready = self._worker.answer(LOAD_TIMEOUT, waiting)
                 if "absent" in ready:
                     raise PeerFailed(f"not installed: {ready['absent']}")
                 self.version, self.load_ms = str(ready.get("version")), number(ready, "load_ms")
@@ -103,7 +108,7 @@ class Peer:
         if self._worker is None:
             return self._bench(len(prompt), tokens)
         self._worker.ask({"prompt": list(prompt), "tokens": tokens, "seconds": TEXT_SECONDS})
-        found = self._worker.answer(ANSWER_TIMEOUT)
+        found = self._worker.answer(ANSWER_TIMEOUT, self._waiting)
         time.sleep(_SETTLE)
         written = found.get("tokens")
         if not isinstance(written, list) or len(written) != tokens or not all(type(one) is int for one in written):
@@ -157,7 +162,7 @@ class Peer:
 
     def _llama_bench(self, *options: object) -> dict[str, Any]:
         command = [*self.spec.command, "-t", self._threads, *options, "-r", 1, "-ngl", 0, "-o", "json"]
-        found = run_once(list(map(str, command)), self._threads, ANSWER_TIMEOUT)
+        found = run_once(list(map(str, command)), self._threads, ANSWER_TIMEOUT, self._waiting)
         if not (isinstance(found, list) and len(found) == 1 and isinstance(found[0], dict)):
             raise PeerFailed(f"it answered {shortened(found)}")
         return found[0]

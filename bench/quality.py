@@ -92,15 +92,18 @@ def compare(
         cache = ReferenceCache(cache_bytes)
         kept = cache.rows(reference, windows, base.real_vocabulary, lambda window: logits(base, window))
         stack.enter_context(closing(kept))
+        steps = len(windows) * len(models)
         for number, (window, of_base) in enumerate(zip(windows, kept, strict=True)):
             wanted = rows.expected(of_base, window.targets, for_blocks)
             expected.append(Base(wanted.nll, wanted.top, wanted.top_p))
-            for model, scores in zip(models, levels, strict=True):
+            for index, (model, scores) in enumerate(zip(models, levels, strict=True)):
+                if progress:
+                    progress(number * len(models) + index, steps, f"perplexity and KL divergence, {files[index].name}")
                 scores.append(scored(model, window, wanted, for_blocks))
             if number < noisy:
                 noise.append(scored(again, window, wanted, for_blocks, batch=_NOISE_BATCH))
-            if progress:
-                progress(number + 1, len(windows), "perplexity and KL divergence")
+        if progress:
+            progress(steps, steps, "perplexity and KL divergence")
     how = f"{_NOISE_BATCH} tokens at a time on {other} thread{'s' * (other > 1)}, {noisy} of {len(windows)} windows"
     return Quality(
         tokens,

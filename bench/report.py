@@ -6,7 +6,7 @@ from dgpt2_quant.quantize.json_text import to_json_text
 from dgpt2_quant.quantize.output_file import output_file, refuse_existing
 
 from .advice import RULES
-from .figures import label, of_several_runs, percent, small, speed, with_error
+from .figures import DISTURBED, label, marked, of_several_runs, percent, small, speed, with_error
 from .page import Items, Picture, Section, Table, Text, visible
 from .plots import CAPTIONS, PLOTS, draw_plots
 from .report_html import to_html
@@ -78,14 +78,17 @@ def table_rows(document: BenchJson) -> list[list[str]]:
 
 
 def remarks(document: BenchJson) -> list[str]:
-    """What has to be said about the table: the reference, and the advice."""
+    """What has to be said about the table: the reference, the mark, and the advice."""
     reference = document["reference"]
     of_reference = (
         f"Reference {reference['type']}: perplexity"
         f" {with_error(reference['perplexity'], reference['perplexity_stderr'])}"
         f" over {reference['tokens_scored']:,} tokens."
     )
-    return [visible(line) for line in (of_reference, *document["advice"])]
+    lines = [of_reference]
+    if any(row["disturbed"] or row.get("load_disturbed") for row in document["results"]):
+        lines.append(f"{DISTURBED} disturbed: other programs used the machine while this was timed.")
+    return [visible(line) for line in (*lines, *document["advice"])]
 
 
 def report_sections(document: BenchJson, *, with_plots: bool) -> list[Section]:
@@ -119,9 +122,9 @@ def _row(result: Result) -> list[str]:
         small(result["kld_mean"]),
         small(result["kld_p999"]),
         percent(result["top1_agreement"]),
-        speed(result["prompt_tps"]),
-        speed(result["decode_tps"]),
-        f"{result['load_ms']:.0f}",
+        speed(result["prompt_tps"], result["disturbed"]),
+        speed(result["decode_tps"], result["disturbed"]),
+        marked(f"{result['load_ms']:.0f}", result.get("load_disturbed")),
         f"{result['peak_rss_bytes'] / 1e6:.0f}",
     ]
 

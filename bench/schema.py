@@ -1,4 +1,7 @@
-"""`bench.json`: what each key means. Bytes are whole bytes; times are seconds unless the key ends in `_ms`."""
+"""`bench.json`: what each key means. Bytes are whole bytes; times are seconds unless the key ends in `_ms`.
+
+Keys that are `NotRequired` came later: `bench` always writes them, and a document without them is read too.
+"""
 
 from typing import NotRequired, TypedDict
 
@@ -6,7 +9,9 @@ SCHEMA_VERSION = 1
 
 
 class Environment(TypedDict):
-    """Where it was measured; `loadavg` is the machine's one-minute load before the run (null where unknown)."""
+    """Where and how it was measured; `loadavg` is the machine's one-minute load before the run (null where unknown).
+    Of `rounds_asked` rounds some are left out on a busy machine, where disturbed measurements took
+    `disturbed_seconds`."""
 
     cpu: str
     cores: int
@@ -17,6 +22,8 @@ class Environment(TypedDict):
     llama_cpp_python: str
     dgpt2_quant: str
     loadavg: float | None
+    rounds_asked: NotRequired[int]
+    disturbed_seconds: NotRequired[float]
 
 
 class BenchedModel(TypedDict):
@@ -102,8 +109,9 @@ class Result(TypedDict):
     intervals by bootstrap; `ppl_ratio` is to the reference's perplexity; `top1_agreement`, `mean_dp` and `rms_dp` are
     fractions of 1; `nll_correlation` is that of the tokens' negative log-likelihoods with the reference's (null where
     they do not vary); `prompt_ratio` and `decode_ratio` are the speeds over the reference's in the same round;
-    `joules_per_token` those of decoding (null where the machine does not tell); `disturbed` tells of other load while
-    it was timed (null where unknown); `run` is the index in `runs`."""
+    `joules_per_token` those of decoding (null where the machine does not tell); `disturbed` says that other
+    programs used the machine while it was timed (null where unknown), and `load_disturbed` the same of `load_ms` and
+    `first_token_ms`; `run` is the index in `runs`."""
 
     type: str
     recipe: str
@@ -140,11 +148,12 @@ class Result(TypedDict):
     first_token_ms: float
     joules_per_token: float | None
     disturbed: bool | None
+    load_disturbed: NotRequired[bool | None]
     speed: list[SpeedPoint]
 
 
 class Reference(TypedDict):
-    """What the levels are compared with."""
+    """What the levels are compared with; `disturbed` as a level's."""
 
     type: str
     bytes: int
@@ -153,6 +162,7 @@ class Reference(TypedDict):
     tokens_scored: int
     prompt_tps: RateJson
     decode_tps: RateJson
+    disturbed: NotRequired[bool | None]
 
 
 class NoiseFloor(TypedDict):
@@ -202,10 +212,12 @@ class SkippedPeer(TypedDict):
 
 
 class Recommended(TypedDict):
-    """The smallest file, and the one that decodes fastest, of those within 1 % of the reference's perplexity."""
+    """The smallest file, and the one that decodes fastest, of those within 1 % of the reference's perplexity;
+    `fastest_disturbed` says that the choice of the fastest rests on disturbed timings (null where unknown)."""
 
     smallest_within_1pct_ppl: str | None
     fastest_within_1pct_ppl: str | None
+    fastest_disturbed: NotRequired[bool | None]
 
 
 class BenchJson(TypedDict):

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from .figures import (
+    DISTURBED,
     change,
     label,
+    marked,
     name_of,
     of_several_runs,
     percent,
@@ -134,7 +136,12 @@ def speed_sections(document: BenchJson) -> list[Section]:
     columns = ["type", "prompt ratio", "decode ratio", "first token ms", "rounds"]
     columns += ["J/token"] * energy + ["run"] * several + ["disturbed"]
     rows = [
-        [label(row), ratio(row["prompt_ratio"]), ratio(row["decode_ratio"]), f"{row['first_token_ms']:.1f}"]
+        [
+            label(row),
+            marked(ratio(row["prompt_ratio"]), row["disturbed"]),
+            marked(ratio(row["decode_ratio"]), row["disturbed"]),
+            marked(f"{row['first_token_ms']:.1f}", row.get("load_disturbed")),
+        ]
         + [str(row["decode_ratio"]["rounds"])]
         + [_or_unknown(row["joules_per_token"], ".3g")] * energy
         + [str(row["run"] + 1)] * several
@@ -142,11 +149,13 @@ def speed_sections(document: BenchJson) -> list[Section]:
         for row in results
     ]
     said = f"Speed over that of {document['reference']['type']} in the same round: median (minimum-maximum)."
+    if any(row["disturbed"] or row.get("load_disturbed") for row in results):
+        said += f" {DISTURBED} was disturbed: other programs used the machine."
     if several:
         said += " The levels come from several runs: only these ratios can be compared between them."
     sections = [Section("Speed", [Text(said), Table(columns, rows)])]
     if grid := _grid(results):
-        said = "Tokens per second of all sequences together, medians; † was disturbed."
+        said = f"Tokens per second of all sequences together, medians; {DISTURBED} was disturbed."
         if several:
             said += " Not to be compared between levels of different runs."
         sections.append(Section("Speed by setting", [Text(said), *grid], level=3))
@@ -173,7 +182,7 @@ def _setting(point: SpeedPoint) -> tuple[str, int, int, int, int]:
 
 
 def _tps(point: SpeedPoint | None) -> str:
-    return f"{point['tps']['median']:.0f}{' †' if point['disturbed'] else ''}" if point else _UNKNOWN
+    return marked(f"{point['tps']['median']:.0f}", point["disturbed"]) if point else _UNKNOWN
 
 
 def peers_section(document: BenchJson) -> list[Section]:
@@ -185,8 +194,8 @@ def peers_section(document: BenchJson) -> list[Section]:
                 peer["name"],
                 peer["version"],
                 peer["precision"],
-                speed(peer["prompt_tps"]) if peer["prompt_tps"] else _UNKNOWN,
-                speed(peer["decode_tps"]),
+                speed(peer["prompt_tps"], peer["disturbed"]) if peer["prompt_tps"] else _UNKNOWN,
+                speed(peer["decode_tps"], peer["disturbed"]),
                 ratio(peer["decode_ratio"]),
                 _or_unknown(peer["load_ms"], ".0f"),
                 _UNKNOWN if peer["peak_rss_bytes"] is None else f"{peer['peak_rss_bytes'] / 1e6:.0f}",
@@ -247,9 +256,15 @@ def _machine(run: Environment) -> str:
     memory = f", {run['ram_bytes'] / 2**30:.0f} GiB" if run["ram_bytes"] else ""
     return (
         f"{run['cpu']}, {run['cores']} cores, {run['threads']} threads{memory}, {run['os']},"
-        f" load {run['loadavg']} before the run;"
+        f" load {run['loadavg']} before the run{_disturbance(run)};"
         f" dgpt2-quant {run['dgpt2_quant']}, llama-cpp-python {run['llama_cpp_python']}, Python {run['python']}"
     )
+
+
+def _disturbance(run: Environment) -> str:
+    """How much of the timings was disturbed; nothing on a quiet machine, or in documents that do not say."""
+    seconds, asked = run.get("disturbed_seconds", 0.0), run.get("rounds_asked")
+    return f", {seconds:.0f} s of disturbed timings ({asked} rounds were asked for)" if seconds else ""
 
 
 def _or_unknown(value: float | None, form: str) -> str:

@@ -3,10 +3,13 @@
 What was computed for a prompt is kept for an equal prompt that follows, so a text is written twice: once to its first
 token, which times the prompt, and once to its end, which times nothing but decoding. A small model does both in a few
 hundredths of a second, too short for a clock on a shared machine: they are repeated, with another prompt each time.
+
+On a busy machine threads wait for one another at every barrier, and a text can take a hundred times as long. Its speed
+is marked as disturbed in any case, so a turn that is disturbed ends early.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dgpt2_quant.runtime.generation import Generation
@@ -18,6 +21,9 @@ from .grid import Point
 
 TEXT_SECONDS = 0.3  # that a contestant's turn takes at the least
 POINT_SECONDS = 0.06  # of which there are many
+_DISTURBED = 4.0  # times these seconds: how long a turn lasts that is disturbed
+_LEAST_TOKENS = 4  # of each sequence, even then
+_LOOK_SECONDS = 0.25  # from one look at the machine to the next, in a turn that takes longer
 
 
 @dataclass(frozen=True)
@@ -44,8 +50,10 @@ class _Sums:
         self.prompt_tokens += generation.timing.prompt_computed
         self.prompt_seconds += generation.timing.prompt_seconds
 
-    def decode(self, model: Model, prompt: Sequence[int], tokens: int, batch: int = 1) -> None:
-        """Writes `batch` times the same text, all together."""
+    def decode(
+        self, model: Model, prompt: Sequence[int], tokens: int, give_up: Callable[[], bool], batch: int = 1
+    ) -> None:
+        """Writes `batch` times the same text, all together, to its end or until `give_up()`."""
         before = self._meter.read()
         texts = model.batch(
             [prompt],
@@ -57,7 +65,10 @@ class _Sums:
             lookup=0,  # a token for each decode, whatever the text
             ignore_eos=True,
         )
-        texts.run()
+        for pieces, _ in enumerate(texts, 1):
+            if pieces > _LEAST_TOKENS * batch and give_up():
+                break
+        texts.close()
         joules = self._meter.joules(before, self._meter.read())
         self._joules = None if self._joules is None or joules is None else self._joules + joules
         self.decode_tokens += texts.timing.decoded  # the first token of each costs no decode
@@ -72,15 +83,29 @@ class _Sums:
         )
 
 
+def _give_up(watch: Watch, seconds: float) -> Callable[[], bool]:
+    """Whether a turn, which takes `seconds` on a quiet machine, has gone on for long enough and is disturbed."""
+    look = time.perf_counter() + _DISTURBED * seconds
+
+    def give_up() -> bool:
+        nonlocal look
+        if (now := time.perf_counter()) < look:
+            return False
+        look = now + _LOOK_SECONDS
+        return watch.so_far().disturbed is True
+
+    return give_up
+
+
 def time_text(model: Model, prompt: Sequence[int], tokens: int, threads: int, meter: EnergyMeter) -> Sample:
     """A prompt, and so many tokens behind it, on the model's `threads`."""
     sums, repetition = _Sums(meter), 0
     with Watch(threads) as watch:
-        end = time.perf_counter() + TEXT_SECONDS
+        end, give_up = time.perf_counter() + TEXT_SECONDS, _give_up(watch, TEXT_SECONDS)
         while not repetition or time.perf_counter() < end:
             fresh = _varied(model, prompt, repetition)
             sums.read_prompt(model, fresh)
-            sums.decode(model, fresh, tokens)
+            sums.decode(model, fresh, tokens, give_up)
             repetition += 1
     return sums.sample(watch.usage)
 
@@ -96,12 +121,12 @@ def time_point(model: Model, point: Point, prompt: Sequence[int], threads: int, 
         # with one step behind it: behind a deep prompt the cache is first carried over to another context
         _finished(model, prompt, 2)
     with Watch(threads) as watch:
-        end = time.perf_counter() + POINT_SECONDS
+        end, give_up = time.perf_counter() + POINT_SECONDS, _give_up(watch, POINT_SECONDS)
         while not repetition or time.perf_counter() < end:
             if point.measure == "prompt":
                 sums.read_prompt(model, _varied(model, prompt, repetition))
             else:
-                sums.decode(model, prompt, point.tokens, point.batch)
+                sums.decode(model, prompt, point.tokens, give_up, point.batch)
             repetition += 1
     return sums.sample(watch.usage)
 

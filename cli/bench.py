@@ -70,6 +70,14 @@ def bench(
     llama_cpp_bin: Annotated[
         Path | None, typer.Option("--llama-cpp-bin", metavar="DIR", help="Time the llama-bench in this folder too.")
     ] = None,
+    patience: Annotated[
+        float,
+        typer.Option(
+            "--patience",
+            metavar="SECONDS",
+            help="How long disturbed measurements may take in all; 0: repeat none, and measure one round.",
+        ),
+    ] = 60.0,
     per_token: PerTokenOption = None,
     cache: Annotated[
         str,
@@ -131,6 +139,7 @@ def bench(
             grid=grid,
             peers=peers,
             llama_cpp_bin=llama_cpp_bin,
+            patience=patience,
             per_token=per_token,
             overwrite=overwrite,
             threads=threads,

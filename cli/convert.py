@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from dgpt2_quant.quantize.convert import ConvertedFile, MeasureTimes
     from dgpt2_quant.quantize.hyperparameters import Hyperparameters
+    from dgpt2_quant.quantize.progress import Progress
     from dgpt2_quant.quantize.quant_types import TensorType
     from dgpt2_quant.quantize.search import Times
 
@@ -135,7 +136,7 @@ def convert(
             target_size=target_size,
             target_bpw=target_bpw,
             max_kld=max_kld,
-            measure_times=_times(threads),
+            measure_times=_times(threads, progress),
             revision=revision,
             offline=offline,
             threads=threads,
@@ -170,15 +171,14 @@ def convert(
     note(f"{files[0].parameters:,} parameters of {files[0].model}, {what}")
 
 
-def _times(threads: int | None) -> "MeasureTimes":
+def _times(threads: int | None, progress: "Progress") -> "MeasureTimes":
     """What the search asks for the time of a matrix, where it prefers speed."""
 
     def measure(sizes: "Hyperparameters", types: "Sequence[TensorType]") -> "Times":
         from dgpt2_quant.bench.kernel_times import token_times
 
         note("Measuring how long each type takes on this machine, once")
-        with progress_bar() as progress:
-            return token_times(sizes, types, threads=threads, progress=progress).of
+        return token_times(sizes, types, threads=threads, progress=progress)
 
     return measure
 

@@ -71,7 +71,7 @@ def demo(
         (base,) = convert(source.name, type=reference, output=scratch)
         subject = Subject(source.name, source_sha256(source.folder), Path(base.path), list(levels.values()))
         settings = Settings(rounds=3, grid=Grid.none())  # a demo is short
-        document = measure_levels(subject, load_text(), settings, progress=progress)
+        document = measure_levels(subject, load_text(), settings, progress=progress, announce=note)
     print_table(COLUMNS, table_rows(document))
     for remark in remarks(document):
         typer.echo(remark)

@@ -13,7 +13,7 @@ from .engine import Piece
 class _Pieces(Closing):
     """The pieces of some drafts. Several threads may read; each piece goes to one of them."""
 
-    def __init__(self, drafts: Sequence[Draft], pieces: Generator[Piece]) -> None:
+    def __init__(self, drafts: Sequence[Draft], pieces: Generator[Piece, None, None]) -> None:
         self._drafts = drafts
         self._pieces = pieces
         self._reading = threading.RLock()
@@ -41,7 +41,7 @@ class Generation(_Pieces, Iterator[str]):
     Starting a second generation of the same model ends this one: they share the context.
     """
 
-    def __init__(self, draft: Draft, pieces: Generator[Piece]) -> None:
+    def __init__(self, draft: Draft, pieces: Generator[Piece, None, None]) -> None:
         super().__init__([draft], pieces)
         self.seed = draft.request.seed
         self._draft = draft
@@ -66,7 +66,7 @@ class Batch(_Pieces, Iterator[tuple[int, str]]):
     `completions` are those of the finished ones, by number; `seeds` give them again.
     """
 
-    def __init__(self, drafts: Sequence[Draft], pieces: Generator[Piece], turn: threading.RLock) -> None:
+    def __init__(self, drafts: Sequence[Draft], pieces: Generator[Piece, None, None], turn: threading.RLock) -> None:
         super().__init__(drafts, pieces)
         self.seeds = [draft.request.seed for draft in drafts]
         self._turn = turn

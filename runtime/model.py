@@ -241,7 +241,7 @@ class Model(Scorer):
             self._several, self._scoring, self._native = None, {}, None
         flush()
 
-    def _write(self, drafts: Sequence[Draft], parallel: int = 1) -> Generator[Piece]:
+    def _write(self, drafts: Sequence[Draft], parallel: int = 1) -> Generator[Piece, None, None]:
         """Writes drafts to their ends, from when it is first asked for a piece; other generations end then."""
         self._open()
         with self._lock:

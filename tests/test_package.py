@@ -6,11 +6,13 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("bench", "cli", "demo", "quantize", "runtime", "pyproject.toml", "README.md", "LICENSE")
@@ -30,6 +32,23 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([sys.executable, "-c", code], cwd=folder, check=True, capture_output=True)
     [built] = (folder / "dist").glob("*.whl")
     return built
+
+
+def test_every_dependency_has_an_upper_bound_that_the_constraints_keep() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    constraints = [
+        Requirement(line.rstrip(" \\"))
+        for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+        if line[:1].isalpha()
+    ]
+    pinned = {one.name: one.specifier for one in constraints if one.marker is None or one.marker.evaluate()}
+    optional = [line for lines in project["optional-dependencies"].values() for line in lines]
+    for line in (*project["dependencies"], *optional):
+        requirement = Requirement(line)
+        assert {part.operator for part in requirement.specifier} & {"<", "=="}, line
+        if requirement.name in pinned:
+            (pin,) = pinned[requirement.name]
+            assert requirement.specifier.contains(pin.version), f"{line}, but {pin} in constraints.txt"
 
 
 def test_the_wheel_has_one_import_name_and_all_files(wheel: Path) -> None:

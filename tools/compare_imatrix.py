@@ -6,17 +6,19 @@ Prints one JSON document: the relative difference of E[x^2], a column at a time,
 same tokens are seen when llama-imatrix is called with `-c 512 -b 512`: with larger batches it leaves out a few.
 """
 
+import argparse
 import json
-import sys
 
 import numpy as np
 from dgpt2_quant.quantize.importance import read_importance
 
 
 def main() -> None:
-    if len(sys.argv) != 3:
-        raise SystemExit(__doc__)
-    ours, theirs = (read_importance(path) for path in sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("ours")
+    parser.add_argument("theirs")
+    arguments = parser.parse_args()
+    ours, theirs = read_importance(arguments.ours), read_importance(arguments.theirs)
     both = sorted(ours.entries.keys() & theirs.entries.keys())
     differences = np.concatenate(
         [np.abs(ours.entries[n].mean_squares / theirs.entries[n].mean_squares.clip(1e-20) - 1) for n in both]

@@ -6,9 +6,9 @@ With --check it writes nothing, and fails when something is stale. Benchmarks ar
 `bench.json` as the command beside the table wrote it; `docs/bench/demo.txt` is what `make demo` printed.
 """
 
+import argparse
 import json
 import re
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,9 @@ PAGES_WITH_TABLES = [
 
 
 def main() -> None:
-    check = "--check" in sys.argv[1:]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
     pages = {ROOT / "docs" / "cli.md": cli_page()}
     pages |= {path: filled(path, tables()) for path in PAGES_WITH_TABLES}
     stale = [path for path, text in pages.items() if not path.is_file() or path.read_text("utf-8") != text]

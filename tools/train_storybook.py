@@ -7,18 +7,21 @@ transformers, tokenizers and safetensors, which the project itself does not. The
 faster machine sees more tokens, and the weights come out another way each time.
 """
 
+import argparse
 import json
 import math
 import random
-import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from safetensors.numpy import load_file, save_file
 from tokenizers import ByteLevelBPETokenizer
-from transformers import GPT2Config, GPT2LMHeadModel
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import GPT2LMHeadModel
 
 HELD_OUT = {
     "the-olive-fairy-book",
@@ -31,7 +34,18 @@ TRAINED_VOCAB = 8192
 KEPT_VOCAB = 8189  # the last three merges are dropped afterwards: a row count that 8 does not divide, as in GPT-2
 
 
-def main(books: Path, out: Path, minutes: float = 75) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("books", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("minutes", type=float, nargs="?", default=75)
+    arguments = parser.parse_args()
+    make(arguments.books, arguments.out, arguments.minutes)
+
+
+def make(books: Path, out: Path, minutes: float) -> None:
+    import torch
+
     out.mkdir(parents=True, exist_ok=True)
     files = sorted(books.glob("*.txt"))
     held = [file for file in files if file.stem in HELD_OUT]
@@ -53,14 +67,19 @@ def main(books: Path, out: Path, minutes: float = 75) -> None:
     shrink(out)
 
 
-def encode(tokenizer: ByteLevelBPETokenizer, files: list[Path]) -> torch.Tensor:
+def encode(tokenizer: ByteLevelBPETokenizer, files: list[Path]) -> "torch.Tensor":
     """The books' tokens one after another, each book ended by <|endoftext|>."""
+    import torch
+
     return torch.from_numpy(
         np.concatenate([np.array([*tokenizer.encode(f.read_text("utf-8")).ids, 0], np.int32) for f in files])
     )
 
 
-def train(tokens: torch.Tensor, minutes: float) -> GPT2LMHeadModel:
+def train(tokens: "torch.Tensor", minutes: float) -> "GPT2LMHeadModel":
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=TRAINED_VOCAB,
@@ -119,4 +138,4 @@ def shrink(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]) if len(sys.argv) > 3 else 75)
+    main()

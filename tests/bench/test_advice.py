@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from dgpt2_quant.bench.advice import advise, recommend, with_advice
 
-from .documents import document, peer, rate, result
+from .documents import document, environment, peer, rate, result
 
 
 def exact(value: float, by: float = 0.0) -> dict[str, float]:
@@ -44,7 +44,32 @@ def advice(*rows: Any, **changed: Any) -> str:
     ],
 )
 def test_recommendations(rows: list[Any], smallest: str | None, fastest: str | None) -> None:
-    assert recommend(rows) == {"smallest_within_1pct_ppl": smallest, "fastest_within_1pct_ppl": fastest}
+    found = recommend(rows)
+    assert (found["smallest_within_1pct_ppl"], found["fastest_within_1pct_ppl"]) == (smallest, fastest)
+    assert found["fastest_disturbed"] is False
+
+
+def test_a_choice_by_disturbed_speeds_says_so() -> None:
+    calm, loud = row("Q8_0", 1.0, 8, 300), row("Q4_0", 1.0, 4, 400, disturbed=True)
+    worse = row("Q5_0", 1.5, 9, 200, kld_mean=0.004, disturbed=True)  # by the speed of none of them it is dominated
+    unknown = row("Q4_0", 1.0, 4, 400, disturbed=None)
+    assert recommend([calm, loud])["fastest_disturbed"] is True
+    assert recommend([calm, worse])["fastest_disturbed"] is False  # not within 1 %
+    assert recommend([calm, unknown])["fastest_disturbed"] is None
+    warned = "disturbed the timing: measure again on a quiet machine before you choose by speed"
+    assert warned in advice(calm, loud)
+    assert "No reason to take" not in advice(worse, loud)
+    assert "No reason to take these" in advice({**worse, "disturbed": False}, {**loud, "disturbed": False})
+    assert warned not in advice(calm, unknown)
+    assert "as fast as that, but other programs disturbed the timing." in advice(loud, peers=[peer("Slow")])
+
+
+def test_rounds_that_were_left_out_are_told() -> None:
+    measured = row("Q4_0", 1.0, 4, 400, decode_ratio=rate(4.0, rounds=2))
+    for asked, told in ((2, False), (5, True)):
+        said = advice(measured, runs=[environment(rounds_asked=asked, disturbed_seconds=61.0)])
+        assert ("The machine was busy: 2 of 5 rounds were measured." in said) is told
+    assert "The machine was busy" not in advice(measured)  # an older document, which does not say
 
 
 def test_over_several_runs_the_fastest_is_by_the_ratio() -> None:
@@ -54,7 +79,7 @@ def test_over_several_runs_the_fastest_is_by_the_ratio() -> None:
     slow_machine["run"] = 0
     assert recommend([fast_machine, slow_machine])["fastest_within_1pct_ppl"] == "Q8_0"
     slow_machine["run"] = 1
-    assert "measured in several runs" in advice(fast_machine, slow_machine)
+    assert "measured in several runs" in advice(fast_machine, slow_machine, runs=[environment()] * 2)
 
 
 def test_what_to_ship() -> None:
@@ -137,19 +162,24 @@ def test_peers() -> None:
 def test_warnings() -> None:
     calm = row("Q4_0", 1.0, 4, 400)
     said = advice(
-        {**calm, "disturbed": True, "decode_ratio": rate(4.0, rounds=1)},
+        {**calm, "disturbed": True, "load_disturbed": True, "decode_ratio": rate(4.0, rounds=1)},
         peers=[peer("Quick", disturbed=True)],
         reference={"tokens_scored": 4_845},
     )
     assert "while these were timed: Q4_0 and Quick F32." in said
+    assert "disturbed the load time and the first token of Q4_0." in said
     assert "Speeds are of 1 round:" in said
     assert "4,845 tokens were scored, so that about 5 lie beyond the 99.9 % quantile" in said
     quiet = advice(calm, {**calm, "disturbed": None}, reference={"tokens_scored": 10_000})
-    assert not any(word in quiet for word in ("Mind", "spread", "quantile"))
+    assert not any(word in quiet for word in ("disturbed", "spread", "quantile"))
 
 
 def test_a_document_gets_both() -> None:
     whole = with_advice(document(row("Q4_0", 1.0, 4, 400)))
-    assert whole["recommended"] == {"smallest_within_1pct_ppl": "Q4_0", "fastest_within_1pct_ppl": "Q4_0"}
+    assert whole["recommended"] == {
+        "smallest_within_1pct_ppl": "Q4_0",
+        "fastest_within_1pct_ppl": "Q4_0",
+        "fastest_disturbed": False,
+    }
     assert whole["advice"] == advise(whole)
     assert advise(document()) == []

@@ -4,6 +4,7 @@ import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from math import sin
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,15 @@ from dgpt2_quant.bench.kernel_times import TimeModel, token_times
 from dgpt2_quant.bench.mix_fit import Costs, fit_costs, make_mixes
 from dgpt2_quant.bench.mix_turns import Turns, time_mixes
 from dgpt2_quant.bench.mixes import Entry, Mix, MixWriter, kinds_of
+from dgpt2_quant.quantize.convert import convert
 from dgpt2_quant.quantize.errors import ResultError, UsageError
 from dgpt2_quant.quantize.gguf_file import read_header, tensor_bytes
 from dgpt2_quant.quantize.hyperparameters import Hyperparameters
 from dgpt2_quant.quantize.progress import Progress
 from dgpt2_quant.quantize.quant_types import TensorType
 from dgpt2_quant.runtime import Model
+
+from ..quantize.checkpoints import make_checkpoint
 
 SMALL = Hyperparameters(4, 256, 8, 1024, 64, 2000, 1e-5)
 TINY = Hyperparameters(2, 64, 2, 256, 1, 301, 1e-5)
@@ -64,6 +68,18 @@ class KnownTimer:
         return Turns(tuple((ratio * noise).tolist()), (self.seconds(base),) * 8, False)
 
 
+def test_a_search_takes_them_as_documented(tmp_path: Path) -> None:
+    """`convert(measure_times=token_times)`, which gives what is called for each matrix."""
+    model = make_checkpoint(tmp_path / "tiny", layers=1, width=64, context=32, vocabulary=300)
+    options: Any = {"target_bpw": 7.0, "prefer": "speed", "calibrate": "sampled"}
+    timer = KnownTimer()
+    (file,) = convert(
+        str(model), output=tmp_path / "it.gguf", measure_times=partial(token_times, timer=timer, threads=1), **options
+    )
+    assert timer.calls == 1
+    assert file.bits_per_weight <= 7.0
+
+
 def plan_error(model: TimeModel, sizes: Hyperparameters, types: Sequence[TensorType]) -> float:
     """The largest relative error over random plans whose layers have other types each."""
     rng, shapes = np.random.default_rng(2), replace(sizes, vocabulary=-(-sizes.vocabulary // 8) * 8).shapes()
@@ -87,7 +103,7 @@ def test_costs_are_found_again_where_nothing_is_noisy() -> None:
     found = {(entry.shape, entry.type) for entry in model.entries}
     assert found == {(shape, own) for shape in kinds_of(replace(SMALL, vocabulary=2000)).values() for own in TYPES}
     changes = [
-        (model.of(shape, TensorType.F16) - model.of(shape, TensorType.Q2_K))
+        (model(shape, TensorType.F16) - model(shape, TensorType.Q2_K))
         / (true_cost((shape, TensorType.F16)) - true_cost((shape, TensorType.Q2_K)))
         for shape in kinds_of(SMALL).values()
     ]
@@ -155,17 +171,17 @@ def test_each_type_is_as_often_in_each_kind_of_matrix() -> None:
 def test_a_type_that_does_not_fit_the_rows_is_left_out() -> None:
     sizes = Hyperparameters(2, 160, 4, 512, 64, 300, 1e-5)
     model = token_times(sizes, [TensorType.Q4_K, TensorType.Q4_0], threads=1, timer=KnownTimer())
-    assert model.of((160, 512), TensorType.Q4_K) > 0
-    assert model.of((512, 160), TensorType.Q4_0) > 0
+    assert model((160, 512), TensorType.Q4_K) > 0
+    assert model((512, 160), TensorType.Q4_0) > 0
     with pytest.raises(UsageError, match=r"\[512, 160\] in Q4_K"):
-        model.of((512, 160), TensorType.Q4_K)
+        model((512, 160), TensorType.Q4_K)
     only = token_times(sizes, [TensorType.Q4_K], threads=1, timer=KnownTimer())
-    assert only.of((512, 160), TensorType.F16) > 0
+    assert only((512, 160), TensorType.F16) > 0
 
 
 def test_the_vocabulary_is_padded_and_either_size_is_known() -> None:
     model = token_times(replace(SMALL, vocabulary=2001), TYPES, threads=1, timer=KnownTimer())
-    assert model.of((2001, 256), TensorType.Q4_0) == model.of((2008, 256), TensorType.Q4_0)
+    assert model((2001, 256), TensorType.Q4_0) == model((2008, 256), TensorType.Q4_0)
 
 
 def test_what_is_looked_up_costs_nothing() -> None:

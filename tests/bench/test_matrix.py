@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from dgpt2_quant.bench import matrix, timing
+from dgpt2_quant.bench.disturbance import Usage
 from dgpt2_quant.bench.footprint import Footprint
 from dgpt2_quant.bench.grid import Grid
 from dgpt2_quant.bench.matrix import bench
@@ -158,13 +159,28 @@ def test_where_it_was_measured(run: Run) -> None:
 
 
 def test_the_reader_is_told_what_goes_on(run: Run) -> None:
-    (announced,) = run.announced
-    assert announced.startswith("Converting storybook to Q8_0, Q4_0, F32")
-    topics = list(dict.fromkeys(topic for *_, topic in run.progress))
-    assert topics[-3:] == ["perplexity and KL divergence", "speed", "load time and memory"]
+    assert run.announced[0].startswith("Converting storybook to Q8_0, Q4_0, F32")
+    assert all(said.startswith("Other programs use this machine") for said in run.announced[1:])
+    topics = list(dict.fromkeys(topic.split(",")[0] for *_, topic in run.progress))
+    assert topics[-3:] == ["perplexity and KL divergence", "load time and memory", "speed"]
     for topic in topics[-3:]:
-        steps = [(step, of) for step, of, found in run.progress if found == topic]
-        assert steps == [(number + 1, steps[0][1]) for number in range(steps[0][1])]
+        steps = [step for step, _, found in run.progress if found.startswith(topic) and "again" not in found]
+        assert steps == list(range(len(steps)))
+        assert len(steps) > 1
+
+
+def test_a_busy_machine_is_announced(
+    storybook_files: dict[str, Path], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(matrix, "measure", lambda *_, **__: 1 / 0)  # far enough
+    monkeypatch.setattr(matrix, "measure_footprint", lambda *_, **__: Footprint(1.0, 1.0, 1))
+    subject = matrix.Subject("storybook", "", storybook_files["F32"], [storybook_files["Q4_0"]])
+    for share, busy in ((0.0, False), (0.5, True)):
+        monkeypatch.setattr(matrix.Watch, "so_far", lambda _, share=share: Usage(1, 0, 1, share))
+        said: list[str] = []
+        with pytest.raises(ZeroDivisionError):
+            matrix.measure_levels(subject, load_text(run.text), announce=said.append)
+        assert [line.partition(" (")[0] for line in said] == ["Other programs use this machine"] * busy
 
 
 def refused(error: type[Exception], message: str, model: str = "storybook", **options: Any) -> None:
@@ -225,6 +241,7 @@ def test_wrong_arguments(tmp_path: Path) -> None:
     refused(UsageError, "unknown quantization type 'q4_z'", type=["q4_z"])
     refused(UsageError, "unknown quantization type 'best'", reference="best")
     refused(UsageError, "0 rounds", rounds=0)
+    refused(UsageError, "the patience is -1 s", patience=-1)
     refused(ModelNotFoundError, "there is no text 'absent.txt'", text="absent.txt")
     (tmp_path / "latin.txt").write_bytes(b"\xe4" * 9999)
     refused(UsageError, r"latin\.txt is not UTF-8", text=tmp_path / "latin.txt")

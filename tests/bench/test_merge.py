@@ -175,6 +175,23 @@ def test_a_sound_document_is_read_as_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("results[0].load_disturbed", True),
+        ("reference.disturbed", None),
+        ("runs[0].rounds_asked", 5),
+        ("runs[0].disturbed_seconds", 61.5),
+        ("recommended.fastest_disturbed", True),
+    ],
+)
+def test_keys_that_older_documents_lack(key: str, value: Any, tmp_path: Path) -> None:
+    newer = changed(GOOD, key, value)
+    assert read_document(write(tmp_path / "a.json", newer)) == newer
+    with pytest.raises(ResultError, match=re.escape(key)):
+        read_document(write(tmp_path / "b.json", changed(GOOD, key, "much")))
+
+
+@pytest.mark.parametrize(
     ("key", "value", "says"),
     [
         ("schema_version", 2, "schema version 2; this dgpt2-quant knows those up to 1"),

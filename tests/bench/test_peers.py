@@ -9,11 +9,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
-from dgpt2_quant.bench import peer_process, peers, timing
+from dgpt2_quant.bench import children, peer_process, peers, timing
 from dgpt2_quant.bench.grid import Grid
 from dgpt2_quant.bench.peer_process import PeerFailed
 from dgpt2_quant.bench.peers import Peer, PeerSpec, is_sane, llama_bench_for, peers_for
@@ -21,6 +22,8 @@ from dgpt2_quant.bench.speed import Speeds, make_prompt, measure
 from dgpt2_quant.quantize.errors import UsageError
 from dgpt2_quant.quantize.resolve import resolve
 from dgpt2_quant.runtime import Model
+
+from .processes import await_end
 
 # The fast way to answer; each test changes a line of it.
 GOOD = """
@@ -91,7 +94,11 @@ def test_a_peer_takes_part_in_every_round(short_files: dict[str, Path], fake: Ca
     assert (row["name"], row["precision"], row["version"]) == ("Fake", "F32", "1.2")
     assert (row["load_ms"], row["peak_rss_bytes"], row["disturbed"]) == (5.0, 1000, False)
     assert found.skipped_peers == []
-    assert seen == [(step, 4, "speed") for step in range(1, 5)]
+    assert seen[0] == (0, 6, "waiting for Fake F32 (0 of at most 900 s)")
+    assert seen[1:] == [
+        (step, 6, f"speed, {where}, {who}")
+        for step, (where, who) in enumerate(product(("warm-up", "round 1 of 2", "round 2 of 2"), ("F32", "Fake F32")))
+    ]
 
 
 def test_what_a_worker_is_given(fake: Callable[..., PeerSpec], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -381,6 +388,24 @@ def test_a_bad_llama_bench(
     (skipped,) = found.skipped_peers
     assert skipped["name"] == "llama-bench Q4_0"
     assert skipped["reason"].startswith(reason)
+
+
+def test_what_a_llama_bench_has_started_ends_with_it(
+    short_files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "ANSWER_TIMEOUT", 0.5)
+    monkeypatch.setattr(children, "WAIT_SECONDS", 0.1)
+    start = "import subprocess\nchild = subprocess.Popen(['sleep', '999'])"
+    folder = llama_bench(tmp_path, f"{start}\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(child.pid))\nchild.wait()")
+    seen: list[str] = []
+    found = run(
+        short_files,
+        *llama_bench_for([short_files["Q4_0"]], folder),
+        progress=lambda _, __, what: seen.append(what),
+    )
+    assert found.skipped_peers == [{"name": "llama-bench Q4_0", "reason": "it took more than 0.5 s"}]
+    assert "waiting for llama-bench Q4_0 (0 of at most 0 s)" in seen[1:]
+    await_end(int((tmp_path / "pid").read_text()))
 
 
 def test_no_llama_bench(short_files: dict[str, Path], tmp_path: Path) -> None:

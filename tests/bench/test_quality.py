@@ -30,7 +30,9 @@ def test_better_levels_come_out_better(short_files: dict[str, Path]) -> None:
     count = len(quality.tokens) // 512
     assert count >= 2
     assert (quality.cut.context, quality.lengths) == (512, [255] * count)
-    assert seen == [(number + 1, count, "perplexity and KL divergence") for number in range(count)]
+    steps = count * len(files)
+    assert [(done, total) for done, total, _ in seen] == [(step, steps) for step in range(steps + 1)]
+    assert seen[0][2] == f"perplexity and KL divergence, {files[0].name}"
 
     draws = resampled(quality)
     itself, *others = (divergence(quality, number, draws) for number in range(len(files)))

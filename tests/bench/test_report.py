@@ -22,7 +22,15 @@ from .documents import document, environment, interval, peer, result
 TWO = with_advice(
     document(
         result("Q8_0", disturbed=False),
-        result("Q4_0", bytes=900_000, kld_mean=0.25, disturbed=True, top1_agreement=1.0, peak_rss_bytes=50_400_000),
+        result(
+            "Q4_0",
+            bytes=900_000,
+            kld_mean=0.25,
+            disturbed=True,
+            load_disturbed=True,
+            top1_agreement=1.0,
+            peak_rss_bytes=50_400_000,
+        ),
         peers=[peer("Other", prompt_tps=None, load_ms=None)],
         skipped_peers=[{"name": "Absent", "reason": "it is not installed"}],
     )
@@ -71,6 +79,11 @@ def test_rows_for_the_columns() -> None:
         "peak MB": "64",
     }
     assert (other["type"], other["KLD mean"], other["top-1"], other["peak MB"]) == ("Q4_0", "0.250", "100.0 %", "50")
+    assert (other["prompt t/s"], other["decode t/s"], other["load ms"]) == (
+        "900 (850-950) †", "301 (250-320) †", "12 †",
+    )  # fmt: skip
+    assert remarks(TWO)[1] == "† disturbed: other programs used the machine while this was timed."
+    assert not any("†" in remark for remark in remarks(document(result("Q4_0"))))
     assert table_rows(document(result("Q4_0", recipe="lean")))[0][0] == "Q4_0 lean"
 
 
@@ -144,7 +157,9 @@ def test_other_tables() -> None:
     by_confidence = tables(text, "By the reference's confidence")
     assert by_confidence[0] == {"type": "Q8_0", "0-50 % (4,000 tokens)": "0.00200, 97.0 %", "50-100 % (0 tokens)": ""}
     speeds = tables(text, "Speed")
-    assert speeds[1]["decode ratio"] == "3.00 (2.70-3.30)"
+    assert speeds[0]["decode ratio"] == "3.00 (2.70-3.30)"
+    assert speeds[1]["decode ratio"] == "3.00 (2.70-3.30) †"
+    assert "† was disturbed: other programs used the machine." in text
     assert [row["disturbed"] for row in speeds] == ["no", "yes"]
     assert "J/token" not in speeds[0]
     grid = tables(text, "Speed by setting")
@@ -197,7 +212,8 @@ def test_several_runs() -> None:
 
 
 def test_remarks() -> None:
-    reference, *advice = remarks(TWO)
+    reference, mark, *advice = remarks(TWO)
+    assert mark.startswith("† disturbed")
     assert reference == "Reference F32: perplexity 20.400 ± 0.240 over 6,120 tokens."
     assert advice == TWO["advice"]
     assert advice[0].startswith("Ship Q4_0")

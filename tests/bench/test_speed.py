@@ -22,6 +22,7 @@ from dgpt2_quant.runtime import Model, draft
 from ..runtime.gguf_edit import rewrite
 
 NONE = Grid.none()
+GIVE_UP = timing._give_up
 QUIET, LOUD, UNKNOWN = Usage(1, 0, 1, 0), Usage(1, 0.9, 1, 0), Usage(1, None, 1, None)
 
 
@@ -30,6 +31,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """One repetition of everything is enough here."""
     monkeypatch.setattr(timing, "TEXT_SECONDS", 0.0)
     monkeypatch.setattr(timing, "POINT_SECONDS", 0.0)
+    monkeypatch.setattr(timing, "_give_up", lambda *_: lambda: False)  # also where the tests' machine is busy
 
 
 class Turns(list[tuple[str, tuple[int, ...]]]):
@@ -94,7 +96,15 @@ def test_a_real_run(short_files: dict[str, Path]) -> None:
         ]
     assert found.files[1] == found.reference
     assert set(found.reference.decode_ratio.values()) == {1.0, 2}
-    assert seen == [(step, 6, "speed") for step in range(1, 7)]
+    seen = [step for step in seen if "again" not in step[2]]
+    turns = [(done, total) for done, total, _ in seen]
+    assert turns == [(step, 36) for step in range(36)]  # two files, three rounds of a text and of five points
+    assert [what for _, _, what in seen[:3]] == [
+        "speed, warm-up, F32",
+        "speed, warm-up, Q4_0",
+        "speed, round 1 of 2, F32",
+    ]
+    assert seen[-1][2] == "speed, round 2 of 2, prompt of 128 tokens, 2 threads, Q4_0"
     assert (found.peers, found.skipped_peers) == ([], [])
 
 
@@ -154,6 +164,42 @@ def test_a_busy_machine_does_not_take_for_ever(short_files: dict[str, Path], mon
     assert found.reference.disturbed is found.files[0].disturbed is True
 
 
+def test_patience_ends(short_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every turn takes a second and is disturbed; the fifth goes beyond the patience."""
+    turns, clock = Turns([LOUD] * 1000).watch(monkeypatch), iter(range(10**6))
+    monkeypatch.setattr(speed_module, "perf_counter", lambda: float(next(clock)))
+    seen: list[str] = []
+    grid = Grid(prompt_sizes=(16,), depths=(), batches=(), thread_counts=())
+    found = run(
+        short_files, ["Q4_0"], rounds=5, grid=grid, patience=4.0, progress=lambda _, __, what: seen.append(what)
+    )
+    # the warm-up, the first round with two repetitions, and the first round of the grid, which is not warmed up
+    assert turns.names == ["F32", "Q4_0", *["F32"] * 3, "Q4_0", "F32 prompt 1", "Q4_0 prompt 1"]
+    assert seen[3].startswith("speed, round 1 of 5, F32, again because it was disturbed (load ")
+    assert found.reference.decode_tps["rounds"] == found.files[0].points[0]["tps"]["rounds"] == 1
+    assert found.reference.disturbed is found.files[0].points[0]["disturbed"] is True
+    assert found.disturbed_seconds == 8.0
+
+
+def test_a_quiet_machine_needs_no_patience(short_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = Turns().watch(monkeypatch)
+    found = run(short_files, ["Q4_0"], rounds=3, patience=0)
+    assert (len(turns), found.reference.decode_tps["rounds"], found.disturbed_seconds) == (8, 3, 0.0)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_disturbed_turn_ends_early(batch: int, short_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "_give_up", GIVE_UP)
+    with Model.load(short_files["Q4_0"], threads=1) as model:
+        batches = watched(monkeypatch, model, "batch")
+        for usage, tokens in ((LOUD, 5), (QUIET, 40), (UNKNOWN, 40)):
+            monkeypatch.setattr(timing.Watch, "so_far", lambda _, usage=usage: usage)
+            sample = time_point(model, Point("decode", 40, 0, batch, 1), [1], 1, EnergyMeter())
+            texts = batches.pop()[1]
+            assert [text.tokens for text in texts.completions] == pytest.approx([tokens] * batch, abs=1)
+            assert sample.decode_tps == pytest.approx(texts.timing.decoded / texts.timing.decode_seconds)
+
+
 def test_where_the_machine_does_not_tell(short_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     turns = Turns([UNKNOWN] * 9).watch(monkeypatch)
     assert run(short_files, ["Q4_0"], rounds=2).files[0].disturbed is None
@@ -190,6 +236,9 @@ def test_wrong_arguments(short_files: dict[str, Path], tmp_path: Path, monkeypat
         run(short_files, [], rounds=0)
     with pytest.raises(UsageError, match="0 threads"):
         measure(short_files["F32"], [], threads=0)
+    for patience in (-1, float("nan"), float("inf")):
+        with pytest.raises(UsageError, match="the patience is"):
+            run(short_files, [], patience=patience)
     with pytest.raises(UsageError, match="a prompt of 600 tokens can not be timed: the model has 512 positions"):
         run(short_files, [], grid=Grid(prompt_sizes=(600,)))
     broken = tmp_path / "broken.gguf"
