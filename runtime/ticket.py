@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 
-from dgpt2_quant.quantize.errors import RuntimeFailure
+from dgpt2_quant.quantize.errors import RuntimeFailure, WaitTimeoutError
 
 from .draft import Completion, Timing, TokenLogprob
 
@@ -52,7 +52,7 @@ class Ticket(Iterator[Event], AsyncIterator[Event]):
     def result(self, timeout: float | None = None) -> Completion:
         """Waits for the end and returns the whole text, as often as it is asked, also behind a loop over the events.
 
-        Raises `RuntimeFailure` after `timeout` s without news, and what the scheduler failed with.
+        Raises `WaitTimeoutError` after `timeout` s without news, and what the scheduler failed with.
         """
         while self._next(timeout):
             pass
@@ -107,7 +107,7 @@ class Ticket(Iterator[Event], AsyncIterator[Event]):
                 if self._end:
                     return None
                 if not self._ready.wait(timeout):
-                    raise RuntimeFailure(f"nothing came for {timeout} s", "Wait longer, or cancel the ticket.")
+                    raise WaitTimeoutError(f"nothing came for {timeout} s", "Wait longer, or cancel the ticket.")
             return self._take()
 
     def _take(self) -> Event:
