@@ -13,6 +13,9 @@ from typing import Any
 from dgpt2_quant.quantize.errors import DgptQuantError, OutputError
 
 
+_replaced: list[object] = []  # kept, or their end could close the descriptors
+
+
 class ReaderGoneError(Exception):
     """Nobody reads stdout any more, as after `| head`: the program ends, and that is no error."""
 
@@ -29,6 +32,7 @@ def open_streams() -> None:
         except OSError:
             found = os.open(os.devnull, mode)  # the lowest free number
             os.set_inheritable(found, True)
+    _replaced.extend((sys.stdin, sys.stdout, sys.stderr))
     if _is_standard(sys.stdin, 0):
         sys.stdin = io.TextIOWrapper(io.BufferedReader(_Input(0, "r", closefd=False)), "utf-8")
     if _is_standard(sys.stdout, 1):
