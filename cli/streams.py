@@ -12,7 +12,6 @@ from typing import Any
 
 from dgpt2_quant.quantize.errors import DgptQuantError, OutputError
 
-
 _replaced: list[object] = []  # kept, or their end could close the descriptors
 
 

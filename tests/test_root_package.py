@@ -5,7 +5,6 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-import dgpt2_quant
 import dgpt2_quant.bench
 import dgpt2_quant.cli.main
 import dgpt2_quant.demo
@@ -13,6 +12,8 @@ import dgpt2_quant.quantize
 import dgpt2_quant.runtime
 import pytest
 from dgpt2_quant.quantize.errors import DgptQuantError
+
+import dgpt2_quant
 
 ROOT = Path(__file__).resolve().parent.parent
 
