@@ -11,6 +11,7 @@ from .gbnf import ONE, Parser, Rule, refuse
 
 _LONGEST = 1 << 16  # bytes
 _MOST_PATHS = 1 << 20  # that llama.cpp follows in its search for left recursion
+_MOST_RETURNS = 4  # different ones from a recursion to which nothing more need come: they multiply at each level
 _MOST_OPTIONAL = 256  # parts in a row that may be left out: the time for a token grows with the cube of it
 
 
@@ -22,7 +23,9 @@ def check_grammar(text: str) -> tuple[str, ...]:
     parser = Parser(text)
     rules = parser.parse()
     _check_begins(parser, rules)
-    _check_growth(parser, rules, _empty(rules))
+    empty = _empty(rules)
+    _check_growth(parser, rules, empty)
+    _check_returns(parser, rules, empty)
     return tuple(parser.tokens)
 
 
@@ -60,6 +63,25 @@ def _check_growth(parser: Parser, rules: Sequence[Rule], empty: Sequence[bool]) 
                     f"the rule {parser.name(rule)!r} has {places[rule]} parts in a row that may be left out,"
                     f" more than {_MOST_OPTIONAL}"
                 )
+
+
+def _check_returns(parser: Parser, rules: Sequence[Rule], empty: Sequence[bool]) -> None:
+    """Of the ways on behind a recursion: `"if" x ("else" x)?` has one, `"(" x ")"` none that is open, `x{0,9}` nine."""
+    graph = [[element for part in rule for element in part if element != ONE] for rule in rules]
+    for group in _strongly_connected(graph):
+        members = set(group)
+        returns = 0
+        for rule in group:
+            for part in rules[rule]:
+                ends = len(part)  # from here on all may be empty
+                while ends and part[ends - 1] != ONE and empty[part[ends - 1]]:
+                    ends -= 1
+                returns += sum(element in members for element in part[max(ends - 1, 0) : -1])
+        if returns > _MOST_RETURNS:
+            refuse(
+                f"the rule {parser.name(min(group))!r} leads back to itself {returns} times where what follows may be"
+                f" left out, more than {_MOST_RETURNS}"
+            )
 
 
 def _empty(rules: Sequence[Rule]) -> list[bool]:

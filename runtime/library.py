@@ -92,6 +92,7 @@ class NativeModel:
         self.width: int = lib.llama_model_n_embd(self.handle)
         self.bos: int = lib.llama_vocab_bos(self.vocab)
         self.eos: int = lib.llama_vocab_eos(self.vocab)
+        self.adds_bos: bool = lib.llama_vocab_get_add_bos(self.vocab)
         self.real_vocabulary = self._without_padding()
 
     def _without_padding(self) -> int:
@@ -120,8 +121,11 @@ class NativeModel:
                     lib.llama_sampler_free(old[1])
             return lib.llama_sampler_clone(self._dry[1])
 
-    def tokenize(self, text: str, special: bool) -> list[int]:
-        """Token ids; with `special`, texts like `<|endoftext|>` become the tokens that they name."""
+    def tokenize(self, text: str, special: bool, add_special: bool = False) -> list[int]:
+        """Token ids; with `special`, texts like `<|endoftext|>` become the tokens that they name.
+
+        With `add_special` the beginning-of-text token comes first, if the file says so (`add_bos_token`).
+        """
         try:
             data = text.encode("utf-8")
         except UnicodeEncodeError as error:  # a lone surrogate
@@ -134,7 +138,8 @@ class NativeModel:
             count = bindings().llama_tokenize(self._vocab(), data, len(data), tokens, capacity, False, special)
         if count < 0:
             raise RuntimeFailure(f"llama.cpp can not tokenize a text of {len(data)} bytes")
-        return tokens[:count]
+        # not C's own: for a file that names no such token it would take number 11, a comma
+        return [self.bos, *tokens[:count]] if add_special and self.adds_bos else tokens[:count]
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The tokens' text; control tokens have none, bytes that are no UTF-8 become U+FFFD."""
@@ -150,11 +155,16 @@ class NativeModel:
                 found = self._pieces[token] = self._read_token(token), ends
         return found
 
-    def _read_token(self, token: int) -> bytes:
+    def special_text(self, token: int) -> bytes:
+        """The text of a token, also of a control token: its name."""
+        with self._uses:
+            return self._read_token(token, special=True)
+
+    def _read_token(self, token: int, special: bool = False) -> bytes:
         to_piece, size = bindings().llama_token_to_piece, 256
         while True:
             buffer = ctypes.create_string_buffer(size)
-            count = to_piece(self._vocab(), token, buffer, size, 0, False)
+            count = to_piece(self._vocab(), token, buffer, size, 0, special)
             if count >= 0:
                 return buffer.raw[:count]
             size = -count  # it says how much it needs
