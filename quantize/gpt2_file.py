@@ -42,6 +42,12 @@ _TYPES = {
 }
 # normal, unknown, control, user-defined, unused (`enum llama_token_type`); bytes as tokens are another vocabulary's
 _TOKEN_TYPES = set(range(1, 6))
+# The names under which llama.cpp splits text as GPT-2 does. For all others, and without one, it uses other patterns,
+# and for most of those std::regex, which ends the process by its recursion on a text of some 100,000 bytes.
+SPLIT_AS_GPT2 = {
+    *("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "roberta-bpe", "gigachat", "a.x-4.0", "mellum"),
+    *("modern-bert", "granite-docling", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de"),
+}
 _LONGEST_TOKEN = 4096  # characters; GPT-2's longest has 128
 # of what, and whether it must be there
 _TABLES = {

@@ -12,7 +12,7 @@ from .gbnf import ONE, Parser, Rule, refuse
 _LONGEST = 1 << 16  # bytes
 _MOST_PATHS = 1 << 20  # that llama.cpp follows in its search for left recursion
 _MOST_RETURNS = 4  # different ones from a recursion to which nothing more need come: they multiply at each level
-_MOST_OPTIONAL = 256  # parts in a row that may be left out: the time for a token grows with the cube of it
+_MOST_OPTIONAL = 128  # parts in a row that may be left out: the time for a token grows with the cube of it
 
 
 @lru_cache(maxsize=8)

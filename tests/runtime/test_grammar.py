@@ -153,7 +153,7 @@ def test_what_is_wrong_with_a_grammar_is_said(
         ('root ::= a root "x" | "y"\na ::= b\nb ::= "b"?', "'root' may begin with itself, after parts that"),
         # it would search for minutes, or for ever
         ("root ::= a0\n" + "".join(f"a{n} ::= a{n + 1} | a{n + 1}\n" for n in range(60)) + 'a60 ::= "a"', "ways"),
-        ('root ::= (("a"?){40}){40}', "1600 parts in a row that may be left out, more than 256"),
+        ('root ::= (("a"?){40}){40}', "1600 parts in a row that may be left out, more than 128"),
         ("root ::= " + 300 * '"a"? ', "300 parts in a row"),
         ("root ::= " + 7000 * '"a"{2000}', "more than 262144 elements"),
     ],
