@@ -104,6 +104,20 @@ def check_tokens(header: GGUFHeader) -> None:
         raise _refused(header.path, why)
 
 
+def check_begin_and_end(header: GGUFHeader) -> None:
+    """Checks the tokens that begin and end a text. Raises `GGUFError`.
+
+    For one that is missing or too large llama.cpp takes token 11, a comma. Not every file says how a text begins.
+    """
+    metadata = header.metadata
+    tokens, eos = metadata["tokenizer.ggml.tokens"], metadata.get("tokenizer.ggml.eos_token_id")
+    count = tokens if isinstance(tokens, int) else len(tokens)
+    for key, number in ("eos_token_id", eos), ("bos_token_id", metadata.get("tokenizer.ggml.bos_token_id", eos)):
+        if number is None or number >= count:
+            again = "Make it again from its checkpoint with `dgpt2-quant convert`."
+            raise _refused(header.path, f"its tokenizer.ggml.{key} is {number}, not 0 to {count - 1}", again)
+
+
 def wrong_texts(tokens: Sequence[str]) -> str | None:
     """Why llama.cpp would end the process for these tokens; None where it would not."""
     longest = max(tokens, key=len)

@@ -11,7 +11,7 @@ import os
 import reprlib
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NoReturn, Protocol, Self, Unpack
 
@@ -66,14 +66,16 @@ class Model(Scorer):
     def __init__(
         self,
         path: Path,
-        native: NativeModel,
-        positions: int,
+        native: NativeModel | None = None,
+        positions: int = 0,
         *,
         threads: int | Literal["auto"] = "auto",
         quant_type: str | None = None,
         flash_attention: bool | Literal["auto"] = "auto",
         kv_type: str = "f16",
     ) -> None:
+        if not isinstance(native, NativeModel):
+            raise UsageError("Model(...) takes no path", f"Call Model.load({str(path)!r}).")
         self.path = path
         self.quant_type = quant_type
         self.huge_pages = native.huge_pages
@@ -175,6 +177,10 @@ class Model(Scorer):
         num_return_sequences = check_count("num_return_sequences", num_return_sequences, 1)
         seed = check_seed(options.get("seed"))
         first = random_seed() if seed is None else seed
+        if not isinstance(prompts, Iterable) or isinstance(prompts, bytes | bytearray | Mapping):
+            raise UsageError(
+                f"prompts is {reprlib.repr(prompts)}, not a str or a list of them", "Pass '' to begin a new text."
+            )
         drafts = []
         for prompt in [prompts] if isinstance(prompts, str) else prompts:
             for number in range(num_return_sequences):
