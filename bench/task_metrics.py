@@ -86,7 +86,7 @@ class Probe(Protocol):
 
 def first_token(model: Model) -> int:
     """The token that begins a text: `<|endoftext|>`. Raises `UsageError` for a model without it."""
-    tokens = model.tokenize(END_OF_TEXT)
+    tokens = model.tokenize(END_OF_TEXT, add_special=False)
     if len(tokens) != 1:
         raise UsageError(f"{model.path} has no token {END_OF_TEXT}", "Texts are scored behind it; take a GPT-2.")
     return tokens[0]

@@ -1,43 +1,57 @@
 """What an exception becomes on the command line: a sentence, a hint, and an exit status."""
 
-import errno
 import os
-import sys
+import signal
 import traceback
 
 import typer
 from dgpt2_quant.quantize.errors import DgptQuantError
 
-INTERRUPTED = 130
+from .streams import ReaderGoneError
+
+INTERRUPTED = 128 + signal.SIGINT
 
 
 def report(error: BaseException) -> int:
-    """Tells the user of the error on stderr, and returns the exit status.
+    """Reports the error on stderr, and returns the exit status.
 
-    DGPT2_QUANT_DEBUG=1 shows the traceback too. What is no error of the user's is raised again.
+    DGPT2_QUANT_DEBUG=1 shows the traceback too.
     """
     match error:
         case typer.Exit():
             return error.exit_code
+        case SystemExit():
+            return error.code if isinstance(error.code, int) else int(error.code is not None)
         case KeyboardInterrupt():
             typer.echo("Interrupted.", err=True)
             return INTERRUPTED
-        case BrokenPipeError():
-            # the reader went away (`| head`); Python would complain once more when it flushes at exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        case ReaderGoneError():
             return 0
+    if show := getattr(error, "show", None):  # typer's own, of wrong usage; its base class has no public name
+        show()
+        return int(getattr(error, "exit_code", 2))
+    if os.environ.get("DGPT2_QUANT_DEBUG") == "1":
+        traceback.print_exception(error)
+    message, hint, status = _explained(error)
+    typer.echo(f"Error: {message}", err=True)
+    if hint:
+        typer.echo(f"Hint: {hint}", err=True)
+    return status
+
+
+def _explained(error: BaseException) -> tuple[str, str, int]:
+    """(message, hint, exit status)."""
+    match error:
         case DgptQuantError():
-            if os.environ.get("DGPT2_QUANT_DEBUG") == "1":
-                traceback.print_exception(error)
-            typer.echo(f"Error: {error.message}", err=True)
-            if error.hint:
-                typer.echo(f"Hint: {error.hint}", err=True)
-            return error.exit_status
-        case OSError() if error.filename is None and error.errno == errno.ENOSPC:  # `> /dev/full`
-            typer.echo(f"Error: can not write the result: {error.strerror}", err=True)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
+            return error.message, error.hint, error.exit_status
         case MemoryError():
-            typer.echo("Error: not enough memory for this", err=True)
-            return 1
-    raise error
+            return "not enough memory", "Close other programs, raise `ulimit -v`, or use a smaller model.", 1
+        case RuntimeError() if "can't start new thread" in str(error):
+            limits = "Raise the limit of processes (`ulimit -u`, a container's pids limit) or of memory (`ulimit -v`)."
+            return "cannot start a thread: a limit of this machine is reached", limits, 1
+    what = next(iter(str(error).strip().splitlines()), "")
+    return (
+        f"unexpected {type(error).__name__}" + (f": {what}" if what else ""),
+        "This is a fault of dgpt2-quant. Set DGPT2_QUANT_DEBUG=1 for the traceback, and report it.",
+        1,
+    )

@@ -1,4 +1,4 @@
-"""The command line: which verbs there are, and what becomes of an error.
+"""The command line: its verbs, its streams and signals, and what becomes of an error.
 
 Each verb is a module with one function of the same name; its parameters are the flags. The modules import the
 library only when they are called, so that `--help` is instant.
@@ -7,9 +7,10 @@ library only when they are called, so that `--help` is instant.
 import sys
 from collections.abc import Callable
 from functools import wraps
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
+from dgpt2_quant.quantize.errors import OutputError
 
 from .bench import bench
 from .compare import compare
@@ -25,6 +26,8 @@ from .once import OnceCommand
 from .perplexity import perplexity
 from .report import report as merge_report
 from .run import run
+from .signals import exit_on_signals, raise_on_signals
+from .streams import drop_output, is_closed, open_streams
 
 VERBS: dict[str, Callable[..., None]] = {
     "types": types,
@@ -52,12 +55,24 @@ app = typer.Typer(
 )
 
 
-def main() -> None:
-    """The entry point of `dgpt2-quant`."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a character that the terminal lacks is no reason to fail
-            stream.reconfigure(encoding="utf-8", errors="replace")
-    app()
+# their data is a file, and what they print is about it
+_WRITE_FILES = ("convert", "imatrix", "bench", "demo")
+
+
+def main() -> NoReturn:
+    """Runs the program and exits. `dgpt2_quant.__main__` calls it."""
+    open_streams()
+    exit_on_signals()
+    try:
+        try:
+            raise_on_signals()
+            status = app(standalone_mode=False) or 0
+            sys.stdout.flush()
+        finally:
+            exit_on_signals()  # from here on a signal raises nothing, so that no traceback follows the report
+    except BaseException as error:
+        status = report(error)
+    sys.exit(status)
 
 
 def _show_version(wanted: bool) -> None:
@@ -79,10 +94,16 @@ def _options(
 
 
 def _guarded(verb: Callable[..., None]) -> Callable[..., None]:
+    """Refuses a closed stdout before any work, and reports errors before typer sees them."""
+
     @wraps(verb)
-    def run_verb(*args: Any, **kwargs: Any) -> None:
+    def run_verb(**options: Any) -> None:
         try:
-            verb(*args, **kwargs)
+            if is_closed(1):
+                if options.get("json") or not (options.get("output") or verb.__name__ in _WRITE_FILES):
+                    raise OutputError("stdout is closed, and the result goes there", "Redirect it to a file or a pipe.")
+                drop_output()
+            verb(**options)
             sys.stdout.flush()
         except BaseException as error:
             raise typer.Exit(report(error)) from error

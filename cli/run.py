@@ -1,10 +1,13 @@
 """`dgpt2-quant run`: text from a prompt, as it comes."""
 
+import inspect
+import re
 import sys
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from dgpt2_quant.quantize.errors import UsageError
 
 from .options import (
     JsonOption,
@@ -26,13 +29,15 @@ if TYPE_CHECKING:
 def run(
     prompt: Annotated[
         str,
-        typer.Argument(metavar="PROMPT|-", help="What to continue; - reads it from stdin; nothing begins a new text."),
+        typer.Argument(metavar="PROMPT|-", help="Text to continue; - reads it from stdin; omit to begin a new text."),
     ] = "",
     model: ModelOption = "distilbert/distilgpt2",
     type: TypeOption = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=0, help="Tokens at the most.")] = 128,
-    min_tokens: Annotated[int, typer.Option(min=0, help="Tokens before which no end-of-text comes.")] = 0,
-    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on behind an end-of-text token.")] = False,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", "-n", min=-1, help="Most tokens to write; -1: to the end of the context.")
+    ] = 128,
+    min_tokens: Annotated[int, typer.Option(min=0, help="Fewest tokens before the text may end.")] = 0,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Continue after an end-of-text token.")] = False,
     temperature: Annotated[float, typer.Option(help="How freely to choose; 0 takes the likeliest token.")] = 0.8,
     top_k: Annotated[int, typer.Option(help="Choose among the K likeliest tokens; 0 for all.")] = 40,
     top_p: Annotated[float, typer.Option(help="... that together have the probability P; 1 for all.")] = 0.95,
@@ -60,14 +65,23 @@ def run(
         ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="The same seed and settings give the same text; random if not given.")
+        int | None,
+        typer.Option(help="The same seed and settings give the same text; -1, and the default, draw one at random."),
     ] = None,
     num_return_sequences: Annotated[
         int, typer.Option(min=1, help="How many texts; text i has the seed SEED + i. They are written together.")
     ] = 1,
     stop: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="End before this text; repeat for several.")
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="End before this text, or at this special token; repeat for several."),
     ] = None,
+    stop_token_id: Annotated[
+        list[int] | None, typer.Option(metavar="ID", help="End at this token; repeat for several.")
+    ] = None,
+    special: Annotated[bool, typer.Option("--special", help="Show special tokens by their names.")] = False,
+    no_escape: Annotated[
+        bool, typer.Option("--no-escape", help=r"Keep \n, \t, \r, \', \" and \\ in PROMPT and --stop as they are.")
+    ] = False,
     logprobs: Annotated[
         int | None, typer.Option(metavar="N", help="With --json: each token's log-probability and the N likeliest.")
     ] = None,
@@ -88,6 +102,7 @@ def run(
     """
     from dgpt2_quant.quantize.store import model_file
     from dgpt2_quant.runtime import Model
+    from dgpt2_quant.runtime.request import check_seed
     from dgpt2_quant.runtime.sampling import Sampling
 
     settings: dict[str, Any] = {
@@ -105,14 +120,22 @@ def run(
         "mirostat_tau": mirostat_tau,
         "grammar": _read_grammar(grammar_file),
     }
-    Sampling(**settings)  # what is wrong with these is told before a model is downloaded and converted
+    Sampling(**settings)  # what is wrong with these is reported before a model is downloaded and converted
+    check_seed(seed)
+    if logprobs is not None and not json:
+        raise UsageError("--logprobs needs --json, which prints them", "Add --json, or leave out --logprobs.")
     count = thread_count(threads)
+    text = read_prompt(prompt) if prompt == "-" or no_escape else _unescaped(prompt)
+    if text != prompt and prompt != "-":
+        note("The escapes in the prompt were read as the characters that they name; --no-escape keeps them.")
+    _note_what_has_no_effect(locals())
     with progress_bar() as progress:
         name, path = model_file(model, type=type, revision=revision, offline=offline, progress=progress, announce=note)
-    text = read_prompt(prompt)
     started = time.perf_counter()
     with Model.load(path, ctx_size=ctx_size, threads=count) as loaded:
         load_ms = 1000 * (time.perf_counter() - started)
+        if ctx_size and ctx_size > loaded.positions:
+            note(f"--ctx-size {ctx_size} is more than the {loaded.positions} positions of this model, which are used.")
         batch = loaded.batch(
             text,
             num_return_sequences=num_return_sequences,
@@ -120,7 +143,9 @@ def run(
             min_tokens=min_tokens,
             ignore_eos=ignore_eos,
             seed=seed,
-            stop=stop or (),
+            stop=[end if no_escape else _unescaped(end) for end in stop or ()],
+            stop_token_ids=stop_token_id,
+            show_special=special,
             logprobs=logprobs,
             lookup=lookup,
             truncate=truncate,
@@ -186,14 +211,48 @@ def _sequence(model: "Model", completion: "Completion") -> dict[str, Any]:
         return found
     entries = [
         {
-            "token": entry.token,
-            "text": model.detokenize([entry.token]),
+            **_token(model, entry.token),
             "logprob": entry.logprob,
-            "top": [{"token": token, "logprob": logprob} for token, logprob in entry.top.items()],
+            "top": [{**_token(model, token), "logprob": logprob} for token, logprob in entry.top.items()],
         }
         for entry in completion.logprobs
     ]
     return found | {"logprobs": entries}
+
+
+def _token(model: "Model", token: int) -> dict[str, Any]:
+    """Its id, its text, and its bytes, which may be part of a character. A special token has neither text nor bytes."""
+    data = model.token_bytes(token)
+    return {"token": token, "text": model.detokenize([token]), "bytes": list(data)}
+
+
+_ESCAPE = re.compile(r"""\\(?:([nrt'"\\])|x([0-9a-fA-F]{2}))""")
+
+
+def _unescaped(text: str) -> str:
+    """With the escapes that llama.cpp's tools know replaced; others stay as they are."""
+    names = {"n": "\n", "r": "\r", "t": "\t"}
+    return _ESCAPE.sub(lambda found: names.get(found[1], found[1]) if found[1] else chr(int(found[2], 16)), text)
+
+
+def _note_what_has_no_effect(given: dict[str, Any]) -> None:
+    """Says so for options that work only together with others."""
+    defaults = {name: parameter.default for name, parameter in inspect.signature(run).parameters.items()}
+    without = {
+        "--mirostat 2": (given["mirostat"], ["mirostat_tau"]),
+        "a penalty": (
+            (given["repeat_penalty"], given["frequency_penalty"], given["presence_penalty"]) != (1, 0, 0),
+            ["repeat_last_n"],
+        ),
+        "a single text": (given["num_return_sequences"] == 1, ["lookup"]),
+        "text that is streamed": (not given["json"], ["no_stream"]),
+    }
+    for what, (there, names) in without.items():
+        for name in names:
+            if not there and given[name] != defaults[name]:
+                note(f"--{name.replace('_', '-')} has no effect without {what}.")
+    if given["num_return_sequences"] > 1 and given["temperature"] == 0:
+        note("At temperature 0 all of the texts are the same.")
 
 
 def _read_grammar(path: str | None) -> str:
@@ -202,4 +261,7 @@ def _read_grammar(path: str | None) -> str:
     from dgpt2_quant.quantize.read_input import read_input
     from dgpt2_quant.quantize.text import as_text
 
-    return as_text(read_input(path, "grammar", announce=note).file()).text
+    text = as_text(read_input(path, "grammar", announce=note).file()).text
+    if not text:
+        raise UsageError(f"the grammar {path} is empty", "Name a file in GBNF with a rule 'root'.")
+    return text

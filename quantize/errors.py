@@ -16,7 +16,7 @@ class DgptQuantError(Exception):
         self.hint = hint
 
 
-class UsageError(DgptQuantError):
+class UsageError(DgptQuantError, ValueError):
     """The call itself is wrong: an unknown type, a value out of range (exit status 2)."""
 
     exit_status = 2
@@ -48,3 +48,7 @@ class RuntimeFailure(DgptQuantError):
 
 class OverloadedError(RuntimeFailure):
     """More requests than may wait: try again later."""
+
+
+class WaitTimeoutError(RuntimeFailure, TimeoutError):
+    """Nothing came within the time that the caller would wait."""

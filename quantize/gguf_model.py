@@ -16,7 +16,7 @@ from .checkpoint import file_sha256
 from .errors import GGUFError, UsageError
 from .ggml import dequantize
 from .gguf_file import GGUFHeader, TensorInfo, read_header, require_file
-from .gpt2_file import check_gpt2
+from .gpt2_file import SPLIT_AS_GPT2, check_begin_and_end, check_gpt2, check_tokens
 from .hyperparameters import Hyperparameters
 from .metadata import is_of_level
 from .quant_types import TensorType, is_type
@@ -26,6 +26,8 @@ from .tokenizer import Tokenizer, TokenType
 
 _SOURCE = "dgpt2_quant.source.sha256"
 _PRE = "tokenizer.ggml.pre"
+# what old converters wrote, and what llama.cpp takes for a file without the key: it would split texts otherwise
+_SAME_AS_GPT2 = ("", "default", "gpt2", "gpt-2")
 _COMPARED_AT_ONCE = 1 << 24  # bytes
 
 
@@ -116,12 +118,21 @@ class GGUFModel:
         first = {key: kept[key] for key in before}
         found = first | level | {key: value for key, value in kept.items() if key not in first}
         # without it llama.cpp splits texts otherwise, and so it is not run here either
-        return found if _PRE in found else {**found, _PRE: "gpt-2"}
+        return found if self.pre_tokenizer() not in _SAME_AS_GPT2 else {**found, _PRE: "gpt-2"}
+
+    def pre_tokenizer(self) -> str:
+        """How texts are split before the BPE. Raises `GGUFError` for a way that is not GPT-2's."""
+        pre = self._header.metadata.get(_PRE, "gpt-2")
+        if pre not in SPLIT_AS_GPT2 and pre not in _SAME_AS_GPT2:
+            raise GGUFError(
+                f"{self._header.path}: tokenizer.ggml.pre is {pre!r}; only GPT-2's way to split texts is known here",
+                "Convert the original checkpoint instead.",
+            )
+        return str(pre)
 
     def tokenizer(self) -> Tokenizer:
         metadata = read_header(self._header.path).metadata  # with its 100,000 strings, which no conversion needs
-        if (pre := metadata.get(_PRE, "gpt-2")) != "gpt-2":
-            raise GGUFError(f"{self._header.path}: its pre-tokenizer is {pre!r}; only GPT-2's own is known here")
+        self.pre_tokenizer()
         tokens = metadata["tokenizer.ggml.tokens"]
         types = metadata.get("tokenizer.ggml.token_type", [TokenType.NORMAL] * len(tokens))
         bos, eos = (metadata.get(f"tokenizer.ggml.{name}_token_id", 0) for name in ("bos", "eos"))
@@ -145,8 +156,12 @@ def open_gguf_model(path: Path, *, revision: str | None = None, allow_requantize
     header = read_header(require_file(path), arrays=False)
     if header.metadata.get("split.count", 1) != 1:
         raise GGUFError(f"{path} is one of several parts", "Put them together with `llama-gguf-split --merge`.")
+    # all that is checked of a file that is run: what is taken here makes one
     check_gpt2(header)
+    check_begin_and_end(header)
+    check_tokens(read_header(path))
     model = GGUFModel(_model_name(path), header)
+    model.pre_tokenizer()
     quantized = next((tensor for tensor in model.tensors if tensor.stored.is_quantized), None)
     if quantized and not allow_requantize:
         raise UsageError(

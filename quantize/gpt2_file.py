@@ -42,6 +42,12 @@ _TYPES = {
 }
 # normal, unknown, control, user-defined, unused (`enum llama_token_type`); bytes as tokens are another vocabulary's
 _TOKEN_TYPES = set(range(1, 6))
+# The names under which llama.cpp splits text as GPT-2 does. For all others, and without one, it uses other patterns,
+# and for most of those std::regex, which ends the process by its recursion on a text of some 100,000 bytes.
+SPLIT_AS_GPT2 = {
+    *("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "roberta-bpe", "gigachat", "a.x-4.0", "mellum"),
+    *("modern-bert", "granite-docling", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de"),
+}
 _LONGEST_TOKEN = 4096  # characters; GPT-2's longest has 128
 # of what, and whether it must be there
 _TABLES = {
@@ -96,6 +102,20 @@ def check_tokens(header: GGUFHeader) -> None:
         raise _refused(header.path, f"its tokenizer.ggml.token_type has {min(odd)}, not 1 to {max(_TOKEN_TYPES)}")
     if why := wrong_texts(tokens):
         raise _refused(header.path, why)
+
+
+def check_begin_and_end(header: GGUFHeader) -> None:
+    """Checks the tokens that begin and end a text. Raises `GGUFError`.
+
+    For one that is missing or too large llama.cpp takes token 11, a comma. Not every file says how a text begins.
+    """
+    metadata = header.metadata
+    tokens, eos = metadata["tokenizer.ggml.tokens"], metadata.get("tokenizer.ggml.eos_token_id")
+    count = tokens if isinstance(tokens, int) else len(tokens)
+    for key, number in ("eos_token_id", eos), ("bos_token_id", metadata.get("tokenizer.ggml.bos_token_id", eos)):
+        if number is None or number >= count:
+            again = "Make it again from its checkpoint with `dgpt2-quant convert`."
+            raise _refused(header.path, f"its tokenizer.ggml.{key} is {number}, not 0 to {count - 1}", again)
 
 
 def wrong_texts(tokens: Sequence[str]) -> str | None:

@@ -106,6 +106,7 @@ class Draft:
         self.began_at = 0.0
         # the last position's output can be sampled, but a token there has no position of its own to be fed at
         self.room = min(request.max_tokens, positions - len(request.prompt) + 1)
+        self._ends = [*model.ends, *request.stop_token_ids] if request.min_tokens else []
         self._model = model
         self._text = TextStream(request.stop)
         self._shown: list[str] = []
@@ -148,7 +149,7 @@ class Draft:
             return shown + self._finish("length")
         raw = logits.copy() if request.logprobs is not None else None
         if len(token_ids) < request.min_tokens:
-            logits[self._model.ends] = -np.inf
+            logits[self._ends] = -np.inf
         token = self._sampler.choose(logits)
         if token is None:  # a grammar, or biases, leave nothing
             return shown + self._finish("stop")
@@ -158,9 +159,13 @@ class Draft:
             self._logprobs.append(token_logprob(raw, token, request.logprobs or 0))
         if len(token_ids) == 1:
             self.timing.first_token_ms = 1000 * (time.perf_counter() - self._started)
+        if token in request.stop_token_ids:
+            return shown + self._finish("stop")
         data, ends = self._model.piece(token)
+        if not data and request.show_special:
+            data = self._model.special_text(token)
         if ends and not request.ignore_eos:
-            return shown + self._finish("eos")
+            return shown + (self._show(self._text.feed(data)) if request.show_special else "") + self._finish("eos")
         if text := self._text.feed(data):
             self._shown.append(text)
             shown += text

@@ -58,6 +58,7 @@ class NativeModel:
         self.width: int = lib.llama_model_n_embd(handle)
         self.bos: int = lib.llama_vocab_bos(self.vocab)
         self.eos: int = lib.llama_vocab_eos(self.vocab)
+        self.adds_bos: bool = lib.llama_vocab_get_add_bos(self.vocab)
         self.real_vocabulary = self._without_padding()
 
     def _load(self) -> None:
@@ -111,8 +112,11 @@ class NativeModel:
                 self._dry = arguments, Owned(made, lib.llama_sampler_free)
             return lib.llama_sampler_clone(self._dry[1].pointer)
 
-    def tokenize(self, text: str, special: bool) -> list[int]:
-        """Token ids; with `special`, texts like `<|endoftext|>` become the tokens that they name."""
+    def tokenize(self, text: str, special: bool, add_special: bool = False) -> list[int]:
+        """Token ids; with `special`, texts like `<|endoftext|>` become the tokens that they name.
+
+        With `add_special` the beginning-of-text token comes first, if the file says so (`add_bos_token`).
+        """
         try:
             data = text.encode("utf-8")
         except UnicodeEncodeError as error:  # a lone surrogate
@@ -126,7 +130,8 @@ class NativeModel:
         del owner
         if count < 0:
             raise RuntimeFailure(f"llama.cpp can not tokenize a text of {len(data)} bytes")
-        return tokens[:count]
+        # not C's own: for a file that names no such token it would take number 11, a comma
+        return [self.bos, *tokens[:count]] if add_special and self.adds_bos else tokens[:count]
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The tokens' text; control tokens have none, bytes that are no UTF-8 become U+FFFD."""
@@ -143,11 +148,18 @@ class NativeModel:
             del owner
         return found
 
-    def _read_token(self, token: int) -> bytes:
+    def special_text(self, token: int) -> bytes:
+        """The text of a token, also of a control token: its name."""
+        owner = self.owner
+        found = self._read_token(token, special=True)
+        del owner
+        return found
+
+    def _read_token(self, token: int, special: bool = False) -> bytes:
         to_piece, size = bindings().llama_token_to_piece, 256
         while True:
             buffer = ctypes.create_string_buffer(size)
-            count = to_piece(self.vocab, token, buffer, size, 0, False)
+            count = to_piece(self.vocab, token, buffer, size, 0, special)
             if count >= 0:
                 return buffer.raw[:count]
             size = -count  # it says how much it needs

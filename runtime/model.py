@@ -8,9 +8,10 @@ with Model.load("distilgpt2.Q4_K_M.gguf") as model:
 """
 
 import os
+import reprlib
 import threading
 import weakref
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal, NoReturn, Protocol, Self, Unpack
@@ -24,7 +25,15 @@ from .engine import CHUNK, Engine, Piece
 from .generation import Batch, Generation
 from .library import F16, F32, KV_TYPES, NativeContext, NativeModel
 from .native_calls import flush
-from .request import Options, check_count, check_seed, make_request, random_seed
+from .request import (
+    Options,
+    check_count,
+    check_flag,
+    check_flash_attention,
+    check_seed,
+    make_request,
+    random_seed,
+)
 from .sampling import whole
 from .scorer import Scorer
 from .threads import check_threads, make_governor
@@ -59,14 +68,16 @@ class Model(Scorer):
     def __init__(
         self,
         path: Path,
-        native: NativeModel,
-        positions: int,
+        native: NativeModel | None = None,
+        positions: int = 0,
         *,
         threads: int | Literal["auto"] = "auto",
         quant_type: str | None = None,
         flash_attention: bool | Literal["auto"] = "auto",
         kv_type: str = "f16",
     ) -> None:
+        if not isinstance(native, NativeModel):
+            raise UsageError("Model(...) takes no path", f"Call Model.load({str(path)!r}).")
         self.path = path
         self.quant_type = quant_type
         self.huge_pages = native.huge_pages
@@ -113,6 +124,8 @@ class Model(Scorer):
             raise UsageError(f"the cache's type is {kv_type!r}; there are {', '.join(KV_TYPES)}")
         if kv_type == "q8_0" and not flash_attention:
             raise UsageError("a cache of q8_0 needs flash attention", "Leave it on, or take f16.")
+        flash_attention = check_flash_attention(flash_attention)
+        huge_pages = check_flag("huge_pages", huge_pages)
         threads = check_threads(threads)
         header = check_model_file(path)
         trained: int = header.metadata["gpt2.context_length"]
@@ -165,6 +178,10 @@ class Model(Scorer):
         num_return_sequences = check_count("num_return_sequences", num_return_sequences, 1)
         seed = check_seed(options.get("seed"))
         first = random_seed() if seed is None else seed
+        if not isinstance(prompts, Iterable) or isinstance(prompts, bytes | bytearray | Mapping):
+            raise UsageError(
+                f"prompts is {reprlib.repr(prompts)}, not a str or a list of them", "Pass '' to begin a new text."
+            )
         drafts = []
         for prompt in [prompts] if isinstance(prompts, str) else prompts:
             for number in range(num_return_sequences):
@@ -189,9 +206,15 @@ class Model(Scorer):
         found, size = batch.run(), num_return_sequences
         return [found[start : start + size] for start in range(0, len(found), size)]
 
-    def tokenize(self, text: str, *, special: bool = True) -> list[int]:
-        """The text's token ids. With `special`, `<|endoftext|>` in it is the control token of that name."""
-        return self._open().tokenize(text, special)
+    def tokenize(self, text: str, *, special: bool = True, add_special: bool | None = None) -> list[int]:
+        """The text's token ids. With `special`, `<|endoftext|>` in it is the control token of that name.
+
+        With `add_special` (default: as `special`) the beginning-of-text token comes first, if the file says so
+        (`tokenizer.ggml.add_bos_token`), as it does for a prompt. Raises `UsageError` for what is not a str.
+        """
+        if not isinstance(text, str):
+            raise UsageError(f"text is {reprlib.repr(text)}, not a str", "Decode bytes first.")
+        return self._open().tokenize(text, special, special if add_special is None else add_special)
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The tokens' text; control tokens have none, bytes that are no UTF-8 become U+FFFD."""

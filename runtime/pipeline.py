@@ -10,8 +10,11 @@ Names, defaults and meanings are those of TextGenerationPipeline and GenerationC
 seed are others than PyTorch's: another generator of random numbers, and quantized weights.
 """
 
+import io
 import random
-from collections.abc import Iterable, Mapping, Sequence
+import reprlib
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,10 +22,11 @@ from dgpt2_quant.quantize.errors import UsageError
 
 from .closing import Closing
 from .draft import Draft
-from .model import PARALLEL, Model
-from .request import check_count
+from .model import PARALLEL, Model, check_parallel
+from .request import check_count, check_flag
 
 _random = random.Random()
+# what it does something with, and Transformers' defaults
 _DEFAULTS: Mapping[str, Any] = {
     "max_new_tokens": 256,
     "do_sample": True,
@@ -37,30 +41,90 @@ _DEFAULTS: Mapping[str, Any] = {
     "return_tensors": False,
     "prefix": "",
     "handle_long_generation": None,
+    "truncation": False,
     "stop_strings": (),
+    "eos_token_id": None,
     "batch_size": PARALLEL,
     "prompt_lookup_num_tokens": None,
     "max_length": None,
     "min_length": None,
     "min_new_tokens": None,
 }
-_OTHER_NAMES: Mapping[str, str | None] = {"stop_sequence": "stop_strings", "return_text": None, "pad_token_id": None}
+_OTHER_NAMES: Mapping[str, str] = {"stop_sequence": "stop_strings"}
 # for the others None is a value of its own: off
 _NONE_IS_DEFAULT = (
     "num_return_sequences",
     "prefix",
+    "truncation",
     "batch_size",
     "do_sample",
     "return_full_text",
     "return_tensors",
     "max_new_tokens",
+    "repetition_penalty",
 )
-# options that are often given, and their values that change nothing here
-_WITHOUT_EFFECT: Mapping[str, tuple[Any, ...]] = {
-    "num_beams": (None, 1),
-    "use_cache": (None, True),
-    "clean_up_tokenization_spaces": (None, False),
-    "truncation": (None, False),
+# What tutorials pass, and the values that change nothing here; everything else about them is refused by name. (None
+# changes nothing for any of Transformers' options.)
+_ANY: Any = object()
+_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "pad_token_id": _ANY,  # there is no padding: texts of different lengths decode together
+    "return_text": (True,),
+    "tokenizer": _ANY,  # the file has its own
+    "feature_extractor": (),
+    "framework": ("pt",),
+    "torch_dtype": ("auto", "float32", "float16", "bfloat16"),  # the quantization type decides
+    "dtype": ("auto", "float32", "float16", "bfloat16"),
+    "device_map": ("auto", "cpu"),
+    "trust_remote_code": (True, False),  # there is no such code
+    "use_fast": (True, False),
+    "use_auth_token": (),
+    "model_kwargs": ({},),
+    "generate_kwargs": ({},),
+    "num_workers": (0,),
+    "binary_output": (False,),
+    "num_beams": (1,),
+    "num_beam_groups": (1,),
+    "early_stopping": (False,),  # of beams
+    "length_penalty": (1.0,),
+    "diversity_penalty": (0.0,),
+    "use_cache": (True,),
+    "clean_up_tokenization_spaces": (False,),
+    "add_special_tokens": (True, False),  # a GPT-2's text has none by itself
+    "no_repeat_ngram_size": (0,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "encoder_repetition_penalty": (1.0,),
+    "epsilon_cutoff": (0.0,),
+    "eta_cutoff": (0.0,),
+    "penalty_alpha": (0.0,),
+    "guidance_scale": (1.0,),
+    "renormalize_logits": (False, True),
+    "remove_invalid_values": (False, True),
+    "output_scores": (False,),
+    "output_logits": (False,),
+    "output_attentions": (False,),
+    "output_hidden_states": (False,),
+    "return_dict_in_generate": (False,),
+    "synced_gpus": (False,),
+    "streamer": (),
+    "padding": (False, True),
+    "padding_side": ("left", "right"),
+    "bad_words_ids": (),
+    "force_words_ids": (),
+    "suppress_tokens": (),
+    "begin_suppress_tokens": (),
+    "forced_bos_token_id": (),
+    "forced_eos_token_id": (),
+    "bos_token_id": _ANY,  # only for an empty prompt, where the file's own is taken
+    "logits_processor": ((), []),
+    "stopping_criteria": ((), []),
+    "generation_config": (),
+    "assistant_model": (),
+    "attention_mask": (),
+    "exponential_decay_length_penalty": (),
+    "sequence_bias": (),
+    "max_time": (),
+    "cache_implementation": (),
+    "tokenizer_encode_kwargs": ({},),
 }
 
 
@@ -71,7 +135,7 @@ def set_seed(seed: int) -> None:
 
 def pipeline(
     task: str = "text-generation",
-    model: str | Path | Model = "distilbert/distilgpt2",
+    model: str | Path | Model | None = "distilbert/distilgpt2",
     *,
     type: str | None = None,
     revision: str | None = None,
@@ -82,12 +146,15 @@ def pipeline(
     """A generator of text. `model` is what the command line takes, a .gguf file, or a loaded `Model`.
 
     A checkpoint is converted first, to `type` (default q4_k_m), into the cache. `options` become the defaults of its
-    calls. Raises `UsageError` for another task or device, or an option that is not known.
+    calls; those of Transformers that change nothing here, such as `torch_dtype`, are accepted. Raises `UsageError` for
+    another task or device, or an option that is not known.
     """
-    if task != "text-generation":
+    if task not in ("text-generation", None):
         raise UsageError(f"the task is {task!r}; a GPT-2 is for text-generation")
-    if device not in (None, -1, "cpu"):
-        raise UsageError(f"the device is {device!r}; this runs on the CPU", "Leave it out.")
+    if str(device) not in ("None", "-1", "cpu"):  # also torch.device("cpu")
+        raise UsageError(f"device is {device!r}; this runs on the CPU: 'cpu' or -1", "Leave it out.")
+    if model is None:
+        model = "distilbert/distilgpt2"
     if isinstance(model, Model):
         return TextGenerationPipeline(model, **options)
     from dgpt2_quant.quantize.store import model_file
@@ -105,23 +172,43 @@ class TextGenerationPipeline(Closing):
         self.model = model
         self._options = options
 
-    def __call__(self, text_inputs: str | Sequence[str], **options: Any) -> Any:
-        """`[{"generated_text": ...}, ...]` for a text, one for each sequence; a list of such lists for a list.
+    def __call__(self, text_inputs: Any, **options: Any) -> Any:
+        """`[{"generated_text": ...}, ...]` for a text, one for each sequence; a list of such lists for a list of texts.
+
+        For a generator, a data set or another source of texts that need not be in memory, an iterator of such lists:
+        each is there as soon as its batch of `batch_size` sequences is written.
 
         `max_new_tokens` counts new tokens, `max_length` the prompt's too (the former wins), and so do
         `min_new_tokens` and `min_length`. `do_sample=False` takes the likeliest token. `return_full_text=False` leaves
-        the prompt away; `return_tensors=True` gives `generated_token_ids` instead of texts. Stop strings are cut off.
-        Raises `UsageError` for an option that is not known here, or a value that can not be.
+        the prompt out; `return_tensors=True` gives `generated_token_ids` instead of texts. Stop strings are cut off.
+        Raises `UsageError` for an option that is not known here, or a value out of range.
         """
         settings = _settings(options, self._options)
-        if not isinstance(text_inputs, Iterable):
-            raise UsageError(f"{text_inputs!r} is no text", "Give a text, or a list of texts.")
-        texts = [text_inputs] if isinstance(text_inputs, str) else list(text_inputs)
-        if not all(isinstance(text, str) for text in texts):
-            raise UsageError("a GPT-2 continues texts; it has no chats", "Give a text, or a list of texts.")
+        if isinstance(text_inputs, str):
+            return self._write([text_inputs], settings)[0]
+        if isinstance(text_inputs, list | tuple):
+            return self._write([_text(text) for text in text_inputs], settings)
+        is_data_set = hasattr(text_inputs, "__getitem__") and hasattr(text_inputs, "__len__")
+        if (isinstance(text_inputs, Iterator) or is_data_set) and not isinstance(text_inputs, _NO_TEXTS):
+            return self._write_lazily(text_inputs, settings)
+        raise UsageError(
+            f"{reprlib.repr(text_inputs)} is neither a text nor a list of texts", "Give a str, a list or a generator."
+        )
+
+    def _write_lazily(self, source: Any, settings: Mapping[str, Any]) -> Iterator[list[dict[str, Any]]]:
+        count = max(1, check_parallel(settings["batch_size"]) // self._sequences(settings))
+        texts = iter(source) if hasattr(source, "__iter__") else (source[index] for index in range(len(source)))
+        while some := [_text(text) for text in islice(texts, count)]:
+            yield from self._write(some, settings)
+
+    def _sequences(self, settings: Mapping[str, Any]) -> int:
         count = check_count("num_return_sequences", settings["num_return_sequences"], 1)
         if count > 1 and not settings["do_sample"]:
             raise UsageError(f"num_return_sequences is {count} without sampling: they would all be the same text")
+        return count
+
+    def _write(self, texts: Sequence[str], settings: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
+        count = self._sequences(settings)
         drafts = [self._draft(text, settings) for text in texts for _ in range(count)]
         completions = self.model.write(drafts, parallel=settings["batch_size"]).run()
         records: list[dict[str, Any]] = []
@@ -129,11 +216,12 @@ class TextGenerationPipeline(Closing):
             if settings["return_tensors"]:
                 ids = [*drafts[number].request.prompt, *completion.token_ids]
                 records.append({"generated_token_ids": ids})
-            else:
-                prompt = texts[number // count] if settings["return_full_text"] else ""
-                records.append({"generated_text": prompt + completion.text})
-        lists = [records[start : start + count] for start in range(0, len(records), count)]
-        return lists[0] if isinstance(text_inputs, str) else lists
+                continue
+            text = completion.text
+            if completion.token_ids and completion.token_ids[-1] in drafts[number].request.stop_token_ids:
+                text += self.model.detokenize(completion.token_ids[-1:])  # of an ordinary token Transformers has it
+            records.append({"generated_text": (texts[number // count] if settings["return_full_text"] else "") + text})
+        return [records[start : start + count] for start in range(0, len(records), count)]
 
     def _draft(self, text: str, settings: Mapping[str, Any]) -> Draft:
         prompt = self.model.tokenize(settings["prefix"] + text)
@@ -147,24 +235,30 @@ class TextGenerationPipeline(Closing):
                     f"the prompt has {length} tokens, and max_length is {settings['max_length']}",
                     "Raise max_length, or use max_new_tokens.",
                 )
+        ends = settings["eos_token_id"]
         temperature = 1.0 if settings["temperature"] is None else settings["temperature"]
         min_tokens = settings["min_new_tokens"]
         if min_tokens is None:
             min_tokens = max(0, check_count("min_length", settings["min_length"] or 0) - length)
         if settings["handle_long_generation"] == "hole":
             prompt = self._end_of(prompt, max_tokens)
+        elif settings["truncation"]:
+            prompt = prompt[: self.model.positions]
         return self.model.make_draft(
             prompt,
             max_tokens=max_tokens,
             min_tokens=min_tokens,
             seed=_random.getrandbits(32),
             stop=settings["stop_strings"] or (),
+            # those that are named end a text, instead of the model's own
+            stop_token_ids=(ends,) if isinstance(ends, int) else ends,
+            ignore_eos=ends is not None,
             temperature=temperature if settings["do_sample"] else 0,
             top_k=settings["top_k"] or 0,
             top_p=settings["top_p"] if settings["top_p"] is not None else 1.0,
             min_p=settings["min_p"] or 0.0,
             typical_p=settings["typical_p"] if settings["typical_p"] is not None else 1.0,
-            repeat_penalty=settings["repetition_penalty"] or 1.0,
+            repeat_penalty=settings["repetition_penalty"],
             repeat_last_n=-1,
             lookup=settings["prompt_lookup_num_tokens"],
         )
@@ -184,19 +278,47 @@ class TextGenerationPipeline(Closing):
         self.model.close()
 
 
+_NO_TEXTS = (Mapping, bytes, bytearray, memoryview, io.IOBase)
+
+
+def _text(text: Any) -> str:
+    if isinstance(text, list | tuple | dict):
+        raise UsageError("a GPT-2 continues texts; it has no chats", "Give a text, or a list of texts.")
+    if not isinstance(text, str):
+        raise UsageError(f"{reprlib.repr(text)} is not a text", "Give a str, or a list of them.")
+    return text
+
+
 def _settings(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a call, with the pipeline's and then Transformers' for what it does not say."""
     found = dict(_DEFAULTS)
     for given in (defaults, options):
         for name, value in given.items():
             known = _OTHER_NAMES.get(name, name)
-            if known is None or value in _WITHOUT_EFFECT.get(name, ()) or (value is None and known in _NONE_IS_DEFAULT):
-                continue
-            if known not in _DEFAULTS:
+            if known in _NEUTRAL:
+                _check_neutral(name, value)
+            elif known not in _DEFAULTS:
                 raise UsageError(f"{name}={value!r} is not for this pipeline", f"It takes {', '.join(_DEFAULTS)}.")
-            found[known] = value
+            elif value is not None or known not in _NONE_IS_DEFAULT:
+                found[known] = value
         if given.get("max_length") is not None and given.get("max_new_tokens") is None:
             found["max_new_tokens"] = None  # its default would win otherwise
+    for name in ("do_sample", "return_full_text", "return_tensors"):
+        found[name] = check_flag(name, found[name])
+    if found["truncation"] not in (True, False, "longest_first", "only_first", "do_not_truncate"):
+        raise UsageError(f"truncation is {found['truncation']!r}; it is True or False")
+    found["truncation"] = found["truncation"] not in (False, "do_not_truncate")
     if found["handle_long_generation"] not in (None, "hole"):
         raise UsageError(f"handle_long_generation is {found['handle_long_generation']!r}; it is None or 'hole'")
     return found
+
+
+def _check_neutral(name: str, value: Any) -> None:
+    """Raises `UsageError` for a value that would change something in Transformers, and can not here."""
+    neutral = _NEUTRAL[name]
+    if neutral is _ANY or value is None:
+        return
+    spelled = str(value).removeprefix("torch.") if type(value).__module__ == "torch" else value
+    if not any(spelled == allowed and isinstance(spelled, bool) == isinstance(allowed, bool) for allowed in neutral):
+        there = ", ".join(map(repr, neutral)) or "None"
+        raise UsageError(f"{name}={value!r} is not for this pipeline; it takes {there}", "Leave it out.")

@@ -4,8 +4,9 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TypedDict, Unpack
+from typing import Literal, TypedDict, Unpack
 
+import numpy as np
 from dgpt2_quant.quantize.errors import UsageError
 
 from .decoding import token_ids
@@ -20,11 +21,15 @@ _SEEDS = 2**32 - 1  # llama.cpp takes the last number of 32 bits (LLAMA_DEFAULT_
 class Options(TypedDict, total=False):
     """What every way to generate takes by keyword; the second half are the fields of `Sampling`.
 
-    - `max_tokens`: how many at the most (default 128; a text also ends where the context does).
-    - `seed`: fixes the text, with the settings (default: a random one).
-    - `stop`: a text, or several, before which the generation ends.
-    - `min_tokens`: before that many, no end-of-text token comes.
-    - `ignore_eos`: goes on behind an end-of-text token.
+    - `max_tokens`: how many at most (default 128); None or -1 for all up to the end of the context, where every text
+      ends.
+    - `seed`: fixes the text, together with the settings (default, and -1: a random one).
+    - `stop`: a text, or several, before which the generation ends. The name of a special token, such as `<sep>`, stops
+      at that token.
+    - `stop_token_ids`: tokens at which the generation ends; like a stop text, they are not part of the text.
+    - `min_tokens`: the tokens before which none comes that ends the text.
+    - `ignore_eos`: goes on after an end-of-text token.
+    - `show_special`: special tokens, which otherwise have no text, appear in it by their names.
     - `truncate`: keeps the end of a prompt that is too long for the context: as much as leaves room for `max_tokens`,
       but at least half of the context.
     - `echo`: the result begins with the prompt's text.
@@ -34,11 +39,13 @@ class Options(TypedDict, total=False):
       faster that repeat themselves (default: 3 where the likeliest token is taken, otherwise 0).
     """
 
-    max_tokens: int
+    max_tokens: int | None
     seed: int | None
     stop: str | Sequence[str] | None
+    stop_token_ids: Sequence[int] | None
     min_tokens: int
     ignore_eos: bool
+    show_special: bool
     truncate: bool
     echo: bool
     logprobs: int | None
@@ -78,6 +85,8 @@ class Request:
     logprobs: int | None = None
     echo: str | None = None
     lookup: int = 0
+    stop_token_ids: frozenset[int] = frozenset()
+    show_special: bool = False
 
     @property
     def scores_prompt(self) -> bool:
@@ -90,11 +99,11 @@ def random_seed() -> int:
 
 
 def check_seed(seed: object) -> int | None:
-    """A seed as Python's number. Raises `UsageError` for what is neither a whole number nor None."""
+    """A seed as Python's number; None for one to be drawn, which -1 asks for as in llama.cpp. Raises `UsageError`."""
     number = whole(seed)
-    if number is None and seed is not None:
-        raise UsageError(f"the seed is {seed!r}, not a whole number")
-    return number
+    if (number is None and seed is not None) or (number is not None and number < -1):
+        raise UsageError(f"seed is {seed!r}; it is a whole number, 0 or more, or -1 for a random one")
+    return None if number == -1 else number
 
 
 def make_request(
@@ -105,15 +114,20 @@ def make_request(
     Raises `UsageError` that names the value: a prompt that does not fit, a setting out of range.
     """
     settings = dict(options)
-    max_tokens = check_count("max_tokens", settings.pop("max_tokens", DEFAULT_MAX_TOKENS))
+    wanted = settings.pop("max_tokens", DEFAULT_MAX_TOKENS)
+    max_tokens = positions if wanted is None else check_count("max_tokens", wanted, -1)
+    if max_tokens < 0:
+        max_tokens = positions
     min_tokens = check_count("min_tokens", settings.pop("min_tokens", 0))
     seed = check_seed(settings.pop("seed", None))
     wanted = settings.pop("logprobs", None)
     logprobs = None if wanted is None else check_count("logprobs", wanted)
     if logprobs is not None and logprobs > model.real_vocabulary:
         raise UsageError(f"logprobs is {logprobs}; this vocabulary has {model.real_vocabulary} tokens")
-    stops = _stops(settings.pop("stop", None))
-    ignore_eos, truncate, echo = (bool(settings.pop(name, False)) for name in ("ignore_eos", "truncate", "echo"))
+    ignore_eos, truncate, echo, show_special = (
+        check_flag(name, settings.pop(name, False)) for name in ("ignore_eos", "truncate", "echo", "show_special")
+    )
+    stops, stop_ids = _stops(model, settings.pop("stop", None), settings.pop("stop_token_ids", None), show_special)
     tokens, is_cut = _prompt(model, positions, prompt, max_tokens if truncate else None)
     lookup = settings.pop("lookup", None)
     sampling = _sampling(settings)
@@ -123,7 +137,7 @@ def make_request(
         raise UsageError(f"lookup is {lookup}; at most {MOST_GUESSES} tokens can be guessed at a time")
     text = None
     if echo:
-        text = prompt if isinstance(prompt, str) and not is_cut else model.detokenize(tokens)
+        text = prompt if isinstance(prompt, str) and not is_cut else _text_of(model, tokens, show_special)
     return Request(
         tokens,
         max_tokens,
@@ -135,6 +149,8 @@ def make_request(
         logprobs,
         text,
         guesses,
+        stop_ids,
+        show_special,
     )
 
 
@@ -143,7 +159,7 @@ def _prompt(
 ) -> tuple[list[int], bool]:
     """Token ids of a prompt, and whether they are cut so that `truncated_for` tokens have room behind them."""
     if isinstance(prompt, str):
-        tokens = model.tokenize(prompt, special=True)
+        tokens = model.tokenize(prompt, special=True, add_special=True)
     else:
         tokens = token_ids(prompt, model.vocabulary)
     tokens = tokens or [model.bos]
@@ -151,6 +167,8 @@ def _prompt(
     if len(tokens) > positions and truncated_for is not None:
         # the last token that is sampled needs no position
         tokens = tokens[-max(positions - truncated_for + 1, -(-positions // 2)) :][-positions:]
+        if model.adds_bos and isinstance(prompt, str):
+            tokens[0] = model.bos
     if len(tokens) > positions:
         raise UsageError(
             f"the prompt has {len(tokens)} tokens; this model has {positions} positions",
@@ -159,13 +177,53 @@ def _prompt(
     return tokens, is_cut
 
 
-def _stops(stop: object) -> tuple[str, ...]:
-    if stop is None:
-        return ()
-    stops = (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, Iterable) else (stop,)
-    if not all(isinstance(text, str) for text in stops):
+def _text_of(model: NativeModel, tokens: Sequence[int], show_special: bool) -> str:
+    if show_special:
+        return b"".join(map(model.special_text, tokens)).decode("utf-8", "replace")
+    return model.detokenize(tokens)
+
+
+def _stops(
+    model: NativeModel, stop: object, stop_token_ids: object, show_special: bool
+) -> tuple[tuple[str, ...], frozenset[int]]:
+    """The texts and the tokens that end a text. The name of a special token is a token, for it has no text."""
+    ids = set() if stop_token_ids is None else set(token_ids(stop_token_ids, model.real_vocabulary))
+    given = () if stop is None else (stop,) if isinstance(stop, str) else stop
+    if not isinstance(given, Iterable) or isinstance(given, Mapping | bytes):
         raise UsageError(f"stop is {stop!r}; it is a text, or several")
-    return stops
+    texts = []
+    for text in given:
+        if not isinstance(text, str) or not text:
+            raise UsageError(f"stop is {stop!r}; it is a text of at least one character, or several")
+        tokens = model.tokenize(text, special=True)
+        hidden = [token for token in tokens if not model.piece(token)[0]]
+        if len(tokens) == len(hidden) == 1:
+            ids.add(tokens[0])
+        elif hidden and not show_special:
+            name = model.special_text(hidden[0]).decode("utf-8", "replace")
+            raise UsageError(
+                f"the stop text {text!r} never comes: the special token {name} in it has no text",
+                f"Stop at {name} alone, or set show_special=True.",
+            )
+        else:
+            texts.append(text)
+    return tuple(texts), frozenset(ids)
+
+
+def check_flag(name: str, value: object) -> bool:
+    """As Python's, also None, 0 and 1. Raises `UsageError` for what is neither, such as "off"."""
+    if value is None or isinstance(value, bool) or (whole(value) in (0, 1)) or isinstance(value, np.bool_):
+        return bool(value)
+    raise UsageError(f"{name} is {value!r}; it is True or False")
+
+
+def check_flash_attention(value: object) -> bool | Literal["auto"]:
+    """Raises `UsageError` for anything else."""
+    if isinstance(value, str) and value == "auto":
+        return "auto"
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    raise UsageError(f"flash_attention is {value!r}; it is True, False or 'auto'")
 
 
 def check_count(name: str, value: object, least: int = 0) -> int:

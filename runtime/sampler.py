@@ -9,6 +9,7 @@ from dgpt2_quant.quantize.errors import RuntimeFailure, UsageError
 
 from .candidates import Ids, at_least, at_least_likely, log_total, nucleus, typical
 from .decoding import Logits
+from .grammar import check_grammar
 from .library import NativeModel
 from .native_sampler import NativeSampler
 from .sampling import Sampling
@@ -20,7 +21,7 @@ class Sampler:
     """Of one sequence: its random numbers, and what penalties and grammars remember. Free it with `close`.
 
     `positions` bounds how many tokens can come; `prompt` is what the penalties know from the beginning.
-    Raises `UsageError` for a grammar that llama.cpp can not read, or a bias for a token that is not there.
+    Raises `UsageError` for a bias or a grammar that names a token that is not there.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Sampler:
             self._length = 0
             self._penalties = NativeSampler(model, penalties)
         if sampling.grammar:
+            _check_tokens(sampling.grammar, model)
             self._grammar = NativeSampler(model, [("grammar", sampling.grammar, "root")])
         if not sampling.is_greedy:
             self._choice = NativeSampler(model, _choice(sampling, seed))
@@ -165,6 +167,17 @@ def overflowed() -> RuntimeFailure:
         "the logits are not finite: the model's weights are so large that its sums overflow",
         "The file is damaged, or never was a model that works; make it again with `dgpt2-quant convert`.",
     )
+
+
+def _check_tokens(grammar: str, model: NativeModel) -> None:
+    """Raises `UsageError` for a token of the grammar that the vocabulary lacks."""
+    for name in check_grammar(grammar):
+        if name.startswith("<["):
+            known = len(name) < 16 and int(name[2:-2]) < model.real_vocabulary
+        else:
+            known = len(model.tokenize(name, special=True)) == 1
+        if not known:
+            raise UsageError(f"the grammar names the token {name[:40]}, which this vocabulary lacks")
 
 
 def _choice(settings: Sampling, seed: int) -> Sequence[tuple[Any, ...]]:

@@ -1,6 +1,5 @@
 """How the next token is chosen: settings, by the names that the field gives them, and their bounds."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
@@ -9,15 +8,8 @@ from typing import Any
 
 from dgpt2_quant.quantize.errors import UsageError
 
-_LONGEST_GRAMMAR = 1 << 16  # bytes; and how deep its parentheses go: llama.cpp reads it by recursion
-_DEEPEST_GRAMMAR = 100
-_SPACE = r"(?>[ \t\r\n]|#[^\r\n]*+)*+"
-# literals, sets of characters, names of tokens, and comments, in which a parenthesis is none; then what is looked at
-_GRAMMAR_PARTS = re.compile(
-    r'"(?:\\.|[^"\\])*+"?|\[(?:\\.|[^\]\\])*+\]?|<[^>]*+>?|#[^\r\n]*+|(?P<open>\()|(?P<close>\))'
-    rf"|\{{{_SPACE}(?P<least>[0-9]++){_SPACE},{_SPACE}(?P<most>[0-9]++){_SPACE}\}}",
-    re.DOTALL,
-)
+from .grammar import check_grammar
+
 _BIAS = 1_000_000  # beyond it a sum, divided by a temperature, would overflow
 _COLDEST = 1e-30  # divided by less, logits overflow; long before it nothing but the likeliest is left
 _LONGEST_BREAKER = 40  # bytes of a DRY breaker that llama.cpp looks at
@@ -78,7 +70,12 @@ class Sampling:
         breakers = self.dry_sequence_breakers
         if isinstance(breakers, str) or not isinstance(breakers, Sequence) or not all(map(_is_breaker, breakers)):
             raise UsageError(f"dry_sequence_breakers is {breakers!r}; they are texts of 1-{_LONGEST_BREAKER} bytes")
-        _check_grammar(self.grammar)
+        if not isinstance(self.grammar, str):
+            raise UsageError(f"grammar is {self.grammar!r}, not a text in GBNF")
+        if self.grammar:
+            if _c_text(self.grammar) is None:
+                raise UsageError("the grammar has a zero byte, or what is no character")
+            check_grammar(self.grammar)
 
     @property
     def is_greedy(self) -> bool:
@@ -143,30 +140,6 @@ def _bias(token: object, bias: object) -> tuple[int, float]:
             f"logit_bias has {token!r}: {bias!r}; it maps token ids to -{_BIAS} to {_BIAS}, or -inf (never)"
         )
     return number, added
-
-
-def _check_grammar(grammar: str) -> None:
-    """What llama.cpp does not check by itself; the rest it refuses when it reads the grammar."""
-    if not isinstance(grammar, str):
-        raise UsageError(f"grammar is {grammar!r}, not a text in GBNF")
-    data = _c_text(grammar)
-    if data is None or len(data) > _LONGEST_GRAMMAR:
-        raise UsageError(f"the grammar has more than {_LONGEST_GRAMMAR} bytes, a zero byte, or what is no character")
-    depth = 0
-    for part in _GRAMMAR_PARTS.finditer(grammar):
-        match part.lastgroup:
-            case "open":
-                depth += 1
-            case "close":
-                depth = max(0, depth - 1)  # where none is open llama.cpp refuses it
-            case "most" if _times(part["most"]) < _times(part["least"]):  # it would take the difference for 2**64 more
-                raise UsageError(f"the grammar has {part[0]!r}: at the least it is more often than at the most")
-        if depth > _DEEPEST_GRAMMAR:
-            raise UsageError(f"the grammar's parentheses go deeper than {_DEEPEST_GRAMMAR}")
-
-
-def _times(digits: str) -> int:
-    return int(digits.lstrip("0")[:19] or "0")  # Python reads no more than 4,300 digits, and C no more than these
 
 
 def _is_breaker(text: object) -> bool:

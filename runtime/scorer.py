@@ -83,7 +83,12 @@ class Scorer(Closing):
     def _ids(self, text: str | Sequence[int]) -> list[int]:
         """The tokens of a text to be scored. Raises `UsageError` when they are none, or too many."""
         native = self._open()
-        tokens = native.tokenize(text, special=True) if isinstance(text, str) else token_ids(text, native.vocabulary)
+        if isinstance(text, str):
+            tokens = native.tokenize(text, special=True, add_special=True)
+        else:
+            if isinstance(text, list | tuple) and any(isinstance(item, str) for item in text):
+                raise UsageError("several texts were passed; one is scored at a time", "Call it for each text.")
+            tokens = token_ids(text, native.vocabulary)
         if not 0 < len(tokens) <= self.positions:
             raise UsageError(f"{len(tokens)} tokens; 1 to {self.positions} can be scored at once")
         return tokens

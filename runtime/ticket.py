@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from dgpt2_quant.quantize.errors import RuntimeFailure
+from dgpt2_quant.quantize.errors import RuntimeFailure, WaitTimeoutError
 
 from .draft import Completion, Timing, TokenLogprob
 
@@ -56,7 +56,7 @@ class Ticket(Iterator[Event], AsyncIterator[Event]):
     def result(self, timeout: float | None = None) -> Completion:
         """Waits for the end and returns the whole text, as often as it is called, also after a loop over the events.
 
-        Raises `RuntimeFailure` after `timeout` s without news, and what the scheduler failed with.
+        Raises `WaitTimeoutError` after `timeout` s without news, and what the scheduler failed with.
         """
         while self._next(timeout):
             pass
@@ -134,7 +134,7 @@ class Ticket(Iterator[Event], AsyncIterator[Event]):
             if self._ended():
                 return None
             if until is not None and time.monotonic() >= until:
-                raise RuntimeFailure(f"nothing came for {timeout} s", "Wait longer, or cancel the ticket.")
+                raise WaitTimeoutError(f"nothing came for {timeout} s", "Wait longer, or cancel the ticket.")
 
     def _ended(self) -> bool:
         """Whether there is nothing more to come. Raises what the scheduler failed with."""

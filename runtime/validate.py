@@ -7,18 +7,12 @@ import numpy as np
 import numpy.typing as npt
 from dgpt2_quant.quantize.errors import GGUFError
 from dgpt2_quant.quantize.gguf_file import GGUFHeader, read_header
-from dgpt2_quant.quantize.gpt2_file import check_gpt2, check_tokens
+from dgpt2_quant.quantize.gpt2_file import SPLIT_AS_GPT2, check_begin_and_end, check_gpt2, check_tokens
 from dgpt2_quant.quantize.hyperparameters import Hyperparameters
 from dgpt2_quant.quantize.quant_types import Bits, TensorType
 
 from .library import MAX_BATCH
 
-# The names under which llama.cpp splits text as GPT-2 does. For all others, and without one, it uses other patterns,
-# and for most of those std::regex, which ends the process by its recursion on a text of some 100,000 bytes.
-_PRE_TOKENIZERS = {
-    *("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "roberta-bpe", "gigachat", "a.x-4.0", "mellum"),
-    *("modern-bert", "granite-docling", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de"),
-}
 # A context may take that many bytes, and that many for each byte of weights. It is beyond any real model (GPT-2 XL at
 # one bit a weight: 3 for each), and keeps a few kilobytes that claim a million positions from asking for gigabytes.
 _ALWAYS_ALLOWED, _ALLOWED_PER_BYTE = 256 << 20, 8
@@ -41,6 +35,7 @@ def check_model_file(path: Path) -> GGUFHeader:
                 f"tensor {tensor.name!r} is {tensor.type.name}; biases and norms are F32",
                 f"Make it again with `dgpt2-quant convert {path.name} --type ...`.",
             )
+    check_begin_and_end(header)
     _check_tokenizer(header)
     _check_end(header)
     _check_memory(header)
@@ -50,15 +45,10 @@ def check_model_file(path: Path) -> GGUFHeader:
 
 def _check_tokenizer(header: GGUFHeader) -> None:
     """llama.cpp has answers of its own to what is missing here, and they are not GPT-2's."""
-    metadata, again = header.metadata, "Make it again from its checkpoint with `dgpt2-quant convert`."
-    pre = metadata.get("tokenizer.ggml.pre")
-    if pre not in _PRE_TOKENIZERS:
+    pre = header.metadata.get("tokenizer.ggml.pre")
+    if pre not in SPLIT_AS_GPT2:
+        again = f"`dgpt2-quant convert {header.path.name} --type ...` makes one of it that can be run."
         raise _refused(header.path, f"its tokenizer.ggml.pre is {pre!r}, not gpt-2", again)
-    count, eos = len(metadata["tokenizer.ggml.tokens"]), metadata.get("tokenizer.ggml.eos_token_id")
-    # for one that is missing or too large it takes token 11, a comma; not every file says how a text begins
-    for key, number in ("eos_token_id", eos), ("bos_token_id", metadata.get("tokenizer.ggml.bos_token_id", eos)):
-        if number is None or number >= count:
-            raise _refused(header.path, f"its tokenizer.ggml.{key} is {number}, not 0 to {count - 1}", again)
 
 
 def _check_end(header: GGUFHeader) -> None:

@@ -301,6 +301,31 @@ def test_an_older_file_gets_the_pre_tokenizer_that_it_does_not_name(made: dict[s
     Model.load(result, threads=1).close()
 
 
+@pytest.mark.parametrize("pre", ["default", "gpt2", ""])
+def test_what_is_taken_is_run(pre: str, made: dict[str, Path], tmp_path: Path) -> None:
+    source = rewrite(made["F32"], tmp_path / "named.gguf", metadata={"tokenizer.ggml.pre": pre})
+    result = converted(source, "Q4_0", tmp_path)
+    assert read_header(result).metadata["tokenizer.ggml.pre"] == "gpt-2"
+    Model.load(result, threads=1).close()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("tokenizer.ggml.pre", "llama-bpe", "tokenizer.ggml.pre is 'llama-bpe'"),
+        ("tokenizer.ggml.eos_token_id", None, "eos_token_id is None"),
+        ("tokenizer.ggml.bos_token_id", 1 << 20, "bos_token_id is 1048576"),
+    ],
+)
+def test_what_could_not_be_run_is_refused_before_it_is_converted(
+    key: str, value: Any, message: str, made: dict[str, Path], tmp_path: Path
+) -> None:
+    source = rewrite(made["F32"], tmp_path / "other.gguf", metadata={key: value})
+    with pytest.raises(GGUFError, match=message):
+        converted(source, "Q4_0", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["other.gguf"]
+
+
 def test_biases_and_norms_in_f16_become_f32(made: dict[str, Path], tmp_path: Path) -> None:
     vectors = {name: floats(made["F32"], name) for name in ("blk.0.attn_qkv.bias", "output_norm.weight")}
     halves = {name: (data.shape, TensorType.F16, data.astype("<f2").tobytes()) for name, data in vectors.items()}

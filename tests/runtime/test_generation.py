@@ -168,7 +168,24 @@ class TestLogprobs:
 
 @pytest.mark.parametrize(
     "options",
-    [{"min_tokens": -1}, {"max_tokens": 1.0}, {"seed": "7"}, {"seed": 1.5}, {"stop": 3}, {"stop": [3]}],
+    [
+        {"min_tokens": -1},
+        {"max_tokens": 1.0},
+        {"max_tokens": -2},
+        {"seed": "7"},
+        {"seed": 1.5},
+        {"seed": -2},
+        {"stop": 3},
+        {"stop": [3]},
+        {"stop": ""},
+        {"stop": ["a", ""]},
+        {"stop": {"a": 1}},
+        {"stop": b"a"},
+        {"ignore_eos": "off"},
+        {"echo": "no"},
+        {"truncate": 2},
+        {"show_special": []},
+    ],
     ids=str,
 )
 def test_what_else_is_refused(storybook: Model, options: dict[str, Any]) -> None:

@@ -2,9 +2,11 @@
 
 import gc
 import os
+import re
 import subprocess
 import sys
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -423,6 +425,34 @@ class TestNumbersOfAllKinds:
         for use in (storybook.stream, storybook.score, storybook.features, storybook.logits):
             with pytest.raises(UsageError, match="is neither a text nor a list of token ids"):
                 use(prompt)
+
+    def test_calls_that_are_nearly_right_say_what_to_do(self, storybook: Model, storybook_files: Any) -> None:
+        calls: dict[str, Callable[[], object]] = {
+            r"Model\.load\('": lambda: Model(storybook_files["Q4_0"]),
+            "prompts is None": lambda: storybook.generate(None),  # type: ignore[arg-type]
+            "prompts is b'Once'": lambda: storybook.generate(b"Once"),  # type: ignore[arg-type]
+            "text is b'', not a str": lambda: storybook.tokenize(b""),  # type: ignore[arg-type]
+            "one is scored at a time": lambda: storybook.score(["a", "b"]),  # type: ignore[list-item]
+        }
+        for message, call in calls.items():
+            with pytest.raises(UsageError) as caught:
+                call()
+            assert re.search(message, caught.value.message + caught.value.hint)
+
+    @pytest.mark.parametrize("value", ["off", "on", 0, 1, None, "Auto"])
+    def test_flash_attention_is_checked(self, storybook_files: dict[str, Path], value: Any) -> None:
+        with pytest.raises(UsageError, match="flash_attention is .*; it is True, False or 'auto'"):
+            Model.load(storybook_files["Q4_0"], flash_attention=value)
+
+    def test_huge_pages_are_checked(self, storybook_files: dict[str, Path]) -> None:
+        with pytest.raises(UsageError, match="huge_pages is 'off'"):
+            Model.load(storybook_files["Q4_0"], huge_pages="off")  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("count", [-1, None])
+    def test_all_tokens_up_to_the_end_of_the_context(self, storybook: Model, count: Any) -> None:
+        prompt = storybook.tokenize("king " * 600)[: storybook.positions - 20]
+        ((found,),) = storybook.generate([prompt], max_tokens=count, ignore_eos=True, seed=1)
+        assert (found.tokens, found.finish_reason) == (21, "length")
 
     def test_settings(self, storybook: Model) -> None:
         plain = storybook.generate("Once", seed=3, max_tokens=9, temperature=0.5, top_k=5, logit_bias={7: -1.5})

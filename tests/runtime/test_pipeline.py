@@ -1,5 +1,6 @@
 """The pipeline of those who come from Transformers: its calls, its output shapes, its defaults."""
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -165,10 +166,85 @@ def test_none_is_the_default(generator: TextGenerationPipeline) -> None:
     assert generator(PROMPT, max_new_tokens=6, temperature=1.0, top_k=0) == whole
 
 
-@pytest.mark.parametrize("wrong", [None, 5])
+@pytest.mark.parametrize(
+    "wrong", [None, 5, b"text", {"a": 1}, {"a", "b"}, ["a", 5], ["a", None], [b"a"], ["a", ["b"]]], ids=repr
+)
 def test_what_is_no_text_is_refused(generator: TextGenerationPipeline, wrong: Any) -> None:
-    with pytest.raises(UsageError, match=f"{wrong} is no text"):
-        generator(wrong)
+    with pytest.raises(UsageError, match="text"):
+        generator(wrong, max_new_tokens=1)
+
+
+def test_an_open_file_is_refused(generator: TextGenerationPipeline) -> None:
+    with Path(__file__).open() as file, pytest.raises(UsageError, match="neither a text nor a list of texts"):
+        generator(file)
+
+
+def test_a_generator_is_drawn_as_results_are_read(generator: TextGenerationPipeline) -> None:
+    drawn: list[str] = []
+
+    def texts() -> Iterator[str]:
+        for number in itertools.count():
+            drawn.append(f"Story {number}")
+            yield drawn[-1]
+
+    found = generator(texts(), max_new_tokens=2, do_sample=False, batch_size=2)
+    assert drawn == []
+    first, second, third = itertools.islice(found, 3)
+    assert [records[0]["generated_text"][:8] for records in (first, second, third)] == drawn[:3]
+    assert len(drawn) == 4
+    assert [first, second] == generator(["Story 0", "Story 1"], max_new_tokens=2, do_sample=False, batch_size=2)
+
+
+def test_a_data_set_is_read_lazily(generator: TextGenerationPipeline) -> None:
+    class DataSet:
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, index: int) -> str:
+            return f"Story {index}"
+
+    assert len(list(generator(DataSet(), max_new_tokens=1))) == 3
+
+
+def test_what_tutorials_pass_changes_nothing(generator: TextGenerationPipeline) -> None:
+    expected = generator(PROMPT, max_new_tokens=6, do_sample=False)
+    end = generator.model.tokenize("<|endoftext|>")[0]
+    neutral: dict[str, Any] = {
+        "truncation": True, "eos_token_id": end, "pad_token_id": 50256, "torch_dtype": "auto", "framework": "pt",
+        "streamer": None, "length_penalty": 1.0, "no_repeat_ngram_size": 0, "use_cache": True, "num_beams": 1,
+        "tokenizer": object(), "trust_remote_code": True, "model_kwargs": {}, "clean_up_tokenization_spaces": False,
+        "early_stopping": False, "bad_words_ids": None,
+    }  # fmt: skip
+    assert generator(PROMPT, max_new_tokens=6, do_sample=False, **neutral) == expected
+    for device in (-1, "cpu", None):
+        assert pipeline(model=generator.model, device=device, **neutral)
+
+
+def test_truncation_keeps_the_beginning(generator: TextGenerationPipeline) -> None:
+    """As the tokenizer of Transformers does."""
+    [record] = generator("king " * 600, truncation=True, max_new_tokens=1, return_tensors=True)
+    size = generator.model.positions
+    assert record["generated_token_ids"][:size] == generator.model.tokenize("king " * 600)[:size]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"repetition_penalty": 0}, {"do_sample": "no"}, {"truncation": 5}, {"length_penalty": 2.0},
+        {"streamer": object()},
+        {"no_repeat_ngram_size": 2}, {"use_cache": False}, {"bad_words_ids": [[1]]}, {"eos_token_id": -1},
+        {"torch_dtype": "int8"}, {"num_beams": True}, {"no_such_option": 1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_would_change_something_is_refused_by_name(
+    generator: TextGenerationPipeline, options: dict[str, Any]
+) -> None:
+    (name,) = options
+    with pytest.raises(
+        UsageError, match=r"repeat_penalty|token -1" if name in ("repetition_penalty", "eos_token_id") else name
+    ):
+        generator(PROMPT, max_new_tokens=1, **options)
 
 
 def test_chats_are_refused(generator: TextGenerationPipeline) -> None:

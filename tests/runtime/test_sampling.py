@@ -185,10 +185,17 @@ def test_the_seed_fixes_the_text(storybook: Model) -> None:
     assert all(one != other for one, other in pairwise(texts))
 
 
-@pytest.mark.parametrize("seed", [-1, 2**32 - 1, 2**32 - 2, 2**40 + 3])
+@pytest.mark.parametrize("seed", [2**32 - 1, 2**32 - 2, 2**40 + 3])
 def test_every_number_is_a_seed(storybook: Model, seed: int) -> None:
     # llama.cpp draws a seed of its own for 2**32 - 1
     assert text(storybook, seed=seed) == text(storybook, seed=seed)
+
+
+def test_seed_minus_1_is_a_random_one(storybook: Model) -> None:
+    """As in llama.cpp."""
+    seeds = [storybook.stream(PROMPT, seed=-1).seed for _ in range(2)]
+    seeds += [storybook.batch(PROMPT, seed=-1, num_return_sequences=2).seeds[0] for _ in range(2)]
+    assert len(set(seeds)) == 4
 
 
 def test_without_a_seed_the_drawn_one_gives_the_text_again(storybook: Model) -> None:

@@ -13,6 +13,7 @@ from dgpt2_quant.quantize.convert import convert
 from dgpt2_quant.quantize.errors import GGUFError, ModelNotFoundError, RuntimeFailure
 from dgpt2_quant.quantize.ggml import library
 from dgpt2_quant.quantize.gguf_file import EncodedValue, ValueType, read_header
+from dgpt2_quant.quantize.gpt2_file import SPLIT_AS_GPT2
 from dgpt2_quant.quantize.hyperparameters import Hyperparameters
 from dgpt2_quant.quantize.quant_types import TensorType
 from dgpt2_quant.runtime import Model, validate
@@ -334,7 +335,7 @@ def test_the_largest_gpt2_at_the_lowest_level_may_have_its_memory() -> None:
     assert context_bytes(xl) < validate._ALLOWED_PER_BYTE * weights // 8  # a bit for each of them
 
 
-@pytest.mark.parametrize("pre", sorted(validate._PRE_TOKENIZERS))
+@pytest.mark.parametrize("pre", sorted(SPLIT_AS_GPT2))
 def test_every_name_of_the_pre_tokenizer_splits_as_gpt2_does(pre: str, tiny: Path, tmp_path: Path) -> None:
     text = "It's 2026, in the end\r\n\n  I'Ve the   tab\t漢字 été 1234567 ...!? <|endoftext|>the\u00a0an "
     file = rewrite(tiny, tmp_path / "other.gguf", metadata={"tokenizer.ggml.pre": pre})
