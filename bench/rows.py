@@ -24,7 +24,7 @@ _SMALL = 0.1  # difference of logits: what the series leaves out is a ten-thousa
 @contextmanager
 def on_threads(threads: int) -> Iterator[ForBlocks]:
     """A function that calls another one for all blocks of so many rows."""
-    with Workers(threads, "rows") as pool:
+    with Workers(threads) as pool:
 
         def for_blocks(rows: int, function: Callable[[slice], None]) -> None:
             blocks = [slice(start, min(start + _BLOCK, rows)) for start in range(0, rows, _BLOCK)]

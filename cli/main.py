@@ -10,6 +10,8 @@ from functools import wraps
 from typing import Annotated, Any
 
 import typer
+from dgpt2_quant.quantize.cores import usable_cores
+from dgpt2_quant.quantize.workers import require_threads
 
 from .bench import bench
 from .compare import compare
@@ -39,6 +41,8 @@ VERBS: dict[str, Callable[..., None]] = {
     "imatrix": imatrix,
     "demo": demo,
 }
+
+_HELPERS = 5  # threads that read, hash and write next to those that compute
 
 app = typer.Typer(
     name="dgpt2-quant",
@@ -81,6 +85,8 @@ def _guarded(verb: Callable[..., None]) -> Callable[..., None]:
     @wraps(verb)
     def run_verb(*args: Any, **kwargs: Any) -> None:
         try:
+            if verb is not types:  # the one that loads neither NumPy nor llama.cpp
+                require_threads(usable_cores() + _HELPERS)
             verb(*args, **kwargs)
             sys.stdout.flush()
         except BaseException as error:

@@ -21,6 +21,7 @@ from .parallel import in_parallel, pieces
 from .progress import Progress
 from .reference import Reference, gelu, shares, softmax
 from .sample_text import draw
+from .workers import check_cancelled
 
 Array = npt.NDArray[np.floating[Any]]
 Gram = npt.NDArray[np.float64]
@@ -87,6 +88,7 @@ def gradients(reference: Reference, tokens: Sequence[int], rng: np.random.Genera
     x: Array = weights["token_embd.weight"][list(tokens)] + weights["position_embd.weight"][: len(tokens)]
     passed: list[_Attention | _MLP] = []
     for block in range(sizes.layers):
+        check_cancelled()
         attention = _Attention(reference, f"blk.{block}", x)
         x = x + attention.y
         mlp = _MLP(reference, f"blk.{block}", x)
@@ -96,6 +98,7 @@ def gradients(reference: Reference, tokens: Sequence[int], rng: np.random.Genera
     g = final.backward(_by_hidden(final.y, weights[reference.head], rng))
     found: dict[str, Array] = {}
     for part in reversed(passed):
+        check_cancelled()
         g = g + part.backward(g, found)
     found[LOOKUP] = g
     return found, final.y
@@ -105,6 +108,7 @@ def _by_hidden(hidden: Array, head: Array, rng: np.random.Generator) -> Array:
     """The gradients by the final norm's outputs."""
     g = np.empty_like(hidden)
     for piece in pieces(len(hidden), _AT_ONCE):
+        check_cancelled()
         probabilities = softmax(hidden[piece] @ head.T)
         one, other = draw(probabilities, rng), draw(probabilities, rng)
         g[piece] = (head[one] - head[other]) * sqrt(0.5)

@@ -15,8 +15,7 @@ import numpy.typing as npt
 
 from .blocks import ROUNDABLE
 from .equivalent import Weights, with_centred_embedding, with_even_inputs
-from .feedback import SWEEPS, Factor, factor, round_matrix
-from .ggml import quantize
+from .feedback import SWEEPS, Factor, factor, quantize_rows, round_matrix
 from .gradients import LOOKUP, Fisher, fisher
 from .hyperparameters import Hyperparameters
 from .importance import ImportanceMatrix
@@ -165,7 +164,7 @@ class LeanModel:
         if weighing is None and entry is not None:
             weighing = entry.mean_squares
         chosen = None if weighing is None else np.asarray(weighing, np.float32)
-        return as_made(name, quantize(name, weights, [tensor_type], chosen)[0], tensor_type, weights.shape)
+        return as_made(name, quantize_rows(name, weights, tensor_type, chosen), tensor_type, weights.shape)
 
     def _padding(self, tensors: Mapping[str, Made | Array]) -> Padding:
         if not self.pads:
