@@ -69,7 +69,7 @@ def compare(
 ) -> Quality:
     """Scores the text with each file. Models with fewer positions than the cut's context get windows of their size.
 
-    Only real tokens count: pad tokens at a vocabulary's end have no part in any probability. `cache_bytes` bounds
+    A file's pad tokens take part in the softmax, as in llama.cpp; those of the reference do not. `cache_bytes` bounds
     what is kept of the reference. Raises `UsageError` for a text that is too short, or files of different vocabularies.
     """
     count = threads_or_all(threads)
@@ -90,7 +90,8 @@ def compare(
         levels: list[list[Found]] = [[] for _ in models]
         noise: list[Found] = []
         cache = ReferenceCache(cache_bytes)
-        kept = cache.rows(reference, windows, base.real_vocabulary, lambda window: logits(base, window))
+        real = base.real_vocabulary
+        kept = cache.rows(reference, windows, real, lambda window: logits(base, window)[:, :real])
         stack.enter_context(closing(kept))
         steps = len(windows) * len(models)
         for number, (window, of_base) in enumerate(zip(windows, kept, strict=True)):
@@ -116,22 +117,22 @@ def compare(
 
 
 def logits(model: Model, window: Window) -> Logits:
-    """A copy of those of the scored rows, over the real vocabulary, (rows, vocabulary)."""
+    """A copy of those of the scored rows, over all tokens, (rows, vocabulary)."""
     parts: list[Logits] = []
     visit(model, window, lambda _, part: parts.append(part.copy()))
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def visit(model: Model, window: Window, see: Visitor, batch: int | None = None) -> None:
-    """Calls `see(index of the first, rows)` with views of the scored rows, over the real vocabulary."""
+    """Calls `see(index of the first, rows)` with views of the scored rows, over all tokens, pads included."""
     count = len(window.targets)
 
-    def see_real(position: int, part: Logits) -> None:
+    def see_scored(position: int, part: Logits) -> None:
         start = position - window.first
-        if start < count:  # behind the last token nothing is scored
-            see(start, part[: count - start, : model.real_vocabulary])
+        if start < count:  # after the last token nothing is scored
+            see(start, part[: count - start])
 
-    model.visit_logits(window.tokens, window.first, see_real, batch=batch)
+    model.visit_logits(window.tokens, window.first, see_scored, batch=batch)
 
 
 def window_nll(model: Model, window: Window, for_blocks: ForBlocks) -> FloatArray:

@@ -24,7 +24,7 @@ _SMALL = 0.1  # difference of logits: what the series leaves out is a ten-thousa
 @contextmanager
 def on_threads(threads: int) -> Iterator[ForBlocks]:
     """A function that calls another one for all blocks of so many rows."""
-    with Workers(threads, "rows") as pool:
+    with Workers(threads) as pool:
 
         def for_blocks(rows: int, function: Callable[[slice], None]) -> None:
             blocks = [slice(start, min(start + _BLOCK, rows)) for start in range(0, rows, _BLOCK)]
@@ -108,14 +108,18 @@ def no_scores(count: int) -> Found:
 
 
 def compare(rows: Logits, reference: Expected, start: int, result: Found, for_blocks: ForBlocks) -> None:
-    """Compares a level's logits, (rows, vocabulary), with the reference's from the row `start` on.
+    """Compares a level's logits, (rows, all tokens), with the reference's, (rows, vocabulary), from the row `start` on.
 
     With d = l' - l, the level's logits less the reference's, p the reference's probabilities and m = sum(p d),
     KL = ln sum(p exp(d)) - m, which does not change when all d move by a constant.
+
+    Pad tokens, which the reference does not have, take the share s of the level's probability. That scales all others
+    by 1 - s, which adds -ln(1 - s) to both losses.
     """
+    vocabulary = reference.logits.shape[-1]
 
     def compute(block: slice) -> None:
-        part = rows[block]
+        part, pads = rows[block][:, :vocabulary], rows[block][:, vocabulary:]
         there = slice(start + block.start, start + block.start + len(part))
         index = np.arange(len(part))
         weights, totals = reference.weights[there], reference.totals[there]
@@ -129,12 +133,15 @@ def compare(rows: Logits, reference: Expected, start: int, result: Found, for_bl
         np.exp(shifted, out=shifted)
         log_total = np.log(shifted.sum(axis=-1, dtype=np.float64))
         mean = (weights * d).sum(axis=-1, dtype=np.float64) / totals
-        result.top[there] = top
-        result.nll[there] = log_total - came
+        log_pads = np.logaddexp.reduce(np.subtract(pads, largest[:, None], dtype=np.float64), axis=-1)
+        lost = np.logaddexp(0.0, log_pads - log_total)  # -ln(1 - s); 0 without pads
+        result.top[there] = rows[block].argmax(axis=-1) if pads.shape[-1] else top
+        result.nll[there] = log_total + lost - came
         if max(d.max(), -d.min()) < _SMALL:
             result.kld[there] = _of_small(d - mean.astype(np.float32)[:, None], weights, totals)
         else:
             result.kld[there] = np.maximum(log_total - np.log(totals) - mean, 0.0)  # not negative but for rounding
+        result.kld[there] += lost
 
     for_blocks(len(rows), compute)
 

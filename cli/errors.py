@@ -44,7 +44,7 @@ def _explained(error: BaseException) -> tuple[str, str, int]:
     match error:
         case DgptQuantError():
             return error.message, error.hint, error.exit_status
-        case MemoryError():
+        case MemoryError() | ImportError() | OSError() if _lacks_memory(error):
             return "not enough memory", "Close other programs, raise `ulimit -v`, or use a smaller model.", 1
         case RuntimeError() if "can't start new thread" in str(error):
             limits = "Raise the limit of processes (`ulimit -u`, a container's pids limit) or of memory (`ulimit -v`)."
@@ -55,3 +55,8 @@ def _explained(error: BaseException) -> tuple[str, str, int]:
         "This is a fault of dgpt2-quant. Set DGPT2_QUANT_DEBUG=1 for the traceback, and report it.",
         1,
     )
+
+
+def _lacks_memory(error: BaseException) -> bool:
+    """The dynamic linker says it in words, within NumPy's page of advice and as an `OSError` of ctypes."""
+    return isinstance(error, MemoryError) or "failed to map segment from shared object" in str(error)

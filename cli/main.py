@@ -10,7 +10,9 @@ from functools import wraps
 from typing import Annotated, Any, NoReturn
 
 import typer
+from dgpt2_quant.quantize.cores import usable_cores
 from dgpt2_quant.quantize.errors import OutputError
+from dgpt2_quant.quantize.workers import require_threads
 
 from .bench import bench
 from .compare import compare
@@ -43,6 +45,8 @@ VERBS: dict[str, Callable[..., None]] = {
     "imatrix": imatrix,
     "demo": demo,
 }
+
+_HELPERS = 5  # threads that read, hash and write next to those that compute
 
 app = typer.Typer(
     name="dgpt2-quant",
@@ -99,6 +103,8 @@ def _guarded(verb: Callable[..., None]) -> Callable[..., None]:
     @wraps(verb)
     def run_verb(**options: Any) -> None:
         try:
+            if verb is not types:  # the one that loads neither NumPy nor llama.cpp
+                require_threads(usable_cores() + _HELPERS)
             if is_closed(1):
                 if options.get("json") or not (options.get("output") or verb.__name__ in _WRITE_FILES):
                     raise OutputError("stdout is closed, and the result goes there", "Redirect it to a file or a pipe.")

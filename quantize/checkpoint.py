@@ -9,6 +9,7 @@ from typing import Any
 
 from .errors import CheckpointError
 from .safetensors_file import StoredTensor, read_header
+from .workers import check_cancelled
 
 # What decides the bytes of a converted file, besides the weights; all but the config are optional.
 _TEXT_FILES = (
@@ -21,6 +22,8 @@ _TEXT_FILES = (
     "vocab.json",
     "merges.txt",
 )
+
+_HASHED_AT_ONCE = 1 << 18  # bytes
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,12 @@ def read_json(path: Path) -> dict[str, Any]:
 def file_sha256(path: Path) -> str:
     """The hash of the file's bytes, in hexadecimal. Raises `CheckpointError` when it can not be read."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest, buffer = hashlib.sha256(), memoryview(bytearray(_HASHED_AT_ONCE))
+        with path.open("rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                digest.update(buffer[:count])
+                check_cancelled()
+        return digest.hexdigest()
     except OSError as error:
         raise CheckpointError(f"{path} can not be read: {error.strerror}") from error
 

@@ -44,7 +44,7 @@ class ConvertedFile:
     """One entry of `convert --json`. `seconds` is of the whole call, `tensors` counts them by tensor type.
 
     Of a dry run, `sha256` is None; `plan` is what was, or would be, written; `found` what a search told
-    (`Recipe.found`), `padding` what is known of the pad tokens' logits (`PadRows`).
+    (`Recipe.found`), `padding` how many pad tokens it has, and of which token they are copies (`Padding`).
     """
 
     model: str
@@ -245,8 +245,8 @@ def write_files(
 
         padding: dict[Path, Mapping[str, Any]] = {}
         for model, group in _prepared(source, writers, threads, progress):
-            if isinstance(model, PaddedSource) and model.pads:
-                padding |= {writer.path: model.pads.to_json() for writer in group}
+            if isinstance(model, PaddedSource) and model.padding.count:
+                padding |= {writer.path: model.padding.to_json() for writer in group}
 
             def heads(model: ModelSource = model, group: Sequence[FileWriter] = group) -> list[bytes]:
                 return [_head(model, writer.plan, hashing.result()) for writer in group]

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from .activations import as_multiplied
-from .feedback import factor, round_matrix
-from .ggml import dequantize, quantize
+from .feedback import factor, quantize_rows, round_matrix
+from .ggml import dequantize
 from .lean import LeanModel
 from .lean_body import Made
 from .parallel import by_rows, in_parallel, pieces
@@ -129,7 +129,7 @@ def _of_block(
         if model.can_feed_back(kind):
             blocks = round_matrix(name, weights, kind, gram, model.outputs.get(name), sweeps=0)
         else:
-            (blocks,) = quantize(name, weights, [kind], np.square(inputs).mean(axis=0))
+            blocks = quantize_rows(name, weights, kind, np.square(inputs).mean(axis=0))
         values = dequantize(name, blocks, kind, weights.shape)
 
         def linear(called: str, x: Array, kind: TensorType = kind, values: Array = values) -> Array:

@@ -20,6 +20,7 @@ from .errors import CheckpointError
 from .ggml import quantize
 from .parallel import by_rows, evenly, in_parallel
 from .quant_types import TensorType
+from .workers import check_cancelled
 
 Array = npt.NDArray[np.float32]
 Matrix = npt.NDArray[np.floating]
@@ -135,12 +136,17 @@ def round_matrix(
     return made
 
 
-def _round_rows(name: str, weights: Array, tensor_type: TensorType, inputs: Factor, sweeps: int) -> tuple[Bytes, Array]:
-    """The blocks, and what they are off: weights less what the blocks stand for."""
-    weighing, some = inputs.remaining, evenly(len(weights), max(1, _QUANTIZED // weights.shape[1]))
-    blocks = np.concatenate(
+def quantize_rows(name: str, weights: Array, tensor_type: TensorType, weighing: Array | None = None) -> Bytes:
+    """As the C quantizer rounds, some rows at a time: all of a large matrix would take minutes in some types."""
+    some = evenly(len(weights), max(1, _QUANTIZED // weights.shape[1]))
+    return np.concatenate(
         [*in_parallel(lambda piece: quantize(name, weights[piece], [tensor_type], weighing)[0], some)]
     )
+
+
+def _round_rows(name: str, weights: Array, tensor_type: TensorType, inputs: Factor, sweeps: int) -> tuple[Bytes, Array]:
+    """The blocks, and what they are off: weights less what the blocks stand for."""
+    blocks = quantize_rows(name, weights, tensor_type, inputs.remaining)
     grid = read_grid(name, blocks, tensor_type, (len(weights), weights.shape[1]), inputs.order)
     wanted = weights.T[inputs.order]
     wanted -= grid.offset
@@ -162,6 +168,7 @@ def _feed_errors(wanted: Array, grid: Grid, upper: Array) -> Array:
     levels, errors = np.empty_like(wanted), np.empty_like(wanted)
     fed = np.empty(rows, np.float32)
     for first in range(0, columns, _COLUMNS):
+        check_cancelled()
         end = min(columns, first + _COLUMNS)
         left = wanted[first:end] - upper[:first, first:end].T @ errors[:first]
         within = np.ascontiguousarray(upper[first:end, first:end].T)
@@ -187,6 +194,7 @@ def _round_again(levels: Array, off: Array, step: Array, grid: Grid, gram: Array
     columns, rows = levels.shape
     best = np.empty(rows, np.float32)
     for first in range(0, columns, _COLUMNS):
+        check_cancelled()
         end = min(columns, first + _COLUMNS)
         slopes = gram[first:end] @ off
         changes = np.empty_like(slopes)

@@ -11,7 +11,7 @@ The formulas are those of backpropagation through `reference.py`.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf, pi, sqrt
+from math import pi, sqrt
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from .parallel import in_parallel, pieces
 from .progress import Progress
 from .reference import Reference, gelu, shares, softmax
 from .sample_text import draw
+from .workers import check_cancelled
 
 Array = npt.NDArray[np.floating[Any]]
 Gram = npt.NDArray[np.float64]
@@ -39,13 +40,11 @@ class Fisher:
 
     Not for `ffn_up`: the gradients of its many outputs have little to do with each other (docs/quantization.md).
 
-    `hidden` is E[h hᵀ] of the final norm's outputs, which the output matrix meets, `least_top` the smallest of the
-    likeliest tokens' logits.
+    `hidden` is E[h hᵀ] of the final norm's outputs, which the output matrix meets.
     """
 
     grams: Mapping[str, Gram]
     hidden: Gram
-    least_top: float
 
     @property
     def lookup(self) -> Gram:
@@ -56,20 +55,18 @@ def fisher(reference: Reference, chunks: Iterable[Sequence[int]], progress: Prog
     """Over chunks of tokens, each a text of its own. The same chunks give the same result: the draws are seeded."""
     texts = list(chunks)
     sums: dict[str, Array] = {}
-    least_top = inf
 
-    def of_some(some: slice) -> tuple[dict[str, Array], float]:
+    def of_some(some: slice) -> dict[str, Array]:
         each = [
             gradients(reference, tokens, np.random.default_rng([_SEED, number]))
             for number, tokens in list(enumerate(texts))[some]
         ]
-        rows = {name: np.concatenate([found[name] for found, _, _ in each]) for name in each[0][0]}
-        rows[_HIDDEN] = np.concatenate([hidden for _, hidden, _ in each])
-        return {name: part.T @ part for name, part in rows.items()}, min(top for _, _, top in each)
+        rows = {name: np.concatenate([found[name] for found, _ in each]) for name in each[0][0]}
+        rows[_HIDDEN] = np.concatenate([hidden for _, hidden in each])
+        return {name: part.T @ part for name, part in rows.items()}
 
     some = pieces(len(texts), _CHUNKS)
-    for number, (grams, top) in enumerate(in_parallel(of_some, some)):
-        least_top = min(least_top, top)
+    for number, grams in enumerate(in_parallel(of_some, some)):
         for name, gram in grams.items():
             if name in sums:
                 sums[name] += gram
@@ -78,47 +75,44 @@ def fisher(reference: Reference, chunks: Iterable[Sequence[int]], progress: Prog
         if progress:
             progress(number + 1, len(some), "gradients")
     means = {name: gram.astype(np.float64) / sum(map(len, texts)) for name, gram in sums.items()}
-    return Fisher(means, means.pop(_HIDDEN), least_top)
+    return Fisher(means, means.pop(_HIDDEN))
 
 
-def gradients(
-    reference: Reference, tokens: Sequence[int], rng: np.random.Generator
-) -> tuple[dict[str, Array], Array, float]:
+def gradients(reference: Reference, tokens: Sequence[int], rng: np.random.Generator) -> tuple[dict[str, Array], Array]:
     """By each matrix's outputs and by the lookup, of the log-likelihood of drawn tokens less that of others, over √2,
     summed over all positions.
 
-    Each has the shape (tokens, outputs). And the final norm's outputs, (tokens, width), and the smallest of the
-    positions' largest logits.
+    Each has the shape (tokens, outputs). And the final norm's outputs, (tokens, width).
     """
     weights, sizes = reference.weights, reference.sizes
     x: Array = weights["token_embd.weight"][list(tokens)] + weights["position_embd.weight"][: len(tokens)]
     passed: list[_Attention | _MLP] = []
     for block in range(sizes.layers):
+        check_cancelled()
         attention = _Attention(reference, f"blk.{block}", x)
         x = x + attention.y
         mlp = _MLP(reference, f"blk.{block}", x)
         x = x + mlp.y
         passed += [attention, mlp]
     final = _Norm(reference, "output_norm", x)
-    by_hidden, least_top = _by_hidden(final.y, weights[reference.head], rng)
-    g = final.backward(by_hidden)
+    g = final.backward(_by_hidden(final.y, weights[reference.head], rng))
     found: dict[str, Array] = {}
     for part in reversed(passed):
+        check_cancelled()
         g = g + part.backward(g, found)
     found[LOOKUP] = g
-    return found, final.y, least_top
+    return found, final.y
 
 
-def _by_hidden(hidden: Array, head: Array, rng: np.random.Generator) -> tuple[Array, float]:
-    """The gradients by the final norm's outputs, and the smallest of the positions' largest logits."""
-    g, least_top = np.empty_like(hidden), inf
+def _by_hidden(hidden: Array, head: Array, rng: np.random.Generator) -> Array:
+    """The gradients by the final norm's outputs."""
+    g = np.empty_like(hidden)
     for piece in pieces(len(hidden), _AT_ONCE):
-        logits = hidden[piece] @ head.T
-        least_top = min(least_top, float(logits.max(axis=1).min()))
-        probabilities = softmax(logits)
+        check_cancelled()
+        probabilities = softmax(hidden[piece] @ head.T)
         one, other = draw(probabilities, rng), draw(probabilities, rng)
         g[piece] = (head[one] - head[other]) * sqrt(0.5)
-    return g, least_top
+    return g
 
 
 class _Norm:

@@ -15,8 +15,7 @@ import numpy.typing as npt
 
 from .blocks import ROUNDABLE
 from .equivalent import Weights, with_centred_embedding, with_even_inputs
-from .feedback import SWEEPS, Factor, factor, round_matrix
-from .ggml import quantize
+from .feedback import SWEEPS, Factor, factor, quantize_rows, round_matrix
 from .gradients import LOOKUP, Fisher, fisher
 from .hyperparameters import Hyperparameters
 from .importance import ImportanceMatrix
@@ -24,12 +23,11 @@ from .lean_body import Made, as_made, quantize_body
 from .lean_steps import steps_without
 from .model_source import ModelSource
 from .padded_source import PaddedSource, ready_tensor
-from .padding import PadRows, choose_pads, pad_count
-from .parallel import give_way, in_parallel
+from .padding import NO_PADDING, Padding, least_likely, pad_count
+from .parallel import in_parallel
 from .progress import Progress
 from .quant_types import TensorType
 from .reference import Reference, from_source
-from .workers import Workers, result_of
 
 Array = npt.NDArray[np.floating[Any]]
 _FISHER_TOKENS = 4096  # of the calibration text: gradients cost twice a forward pass, and their means settle soon
@@ -103,38 +101,24 @@ class LeanModel:
 
     def quantized(self, types: Mapping[str, TensorType]) -> PaddedSource:
         """The model at these types; one more for `output.weight` splits a tied embedding."""
-        tensors = self._outside_blocks(types)
-        with Workers(1, initializer=give_way) as aside:
-            choosing = aside.submit(self._pads, tensors)
-            tensors = self._completed(tensors, types)
-            pads = result_of(choosing)
-        padded = _padded(tensors, self.pads, pads)
+        tensors = self.tensors(types)
+        padding = self._padding(tensors)
         order = self.sizes.shapes(tied="output.weight" not in tensors)
-        ready = [ready_tensor(name, padded[name], shape) for name, shape in order.items()]
-        return PaddedSource(self.source, self.pads, ready, pads)
+        ready = [ready_tensor(name, tensors[name], shape, padding) for name, shape in order.items()]
+        return PaddedSource(self.source, padding, ready)
 
     def tensors(self, types: Mapping[str, TensorType]) -> dict[str, Made | Array]:
         """All of its tensors, without pad rows."""
-        return self._completed(self._outside_blocks(types), types)
-
-    def _outside_blocks(self, types: Mapping[str, TensorType]) -> dict[str, Made | Array]:
         weights = self.reference.weights
         table = "position_embd.weight"
         made: dict[str, Made | Array] = {table: self.plain(table, weights[table], types[table])}
         made |= self._embeddings(types)
-        vectors = {name: np.asarray(data, np.float32) for name, data in weights.items() if data.ndim == 1}
-        return made | vectors
-
-    def _completed(self, made: Mapping[str, Made | Array], types: Mapping[str, TensorType]) -> dict[str, Made | Array]:
-        """With the matrices of the blocks."""
-        body: dict[str, Made] = {}
+        made |= {name: np.asarray(data, np.float32) for name, data in weights.items() if data.ndim == 1}
         if self.chunks:
             lookup = {name: values_of(made[name]) for name in ("token_embd.weight", "position_embd.weight")}
             chunks = self.first_chunks(_STREAM_TOKENS)
-            body = quantize_body(self.reference, lookup, chunks, types, self.outputs, self.steps, self.progress)
-        known = {**made, **body}
-        weights = self.reference.weights
-        return known | {name: self.plain(name, weights[name], types[name]) for name in weights if name not in known}
+            made |= quantize_body(self.reference, lookup, chunks, types, self.outputs, self.steps, self.progress)
+        return made | {name: self.plain(name, weights[name], types[name]) for name in weights if name not in made}
 
     def _rewritten(self, reference: Reference) -> Weights:
         weights: Weights = dict(reference.weights)
@@ -180,39 +164,28 @@ class LeanModel:
         if weighing is None and entry is not None:
             weighing = entry.mean_squares
         chosen = None if weighing is None else np.asarray(weighing, np.float32)
-        return as_made(name, quantize(name, weights, [tensor_type], chosen)[0], tensor_type, weights.shape)
+        return as_made(name, quantize_rows(name, weights, tensor_type, chosen), tensor_type, weights.shape)
 
-    def _pads(self, tensors: Mapping[str, Made | Array]) -> PadRows | None:
+    def _padding(self, tensors: Mapping[str, Made | Array]) -> Padding:
         if not self.pads:
-            return None
-        name = "output.weight" if "output.weight" in tensors else "token_embd.weight"
-        head = tensors[name]
-        assert isinstance(head, Made)
-        gain, bias = (np.asarray(tensors[f"output_norm.{part}"], np.float32) for part in ("weight", "bias"))
-        seen = self.frequencies if self.steps.centring and self.chunks else None
-        least = self.fisher.least_top if self.chunks and self.steps.feedback else None
-        return choose_pads(
-            name, head.blocks, head.tensor_type, self.pads, gain, bias, least_top=least, frequencies=seen
-        )
+            return NO_PADDING
+        head = tensors.get("output.weight", tensors["token_embd.weight"])
+        return Padding(self.pads, least_likely(values_of(head), self._mean_hidden()))
+
+    def _mean_hidden(self) -> Array:
+        """The mean of the final norm's outputs, shape (width,): over the calibration text where it was collected.
+
+        llama-imatrix collects none. A text of tokens from all over the vocabulary has nearly the same mean.
+        """
+        entry = self.importance.entries.get(self.reference.head)
+        if entry is not None and entry.mean is not None:
+            return entry.mean
+        sizes = self.source.sizes
+        tokens = np.linspace(0, sizes.vocabulary - 1, sizes.context).astype(int)
+        mean: Array = self.reference.hidden(tokens.tolist()).mean(axis=0)
+        return mean
 
 
 def values_of(tensor: Made | Array) -> Array:
     """The weights that it stands for."""
     return tensor.values if isinstance(tensor, Made) else tensor
-
-
-def _padded(tensors: Mapping[str, Made | Array], count: int, pads: PadRows | None) -> dict[str, Made | Array]:
-    """With pad rows behind the output matrix; behind an embedding that is only looked up, zeros, which nobody sees."""
-    if pads is None:
-        return dict(tensors)
-    split = "output.weight" in tensors
-    padded = dict(tensors)
-    for name in ("output.weight", "token_embd.weight") if split else ("token_embd.weight",):
-        matrix = tensors[name]
-        assert isinstance(matrix, Made)
-        blocks = pads.blocks
-        if split and name == "token_embd.weight":
-            zeros = np.zeros((count, matrix.values.shape[1]), np.float32)
-            blocks = quantize(name, zeros, [matrix.tensor_type])[0]
-        padded[name] = Made(matrix.tensor_type, np.concatenate([matrix.blocks, blocks]), matrix.values)
-    return padded

@@ -15,10 +15,10 @@ import numpy.typing as npt
 
 from .activations import as_multiplied
 from .blocks import ROUNDABLE, Bytes
-from .feedback import SWEEPS, Factor, factor, round_matrix
-from .ggml import dequantize, quantize
+from .feedback import SWEEPS, Factor, factor, quantize_rows, round_matrix
+from .ggml import dequantize
 from .lean_steps import Steps
-from .parallel import ahead, by_rows, in_parallel, mean_of, pieces
+from .parallel import by_rows, in_parallel, mean_of, pieces
 from .passage import Array, Passage, names_of
 from .progress import Progress
 from .quant_types import TensorType
@@ -54,7 +54,7 @@ def quantize_body(
     `lookup` has the quantized embedding and position table, `outputs` the factors of the matrices' outputs' side.
     """
     passage = Passage(trained, chunks)
-    inputs = ahead(passage.inputs())
+    inputs = passage.inputs()
     state = passage.looked_up(lookup)
     made: dict[str, Made] = {}
 
@@ -105,9 +105,9 @@ def _rounded(
     steps: Steps,
 ) -> Bytes:
     if not tensor_type.is_quantized:
-        return quantize(name, weights, [tensor_type])[0]
+        return quantize_rows(name, weights, tensor_type)
     if not steps.feedback or tensor_type not in ROUNDABLE:
-        return quantize(name, weights, [tensor_type], _mean_squares(streams[1]))[0]
+        return quantize_rows(name, weights, tensor_type, _mean_squares(streams[1]))
     gram, late = _second_moments(weights, streams, compensation=steps.compensation)
     inputs = factor(gram)
     if late is not None:

@@ -1,4 +1,4 @@
-"""A model whose vocabulary is filled up with pad tokens, and whose tensors are blocks already: ready to be written."""
+"""A model with pad tokens at the end of its vocabulary and tensors that are quantized already: ready to be written."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,21 +10,20 @@ import numpy.typing as npt
 from .lean_body import Made
 from .metadata import with_pad_tokens
 from .model_source import ModelSource, ModelTensor
-from .padding import PadRows
+from .padding import Padding
 from .passage import Array
 from .quant_types import TensorType
-from .rows import BlockReader, RowReader
+from .rows import BlockReader, RowReader, from_bfloat16
 from .tokenizer import Tokenizer, padded_tokenizer
 
 
 class PaddedSource:
-    """A source with `count` more tokens; `pads` tells what is known of their logits, where they are chosen already."""
+    """A source with pad tokens after its own."""
 
-    def __init__(
-        self, source: ModelSource, count: int, tensors: Sequence[ModelTensor], pads: PadRows | None = None
-    ) -> None:
-        self.name, self.sizes, self.tensors, self.pads = source.name, source.sizes.padded(count), tensors, pads
-        self._source, self._count = source, count
+    def __init__(self, source: ModelSource, padding: Padding, tensors: Sequence[ModelTensor]) -> None:
+        self.name, self.sizes = source.name, source.sizes.padded(padding.count)
+        self.padding, self.tensors = padding, tensors
+        self._source = source
 
     def sha256(self) -> str:
         return self._source.sha256()
@@ -33,21 +32,19 @@ class PaddedSource:
         return self._source.origin()
 
     def metadata(self, sha256: str, level: dict[str, Any]) -> dict[str, Any]:
-        if not self._count:
+        count, twin = self.padding.count, self.padding.twin
+        if not count:
             return self._source.metadata(sha256, level)
-        about = {
-            "dgpt2_quant.padding": self._count,
-            "dgpt2_quant.padding.bound": self.pads.rounded_bound if self.pads else 0.0,
-        }
-        return with_pad_tokens(self._source.metadata(sha256, {**level, **about}), self._count)
+        level = {**level, "dgpt2_quant.padding": count, "dgpt2_quant.padding.twin": twin}
+        return with_pad_tokens(self._source.metadata(sha256, level), count)
 
     def tokenizer(self) -> Tokenizer:
-        return padded_tokenizer(self._source.tokenizer(), self._count)
+        return padded_tokenizer(self._source.tokenizer(), self.padding.count)
 
 
 def padded_source(source: ModelSource, count: int) -> PaddedSource:
-    """To plan with: there are no tensors yet."""
-    return PaddedSource(source, count, ())
+    """A source with pad tokens, without tensors: enough to plan a file."""
+    return PaddedSource(source, Padding(count, 0), ())
 
 
 @dataclass(frozen=True)
@@ -76,14 +73,18 @@ class ReadyTensor:
         return lambda first, count: self.data[first : first + count]
 
 
-def ready_tensor(name: str, tensor: Made | Array, shape: tuple[int, ...]) -> ReadyTensor:
-    """A tensor of the shape, pad rows counted."""
+def ready_tensor(name: str, tensor: Made | Array, shape: tuple[int, ...], padding: Padding) -> ReadyTensor:
+    """A tensor of the shape, which counts the pad rows."""
     if not isinstance(tensor, Made):
         return ReadyTensor(name, shape, None, tensor)
-    if tensor.tensor_type.is_quantized:
-        return ReadyTensor(name, shape, tensor.tensor_type, tensor.blocks)
-    numbers = {TensorType.F32: np.float32, TensorType.F16: np.float16}.get(tensor.tensor_type)
-    if numbers is None:  # BF16: every value is one of float32
-        missing = np.zeros((shape[0] - len(tensor.values), shape[1]), np.float32)
-        return ReadyTensor(name, shape, None, np.concatenate([tensor.values, missing]))
-    return ReadyTensor(name, shape, None, tensor.blocks.view(numbers))
+    blocks = tensor.blocks
+    if padding.count and name in ("token_embd.weight", "output.weight"):
+        blocks = padding.filled_up(blocks)
+    match tensor.tensor_type:
+        case TensorType.F32:
+            return ReadyTensor(name, shape, None, blocks.view(np.float32))
+        case TensorType.F16:
+            return ReadyTensor(name, shape, None, blocks.view(np.float16))
+        case TensorType.BF16:  # every value is one of float32
+            return ReadyTensor(name, shape, None, from_bfloat16(blocks.view(np.uint16)))
+    return ReadyTensor(name, shape, tensor.tensor_type, blocks)

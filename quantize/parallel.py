@@ -1,86 +1,63 @@
 """Computing in NumPy on several cores, with the same results on one.
 
 A BLAS with threads of its own cuts products, and so rounds sums, differently by how many it has; rounding with feedback
-makes other bytes of the last bit of a sum. Here each product has one thread, and what is independent is computed beside
-one another, cut in the same way always. That is also faster: what is not a product runs on all cores, too, and no
-thread waits in a loop for another that has lost its core.
+makes other bytes of the last bit of a sum. Here each product has one thread (blas.py), and independent parts are
+computed at the same time, always cut in the same way. That is also faster: all cores do what is not a product, too.
 """
 
-import os
-import sys
-import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from threadpoolctl import threadpool_limits
 
+from .blas import limit_here, one_thread_each
 from .cores import threads_or_all
-from .memory import memory_kept
-from .workers import Workers, result_of
+from .workers import Workers, check_cancelled
 
 Array = npt.NDArray[np.floating[Any]]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _ROWS = 1024  # of a large matrix at once: what is computed of them on the way stays small enough to be used again
-_AHEAD = 3  # items: what is computed by one thread alone, and leaves a core to them, comes in turns
-_LAST = 19  # the lowest priority
 _pool: ContextVar[Workers | None] = ContextVar("pool", default=None)
 
 
 @contextmanager
 def calculating(threads: int | None = None) -> Iterator[None]:
-    """Inside, `in_parallel` uses so many threads (default: the usable cores), and BLAS one for each product.
+    """Inside, `in_parallel` uses this many threads (default: the usable cores), and BLAS one for each product.
 
-    Inside another one it changes nothing.
+    Inside another one it changes nothing. Raises `RuntimeFailure` where threads or the BLAS do not obey.
     """
     if _pool.get() is not None:
         yield
         return
-    pool = Workers(threads_or_all(threads))
-    token = _pool.set(pool)
-    try:
-        with threadpool_limits(1, user_api="blas"), memory_kept():
+    with one_thread_each(), Workers(threads_or_all(threads)) as pool:
+        token = _pool.set(pool)
+        try:
             yield
-    finally:
-        _pool.reset(token)
-        pool.shutdown(cancel_futures=True)
+        finally:
+            _pool.reset(token)
 
 
 def in_parallel(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Of each item, in their order.
+    """The results, in the order of the items.
 
     Outside `calculating`, and in a function that is called by this, one is computed after the other.
     """
+
+    def compute(item: Item) -> Result:
+        check_cancelled()
+        return function(item)
+
+    def compute_limited(item: Item) -> Result:
+        limit_here()
+        return function(item)
+
     pool = _pool.get()
-    return map(function, items) if pool is None else pool.map(function, items)
-
-
-def ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """The same, some of them computed before they are asked for, in a thread that takes the time that others leave."""
-    if _pool.get() is None:
-        yield from items
-        return
-    end, aside = object(), Workers(1, initializer=give_way)
-    try:
-        following = deque(aside.submit(next, items, end) for _ in range(_AHEAD))
-        while (item := result_of(following.popleft())) is not end:
-            following.append(aside.submit(next, items, end))
-            yield cast(Item, item)
-    finally:
-        aside.shutdown(cancel_futures=True)  # who stops early need not wait for all of them
-
-
-def give_way() -> None:
-    """From now on the calling thread runs only where a core has nothing else to do."""
-    if sys.platform == "linux":  # elsewhere priorities are of processes
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LAST)
+    return map(compute, items) if pool is None else pool.map(compute_limited, items)
 
 
 def pieces(rows: int, size: int = _ROWS) -> list[slice]:

@@ -19,6 +19,7 @@ from .gguf_file import TensorInfo, read_header
 from .hyperparameters import Hyperparameters
 from .model_source import ModelSource, open_model
 from .quant_types import TensorType
+from .workers import check_cancelled
 
 Array = npt.NDArray[np.floating[Any]]
 Observer = Callable[[str, Array], None]
@@ -46,6 +47,7 @@ class Reference:
         weights = self.weights
         x: Array = weights["token_embd.weight"][list(tokens)] + weights["position_embd.weight"][: len(tokens)]
         for block in range(self.sizes.layers):
+            check_cancelled()
             name = f"blk.{block}"
             x = x + self._attention(name, self.norm(f"{name}.attn_norm", x), observe)
             inner = gelu(self._linear(f"{name}.ffn_up", self.norm(f"{name}.ffn_norm", x), observe))

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from .parallel import evenly, in_parallel, pieces
 from .progress import Progress
 from .reference import Observer, Reference, gelu, softmax
+from .workers import check_cancelled
 
 Array = npt.NDArray[np.floating[Any]]
 _ROWS = 20  # that a thread computes together, at most: with fewer the weights are read more often
@@ -96,6 +97,7 @@ class _Group:
         x: Array = weights["token_embd.weight"][self.tokens[:, position]] + weights["position_embd.weight"][position]
         with np.errstate(all="ignore"):  # what is not finite is refused where it is seen
             for block in range(reference.sizes.layers):
+                check_cancelled()
                 name = f"blk.{block}"
                 x = x + self._attention(block, reference.norm(f"{name}.attn_norm", x), position)
                 inner = gelu(self._linear(f"{name}.ffn_up", reference.norm(f"{name}.ffn_norm", x)))

@@ -9,8 +9,6 @@ import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -28,7 +26,7 @@ from .output_file import explain_errors
 from .plan import Plan
 from .progress import Progress
 from .quant_types import TensorType
-from .workers import Workers, result_of
+from .workers import Job, Workers
 
 _PIECE_WEIGHTS = 1 << 17  # large against a call's cost, small against the second-level cache
 _PIECES_AHEAD = 8  # for each thread: what is being quantized when the oldest is waited for
@@ -83,21 +81,26 @@ def stream(
     """Writes the heads and all tensors. The plans of the files have the same importance matrix, or none."""
     total = sum(prod(tensor.shape) for tensor in tensors)
     done = 0
-    with ExitStack() as stack:
-        pool = stack.enter_context(Workers(threads))
-        output = stack.enter_context(_Output(writers))
+    with (
+        Workers(1) as writing,
+        Workers(1) as hashing,
+        Workers(1) as flushing,
+        Workers(1) as reading,
+        Workers(threads) as pool,
+    ):
+        output = _Output(writers, writing, hashing, flushing)
         output.put_heads(heads)
-        running: deque[tuple[_Piece, Future[Blocks]]] = deque()
+        running: deque[tuple[_Piece, Job[Blocks]]] = deque()
 
         def finish_oldest() -> None:
             nonlocal done
             piece, blocks = running.popleft()
-            output.put(piece, result_of(blocks))
+            output.put(piece, blocks.result())
             done += piece.weights
             if progress and piece.is_last:
                 progress(done, total, piece.name)
 
-        for piece in _pieces(tensors, writers):
+        for piece in _pieces(tensors, writers, reading):
             running.append((piece, pool.submit(piece.compute)))
             if len(running) > threads * _PIECES_AHEAD:
                 finish_oldest()
@@ -106,26 +109,25 @@ def stream(
         output.finish()
 
 
-def _pieces(tensors: Sequence[ModelTensor], writers: Sequence[FileWriter]) -> Iterator[_Piece]:
+def _pieces(tensors: Sequence[ModelTensor], writers: Sequence[FileWriter], reading: Workers) -> Iterator[_Piece]:
     """All tensors in pieces; while one tensor's are taken, what must be read of the next as a whole is being read."""
     importance = writers[0].plan.importance
-    with Workers(1) as reading:
 
-        def begin(tensor: ModelTensor) -> Future[Callable[[int, int], Blocks]]:
-            types = list(dict.fromkeys(writer.plan.types[tensor.name] for writer in writers))
-            return reading.submit(_row_quantizer, tensor, types, importance)
+    def begin(tensor: ModelTensor) -> Job[Callable[[int, int], Blocks]]:
+        types = list(dict.fromkeys(writer.plan.types[tensor.name] for writer in writers))
+        return reading.submit(_row_quantizer, tensor, types, importance)
 
-        upcoming = begin(tensors[0])
-        for tensor, following in zip(tensors, [*tensors[1:], None], strict=True):
-            quantize_rows = result_of(upcoming)
-            if following is not None:
-                upcoming = begin(following)
-            columns, rows = tensor.shape[-1], prod(tensor.shape[:-1])
-            step = max(1, _PIECE_WEIGHTS // columns)
-            for first in range(0, rows, step):
-                count = min(step, rows - first)
-                compute = partial(quantize_rows, first, count)
-                yield _Piece(tensor.name, count * columns, compute, first + count == rows)
+    upcoming = begin(tensors[0])
+    for tensor, following in zip(tensors, [*tensors[1:], None], strict=True):
+        quantize_rows = upcoming.result()
+        if following is not None:
+            upcoming = begin(following)
+        columns, rows = tensor.shape[-1], prod(tensor.shape[:-1])
+        step = max(1, _PIECE_WEIGHTS // columns)
+        for first in range(0, rows, step):
+            count = min(step, rows - first)
+            compute = partial(quantize_rows, first, count)
+            yield _Piece(tensor.name, count * columns, compute, first + count == rows)
 
 
 def _row_quantizer(
@@ -154,19 +156,11 @@ def _row_quantizer(
 class _Output:
     """Writes and hashes what is handed over, in its order, each on a thread of its own."""
 
-    def __init__(self, writers: Sequence[FileWriter]) -> None:
+    def __init__(self, writers: Sequence[FileWriter], writing: Workers, hashing: Workers, flushing: Workers) -> None:
         self.writers = writers
-        self._threads = [Workers(1) for _ in range(3)]
-        self._writing, self._hashing, self._flushing = self._threads
-        self._waiting: deque[Future[None]] = deque()
-        self._flushes: list[Future[None]] = []  # all of them count: a file tells of an error only once
-
-    def __enter__(self) -> "_Output":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for thread in self._threads:
-            thread.shutdown(cancel_futures=error[0] is not None)
+        self._writing, self._hashing, self._flushing = writing, hashing, flushing
+        self._waiting: deque[Job[None]] = deque()
+        self._flushes: list[Job[None]] = []  # all of them count: a file tells of an error only once
 
     def put_heads(self, heads: Callable[[], Sequence[bytes]]) -> None:
         """The first: what comes after them waits for them."""
@@ -185,15 +179,15 @@ class _Output:
         self._waiting.append(self._writing.submit(self._write, parts))
         self._waiting.append(self._hashing.submit(self._hash, parts))
         while len(self._waiting) > 2 * _WRITES_AHEAD:
-            result_of(self._waiting.popleft())
+            self._waiting.popleft().result()
 
     def finish(self) -> None:
         """Waits until everything is on the disk."""
         while self._waiting:
-            result_of(self._waiting.popleft())
+            self._waiting.popleft().result()
         self._flushes += [self._flushing.submit(writer.flush) for writer in self.writers]
         for flush in self._flushes:
-            result_of(flush)
+            flush.result()
 
     def _write(self, parts: Sequence[Sequence[bytes | memoryview]]) -> None:
         for writer, own in zip(self.writers, parts, strict=True):

@@ -49,6 +49,17 @@ def test_each_token_by_the_definition() -> None:
         assert found.top[row] == q[row].argmax()
 
 
+def test_pad_tokens_take_their_share_of_the_probability() -> None:
+    reference, level, targets = random_pair()
+    for pads in (level[:, :2] - 3, level[:, :1] + 200):  # as if rare tokens, and far above all others
+        found = compared(reference, np.concatenate([level, pads], axis=1), targets)
+        p, q = probabilities(reference), probabilities(np.concatenate([level, pads], axis=1))
+        expected = np.array([p[row] @ np.log(p[row] / q[row, :VOCABULARY]) for row in range(ROWS)])
+        assert found.kld == pytest.approx(expected, abs=1e-5)
+        assert found.nll == pytest.approx(-np.log(q[np.arange(ROWS), targets]), abs=1e-5)
+        assert np.array_equal(found.top, q.argmax(axis=-1))
+
+
 def test_what_is_expected_by_the_definition() -> None:
     reference, _, targets = random_pair()
     with rows.on_threads(2) as for_blocks:

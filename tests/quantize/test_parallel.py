@@ -1,59 +1,39 @@
 """What is computed beside one another comes out as if it had not been."""
 
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from os import PRIO_PROCESS, getpriority
 from pathlib import Path
 
 import numpy as np
 import pytest
 from dgpt2_quant.quantize import parallel
 from dgpt2_quant.quantize.convert import convert
-from dgpt2_quant.quantize.parallel import ahead, by_rows, calculating, evenly, in_parallel, mean_of, pieces
-from threadpoolctl import threadpool_info
+from dgpt2_quant.quantize.parallel import by_rows, calculating, evenly, in_parallel, mean_of, pieces
 
 from .checkpoints import make_checkpoint
-
-
-def blas_threads() -> list[int]:
-    return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
 
 
 def test_results_come_in_order_from_so_many_threads() -> None:
     meeting = threading.Barrier(3, timeout=20)
 
-    def slow(number: int) -> tuple[int, str]:
+    def slow(number: int) -> tuple[int, int]:
         if number < 3:
             meeting.wait()  # all three are inside at once
-        return number, threading.current_thread().name
+        return number, threading.get_ident()
 
     with calculating(3):
         found = list(in_parallel(slow, range(9)))
     assert [number for number, _ in found] == list(range(9))
-    assert len({name for _, name in found}) == 3
+    assert len({thread for _, thread in found}) == 3
 
 
-def test_outside_and_within_one_another_nothing_is_beside() -> None:
-    here = threading.current_thread().name
-    assert set(in_parallel(lambda _: threading.current_thread().name, range(4))) == {here}
+def test_outside_and_within_one_another_all_is_in_one_thread() -> None:
+    def threads(_: object) -> set[int]:
+        return {threading.get_ident(), *in_parallel(lambda _: threading.get_ident(), "abc")}
+
+    assert threads(0) == {threading.get_ident()}
     with calculating(2):
-        nested = in_parallel(
-            lambda _: {threading.current_thread().name, *in_parallel(lambda _: threading.current_thread().name, "abc")},
-            range(4),
-        )
-        assert all(len(names) == 1 for names in nested)
-
-
-def test_products_have_one_thread_inside_and_as_before_behind() -> None:
-    before = blas_threads()
-    with calculating(2):
-        assert set(blas_threads()) == {1}
-        with calculating(5):
-            assert set(blas_threads()) == {1}
-        assert set(blas_threads()) == {1}
-    assert blas_threads() == before
+        assert all(len(found) == 1 for found in in_parallel(threads, range(4)))
 
 
 def test_an_error_comes_through_and_what_waits_is_not_begun() -> None:
@@ -68,74 +48,6 @@ def test_an_error_comes_through_and_what_waits_is_not_begun() -> None:
     with pytest.raises(ValueError, match="number 0"), calculating(1):
         list(in_parallel(fail, range(100)))
     assert len(begun) < 20
-
-
-def test_what_follows_is_computed_ahead() -> None:
-    asked = threading.Semaphore(0)
-
-    def items() -> Iterator[int]:
-        for number in range(4):
-            asked.release()
-            yield number
-
-    with calculating(2):
-        found = ahead(items())
-        assert next(found) == 0
-        assert asked.acquire(timeout=20)
-        assert asked.acquire(timeout=20)  # the second is on its way before it is asked for
-        assert [*found] == [1, 2, 3]
-    assert [*ahead(iter("ab"))] == ["a", "b"]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="priorities are of processes")
-def test_what_is_ahead_gives_way_and_nothing_else() -> None:
-    def priority() -> int:
-        return getpriority(PRIO_PROCESS, threading.get_native_id())
-
-    before = priority()
-
-    def priorities() -> Iterator[int]:
-        yield priority()
-
-    with calculating(2):
-        assert [*ahead(priorities())] == [19]
-        assert {priority(), *in_parallel(lambda _: priority(), range(4))} == {before}
-
-
-def test_an_error_ahead_comes_when_its_turn_has() -> None:
-    def items() -> Iterator[int]:
-        yield 1
-        raise ValueError("no second")
-
-    with calculating(2):
-        found = ahead(items())
-        assert next(found) == 1
-        with pytest.raises(ValueError, match="no second"):
-            next(found)
-
-
-def test_who_stops_early_waits_for_none_that_is_not_begun() -> None:
-    begun, inside, go_on = [], threading.Event(), threading.Event()
-
-    def items() -> Iterator[int]:
-        for number in range(9):
-            begun.append(number)
-            if number:
-                inside.set()
-                go_on.wait(20)
-            yield number
-
-    with calculating(2):
-        found = ahead(items())
-        assert next(found) == 0
-        assert inside.wait(20)
-        closing = threading.Thread(target=found.close)  # type: ignore[attr-defined]
-        closing.start()
-        closing.join(0.5)  # what waits is given up by then; what has begun is waited for
-        assert closing.is_alive()
-        go_on.set()
-        closing.join(20)
-    assert begun == [0, 1]
 
 
 def test_rows_are_cut_in_the_same_way_always() -> None:
