@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from .bench import bench
+from .cache import cache
 from .compare import compare
 from .convert import convert
 from .demo import demo
@@ -38,6 +39,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "inspect": inspect,
     "imatrix": imatrix,
     "demo": demo,
+    "cache": cache,
 }
 
 app = typer.Typer(

@@ -15,11 +15,12 @@ import numpy.typing as npt
 from .checkpoint import file_sha256
 from .errors import GGUFError, UsageError
 from .ggml import dequantize
-from .gguf_file import GGUFHeader, TensorInfo, read_header, require_file
+from .gguf_file import GGUFHeader, TensorInfo, encode_value, read_header, require_file
 from .gpt2_file import check_gpt2
 from .hyperparameters import Hyperparameters
 from .metadata import is_of_level
-from .quant_types import TensorType, is_type
+from .naming import name_of_file
+from .quant_types import TensorType
 from .read_at import read_at
 from .rows import BlockReader, RowReader, from_bfloat16
 from .tokenizer import Tokenizer, TokenType
@@ -88,8 +89,10 @@ class GGUFTensor:
 class GGUFModel:
     """A GGUF file as a source of conversions."""
 
-    def __init__(self, name: str, header: GGUFHeader) -> None:
-        self.name = name
+    def __init__(self, name: str | None, header: GGUFHeader) -> None:
+        """Called `name`, in its metadata too; without one like the file, and the metadata keep theirs."""
+        self.name = name or name_of_file(header.path.stem)
+        self._names = {f"general.{key}": encode_value(name) for key in ("name", "basename")} if name else {}
         self.sizes = Hyperparameters.from_metadata(header.metadata)
         self._header = header
         tensors = {name: GGUFTensor(header.path, info) for name, info in header.tensors.items()}
@@ -115,6 +118,7 @@ class GGUFModel:
         before = keys[: keys.index(place)] if place else [key for key in kept if not key.startswith("tokenizer.")]
         first = {key: kept[key] for key in before}
         found = first | level | {key: value for key, value in kept.items() if key not in first}
+        found |= self._names
         # without it llama.cpp splits texts otherwise, and so it is not run here either
         return found if _PRE in found else {**found, _PRE: "gpt-2"}
 
@@ -134,7 +138,9 @@ class GGUFModel:
         return (self._header.quant_type or "an unknown type") if quantized else before
 
 
-def open_gguf_model(path: Path, *, revision: str | None = None, allow_requantize: bool = False) -> GGUFModel:
+def open_gguf_model(
+    path: Path, *, revision: str | None = None, allow_requantize: bool = False, name: str | None = None
+) -> GGUFModel:
     """Reads the head of a GPT-2's GGUF file.
 
     Raises `ModelNotFoundError`, `GGUFError` for one that is no sound GPT-2, and `UsageError` for a quantized one
@@ -146,7 +152,7 @@ def open_gguf_model(path: Path, *, revision: str | None = None, allow_requantize
     if header.metadata.get("split.count", 1) != 1:
         raise GGUFError(f"{path} is one of several parts", "Put them together with `llama-gguf-split --merge`.")
     check_gpt2(header)
-    model = GGUFModel(_model_name(path), header)
+    model = GGUFModel(name, header)
     quantized = next((tensor for tensor in model.tensors if tensor.stored.is_quantized), None)
     if quantized and not allow_requantize:
         raise UsageError(
@@ -154,15 +160,6 @@ def open_gguf_model(path: Path, *, revision: str | None = None, allow_requantize
             "Convert the original checkpoint, or an F32 or F16 file of it; --allow-requantize does it all the same.",
         )
     return model
-
-
-def _model_name(path: Path) -> str:
-    """`distilgpt2` for distilgpt2.F16.gguf: the level is no part of a model's name."""
-    for separator in (".", "-"):
-        name, _, level = path.stem.rpartition(separator)
-        if name and is_type(level):
-            return name
-    return path.stem
 
 
 def _same(head: GGUFTensor, embedding: GGUFTensor) -> bool:
