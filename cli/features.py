@@ -29,7 +29,8 @@ def features(
         str, typer.Option(metavar="none|mean|last", help="A row for each token, their mean, or the last token's.")
     ] = "none",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE.npy", help="Write the array to this file.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE.npy|-", help="Write the array to this file; - is stdout."),
     ] = None,
     overwrite: OverwriteOption = False,
     threads: ThreadsOrAutoOption = "auto",
@@ -43,13 +44,19 @@ def features(
     Example: dgpt2-quant features "Once upon a time" -m storybook --pooling mean
     """
     import numpy as np
+    from dgpt2_quant.quantize.errors import UsageError
     from dgpt2_quant.quantize.output_file import output_file, refuse_existing
+    from dgpt2_quant.quantize.paths import user_path
     from dgpt2_quant.quantize.store import model_file
     from dgpt2_quant.runtime import Model
     from dgpt2_quant.runtime.scoring import check_pooling
 
     kind, count = check_pooling(pooling), thread_count(threads)
-    if output:
+    to_stdout = output == Path("-")
+    if to_stdout and json:
+        raise UsageError("-o - and --json both write to stdout", "Leave one of the two out.")
+    if output and not to_stdout:
+        output = user_path(output)
         refuse_existing(output, overwrite)
     with progress_bar() as progress:
         name, path = model_file(model, type=type, revision=revision, offline=offline, progress=progress, announce=note)
@@ -57,6 +64,9 @@ def features(
     with Model.load(path, threads=count) as loaded:
         found = loaded.features(given, pooling=kind)
         quant_type = loaded.quant_type
+    if to_stdout:
+        np.save(sys.stdout.buffer, found)
+        return
     if output:
         with output_file(output, overwrite=overwrite) as file:
             np.save(file, found)

@@ -25,6 +25,7 @@ from .importance import ImportanceMatrix, Statistics, merged, read_importance
 from .model_source import ModelSource, open_model
 from .output_file import output_file, refuse_existing
 from .parallel import calculating, in_parallel
+from .paths import user_path
 from .progress import Progress
 from .reference import Observer, from_source
 from .resolve import DEFAULT_MODEL
@@ -63,7 +64,7 @@ def imatrix(
 
     Raises `DgptQuantError`.
     """
-    output = Path(output)
+    output = user_path(output)
     partial = output.with_name(f"{output.name[:60]}.partial")
     refuse_existing(output, overwrite)
     refuse_existing(partial, overwrite=True)

@@ -156,7 +156,8 @@ def convert(
         model, revision=revision, offline=offline or dry_run, allow_requantize=allow_requantize, name=name
     )
     quantized = bool(saved or target) or any(quant_type.base.is_quantized for quant_type in quant_types)
-    if imatrix is None and calibrate is None and quantized and not is_stock:
+    is_weighed = imatrix is not None or calibrate is not None
+    if not is_weighed and quantized and not is_stock:
         calibrate = SAMPLED
     calibration = Calibration(source, imatrix, calibrate)
     searched_path = None
@@ -184,7 +185,10 @@ def convert(
     if not dry_run and not target:
         for path in paths:
             refuse_existing(path, overwrite)
-    _report_idle(plans, is_stock=is_stock)
+    if not is_stock and (same := [plan.quant_type.name for plan in plans if plan.recipe == "stock"]):
+        _log.warning("%s: written as the recipe stock has it, for lean changes nothing there", ", ".join(same))
+    if is_weighed and (idle := [plan.quant_type.name for plan in plans if not plan.uses_importance]):
+        _log.warning("%s: the importance matrix changes nothing there", ", ".join(idle))
     found = saved.found if saved and target else None
     if dry_run:
         made = [_as_planned(source, plan, path) for plan, path in zip(plans, paths, strict=True)]
@@ -201,14 +205,6 @@ def convert(
             source, dict(zip(paths, plans, strict=True)), threads=threads, overwrite=overwrite, progress=progress
         )
     return [replace(file, found=found) for file in files]
-
-
-def _report_idle(plans: Sequence[Plan], *, is_stock: bool) -> None:
-    """Reports the files in which a recipe or an importance matrix that was asked for changes nothing."""
-    if not is_stock and (same := [plan.quant_type.name for plan in plans if plan.recipe == "stock"]):
-        _log.warning("%s: written as the recipe stock has it, for lean changes nothing there", ", ".join(same))
-    if idle := [plan.quant_type.name for plan in plans if plan.importance and not plan.uses_importance]:
-        _log.warning("%s: the importance matrix changes nothing there", ", ".join(idle))
 
 
 def _searched(

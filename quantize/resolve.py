@@ -55,10 +55,10 @@ def resolve(model: str, *, revision: str | None = None, offline: bool = False, p
     path = _local_folder(model)
     if path and (other := _also_means(model)):
         if revision is not None and model != BUNDLED:  # a folder has none
-            _log.warning("%s is a folder here, too; --revision means the Hub's %s", model, other)
+            _log.warning("%s names a folder here, but --revision is given, so this takes %s", model, other)
             path = None
         else:
-            _log.warning("%s is a folder here, and this is what is used; the other one is %s", model, other)
+            _log.warning("%s names a folder here, which is used, and not %s", model, other)
     if path or model == BUNDLED:
         if revision is not None:
             raise UsageError(f"a revision goes with a Hub name; {model} is a folder", "Leave out --revision.")
@@ -67,7 +67,7 @@ def resolve(model: str, *, revision: str | None = None, offline: bool = False, p
         from .naming import folder_name  # late: the bundled checkpoint needs nothing but this file
 
         # called as it was written, not as what a symbolic link of that name leads to
-        written = path.resolve() if ".." in path.parts else path.absolute()
+        written = path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
         return Source(folder_name(written), path.resolve(), None, None)
     if revision == "":  # as from `--revision "$REV"`: a pin that would pin nothing
         raise UsageError("the revision is empty", "Give a branch, tag or commit, or leave out --revision.")
@@ -104,17 +104,17 @@ def _bundled_folder() -> Path:
 def _also_means(model: str) -> str | None:
     """What the name of a folder means besides, in words that name it without doubt; None if nothing that is known."""
     if model == BUNDLED:
-        return f"the bundled checkpoint, -m {_bundled_folder()}"
+        return f"the bundled checkpoint (-m {_bundled_folder()})"
     if model in SHORT_NAMES:
-        return f"on the Hub: -m {SHORT_NAMES[model]}"
+        return f"the model on the Hub (-m {SHORT_NAMES[model]})"
     if model in SHORT_NAMES.values():
         short = next(name for name, repository in SHORT_NAMES.items() if repository == model)
-        return f"on the Hub: -m {short}"
+        return f"the model on the Hub (-m {short})"
     if re.fullmatch(r"[\w.-]*\w[\w.-]*/[\w.-]+", model) and model[0] != ".":
         from huggingface_hub import constants
 
         if (Path(constants.HF_HUB_CACHE) / f"models--{model.replace('/', '--')}").is_dir():
-            return f"on the Hub, to be had from another working directory: -m {model}"
+            return "the model on the Hub (which that name means in another working directory)"
     return None
 
 
