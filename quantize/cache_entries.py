@@ -184,7 +184,7 @@ def _tidy(folder: Path) -> None:
     def is_empty() -> bool:
         return set(folder.iterdir()) <= own
 
-    with suppress(OSError):
+    with suppress(OSError, OutputError):
         if not is_empty():  # a lock would only be one more file of ours in a folder of somebody else
             return
         with free_folder(folder) as free:

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .errors import OutputError
+
 _log = logging.getLogger(__name__)
 _LOOKS, _PAUSE = 10, 0.05  # for a holder that has the lock, and has not yet written who it is
 
@@ -50,7 +52,7 @@ def conversion_lock(folder: Path, what: str) -> Iterator[None]:
 
 @contextmanager
 def free_folder(folder: Path) -> Iterator[bool]:
-    """Whether nobody converts into the folder; if so, nobody does before the block ends."""
+    """Whether nobody converts into the folder; if so, nobody does before the block ends. Raises `OutputError`."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(lock_of(folder))
@@ -59,6 +61,8 @@ def free_folder(folder: Path) -> Iterator[bool]:
     except Timeout:
         yield False
         return
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be changed: {error.strerror}", "Is the folder yours?") from error
     try:
         yield True
     finally:

@@ -160,33 +160,33 @@ def convert(
     if not is_weighed and quantized and not is_stock:
         calibrate = SAMPLED
     calibration = Calibration(source, imatrix, calibrate)
-    searched_path = None
-    if target:  # what is in the way is reported before a search of minutes, not after it
-        searched_path = (
-            output if is_gguf_name(output.name) else output / f"{clean_name(source.name)}.{target.label}.gguf"
-        )
+    if target and not is_gguf_name(output.name):  # by its name now: what is in the way is reported before the search
+        output /= f"{clean_name(source.name)}.{target.label}.gguf"
+    if target:
         if not dry_run:
-            refuse_existing_search(searched_path, overwrite)
+            refuse_existing_search(output, overwrite)
         with calculating(threads):
             saved = _searched(source, calibration, target, steps, measure_times, progress)
         quant_types = [saved.quant_type]
+    stock = [quant_type for quant_type in quant_types if is_stock or not (saved or quant_type.base.is_quantized)]
+    label = saved.label(clean_name(source.name)) if saved else "lean"
+    paths = _paths(output, [file_name(source.name, t, "stock" if t in stock else label) for t in quant_types])
+    if not dry_run and not target:
+        for path in paths:
+            refuse_existing(path, overwrite)
     planned = calibration.planned()
 
     def plan(quant_type: QuantType) -> Plan:
         if planned is not None and saved:
             return plan_of_recipe(source, saved, planned)
-        if planned is None or is_stock or not quant_type.base.is_quantized:  # at F16 `lean` has nothing to offer
+        if planned is None or quant_type in stock:  # at F16 `lean` has nothing to offer
             return make_plan(source, quant_type, "stock", overrides, planned)
         return make_lean_plan(source, quant_type, planned, overrides=overrides, prefer=wanted, without=steps)
 
     plans = [plan(quant_type) for quant_type in quant_types]
-    label = saved.label(clean_name(source.name)) if saved else None
-    paths = [searched_path] if searched_path else _paths(source.name, plans, output, label)
-    if not dry_run and not target:
-        for path in paths:
-            refuse_existing(path, overwrite)
-    if not is_stock and (same := [plan.quant_type.name for plan in plans if plan.recipe == "stock"]):
-        _log.warning("%s: written as the recipe stock has it, for lean changes nothing there", ", ".join(same))
+    if stock and not is_stock:
+        names = ", ".join(quant_type.name for quant_type in stock)
+        _log.warning("%s: written as the recipe stock has it, for lean changes nothing there", names)
     if is_weighed and (idle := [plan.quant_type.name for plan in plans if not plan.uses_importance]):
         _log.warning("%s: the importance matrix changes nothing there", ", ".join(idle))
     found = saved.found if saved and target else None
@@ -194,8 +194,8 @@ def convert(
         made = [_as_planned(source, plan, path) for plan, path in zip(plans, paths, strict=True)]
         return [replace(file, found=found) for file in made]
     with ExitStack() as stack:
-        if saved and searched_path:
-            stack.enter_context(saved_recipe(saved, searched_path, overwrite))
+        if saved and target:
+            stack.enter_context(saved_recipe(saved, output, overwrite))
         collected = None
         if any(plan.uses_importance for plan in plans):
             with calculating(threads):
@@ -314,10 +314,10 @@ def _describe(
     )
 
 
-def _paths(name: str, plans: Sequence[Plan], output: Path, label: str | None) -> list[Path]:
-    """Where each file goes; two recipes never share a default name. `label` is that of a recipe from a file."""
-    if is_gguf_name(output.name):
-        if len(plans) > 1:
-            raise UsageError(f"{output} is one file, but {len(plans)} types were asked for", "Name a folder.")
-        return [output]
-    return [output / file_name(name, plan.quant_type, label or plan.recipe) for plan in plans]
+def _paths(output: Path, names: Sequence[str]) -> list[Path]:
+    """Where the files of these names go: into a folder, or the only one where `output` names a file."""
+    if not is_gguf_name(output.name):
+        return [output / name for name in names]
+    if len(names) > 1:
+        raise UsageError(f"{output} is one file, but {len(names)} types were asked for", "Name a folder.")
+    return [output]
