@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dgpt2_quant.quantize.archive import MOST_BYTES, DataFile
+from dgpt2_quant.quantize.cache import cache_folder
 from dgpt2_quant.quantize.errors import ModelNotFoundError, UsageError
 from dgpt2_quant.quantize.output_file import output_file
 from dgpt2_quant.quantize.read_input import Announce, Input, input_exists, read_input
-from dgpt2_quant.quantize.store import cache_folder
 from dgpt2_quant.quantize.text import BUNDLED, NamedText, as_text, load_text
 
 _TIMEOUT = 30  # seconds without a byte
@@ -190,7 +190,7 @@ def _from_url(name: str, dataset: Dataset, offline: bool) -> Path:
 
     assert dataset.url is not None
     # the address belongs to it: another place may publish another file under the same name
-    key = hashlib.sha256(dataset.url.encode()).hexdigest()[:8]
+    key = hashlib.sha256(dataset.url.encode()).hexdigest()[:16]
     path = cache_folder() / "datasets" / f"{key}-{dataset.file}"
     if path.is_file():
         return path

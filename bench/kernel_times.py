@@ -19,6 +19,7 @@ from math import isfinite, sqrt
 from pathlib import Path
 from typing import Any
 
+from dgpt2_quant.quantize.cache import cache_folder
 from dgpt2_quant.quantize.cores import threads_or_all
 from dgpt2_quant.quantize.errors import OutputError, ResultError, UsageError
 from dgpt2_quant.quantize.hyperparameters import Hyperparameters, multiplied
@@ -26,7 +27,6 @@ from dgpt2_quant.quantize.json_text import to_json_text
 from dgpt2_quant.quantize.output_file import output_file
 from dgpt2_quant.quantize.progress import Progress
 from dgpt2_quant.quantize.quant_types import TensorType
-from dgpt2_quant.quantize.store import cache_folder
 
 from .environment import cpu_name
 from .mix_fit import fit_costs, make_mixes

@@ -1,7 +1,7 @@
 """The reference's logits, computed once for a text and kept, or computed anew where they would not fit.
 
 A folder in the cache keeps them as they are, in float32, under a name made of everything that decides them: the
-content of the reference's file, the tokens and how they are cut, the versions that computed them, and the processor,
+content of the reference's file, the tokens and how they are cut, the code that computed them, and the processor,
 whose kernels round in their own way. When the folder would grow beyond its limit, the oldest go. What does not fit at
 all is never stored: then the reference is computed in lockstep with the levels, window by window.
 """
@@ -10,20 +10,18 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Generator, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from dgpt2_quant.quantize.cache import cache_folder, made_by
 from dgpt2_quant.quantize.errors import OutputError
 from dgpt2_quant.quantize.output_file import output_file
-from dgpt2_quant.quantize.store import cache_folder
 
 from .environment import cpu_name
 from .rows import Logits
 from .windows import Window
 
 LIMIT = 1_000_000_000  # bytes, of all that is kept
-_FORMAT = "1"  # of the files; part of their names
 
 Compute = Callable[[Window], Logits]
 
@@ -86,9 +84,7 @@ def _key(file: Path, windows: Sequence[Window], vocabulary: int) -> str:
     key = hashlib.sha256()
     with file.open("rb") as content:
         key.update(hashlib.file_digest(content, "sha256").digest())
-    for name in ("llama-cpp-python", "dgpt2-quant"):
-        key.update(f"{name} {version(name)}\n".encode())
-    key.update(f"{_FORMAT} {cpu_name()} {vocabulary}\n".encode())
+    key.update(f"{made_by('runtime', 'bench')} {cpu_name()} {vocabulary}\n".encode())
     for window in windows:
         key.update(np.array([window.first, *window.tokens], np.int32).tobytes())
         key.update(b";")

@@ -41,8 +41,12 @@ def convert(
             "--output",
             "-o",
             metavar="FILE_OR_FOLDER",
-            help="Where to write; <model>.<TYPE>.gguf here if not given.",
+            help="Where to write; here if not given, as <model>.<TYPE>.gguf or <model>.<recipe>.<TYPE>.gguf.",
         ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", metavar="NAME", help="What to call the model, in file names and metadata."),
     ] = None,
     recipe: Annotated[
         str,
@@ -125,6 +129,7 @@ def convert(
             model,
             type=every if all else type or [],
             output=output,
+            name=name,
             recipe=recipe,
             prefer=prefer,
             without=without or [],

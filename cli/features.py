@@ -28,7 +28,8 @@ def features(
         str, typer.Option(metavar="none|mean|last", help="A row for each token, their mean, or the last token's.")
     ] = "none",
     output: Annotated[
-        str | None, typer.Option("--output", "-o", metavar="FILE.npy", help="Write the array to this file.")
+        str | None,
+        typer.Option("--output", "-o", metavar="FILE.npy|-", help="Write the array to this file; - is stdout."),
     ] = None,
     overwrite: OverwriteOption = False,
     threads: ThreadsOrAutoOption = "auto",
@@ -50,9 +51,10 @@ def features(
     from dgpt2_quant.runtime.scoring import check_pooling
 
     kind, count = check_pooling(pooling), thread_count(threads)
-    path = user_path(output) if output else None
-    if output == "-":
-        raise UsageError("-o takes a file: without it, the numbers go to stdout", "Leave -o out.")
+    to_stdout = output == "-"
+    if to_stdout and json:
+        raise UsageError("-o - and --json both write to stdout", "Leave one of the two out.")
+    path = user_path(output) if output and not to_stdout else None
     if path:
         refuse_existing(path, overwrite)
     given = read_prompt(text)
@@ -61,6 +63,9 @@ def features(
     with Model.load(file, threads=count) as loaded:
         found = loaded.features(given, pooling=kind)
         quant_type = loaded.quant_type
+    if to_stdout:
+        np.save(sys.stdout.buffer, found)
+        return
     if path:
         with output_file(path, overwrite=overwrite) as array:
             np.save(array, found)

@@ -15,6 +15,7 @@ from dgpt2_quant.quantize.errors import OutputError
 from dgpt2_quant.quantize.workers import require_threads
 
 from .bench import bench
+from .cache import cache
 from .compare import compare
 from .convert import convert
 from .demo import demo
@@ -44,6 +45,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "inspect": inspect,
     "imatrix": imatrix,
     "demo": demo,
+    "cache": cache,
 }
 
 _HELPERS = 5  # threads that read, hash and write next to those that compute

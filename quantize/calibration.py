@@ -7,15 +7,15 @@ import contextlib
 from functools import cached_property
 from pathlib import Path
 
+from .cache import cache_folder, made_by, read_entry
 from .calibrate import CONTEXT, SAMPLED, SAMPLED_TOKENS, Chunked, collect, cut, load_calibration, uncollected
-from .errors import DgptQuantError
+from .errors import DgptQuantError, GGUFError
 from .importance import ImportanceMatrix, read_importance
-from .metadata import tool_version
 from .model_source import ModelSource
+from .naming import clean_name
 from .parallel import calculating
 from .progress import Progress
 from .read_input import Announce
-from .store import cache_folder
 from .text import NamedText
 
 
@@ -73,17 +73,23 @@ class Calibration:
         if not isinstance(self._text, str):
             return collect(self._source, self._cut, progress=progress)
         source = self._source
-        kept = cache_folder() / "calibration" / f"{source.name}-{source.sha256()[:16]}-{tool_version()}.gguf"
-        with contextlib.suppress(DgptQuantError):  # none yet, or a broken one: it is made again
-            found = read_importance(kept)
-            found.check({tensor.name: tensor.shape for tensor in source.tensors})
-            found.check_text(source.sizes.vocabulary, source.sizes.context)
-            if found.tokens:
-                return found
+        name = f"{clean_name(source.name)}-{source.sha256()[:16]}-{made_by()}.gguf"
+        kept = cache_folder() / "calibration" / name
+        if found := read_entry(kept, self._checked):
+            return found
         made = collect(source, cut(source, None, progress=progress), progress=progress)
         with contextlib.suppress(DgptQuantError):  # it only saves time
             made.write(kept, overwrite=True)
         return made
+
+    def _checked(self, path: Path) -> ImportanceMatrix:
+        """What lies in the cache. Raises `DgptQuantError` for what this model cannot have left there."""
+        found = read_importance(path)
+        found.check({tensor.name: tensor.shape for tensor in self._source.tensors})
+        found.check_text(self._source.sizes.vocabulary, self._source.sizes.context)
+        if not found.tokens:
+            raise GGUFError(f"{path} lacks its tokens")
+        return found
 
     @cached_property
     def _cut(self) -> Chunked:

@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .errors import CheckpointError
+from .model_card import card_license
 from .safetensors_file import StoredTensor, read_header
 from .workers import check_cancelled
 
@@ -35,15 +35,8 @@ class Checkpoint:
     tensors: dict[str, StoredTensor]
 
     def license(self) -> str | None:
-        """The SPDX name that the model card (`README.md`) states in its front matter."""
-        card = self.folder / "README.md"
-        try:
-            text = card.read_text("utf-8", errors="replace")
-        except OSError:  # there is none; or it can not be read, and hashing the source says so
-            return None
-        front = re.match(r"---\r?\n(.*?)\n---", text, re.DOTALL)
-        found = re.search(r"^license:[ \t]*[\"']?(\w[\w.+-]*)", front[1], re.MULTILINE) if front else None
-        return found[1] if found else None
+        """The SPDX name that the model card states."""
+        return card_license(self.folder)
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:

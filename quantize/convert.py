@@ -4,6 +4,7 @@ The source is read once, whatever the number of types asked for, with no file in
 when all of them are complete.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -15,6 +16,7 @@ from .calibrate import SAMPLED
 from .calibration import Calibration, read_given
 from .cores import threads_or_all
 from .errors import UsageError
+from .found_recipe import refuse_existing_search, saved_recipe
 from .gguf_file import encode_header
 from .hyperparameters import Hyperparameters
 from .lean import LeanModel
@@ -22,9 +24,11 @@ from .lean_mix import find_preference
 from .lean_plan import Recipe, make_lean_plan, pad_tokens, plan_of_recipe, read_recipe
 from .lean_steps import steps_without
 from .model_source import ModelSource, open_model
+from .naming import clean_name, file_name
 from .output_file import output_file, refuse_existing
 from .padded_source import PaddedSource, padded_source
 from .parallel import calculating
+from .paths import user_path
 from .plan import Plan, make_plan, needs_importance
 from .progress import Progress
 from .quant_types import QuantType, TensorType, find_types
@@ -35,6 +39,8 @@ from .search import SEARCHED_TYPES, Target, Times, find_target, search
 from .stream import FileWriter, stream
 from .text import NamedText
 from .workers import Workers
+
+_log = logging.getLogger(__name__)
 
 MeasureTimes = Callable[[Hyperparameters, Sequence[TensorType]], Times]
 
@@ -98,6 +104,7 @@ def convert(
     allow_requantize: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
+    name: str | None = None,
     progress: Progress | None = None,
     announce: Announce | None = None,
 ) -> list[ConvertedFile]:
@@ -105,6 +112,7 @@ def convert(
 
     `model` is `storybook`, a Hub name, a folder, or a GGUF file (of F32, F16 or BF16; of others with
     `allow_requantize`); `output` a folder (default: here), or with one type also a file name that ends in `.gguf`.
+    `name` is what to call the model, in file names and metadata, if not by its own name (`naming.folder_name`).
     `recipe` is `stock` (the types and the bytes of llama-quantize), `lean` (better files of the same formats), or a
     file that a search wrote, which says types and level itself. `prefer` and `without` are for `lean`: what to choose
     the embedding's type for (`quality`, `speed`, `size`), and steps to leave out (`lean_steps.STEPS`).
@@ -114,9 +122,10 @@ def convert(
     recipe. `announce` is called with notes.
 
     With one of `target_size` (bytes, or as `48MB`), `target_bpw` (bits per weight) and `max_kld` (nats), types are
-    searched for (search.py), and the recipe that was found is written beside the file, with `.recipe.json` behind its
-    name. `measure_times` is needed to prefer speed: called with the model's sizes and types, it gives a function for
-    the seconds of a matrix's shape and type (`bench.kernel_times.token_times` makes one).
+    searched for (search.py), and the recipe that was found is written next to the file, with `.recipe.json` after its
+    name; it is kept even when the file cannot be written. `measure_times` is needed to prefer speed: called with the
+    model's sizes and types, it gives a function for the seconds of a matrix's shape and type
+    (`bench.kernel_times.token_times` makes one).
 
     `threads` defaults to the cores that this process may use. `dry_run` plans, writes nothing, and takes from the Hub
     cache only.
@@ -145,55 +154,64 @@ def convert(
     threads = threads_or_all(threads)
     overrides = [find_override(text) for text in tensor_type]
     wanted, steps = find_preference(prefer), steps_without(without).left_out
-    calibrate = read_given(
-        imatrix, calibrate, parse_special=parse_special, keep_crlf=keep_crlf, announce=announce
-    )  # before a model is looked for
-    source = open_model(model, revision=revision, offline=offline or dry_run, allow_requantize=allow_requantize)
+    output = user_path(output or ".")
+    if output.parts[:1] == ("-",):
+        raise UsageError("a GGUF file cannot be written to stdout", "Name a file that ends in .gguf, or a folder.")
+    # before a model is looked for
+    calibrate = read_given(imatrix, calibrate, parse_special=parse_special, keep_crlf=keep_crlf, announce=announce)
+    source = open_model(
+        model, revision=revision, offline=offline or dry_run, allow_requantize=allow_requantize, name=name
+    )
     quantized = bool(saved or target) or any(quant_type.base.is_quantized for quant_type in quant_types)
-    if imatrix is None and calibrate is None and quantized and not is_stock:
+    is_weighed = imatrix is not None or calibrate is not None
+    if not is_weighed and quantized and not is_stock:
         calibrate = SAMPLED
     calibration = Calibration(source, imatrix, calibrate, announce)
+    if target and not is_gguf_name(output.name):  # by its name now: what is in the way is reported before the search
+        output /= f"{clean_name(source.name)}.{target.label}.gguf"
     if target:
-        if is_gguf_name(Path(output or ".").name) and not dry_run:  # said before a search of minutes
-            for path in _with_recipe(Path(output or ".")):
-                refuse_existing(path, overwrite)
+        if not dry_run:
+            refuse_existing_search(output, overwrite)
         with calculating(threads):
             saved = _searched(source, calibration, target, steps, measure_times, progress)
         quant_types = [saved.quant_type]
-    targets = _targets(source.name, quant_types, Path(output or "."))
-    if not dry_run:
-        for target_path in targets.values():
-            for path in _with_recipe(target_path) if target else [target_path]:
-                refuse_existing(path, overwrite)
+    stock = [quant_type for quant_type in quant_types if is_stock or not (saved or quant_type.base.is_quantized)]
+    label = saved.label(clean_name(source.name)) if saved else "lean"
+    paths = _paths(output, [file_name(source.name, t, "stock" if t in stock else label) for t in quant_types])
+    if not dry_run and not target:
+        for path in paths:
+            refuse_existing(path, overwrite)
     planned = calibration.planned()
 
     def plan(quant_type: QuantType) -> Plan:
         if planned is not None and saved:
             return plan_of_recipe(source, saved, planned)
-        if planned is None or is_stock or not quant_type.base.is_quantized:  # at F16 `lean` has nothing to offer
+        if planned is None or quant_type in stock:  # at F16 `lean` has nothing to offer
             return make_plan(source, quant_type, "stock", overrides, planned)
         return make_lean_plan(source, quant_type, planned, overrides=overrides, prefer=wanted, without=steps)
 
     plans = [plan(quant_type) for quant_type in quant_types]
+    if stock and not is_stock:
+        names = ", ".join(quant_type.name for quant_type in stock)
+        _log.warning("%s: written as the recipe stock has it, for lean changes nothing there", names)
+    if is_weighed and (idle := [plan.quant_type.name for plan in plans if not plan.uses_importance]):
+        _log.warning("%s: the importance matrix changes nothing there", ", ".join(idle))
     found = saved.found if saved and target else None
     if dry_run:
-        made = [_as_planned(source, plan, path) for plan, path in zip(plans, targets.values(), strict=True)]
+        made = [_as_planned(source, plan, path) for plan, path in zip(plans, paths, strict=True)]
         return [replace(file, found=found) for file in made]
-    with calculating(threads):
-        collected = calibration.collected(progress)  # last, for it takes longest
-    plans = [replace(plan, importance=collected) for plan in plans]
-    files = write_files(
-        source, dict(zip(targets.values(), plans, strict=True)), threads=threads, overwrite=overwrite, progress=progress
-    )
-    if saved and target:
-        for path in targets.values():
-            saved.write(_with_recipe(path)[1], overwrite=overwrite)
+    with ExitStack() as stack:
+        if saved and target:
+            stack.enter_context(saved_recipe(saved, output, overwrite))
+        collected = None
+        if any(plan.uses_importance for plan in plans):
+            with calculating(threads):
+                collected = calibration.collected(progress)  # last, for it takes longest
+        plans = [replace(plan, importance=collected) for plan in plans]
+        files = write_files(
+            source, dict(zip(paths, plans, strict=True)), threads=threads, overwrite=overwrite, progress=progress
+        )
     return [replace(file, found=found) for file in files]
-
-
-def _with_recipe(path: Path) -> list[Path]:
-    """A file, and the recipe that a search writes beside it."""
-    return [path, path.with_name(f"{path.name}.recipe.json")]
 
 
 def _searched(
@@ -303,9 +321,10 @@ def _describe(
     )
 
 
-def _targets(name: str, quant_types: Sequence[QuantType], output: Path) -> dict[QuantType, Path]:
-    if is_gguf_name(output.name):
-        if len(quant_types) > 1:
-            raise UsageError(f"{output} is one file, but {len(quant_types)} types were asked for", "Name a folder.")
-        return {quant_types[0]: output}
-    return {quant_type: output / quant_type.file_name(name) for quant_type in quant_types}
+def _paths(output: Path, names: Sequence[str]) -> list[Path]:
+    """Where the files of these names go: into a folder, or the only one where `output` names a file."""
+    if not is_gguf_name(output.name):
+        return [output / name for name in names]
+    if len(names) > 1:
+        raise UsageError(f"{output} is one file, but {len(names)} types were asked for", "Name a folder.")
+    return [output]

@@ -15,11 +15,12 @@ import numpy.typing as npt
 from .checkpoint import file_sha256
 from .errors import GGUFError, UsageError
 from .ggml import dequantize
-from .gguf_file import GGUFHeader, TensorInfo, read_header, require_file
+from .gguf_file import GGUFHeader, TensorInfo, encode_value, read_header, require_file
 from .gpt2_file import SPLIT_AS_GPT2, check_begin_and_end, check_gpt2, check_tokens
 from .hyperparameters import Hyperparameters
 from .metadata import is_of_level
-from .quant_types import TensorType, is_type
+from .naming import name_of_file
+from .quant_types import TensorType
 from .read_at import read_at
 from .rows import BlockReader, RowReader, from_bfloat16
 from .tokenizer import Tokenizer, TokenType
@@ -90,8 +91,10 @@ class GGUFTensor:
 class GGUFModel:
     """A GGUF file as a source of conversions."""
 
-    def __init__(self, name: str, header: GGUFHeader) -> None:
-        self.name = name
+    def __init__(self, name: str | None, header: GGUFHeader) -> None:
+        """Called `name`, in its metadata too; without one like the file, and the metadata keep theirs."""
+        self.name = name or name_of_file(header.path.stem)
+        self._names = {f"general.{key}": encode_value(name) for key in ("name", "basename")} if name else {}
         self.sizes = Hyperparameters.from_metadata(header.metadata)
         self._header = header
         tensors = {name: GGUFTensor(header.path, info) for name, info in header.tensors.items()}
@@ -117,6 +120,7 @@ class GGUFModel:
         before = keys[: keys.index(place)] if place else [key for key in kept if not key.startswith("tokenizer.")]
         first = {key: kept[key] for key in before}
         found = first | level | {key: value for key, value in kept.items() if key not in first}
+        found |= self._names
         # without it llama.cpp splits texts otherwise, and so it is not run here either
         return found if self.pre_tokenizer() not in _SAME_AS_GPT2 else {**found, _PRE: "gpt-2"}
 
@@ -145,7 +149,9 @@ class GGUFModel:
         return (self._header.quant_type or "an unknown type") if quantized else before
 
 
-def open_gguf_model(path: Path, *, revision: str | None = None, allow_requantize: bool = False) -> GGUFModel:
+def open_gguf_model(
+    path: Path, *, revision: str | None = None, allow_requantize: bool = False, name: str | None = None
+) -> GGUFModel:
     """Reads the head of a GPT-2's GGUF file.
 
     Raises `ModelNotFoundError`, `GGUFError` for one that is no sound GPT-2, and `UsageError` for a quantized one
@@ -160,7 +166,7 @@ def open_gguf_model(path: Path, *, revision: str | None = None, allow_requantize
     check_gpt2(header)
     check_begin_and_end(header)
     check_tokens(read_header(path))
-    model = GGUFModel(_model_name(path), header)
+    model = GGUFModel(name, header)
     model.pre_tokenizer()
     quantized = next((tensor for tensor in model.tensors if tensor.stored.is_quantized), None)
     if quantized and not allow_requantize:
@@ -169,15 +175,6 @@ def open_gguf_model(path: Path, *, revision: str | None = None, allow_requantize
             "Convert the original checkpoint, or an F32 or F16 file of it; --allow-requantize does it all the same.",
         )
     return model
-
-
-def _model_name(path: Path) -> str:
-    """`distilgpt2` for distilgpt2.F16.gguf: the level is no part of a model's name."""
-    for separator in (".", "-"):
-        name, _, level = path.stem.rpartition(separator)
-        if name and is_type(level):
-            return name
-    return path.stem
 
 
 def _same(head: GGUFTensor, embedding: GGUFTensor) -> bool:

@@ -16,11 +16,12 @@ from .json_text import to_json_text
 from .lean_mix import Prefer
 from .lean_steps import steps_without
 from .model_source import ModelSource
+from .naming import clean_name
 from .output_file import output_file
 from .padding import pad_count
 from .plan import Plan, refuse_idle
 from .quant_types import QUANT_TYPES, QuantType, TensorType, find_type
-from .recipe import Override, fitting, lacking_importance, tensor_types
+from .recipe import RECIPES, Override, applied_overrides, fitting, lacking_importance, tensor_types
 
 _FORMAT = "dgpt2-quant recipe"
 _VERSION = 1
@@ -41,9 +42,9 @@ class Recipe:
     without: tuple[str, ...] = ()
     found: Mapping[str, Any] | None = None
 
-    def write(self, path: Path, *, overwrite: bool = False) -> None:
-        """Raises `OutputError`."""
-        document = {
+    def to_json(self) -> dict[str, Any]:
+        """A document that `read_recipe` reads."""
+        return {
             "format": _FORMAT,
             "version": _VERSION,
             "type": self.quant_type.name,
@@ -51,8 +52,17 @@ class Recipe:
             "types": {name: tensor_type.name for name, tensor_type in self.types.items()},
             **({"found": dict(self.found)} if self.found else {}),
         }
+
+    def write(self, path: Path, *, overwrite: bool = False) -> None:
+        """Raises `OutputError`."""
         with output_file(path, overwrite=overwrite) as file:
-            file.write((to_json_text(document) + "\n").encode())
+            file.write((to_json_text(self.to_json()) + "\n").encode())
+
+    def label(self, model: str) -> str:
+        """What its files are called by, after the model's name: the recipe file's own name, without the model's."""
+        label = clean_name(self.name).removesuffix(".json").removesuffix(".recipe").removesuffix(".gguf")
+        label = label.removeprefix(f"{model}.")
+        return "recipe" if label in (*RECIPES, self.quant_type.name, model) else label
 
 
 def read_recipe(path: str | Path) -> Recipe:
@@ -91,7 +101,8 @@ def make_lean_plan(
     shapes = _shapes(source, {}, without)
     refuse_idle(overrides, shapes)
     types = tensor_types(shapes, quant_type, "lean", overrides=overrides, has_imatrix=True, prefer=prefer)
-    return _checked(source, Plan(quant_type, "lean", overrides, importance, shapes, types, _left_out(types, without)))
+    set_by_hand = applied_overrides(overrides, types, shapes, quant_type)
+    return _checked(source, Plan(quant_type, "lean", set_by_hand, importance, shapes, types, _left_out(types, without)))
 
 
 def _left_out(types: Mapping[str, TensorType], without: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """What a conversion starts from, a checkpoint or a GGUF file, seen as one thing: a GPT-2 under llama.cpp's names."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .checkpoint import open_checkpoint, source_sha256
+from .errors import UsageError
 from .gguf_model import open_gguf_model
 from .gpt2 import model_tensors, read_hyperparameters
 from .hyperparameters import Hyperparameters
@@ -100,11 +102,16 @@ def open_model(
     revision: str | None = None,
     offline: bool = False,
     allow_requantize: bool = False,
+    name: str | None = None,
 ) -> ModelSource:
     """What `model` means: `storybook`, a Hub name, a checkpoint folder, or a `.gguf` file.
 
-    Raises `DgptQuantError`; `allow_requantize` admits GGUF files that are quantized already.
+    `name` is what to call it, if not by its own name; `allow_requantize` admits GGUF files that are quantized already.
+    Raises `DgptQuantError`.
     """
+    if name is not None and not (name.strip() and name.isprintable()):
+        raise UsageError(f"{name!r} cannot be a model's name", "Give printable characters, such as my-gpt2.")
     if is_gguf_name(model):
-        return open_gguf_model(Path(model), revision=revision, allow_requantize=allow_requantize)
-    return CheckpointModel(resolve(model, revision=revision, offline=offline))
+        return open_gguf_model(Path(model), revision=revision, allow_requantize=allow_requantize, name=name)
+    source = resolve(model, revision=revision, offline=offline)
+    return CheckpointModel(replace(source, name=name or source.name))

@@ -16,11 +16,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from .errors import OutputError
+from .errors import OutputError, UsageError
+from .paths import user_path
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Raises `OutputError` for a target that is a folder or in none, or that exists and may not be overwritten."""
+    """Raises `OutputError` for a target that is a folder or in none, or that exists and may not be overwritten, and
+    `UsageError` for `-`, which elsewhere means stdout."""
+    path = user_path(path)
+    if path.parts[:1] == ("-",):
+        raise UsageError("'-' is not a place to write to: this cannot go to stdout", "Name a file or a folder.")
     if "\0" in str(path):
         raise OutputError(f"{str(path)!r} is no file's name: it has a zero byte in it", "Use -o to write elsewhere.")
     with explain_errors(path):  # looking is refused where a folder may not be entered
@@ -42,6 +47,7 @@ def output_file(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
     Raises `OutputError` when the target exists (without `overwrite`), the folder can not be written, or the disk is
     full. An `OSError` in the block is taken for one of writing.
     """
+    path = user_path(path)
     refuse_existing(path, overwrite)
     with explain_errors(path), _folder_for(path) as folder:
         hidden = path.with_name(f".{path.name[:50]}.{secrets.token_hex(6)}.part")

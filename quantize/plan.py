@@ -1,6 +1,5 @@
 """The plan of one file: which type each tensor gets, with which importance, and how large the file will be."""
 
-import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,14 +12,16 @@ from .importance import ImportanceMatrix
 from .metadata import level_metadata
 from .model_source import ModelSource
 from .quant_types import QuantType, TensorType
-from .recipe import Override, lacking_importance, tensor_types, without_effect
+from .recipe import Override, applied_overrides, lacking_importance, tensor_types, without_effect
 
-_log = logging.getLogger(__name__)
+# What the C code rounds the same with and without importance (`(void) quant_weights` in ggml-quants.c).
+_UNWEIGHTED = frozenset({TensorType.F32, TensorType.F16, TensorType.BF16, TensorType.Q8_0, TensorType.TQ1_0})
+_UNWEIGHTED |= {TensorType.TQ2_0, TensorType.MXFP4, TensorType.NVFP4, TensorType.Q1_0, TensorType.Q2_0}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides a file's bytes, besides the source."""
+    """Everything that decides a file's bytes, besides the source. `overrides` are those that set a type."""
 
     quant_type: QuantType
     recipe: str
@@ -51,9 +52,17 @@ class Plan:
         """How many tensors get each type, most first."""
         return dict(Counter(tensor_type.name for tensor_type in self.types.values()).most_common())
 
+    @property
+    def uses_importance(self) -> bool:
+        """Whether the file would be another one without the importance matrix."""
+        if self.importance is None or self.recipe != "stock":
+            return self.importance is not None
+        return any(kind not in _UNWEIGHTED for name, kind in self.types.items() if name in self.importance.entries)
+
     def metadata(self) -> dict[str, Any]:
-        """What tells this file from others of the same source."""
-        return level_metadata(self.quant_type, self.recipe, map(str, self.overrides), self.importance, self.without)
+        """What distinguishes this file from others of the same source: what is in it, not what was asked for."""
+        importance = self.importance if self.uses_importance else None
+        return level_metadata(self.quant_type, self.recipe, map(str, self.overrides), importance, self.without)
 
 
 def make_plan(
@@ -68,8 +77,6 @@ def make_plan(
     overrides = tuple(overrides)
     shapes = {tensor.name: tensor.shape for tensor in source.tensors}
     refuse_idle(overrides, shapes)
-    if overrides and not quant_type.base.is_quantized:
-        _log.warning("%s: types set by hand change nothing there, as in llama-quantize", quant_type)
     if importance:
         importance.check(shapes)
     types = tensor_types(
@@ -88,7 +95,8 @@ def make_plan(
                 "Collect it over the whole model, with `dgpt2-quant imatrix`.",
             )
         raise needs_importance(quant_type.name if quant_type.needs_imatrix else f"{name} at {types[name].name}")
-    return Plan(quant_type, recipe, overrides, importance, shapes, types)
+    set_by_hand = applied_overrides(overrides, types, shapes, quant_type)
+    return Plan(quant_type, recipe, set_by_hand, importance, shapes, types)
 
 
 def refuse_idle(overrides: Iterable[Override], shapes: Mapping[str, tuple[int, ...]]) -> None:

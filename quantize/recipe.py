@@ -5,6 +5,7 @@ row is replaced by one whose blocks do. These three, and which of them comes fir
 `llama_tensor_get_type` and `tensor_type_fallback` (src/llama-quant.cpp).
 """
 
+import logging
 import re
 import warnings
 from collections.abc import Collection, Iterable, Mapping
@@ -17,6 +18,7 @@ from .quant_types import QuantType, TensorType, nearest
 from .stock import StockMix
 
 RECIPES = ("stock", "lean")
+_log = logging.getLogger(__name__)
 
 # Where a row does not divide into the type's blocks: the nearest type with blocks of 32.
 _FALLBACK: dict[TensorType, TensorType] = dict.fromkeys(
@@ -112,10 +114,42 @@ def check_recipe(recipe: str) -> None:
         raise UsageError(f"unknown recipe {recipe!r}; there are {', '.join(RECIPES)}, and files that end in .json")
 
 
+def applied_overrides(
+    overrides: Iterable[Override],
+    types: Mapping[str, TensorType],
+    shapes: Mapping[str, tuple[int, ...]],
+    quant_type: QuantType,
+) -> tuple[Override, ...]:
+    """What `overrides` made of a model, for its metadata: the expressions that set a type, with the type that came out
+    (another one where its blocks do not divide the rows). Reports what came out otherwise than it was asked for."""
+    given, applied = tuple(overrides), dict[Override, None]()
+    if not quant_type.base.is_quantized:
+        if given:
+            _log.warning("%s: types set by hand change nothing there, as in llama-quantize", quant_type)
+        return ()
+    for override in given:
+        names = [name for name in _matrices(shapes) if override.pattern.search(name)]
+        decided = [n for n in names if next(o for o in given if o.pattern.search(n)) == override]
+        if not decided:
+            _log.warning("--tensor-type %s changes nothing: those before it match the same matrices", override)
+        for name in decided:
+            applied[Override(override.pattern, types[name])] = None
+            if types[name] is not override.type:
+                _log.warning(
+                    "--tensor-type %s: the rows of %s do not fit; it gets %s", override, name, types[name].name
+                )
+    return tuple(applied)
+
+
 def without_effect(overrides: Iterable[Override], shapes: Mapping[str, tuple[int, ...]]) -> list[Override]:
     """Those that match no matrix which a recipe gives a type."""
-    names = [name for name, shape in shapes.items() if len(shape) == 2 and name != "position_embd.weight"]
+    names = _matrices(shapes)
     return [override for override in overrides if not any(map(override.pattern.search, names))]
+
+
+def _matrices(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Those that a recipe gives a type."""
+    return [name for name, shape in shapes.items() if len(shape) == 2 and name != "position_embd.weight"]
 
 
 def lacking_importance(

@@ -52,11 +52,23 @@ def resolve(model: str, *, revision: str | None = None, offline: bool = False, p
     touches the network. `prefer_cache` takes the revision from the Hub cache when it is there, without asking
     for a newer commit. Raises `ModelNotFoundError`, `CheckpointError`, `UsageError` or `OutputError`.
     """
-    folder = _bundled_folder() if model == BUNDLED else _local_folder(model)
-    if folder is not None:
+    path = _local_folder(model)
+    if path and (other := _also_means(model)):
+        if revision is not None and model != BUNDLED:  # a folder has none
+            _log.warning("%s names a folder here, but --revision is given, so this takes %s", model, other)
+            path = None
+        else:
+            _log.warning("%s names a folder here, which is used, and not %s", model, other)
+    if path or model == BUNDLED:
         if revision is not None:
             raise UsageError(f"a revision goes with a Hub name; {model} is a folder", "Leave out --revision.")
-        return Source(BUNDLED if model == BUNDLED else folder.name, folder, None, None)
+        if path is None:
+            return Source(BUNDLED, _bundled_folder(), None, None)
+        from .naming import folder_name  # late: the bundled checkpoint needs nothing but this file
+
+        # called as it was written, not as what a symbolic link of that name leads to
+        written = path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
+        return Source(folder_name(written), path.resolve(), None, None)
     if revision == "":  # as from `--revision "$REV"`: a pin that would pin nothing
         raise UsageError("the revision is empty", "Give a branch, tag or commit, or leave out --revision.")
 
@@ -89,19 +101,42 @@ def _bundled_folder() -> Path:
     raise ModelNotFoundError(what, "Install dgpt2-quant again, or name another model: -m distilgpt2.")
 
 
+def _also_means(model: str) -> str | None:
+    """What the name of a folder means besides, in words that name it without doubt; None if nothing that is known."""
+    if model == BUNDLED:
+        return f"the bundled checkpoint (-m {_bundled_folder()})"
+    if model in SHORT_NAMES:
+        return f"the model on the Hub (-m {SHORT_NAMES[model]})"
+    if model in SHORT_NAMES.values():
+        short = next(name for name, repository in SHORT_NAMES.items() if repository == model)
+        return f"the model on the Hub (-m {short})"
+    if re.fullmatch(r"[\w.-]*\w[\w.-]*/[\w.-]+", model) and model[0] != ".":
+        from huggingface_hub import constants
+
+        if (Path(constants.HF_HUB_CACHE) / f"models--{model.replace('/', '--')}").is_dir():
+            return "the model on the Hub (which that name means in another working directory)"
+    return None
+
+
 def _local_folder(model: str) -> Path | None:
-    """The checkpoint folder of that path, or None when `model` is a name to look up on the Hub."""
+    """The checkpoint folder of that path, or None when `model` is a name to look up elsewhere."""
     if is_gguf_name(model):
         raise UsageError(f"{model} is a GGUF file; this wants a checkpoint", f"{_KINDS} Or: inspect {model}")
-    if not model or model in SHORT_NAMES:
+    if not model:
         return None
+    if model == "-":
+        raise UsageError("a model cannot be read from stdin", _KINDS)
     try:
         path = Path(model).expanduser()
         if (path / "config.json").is_file():
-            return path.resolve()
+            return path
         is_file, is_folder = path.is_file(), path.is_dir()
     except (OSError, RuntimeError) as error:  # RuntimeError: the ~user has no home
         raise ModelNotFoundError(f"{model} can not be read: {error}", _KINDS) from error
+    if model == BUNDLED or model in SHORT_NAMES:
+        if is_folder and any(path.glob("*.safetensors")):
+            _log.warning("the folder %s here is passed over: it has no config.json", model)
+        return None
     if is_file:
         raise CheckpointError(f"{model} is a file, not a folder", f"Try its folder: {path.parent}/")
     spelled_as_path = model.startswith((".", "/", "~")) or model.endswith("/")

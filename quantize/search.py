@@ -16,6 +16,7 @@ from typing import Any
 
 from .allocate import Allocation, Amount, Option, allocate, lower_bound
 from .blocks import ROUNDABLE
+from .cache import cache_folder, made_by, read_entry
 from .effects import HEAD, LOOKUP, Effects, Predictions, measure_effects, simulated_loss
 from .errors import OutputError, UsageError
 from .gguf_file import padded, tensor_bytes
@@ -24,15 +25,14 @@ from .json_text import to_json_text
 from .lean import LeanModel
 from .lean_mix import Prefer, find_preference
 from .lean_plan import Recipe, nominal_level, plan_of_recipe
-from .metadata import tool_version
 from .model_source import ModelSource
+from .naming import clean_name
 from .output_file import output_file
 from .parallel import calculating
 from .plan import Plan
 from .progress import Progress
 from .quant_types import TensorType
 from .sizes import parse_bytes
-from .store import cache_folder
 
 Times = Callable[[tuple[int, ...], TensorType], float]
 """Seconds a token that a matrix of the shape takes at the type."""
@@ -68,6 +68,15 @@ class Target:
         if not 0 < given[0] < float("inf"):
             raise UsageError(f"the target is {given[0]}; it has to be above 0")
 
+    @property
+    def label(self) -> str:
+        """What its files are called by, after the model's name: it is known before the search."""
+        if self.bytes is not None:
+            return f"search-{self.bytes / 1e6:g}MB"
+        if self.bits_per_weight is not None:
+            return f"search-{self.bits_per_weight:g}bpw"
+        return f"search-kld{self.max_kld:g}"
+
 
 def find_target(
     size: int | str | None, bits_per_weight: float | None, max_kld: float | None, prefer: str | None
@@ -100,10 +109,11 @@ def search(
     model = LeanModel(source, rest, without, progress)
     problem = _Problem(source, importance, model, target, tuple(without), file_bytes, times)
     predictions = Predictions(model.reference, kept_back)
-    key = [source.sha256(), importance.sha256, tool_version(), sorted(model.steps.left_out)]
-    memo = cache_folder() / "effects" / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.json"
+    key = [source.sha256(), importance.sha256, made_by(), sorted(model.steps.left_out)]
+    name = f"{clean_name(source.name)}-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.json"
+    memo = cache_folder() / "effects" / name
     problem.effects = measure_effects(
-        model, predictions, problem.kinds_of, _known(memo), partial(_keep, memo), progress
+        model, predictions, problem.kinds_of, read_entry(memo, _effects) or {}, partial(_keep, memo), progress
     )
 
     def measured(allocation: Allocation) -> float:
@@ -316,11 +326,10 @@ def _undominated(options: Sequence[Option]) -> list[Option]:
     return left
 
 
-def _known(memo: Path) -> Effects:
-    with suppress(OSError, ValueError, AttributeError):
-        found = json.loads(memo.read_bytes())
-        return {str(n): {str(t): float(loss) for t, loss in of.items()} for n, of in found.items()}
-    return {}
+def _effects(memo: Path) -> Effects:
+    """Raises one of Python's own errors for a file that holds none."""
+    found = json.loads(memo.read_bytes())
+    return {str(n): {str(t): float(loss) for t, loss in of.items()} for n, of in found.items()}
 
 
 def _keep(memo: Path, effects: Effects) -> None:

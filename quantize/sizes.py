@@ -1,4 +1,4 @@
-"""Amounts of memory as people write them: 48MB, 1.5 GiB, 4096."""
+"""Amounts as people write them: of memory (48MB, 1.5 GiB, 4096), and of time (30d, 12h)."""
 
 import re
 
@@ -7,6 +7,9 @@ from .errors import UsageError
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(|[kmg]i?)b?", re.IGNORECASE | re.ASCII)
 
+_SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d|w)", re.IGNORECASE | re.ASCII)
+
 
 def parse_bytes(text: str) -> int:
     """The number of bytes: MB are millions, MiB are 1,048,576. Raises `UsageError` for what is no amount."""
@@ -14,3 +17,11 @@ def parse_bytes(text: str) -> int:
     if not match or len(text) > 40:
         raise UsageError(f"{text[:60]!r} is no size", "Write it like 48MB, 1.5GB, 64MiB or 4096.")
     return round(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def parse_seconds(text: str) -> float:
+    """The number of seconds. Raises `UsageError` for what is not an amount of time with its unit."""
+    match = _DURATION.fullmatch(text.strip())
+    if not match or len(text) > 40:
+        raise UsageError(f"{text[:60]!r} is not an amount of time", "Write it like 30d, 12h, 90min or 2w.")
+    return float(match[1]) * _SECONDS[match[2].lower()]

@@ -1,26 +1,31 @@
 """From a model's name to a file that runs: converted once, kept, and found again quickly.
 
-Converted files are kept by the source's content, recipe and tool version. Hashing 352 MB on every start would cost
-more than loading the model, so the hash is remembered together with path, size and modification time of every file
-that went into it, and made again when one of these has changed.
+Converted files are kept by the source's content, the recipe and the code that made them (`cache.made_by`). Hashing
+352 MB on every start would cost more than loading the model, so the hash is remembered together with path, size and
+modification time of every file that went into it, and made again when one of these has changed.
 """
 
-import contextlib
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from .cache import cache_folder, made_by, read_entry, touch
 from .checkpoint import source_files, source_sha256
 from .errors import OutputError, UsageError
 from .gguf_file import require_file
-from .metadata import tool_version
+from .kept_files import KeptFiles
 from .output_file import explain_errors, output_file
 from .progress import Progress
 from .quant_types import DEFAULT_TYPE, QuantType, find_type, find_types
 from .resolve import DEFAULT_MODEL, Source, is_gguf_name, resolve
+
+_log = logging.getLogger(__name__)
+_in_use: set[Path] = set()  # what this process was handed: the cache's limit does not take it away
 
 
 @dataclass(frozen=True)
@@ -30,14 +35,6 @@ class StoredModel:
     name: str
     source_sha256: str
     files: dict[QuantType, Path]
-
-
-def cache_folder() -> Path:
-    """$DGPT2_QUANT_CACHE, else $XDG_CACHE_HOME/dgpt2-quant, else ~/.cache/dgpt2-quant."""
-    if own := os.environ.get("DGPT2_QUANT_CACHE"):
-        return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return Path(base or os.path.expanduser("~/.cache")) / "dgpt2-quant"  # noqa: PTH111  Path.expanduser raises
 
 
 def model_file(
@@ -52,7 +49,7 @@ def model_file(
 ) -> tuple[str, Path]:
     """The model's name and a GGUF file of it: the one named by `model`, or one from the cache (converted if need be).
 
-    `announce` is told, in a sentence, when something has to be converted. Raises `DgptQuantError`.
+    `announce` is called with a sentence when something has to be converted. Raises `DgptQuantError`.
     """
     if is_gguf_name(model):
         path = require_file(Path(model))
@@ -84,7 +81,7 @@ def model_files(
     progress: Progress | None = None,
     announce: Callable[[str], None] | None = None,
 ) -> StoredModel:
-    """The model's files of several types, those that are missing converted in one pass over the source.
+    """The model's files of several types. Those that are missing or damaged are converted in one pass over the source.
 
     Raises `DgptQuantError`, a `UsageError` among them for a type that needs an importance matrix.
     """
@@ -98,13 +95,20 @@ def model_files(
     source = resolve(model, revision=revision, offline=offline, prefer_cache=True)
     sha256 = remembered_sha256(source.folder)
     key = "-".join(filter(None, [source.name, sha256[:16], source.commit and source.commit[:12]]))
-    folder = cache_folder() / "models" / key / f"stock-{tool_version()}"
+    folder = cache_folder() / "models" / key / f"stock-{made_by()}"
     files = {quant_type: folder / quant_type.file_name(source.name) for quant_type in wanted}
-    if not all(path.is_file() for path in files.values()):
-        try:
-            _convert_missing(source, files, sha256, threads, progress, announce)
-        except OutputError as error:
-            raise OutputError(error.message, "Set DGPT2_QUANT_CACHE to a folder with room.") from error
+    kept = KeptFiles(folder)
+    if not all(map(kept.is_unchanged, files.values())):
+        if all(map(kept.is_whole, files.values())):  # copied, or on a disk that may only be read
+            kept.record(dict.fromkeys(files.values()))
+        else:
+            try:
+                _convert_missing(source, files, sha256, threads, progress, announce)
+            except OutputError as error:
+                raise OutputError(error.message, "Set DGPT2_QUANT_CACHE to a folder with room.") from error
+    for path in files.values():
+        touch(path)
+    _in_use.update(files.values())
     return StoredModel(source.name, sha256, files)
 
 
@@ -113,15 +117,19 @@ def remembered_sha256(folder: Path) -> str:
     folder = folder.resolve()
     stamp = [[path.name, (status := path.stat()).st_size, status.st_mtime_ns] for path in source_files(folder)]
     memo = cache_folder() / "sources" / f"{hashlib.sha256(os.fsencode(folder)).hexdigest()[:32]}.json"
-    try:
-        known = json.loads(memo.read_bytes())
-        if known["files"] == stamp and isinstance(known["sha256"], str):
-            return str(known["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # none yet, or a broken one: it is made again
+
+    def parse(path: Path) -> str | None:
+        known = json.loads(path.read_bytes())
+        if not isinstance(known["sha256"], str):
+            raise ValueError("no hash")
+        return str(known["sha256"]) if (known["files"], known.get("made_by")) == (stamp, made_by()) else None
+
+    if found := read_entry(memo, parse):
+        return found
     sha256 = source_sha256(folder)
-    with contextlib.suppress(OutputError), output_file(memo, overwrite=True) as file:  # it only saves time
-        file.write(json.dumps({"folder": str(folder), "files": stamp, "sha256": sha256}).encode())
+    document = {"folder": str(folder), "files": stamp, "made_by": made_by(), "sha256": sha256}
+    with suppress(OutputError), output_file(memo, overwrite=True) as file:  # it only saves time
+        file.write(json.dumps(document).encode())
     return sha256
 
 
@@ -134,22 +142,31 @@ def _convert_missing(
     announce: Callable[[str], None] | None,
 ) -> None:
     # imported late: a run from the cache needs none of them
-    from filelock import FileLock
-
+    from .cache_entries import converted_limit, enforce_limit
+    from .conversion_lock import conversion_lock
     from .convert import write_files
     from .model_source import CheckpointModel
     from .plan import make_plan
 
+    limit = converted_limit()
     folder = next(iter(files.values())).parent
-    with explain_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
-        lock.acquire()
-    with lock:
-        missing = {quant_type: path for quant_type, path in files.items() if not path.is_file()}
+    names = ", ".join(quant_type.name for quant_type in files)
+    with ExitStack() as held:
+        with explain_errors(folder):
+            held.enter_context(conversion_lock(folder, f"{source.name} to {names}"))
+        kept = KeptFiles(folder)  # anew: another process may have converted meanwhile
+        missing = {quant_type: path for quant_type, path in files.items() if not kept.is_whole(path)}
         if missing:
+            damaged = [path for path in missing.values() if os.path.lexists(path)]
+            for path in damaged:
+                _log.warning("%s is damaged, and is made again", path)
             if announce:
                 announce(f"Converting {source.name} to {', '.join(t.name for t in missing)}, kept in {folder}")
             model = CheckpointModel(source)
             plans = {path: make_plan(model, quant_type) for quant_type, path in missing.items()}
-            write_files(model, plans, threads=threads, progress=progress, known_sha256=sha256)
+            made = write_files(
+                model, plans, threads=threads, overwrite=bool(damaged), progress=progress, known_sha256=sha256
+            )
+            kept.record({Path(file.path): file.sha256 for file in made})
+    if missing:
+        enforce_limit(limit, _in_use | set(files.values()))

@@ -156,7 +156,7 @@ class TestPlansOfRecipes:
         assert planned.bytes == file.bytes == Path(file.path).stat().st_size
         tensors = read_header(Path(file.path)).tensors
         assert {name: tensors[name].type for name in recipe.types} == recipe.types
-        assert (file.type, Path(file.path).name) == ("Q4_0", "tiny.Q4_0.gguf")
+        assert (file.type, Path(file.path).name) == ("Q4_0", "tiny.split.Q4_0.gguf")
 
     def test_types_that_do_not_divide_the_rows_are_replaced(
         self, source: ModelSource, importance: ImportanceMatrix

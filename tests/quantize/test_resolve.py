@@ -250,9 +250,7 @@ def test_a_full_disk(hub: FakeHub, tmp_path: Path) -> None:
     assert "Make room" in answer["hint"]
 
 
-def test_short_names_are_hub_names_even_beside_a_folder_of_that_name(tmp_path: Path) -> None:
-    (tmp_path / "gpt2").mkdir()
-    (tmp_path / "gpt2" / "config.json").write_text("{}")
+def test_short_names_are_hub_names(tmp_path: Path) -> None:
     names = {
         "distilgpt2": "distilbert/distilgpt2",
         "gpt2": "openai-community/gpt2",
@@ -260,13 +258,61 @@ def test_short_names_are_hub_names_even_beside_a_folder_of_that_name(tmp_path: P
         "gpt2-large": "openai-community/gpt2-large",
         "gpt2-xl": "openai-community/gpt2-xl",
     }
-    calls = [{"model": name, "offline": True} for name in [*names, "./gpt2"]]
-    *answers, folder = run(tmp_path / "home", closed_port(), *calls)
-    for answer, repository in zip(answers, names.values(), strict=True):
+    for answer, repository in zip(
+        run(tmp_path / "home", closed_port(), *({"model": name, "offline": True} for name in names)),
+        names.values(),
+        strict=True,
+    ):
         assert answer["error"] == "ModelNotFoundError"
         assert f"offline, and {repository} (revision main)" in answer["message"]
         assert "-m storybook" in answer["hint"]
-    assert folder["folder"] == str(tmp_path.resolve() / "gpt2")
+
+
+@pytest.mark.parametrize(
+    ("model", "other"),
+    [
+        ("gpt2", "-m openai-community/gpt2"),
+        ("storybook", "the bundled checkpoint"),
+        ("distilbert/distilgpt2", "-m distilgpt2"),
+        ("owner/cached", "on the Hub"),
+    ],
+)
+def test_a_folder_goes_before_the_name_and_this_is_said(hub: FakeHub, tmp_path: Path, model: str, other: str) -> None:
+    """As Transformers takes it; a revision, which no folder has, means the Hub."""
+    home = tmp_path / "home"
+    if model == "owner/cached":
+        hub.repositories[model] = Repository(CHECKPOINT)
+        run(home, hub.url, {"model": model})
+    (tmp_path / model).mkdir(parents=True)
+    (tmp_path / model / "config.json").write_text("{}")
+    [answer] = run(home, closed_port(), {"model": model})
+    assert (answer["folder"], answer["repository"]) == (str((tmp_path / model).resolve()), None)
+    assert f"{model} names a folder here" in answer["stderr"]
+    assert other in answer["stderr"]
+    [plain] = run(home, closed_port(), {"model": f"./{model}"})
+    assert plain["folder"] == answer["folder"]
+    assert plain["stderr"] == ""
+    [pinned] = run(home, closed_port(), {"model": model, "revision": "main", "offline": True})
+    if model == "owner/cached":
+        assert pinned["repository"] == model
+    else:
+        assert pinned["error"] == ("UsageError" if model == "storybook" else "ModelNotFoundError")
+    if model != "storybook":
+        assert "but --revision" in pinned["stderr"]
+
+
+def test_a_folder_that_is_only_a_folder_needs_no_words(tmp_path: Path) -> None:
+    """Nor does one that holds no checkpoint, such as our own outputs, take a name away."""
+    for name in ("out/tiny", "storybook"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "out" / "tiny" / "config.json").write_text("{}")
+    ours, bundled = run(tmp_path / "home", closed_port(), {"model": "out/tiny"}, {"model": "storybook"})
+    assert ours["folder"] == str((tmp_path / "out" / "tiny").resolve())
+    assert Path(bundled["folder"]).name == "demo"
+    assert ours["stderr"] == ""
+    (tmp_path / "storybook" / "model.safetensors").touch()
+    [bundled] = run(tmp_path / "home", closed_port(), {"model": "storybook"})
+    assert "the folder storybook here is passed over: it has no config.json" in bundled["stderr"]
 
 
 @pytest.mark.parametrize("installed", [True, False])
@@ -313,6 +359,7 @@ def test_a_local_folder_goes_before_the_hub_name(tmp_path: Path, monkeypatch: py
     ("model", "error", "message"),
     [
         ("small.gguf", UsageError, "small.gguf is a GGUF file"),
+        ("-", UsageError, "cannot be read from stdin"),
         ("./Q4/SMALL.GGUF", UsageError, "is a GGUF file"),
         ("./nowhere", ModelNotFoundError, "no folder ./nowhere"),
         ("/nowhere/at/all", ModelNotFoundError, "no folder /nowhere/at/all"),

@@ -1,11 +1,14 @@
 """The search for types, on a model so small that it can be looked at from all sides."""
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
 import pytest
+from dgpt2_quant.quantize import convert as convert_module
 from dgpt2_quant.quantize import search as module
+from dgpt2_quant.quantize.cache_entries import cache_entries
 from dgpt2_quant.quantize.calibrate import imatrix
 from dgpt2_quant.quantize.convert import ConvertedFile, convert
 from dgpt2_quant.quantize.errors import DgptQuantError, OutputError, UsageError
@@ -179,6 +182,60 @@ def test_what_is_preferred_costs_a_quarter_more_loss_at_most(tiny: Tiny, tmp_pat
     assert losses[0] <= losses[1] <= 1.25 * losses[0] * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("there", ["tiny.search-12bpw.gguf", "tiny.search-12bpw.gguf.recipe.json"])
+def test_what_is_in_the_way_in_a_folder_is_told_before_the_search(
+    there: str, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / there).write_text("mine")
+    monkeypatch.setattr("dgpt2_quant.quantize.convert.search", None)
+    with pytest.raises(OutputError, match="exists already") as raised:
+        tiny.convert(tmp_path, target_bpw=12)
+    assert ("--recipe" in raised.value.hint) is there.endswith(".json")
+    assert [path.name for path in tmp_path.iterdir()] == [there]
+
+
+def test_a_recipe_that_was_found_is_kept_when_its_file_can_not_be_written(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = convert_module.write_files
+
+    def too_large(*args: Any, **options: Any) -> Any:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # as a full disk
+        try:
+            return real(*args, **options)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    monkeypatch.setattr(convert_module, "write_files", too_large)
+    with pytest.raises(OutputError):
+        tiny.convert(tmp_path / "it.gguf", target_bpw=7.0)
+    recipe = tmp_path / "it.gguf.recipe.json"
+    assert list(tmp_path.iterdir()) == [recipe]
+    assert str(recipe) in caplog.messages[-1]
+    monkeypatch.undo()
+    (file,) = convert(tiny.model, recipe=recipe, imatrix=tiny.imatrix, output=tmp_path / "it.gguf")
+    assert file.bytes == (tmp_path / "it.gguf").stat().st_size
+
+
+def test_a_recipe_that_can_not_lie_next_to_its_file_is_kept_in_the_cache(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real, folder = convert_module.search, tmp_path / "out"
+
+    def removed(*args: Any, **options: Any) -> Any:
+        found = real(*args, **options)
+        folder.write_text("somebody put a file where the folder would be")
+        return found
+
+    monkeypatch.setattr(convert_module, "search", removed)
+    with pytest.raises(OutputError):
+        tiny.convert(folder / "it.gguf", target_bpw=7.0)
+    (kept,) = [entry.path for entry in cache_entries() if entry.kind == "recipe"]
+    assert str(kept) in caplog.messages[-1]
+    assert read_recipe(kept).found
+
+
 def test_a_file_that_is_there_is_told_before_the_search(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,3 +279,16 @@ def test_targets() -> None:
     target = find_target("48MB", None, None, "speed")
     assert target is not None
     assert (target.bytes, target.prefer) == (48_000_000, "speed")
+    assert target.label == "search-48MB"
+
+
+def test_a_cut_memo_is_measured_anew(tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first = tiny.convert(tmp_path / "a.gguf", target_bpw=6.5)
+    for entry in cache_entries():
+        if entry.kind == "effects":
+            content = entry.path.read_bytes()
+            for broken in (content[:-20], b"[1]", b'{"lookup": {"Q8_0": null}}'):
+                entry.path.write_bytes(broken)
+                assert tiny.convert(tmp_path / "b.gguf", target_bpw=6.5, overwrite=True).sha256 == first.sha256
+                assert any(f"{entry.path} is damaged" in text for text in caplog.messages)
+                caplog.clear()

@@ -3,17 +3,23 @@
 import hashlib
 import json
 import os
+import shutil
+import signal
+import socket
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from dgpt2_quant.quantize.cache import cache_folder
 from dgpt2_quant.quantize.checkpoint import source_sha256
+from dgpt2_quant.quantize.conversion_lock import conversion_lock, free_folder, holder_of
 from dgpt2_quant.quantize.errors import CheckpointError, DgptQuantError, ModelNotFoundError, UsageError
 from dgpt2_quant.quantize.gguf_file import read_header
+from dgpt2_quant.quantize.kept_files import record_of
 from dgpt2_quant.quantize.quant_types import QUANT_TYPES
-from dgpt2_quant.quantize.store import cache_folder, model_file, model_files, remembered_sha256
+from dgpt2_quant.quantize.store import model_file, model_files, remembered_sha256
 
 from .checkpoints import make_checkpoint
 
@@ -180,6 +186,9 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/somebody")
     assert cache_folder() == Path("/home/somebody/.cache/dgpt2-quant")
+    for name in ("DGPT2_QUANT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, "~/dq")
+        assert Path("/home/somebody/dq") in (cache_folder(), cache_folder().parent)
 
 
 def test_a_cache_that_can_not_be_is_an_error_of_ours(
@@ -201,3 +210,91 @@ def test_two_processes_at_once_make_one_file(model: Path) -> None:
     path = Path(said[0][-1])
     assert [entry.name for entry in path.parent.iterdir() if entry.name != ".lock"] == [path.name]
     assert read_header(path).quant_type == "Q4_K_M"
+
+
+@pytest.mark.parametrize("damage", ["short", "empty", "head", "data", "longer"])
+def test_a_damaged_file_is_made_again(damage: str, model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _, path = model_file(str(model), type="q8_0")
+    sound = path.read_bytes()
+    broken = {
+        "short": sound[:-1],
+        "empty": b"",
+        "head": b"garbage!" + sound[8:],
+        "data": sound[:-9] + bytes([sound[-9] ^ 1]) + sound[-8:],
+        "longer": sound + b"!",
+    }[damage]
+    path.write_bytes(broken)
+    assert model_file(str(model), type="q8_0") == ("tiny", path)
+    assert path.read_bytes() == sound
+    assert [f"{path} is damaged, and is made again"] == caplog.messages
+
+
+def test_a_copied_cache_is_taken_as_it_is(model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Other modification times, as after unpacking an archive: then the content says that the file is whole."""
+    _, path = model_file(str(model), type="q8_0")
+    shutil.copytree(cache_folder(), tmp_path / "copy", copy_function=shutil.copyfile)
+    monkeypatch.setenv("DGPT2_QUANT_CACHE", str(tmp_path / "copy"))
+    said: list[str] = []
+    for _ in range(2):
+        _, copied = model_file(str(model), type="q8_0", announce=said.append)
+        assert copied == tmp_path / "copy" / path.relative_to(tmp_path / "cache")
+    assert said == []
+
+
+def test_a_record_that_is_lost_or_broken_only_costs_time(model: Path) -> None:
+    _, path = model_file(str(model), type="q8_0")
+    sound, record = path.read_bytes(), record_of(path.parent)
+    for content in (None, b"", b"[]", b'{"tiny.Q8_0.gguf": 7}', b'{"tiny.Q8_0.gguf": {}}'):
+        record.unlink() if content is None else record.write_bytes(content)
+        assert model_file(str(model), type="q8_0") == ("tiny", path)
+        assert path.read_bytes() == sound
+
+
+def waiting(model: Path) -> subprocess.Popen[str]:
+    """A process that wants a file into whose folder somebody converts."""
+    command = [sys.executable, "-c", CHILD.replace("q4_k", "q8_0"), str(model)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_who_waits_says_for_whom_and_goes_on(model: Path) -> None:
+    _, path = model_file(str(model), type="f16")
+    with conversion_lock(path.parent, "tiny to F16"):
+        process = waiting(model)
+        assert process.stderr
+        said = process.stderr.readline()  # while the lock is held
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert out.splitlines()[0] == "announced"
+    assert f"Waiting for process {os.getpid()} on {socket.gethostname()}" in said
+    assert "converting tiny to F16 since 20" in said
+
+
+def test_who_waits_can_be_interrupted(model: Path) -> None:
+    _, path = model_file(str(model), type="f16")
+    with conversion_lock(path.parent, "tiny to F16"):
+        process = waiting(model)
+        assert process.stderr
+        process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=10)
+    assert process.returncode == -signal.SIGINT  # as Python ends of it
+    assert model_file(str(model), type="q8_0")[1].is_file()
+
+
+def test_what_a_process_that_died_left_is_not_believed(model: Path) -> None:
+    _, path = model_file(str(model), type="f16")
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    with free_folder(path.parent) as free:  # held by somebody who did not say so
+        assert free
+        for pid in (dead.pid, 10**30, "x"):
+            known = {"pid": pid, "host": socket.gethostname(), "since": 0.0, "what": "tiny to F16"}
+            holder_of(path.parent).write_text(json.dumps(known))
+            process = waiting(model)
+            assert process.stderr
+            assert "Waiting for another process" in process.stderr.readline()
+            process.kill()
+            process.communicate()
+    holder_of(path.parent).write_text("left behind")
+    assert model_file(str(model), type="q8_0")[1].is_file()
+    assert not holder_of(path.parent).exists()

@@ -1,0 +1,83 @@
+"""`dgpt2-quant cache`: what is kept between runs, and emptying it."""
+
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .options import JsonOption
+from .output import megabytes, note, print_json, print_table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dgpt2_quant.quantize.cache_entries import CacheEntry
+
+
+def cache(
+    action: Annotated[
+        str, typer.Argument(metavar="[ls|clear]", help="ls: list what is there; clear: remove it.", show_default=True)
+    ] = "ls",
+    older_than: Annotated[
+        str | None,
+        typer.Option("--older-than", metavar="AGE", help="Only what was not used for so long: 30d, 12h, 90min."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what clear would remove; remove nothing.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """List or empty the cache.
+
+    Converted models, calibrations, measured effects, reference logits, downloaded data sets and hashes are kept in
+    DGPT2_QUANT_CACHE, or ~/.cache/dgpt2-quant. Files that this tool did not make stay. Converted models are
+    kept up to DGPT2_QUANT_CACHE_LIMIT (10GB if not set); those that were used least recently go first.
+    Example: dgpt2-quant cache clear --older-than 30d
+    """
+    from dgpt2_quant.quantize.cache import cache_folder
+    from dgpt2_quant.quantize.cache_entries import cache_entries, clear_cache, converted_limit
+    from dgpt2_quant.quantize.errors import UsageError
+    from dgpt2_quant.quantize.sizes import parse_seconds
+
+    age = None if older_than is None else parse_seconds(older_than)
+    if action == "ls":
+        if dry_run:
+            raise UsageError("--dry-run goes with clear", "Leave it out: ls removes nothing.")
+        entries = [e for e in cache_entries() if age is None or time.time() - e.last_used >= age]
+        document = {"folder": str(cache_folder()), "limit": converted_limit(), **_document(entries)}
+        end = f"{megabytes(sum(e.bytes for e in entries))} in {len(entries)} files in {cache_folder()}"
+    elif action == "clear":
+        cleared = clear_cache(age, dry_run=dry_run)
+        entries = cleared.removed
+        for folder in cleared.busy:
+            note(f"{folder} is left as it is: a conversion into it is under way")
+        document = {"folder": str(cache_folder()), "dry_run": dry_run, **_document(entries)}
+        done = "Would remove" if dry_run else "Removed"
+        end = f"{done} {megabytes(sum(e.bytes for e in entries))} in {len(entries)} files from {cache_folder()}"
+    else:
+        raise UsageError(f"{action!r} is neither ls nor clear", "`dgpt2-quant cache ls` lists what is there.")
+    if json:
+        print_json(document)
+        return
+    if entries and (action == "ls" or dry_run):
+        _print(entries)
+    typer.echo(end)
+
+
+def _document(entries: "Sequence[CacheEntry]") -> dict[str, Any]:
+    rows = [{**vars(entry), "path": str(entry.path)} for entry in entries]
+    return {"bytes": sum(entry.bytes for entry in entries), "entries": rows}
+
+
+def _print(entries: "Sequence[CacheEntry]") -> None:
+    rows = [
+        [
+            e.kind,
+            e.model or "-",
+            e.type or "-",
+            megabytes(e.bytes),
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(e.last_used)),
+            str(e.path),
+        ]
+        for e in entries
+    ]
+    print_table(["kind", "model", "type", "size", "last used", "file"], rows)
+    typer.echo("")

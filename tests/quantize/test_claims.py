@@ -1,0 +1,122 @@
+"""A file's metadata says what is in it, and not what was asked for without effect."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from dgpt2_quant.quantize import plan as module
+from dgpt2_quant.quantize.calibrate import imatrix
+from dgpt2_quant.quantize.convert import convert
+from dgpt2_quant.quantize.errors import UsageError
+from dgpt2_quant.quantize.ggml import quantize
+from dgpt2_quant.quantize.gguf_file import read_header
+from dgpt2_quant.quantize.quant_types import TensorType
+
+from .checkpoints import make_checkpoint
+
+TEXT = "then the in an " * 40
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a model, a text, and an importance matrix over it."""
+    folder = tmp_path_factory.mktemp("claims")
+    make_checkpoint(folder / "tiny", layers=1, width=64, inner=64, context=32)
+    (folder / "text.txt").write_text(TEXT)
+    imatrix(str(folder / "tiny"), text=folder / "text.txt", output=folder / "it.gguf")
+    return folder
+
+
+def claims(folder: Path, out: Path, quant_type: str, **options: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    """What the file says beside what every file says, and its tensors' types."""
+    (file,) = convert(str(folder / "tiny"), type=quant_type, output=out / "it.gguf", **options)
+    header = read_header(Path(file.path))
+    parts = ("dgpt2_quant.tensor_types", "dgpt2_quant.lean.", "dgpt2_quant.imatrix.", "quantize.imatrix.")
+    return {k: v for k, v in header.metadata.items() if k.startswith(parts)}, {
+        name: tensor.type.name for name, tensor in header.tensors.items()
+    }
+
+
+@pytest.mark.parametrize("quant_type", ["F32", "F16", "BF16"])
+@pytest.mark.parametrize("recipe", ["stock", "lean"])
+def test_nothing_is_claimed_where_nothing_is_quantized(
+    quant_type: str, recipe: str, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = convert(str(folder / "tiny"), type=quant_type, output=tmp_path / "plain.gguf")
+    options: dict[str, Any] = {"imatrix": folder / "it.gguf", "tensor_type": ["ffn_down=q8_0"], "recipe": recipe}
+    if recipe == "lean":
+        options |= {"prefer": "size", "without": ["feedback"]}
+    with caplog.at_level(logging.WARNING):
+        said, _ = claims(folder, tmp_path, quant_type, **options)
+    assert said == {}
+    assert (tmp_path / "it.gguf").read_bytes() == Path(plain[0].path).read_bytes()
+    assert any("set by hand change nothing" in text for text in caplog.messages)
+    assert any("importance matrix changes nothing" in text for text in caplog.messages)
+    assert any("lean changes nothing" in text for text in caplog.messages) is (recipe == "lean")
+
+
+def test_a_text_is_not_read_through_for_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dgpt2_quant.quantize.calibration.collect", None)
+    for quant_type in ("F16", "Q8_0"):
+        said, _ = claims(folder, tmp_path, quant_type, calibrate=folder / "text.txt", overwrite=True)
+        assert said == {}
+
+
+def test_an_importance_matrix_is_claimed_where_it_decides(folder: Path, tmp_path: Path) -> None:
+    """Q8_0 is rounded the same with and without one, but a matrix that is set to Q4_0 in it is not."""
+    without = convert(str(folder / "tiny"), type="Q8_0", output=tmp_path / "without.gguf")
+    said, _ = claims(folder, tmp_path, "Q8_0", imatrix=folder / "it.gguf")
+    assert said == {}
+    assert (tmp_path / "it.gguf").read_bytes() == Path(without[0].path).read_bytes()
+    options: dict[str, Any] = {"imatrix": folder / "it.gguf", "overwrite": True}
+    assert claims(folder, tmp_path, "Q8_0", tensor_type=["ffn_up=q4_0"], **options)[0].keys() > {
+        "dgpt2_quant.imatrix.sha256"
+    }
+    assert "dgpt2_quant.imatrix.sha256" in claims(folder, tmp_path, "Q4_0", **options)[0]
+    assert "dgpt2_quant.imatrix.sha256" in claims(folder, tmp_path, "Q8_0", recipe="lean", **options)[0]
+
+
+def test_several_types_of_which_one_is_weighed(folder: Path, tmp_path: Path) -> None:
+    alone = convert(str(folder / "tiny"), type="Q4_0", output=tmp_path / "alone.gguf", imatrix=folder / "it.gguf")
+    files = convert(str(folder / "tiny"), type=["F16", "Q4_0"], output=tmp_path, imatrix=folder / "it.gguf")
+    assert files[1].sha256 == alone[0].sha256
+    assert "quantize.imatrix.dataset" not in read_header(Path(files[0].path)).metadata
+
+
+def test_the_types_that_are_claimed_are_in_the_file(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of rows of 64 weights, which no K-quant divides; and the second expression comes too late."""
+    by_hand = ["ffn_down=q6_k", "ffn_down=q4_0", "attn_.*=q5_1"]
+    said, types = claims(folder, tmp_path, "Q4_0", tensor_type=by_hand)
+    assert said == {"dgpt2_quant.tensor_types": ["ffn_down=Q8_0", "attn_.*=Q5_1"]}
+    assert types["blk.0.ffn_down.weight"] == "Q8_0"
+    assert types["blk.0.attn_qkv.weight"] == types["blk.0.attn_output.weight"] == "Q5_1"
+    assert any("blk.0.ffn_down.weight do not fit; it gets Q8_0" in text for text in caplog.messages)
+    assert any("ffn_down=Q4_0 changes nothing" in text for text in caplog.messages)
+
+
+@pytest.mark.parametrize("expression", ["nothing", "position_embd", "attn_norm", r"\.bias$"])
+@pytest.mark.parametrize("recipe", ["stock", "lean"])
+def test_an_expression_that_can_set_nothing_is_refused(
+    expression: str, recipe: str, folder: Path, tmp_path: Path
+) -> None:
+    for quant_type in ("Q4_0", "F16"):
+        with pytest.raises(UsageError, match="matches no matrix"):
+            claims(folder, tmp_path, quant_type, tensor_type=[f"{expression}=q8_0"], recipe=recipe)
+
+
+def test_the_types_that_are_not_weighed_are_those_of_the_c_code() -> None:
+    random = np.random.default_rng(0)
+    rows = random.standard_normal((8, 256)).astype(np.float32)
+    importance = (random.random(256) ** 4 * 10 + 1e-3).astype(np.float32)
+    same = set()
+    for kind in TensorType:
+        if kind.name.startswith("IQ"):  # some are not made without, and the tables of all take seconds
+            continue
+        (weighed,), (plain,) = (quantize("it", rows, [kind], given) for given in (importance, None))
+        if np.array_equal(weighed, plain):
+            same.add(kind)
+    assert same == module._UNWEIGHTED
