@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def cache(
     action: Annotated[
-        str, typer.Argument(metavar="[ls|clear]", help="ls: list what is there; clear: remove it.", show_default=True)
+        str, typer.Argument(metavar="ls|clear", help="ls: list what is there; clear: remove it.", show_default=True)
     ] = "ls",
     older_than: Annotated[
         str | None,

@@ -282,13 +282,16 @@ def test_targets() -> None:
     assert target.label == "search-48MB"
 
 
-def test_a_cut_memo_is_measured_anew(tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_cut_memo_is_measured_anew(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("DGPT2_QUANT_CACHE", str(tmp_path / "own"))
     first = tiny.convert(tmp_path / "a.gguf", target_bpw=6.5)
-    for entry in cache_entries():
-        if entry.kind == "effects":
-            content = entry.path.read_bytes()
-            for broken in (content[:-20], b"[1]", b'{"lookup": {"Q8_0": null}}'):
-                entry.path.write_bytes(broken)
-                assert tiny.convert(tmp_path / "b.gguf", target_bpw=6.5, overwrite=True).sha256 == first.sha256
-                assert any(f"{entry.path} is damaged" in text for text in caplog.messages)
-                caplog.clear()
+    (memo,) = [entry.path for entry in cache_entries() if entry.kind == "effects"]
+    content = memo.read_bytes()
+    for broken in (content[:-20], b"[1]", b'{"lookup": {"Q8_0": null}}'):
+        memo.write_bytes(broken)
+        caplog.clear()
+        assert tiny.convert(tmp_path / "b.gguf", target_bpw=6.5, overwrite=True).sha256 == first.sha256
+        assert [text for text in caplog.messages if "damaged" in text] == [f"{memo} is damaged, and is made again"]
+        assert memo.read_bytes() == content
