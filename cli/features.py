@@ -1,6 +1,7 @@
 """`dgpt2-quant features`: a text's hidden states, as numbers."""
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -28,7 +29,7 @@ def features(
         str, typer.Option(metavar="none|mean|last", help="A row for each token, their mean, or the last token's.")
     ] = "none",
     output: Annotated[
-        str | None, typer.Option("--output", "-o", metavar="FILE.npy", help="Write the array to this file.")
+        Path | None, typer.Option("--output", "-o", metavar="FILE.npy", help="Write the array to this file.")
     ] = None,
     overwrite: OverwriteOption = False,
     threads: ThreadsOrAutoOption = "auto",
@@ -42,32 +43,27 @@ def features(
     Example: dgpt2-quant features "Once upon a time" -m storybook --pooling mean
     """
     import numpy as np
-    from dgpt2_quant.quantize.errors import UsageError
     from dgpt2_quant.quantize.output_file import output_file, refuse_existing
-    from dgpt2_quant.quantize.paths import user_path
     from dgpt2_quant.quantize.store import model_file
     from dgpt2_quant.runtime import Model
     from dgpt2_quant.runtime.scoring import check_pooling
 
     kind, count = check_pooling(pooling), thread_count(threads)
-    path = user_path(output) if output else None
-    if output == "-":
-        raise UsageError("-o takes a file: without it, the numbers go to stdout", "Leave -o out.")
-    if path:
-        refuse_existing(path, overwrite)
-    given = read_prompt(text)
+    if output:
+        refuse_existing(output, overwrite)
     with progress_bar() as progress:
-        name, file = model_file(model, type=type, revision=revision, offline=offline, progress=progress, announce=note)
-    with Model.load(file, threads=count) as loaded:
+        name, path = model_file(model, type=type, revision=revision, offline=offline, progress=progress, announce=note)
+    given = read_prompt(text)
+    with Model.load(path, threads=count) as loaded:
         found = loaded.features(given, pooling=kind)
         quant_type = loaded.quant_type
-    if path:
-        with output_file(path, overwrite=overwrite) as array:
-            np.save(array, found)
+    if output:
+        with output_file(output, overwrite=overwrite) as file:
+            np.save(file, found)
     if json:
         document = {"model": name, "type": quant_type, "pooling": pooling, "shape": list(found.shape)}
-        print_json(document | ({"path": str(path)} if path else {"features": found.tolist()}))
-    elif path:
-        typer.echo(f"{' x '.join(map(str, found.shape))} numbers (float32) in {path}")
+        print_json(document | ({"path": str(output)} if output else {"features": found.tolist()}))
+    elif output:
+        typer.echo(f"{' x '.join(map(str, found.shape))} numbers (float32) in {output}")
     else:
         np.savetxt(sys.stdout, np.atleast_2d(found), fmt="%.9g")
