@@ -10,6 +10,14 @@ from .text import NamedText
 from .tokenizer import Tokenizer, TokenType
 
 _UNKNOWN = 2  # llama.cpp's LLAMA_TOKEN_TYPE_UNKNOWN, which it parses as it does control tokens
+# llama.cpp makes control tokens of these, whatever their type in the file (src/llama-vocab.cpp: the tokens that end a
+# text or a turn, and those of "fill in the middle", of which it takes one of a kind)
+_NAMES = """<|endoftext|> <|end_of_text|> <|im_end|> <|eot_id|> <|eom_id|> <|end|> <|return|> <|call|> <|calls|>
+<|flush|> <|tool_response> <turn|> <end_of_turn> <end_of_utterance> <eos> </s> <EOT> _<EOT> [EOT] [EOS] [e~[
+<|fim_prefix|> <|fim_suffix|> <|fim_middle|> <|fim_pad|> <|fim_repo|> <|file_sep|> <|repo_name|>
+<fim_prefix> <fim_suffix> <fim_middle> <fim_pad> <fim-prefix> <fim-suffix> <fim-middle> <fim-pad> <fim-repo> <reponame>
+<|code_prefix|> <|code_suffix|> <|code_middle|> <|prefix|> <|suffix|> <|middle|> <PRE> <SUF> <MID> <PAD> <REPO>"""
+_CONTROL_NAMES = frozenset(_NAMES.split())
 _SHOWN = 5  # special tokens that a note names
 
 
@@ -28,8 +36,8 @@ def encode_text(tokenizer: Tokenizer, text: str, *, parse_special: bool = True) 
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     letters = {number: [numbers[letter] for letter in piece if letter in numbers] for piece, number in extra.items()}
     added = {t for t, kind in zip(tokenizer.tokens, tokenizer.types, strict=False) if kind == TokenType.USER_DEFINED}
-    if parse_special:
-        added |= {*special_tokens(tokenizer.tokens, tokenizer.types)}
+    special = {*special_tokens(tokenizer.tokens, tokenizer.types)}
+    added = added | special if parse_special else added - special
     ids: list[int] = []
     for part, is_token in _split(text, added):
         if is_token:
@@ -43,7 +51,7 @@ def encode_text(tokenizer: Tokenizer, text: str, *, parse_special: bool = True) 
 def special_tokens(tokens: Sequence[str], types: Sequence[int]) -> list[str]:
     """The texts that are tokens only where special ones are parsed, of a vocabulary and its types."""
     kinds = (TokenType.CONTROL, _UNKNOWN)
-    return [token for token, kind in zip(tokens, types, strict=False) if kind in kinds]
+    return [t for t, kind in zip(tokens, types, strict=False) if kind in kinds or t in _CONTROL_NAMES]
 
 
 def special_note(text: NamedText, tokens: Sequence[str], types: Sequence[int]) -> str | None:

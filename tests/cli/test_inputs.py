@@ -204,7 +204,6 @@ def test_a_prompt_on_stdin_loses_its_last_line_end(end: bytes, short_files: dict
         (["perplexity", "--per-token", "-"], 2, "--per-token takes a file"),
         (["bench", "--per-token", "-"], 2, "--per-token takes a file"),
         (["imatrix", "--text", "-", "-o", "-"], 2, "cannot go to stdout"),
-        (["features", "x", "-o", "-"], 2, "-o takes a file"),
         (["perplexity", "--text", "/dev/zero"], 2, "/dev/zero is binary"),
         (["perplexity", "--text", "/"], 1, "cannot read the text '/': Is a directory"),
         (["eval", "--task", "bpb", "--data", "/dev/zero"], 2, "/dev/zero is binary"),

@@ -1,5 +1,6 @@
 """Texts become the tokens that llama.cpp makes of them, without llama.cpp."""
 
+import json
 import re
 import tomllib
 from importlib.resources import files
@@ -155,3 +156,14 @@ def test_special_and_added_tokens_together(kinds: dict[str, bool], tmp_path: Pat
     decoder = {SIZE + at: {"content": text, "special": special} for at, (text, special) in enumerate(kinds.items())}
     write_json(folder / "tokenizer_config.json", {"added_tokens_decoder": decoder})
     agrees(folder, "x<|user|>the <|a|>b<|a|> <|a|>b<|", f"{END_OF_TEXT}<|a|>{END_OF_TEXT}b<|user|>")
+
+
+@pytest.mark.parametrize("kind", ["added", "normal"])
+def test_tokens_that_llama_cpp_takes_for_control_tokens_by_their_names(kind: str, tmp_path: Path) -> None:
+    names = ["<|im_start|>", "<|im_end|>", "<|fim_prefix|>", "</s>", "<PRE>"[:-1]]
+    folder = with_added(tmp_path / "model", *names)
+    if kind == "normal":  # in the vocabulary itself, and no added tokens
+        ids = json.loads((folder / "vocab.json").read_text("utf-8"))
+        write_json(folder / "vocab.json", ids | json.loads((folder / "added_tokens.json").read_text("utf-8")))
+        (folder / "added_tokens.json").unlink()
+    agrees(folder, "".join(f"{name}the in {name}" for name in names))
