@@ -74,7 +74,7 @@ def _libraries() -> list[Any]:
 
     found: list[Any] = ThreadpoolController().select(user_api="blas").lib_controllers
     if not found:
-        name = np.show_config("dicts")["Build Dependencies"]["blas"]["name"]  # type: ignore[index]
+        name = np.show_config("dicts")["Build Dependencies"]["blas"]["name"]
         _log.warning(
             "NumPy's BLAS (%s) cannot be limited to one thread: a file's bytes may depend on the machine", name
         )

@@ -14,6 +14,7 @@ from dgpt2_quant.bench.quality import visit
 from dgpt2_quant.bench.report_markdown import markdown_table
 from dgpt2_quant.bench.rows import Logits
 from dgpt2_quant.bench.windows import LLAMA_CPP
+from dgpt2_quant.quantize.cores import usable_cores
 from dgpt2_quant.quantize.text import load_text
 from dgpt2_quant.runtime import Model
 
@@ -22,7 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--text", default="evaluation")
-    parser.add_argument("--threads", type=int)
+    parser.add_argument("--threads", type=int, default=usable_cores())
     arguments = parser.parse_args()
     text = load_text(arguments.text).text
     rows = []

@@ -13,7 +13,8 @@ from dgpt2_quant.quantize.padding import Padding, least_likely, pad_count
 from dgpt2_quant.quantize.reference import softmax
 from dgpt2_quant.quantize.text import load_text
 from dgpt2_quant.runtime import Model
-from dgpt2_quant.runtime.library import NativeModel, NativeSampler
+from dgpt2_quant.runtime.library import NativeModel
+from dgpt2_quant.runtime.native_sampler import NativeSampler
 
 from .checkpoints import TOKENS, make_checkpoint
 
