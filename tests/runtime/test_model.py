@@ -441,7 +441,7 @@ class TestNumbersOfAllKinds:
 
     @pytest.mark.parametrize("value", ["off", "on", 0, 1, None, "Auto"])
     def test_flash_attention_is_checked(self, storybook_files: dict[str, Path], value: Any) -> None:
-        with pytest.raises(UsageError, match="flash_attention is .*; it is True, False or 'auto'"):
+        with pytest.raises(UsageError, match=r"flash_attention is .*; it is True, False or 'auto'"):
             Model.load(storybook_files["Q4_0"], flash_attention=value)
 
     def test_huge_pages_are_checked(self, storybook_files: dict[str, Path]) -> None:
