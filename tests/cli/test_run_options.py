@@ -47,11 +47,7 @@ def test_tokens_come_with_ids_and_bytes(model: Path) -> None:
     grammar = model.with_name("emoji.gbnf")
     grammar.write_text('root ::= "😀"', "utf-8")
     [found] = answer("x", "-m", model, "-n", "9", "--logprobs", "1", "--grammar-file", grammar)["sequences"]
-<<<<<<< HEAD
-    assert bytes(byte for entry in found["logprobs"] for byte in entry["bytes"]).decode() == found["text"] == "😀"
-=======
     assert b"".join(bytes(entry["bytes"]) for entry in found["logprobs"]).decode() == found["text"] == "😀"
->>>>>>> h-surface
     assert all(entry["token"] >= 0 and {"text", "logprob", "bytes"} <= set(entry) for entry in found["logprobs"])
     assert all({"token", "text", "bytes", "logprob"} == set(top) for entry in found["logprobs"] for top in entry["top"])
 
