@@ -77,7 +77,7 @@ class _Sums:
     def sample(self, usage: Usage) -> Sample:
         return Sample(
             self.prompt_tokens / self.prompt_seconds if self.prompt_tokens else 0.0,
-            self.decode_tokens / self.decode_seconds if self.decode_tokens else 0.0,
+            self.decode_tokens / self.decode_seconds if self.decode_seconds else 0.0,
             None if self._joules is None or not self.decode_tokens else self._joules / self.decode_tokens,
             usage,
         )

@@ -249,7 +249,7 @@ class Engine:
         started = perf_counter()
         guesses = drafts[0].guesses(context.positions) if len(drafts) == 1 and drafts[0].request.lookup else ()
         rows = context.decode_each([*drafts, *guesses] if guesses else drafts)
-        governor.look(context.threads)
+        governor.look(context.threads, perf_counter() - started)
         if guesses:
             self._ahead.extend(zip(guesses, rows[1:], strict=False))
         pieces = []

@@ -1,7 +1,7 @@
 """Generations as iterators of text that know, when they are through, how they went."""
 
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 from dgpt2_quant.quantize.errors import RuntimeFailure
 
@@ -13,9 +13,11 @@ from .engine import Piece
 class _Pieces(Closing):
     """The pieces of some drafts. Several threads may read; each piece goes to one of them."""
 
-    def __init__(self, drafts: Sequence[Draft], pieces: Generator[Piece, None, None]) -> None:
+    def __init__(self, drafts: Sequence[Draft], pieces: Generator[Piece, None, None], end: Callable[[], None]) -> None:
+        """`end` takes the drafts from the engine, if they are there."""
         self._drafts = drafts
         self._pieces = pieces
+        self._end = end
         self._reading = threading.RLock()
 
     def _next(self) -> Piece:
@@ -31,6 +33,7 @@ class _Pieces(Closing):
         """Ends the texts here; what they have is their completion. Closing twice is fine."""
         with self._reading:
             self._pieces.close()
+            self._end()
             for draft in self._drafts:
                 draft.stop()
 
@@ -41,8 +44,8 @@ class Generation(_Pieces, Iterator[str]):
     Starting a second generation of the same model ends this one: they share the context.
     """
 
-    def __init__(self, draft: Draft, pieces: Generator[Piece, None, None]) -> None:
-        super().__init__([draft], pieces)
+    def __init__(self, draft: Draft, pieces: Generator[Piece, None, None], end: Callable[[], None]) -> None:
+        super().__init__([draft], pieces, end)
         self.seed = draft.request.seed
         self._draft = draft
 
@@ -66,8 +69,14 @@ class Batch(_Pieces, Iterator[tuple[int, str]]):
     `completions` are those of the finished ones, by number; `seeds` give them again.
     """
 
-    def __init__(self, drafts: Sequence[Draft], pieces: Generator[Piece, None, None], turn: threading.RLock) -> None:
-        super().__init__(drafts, pieces)
+    def __init__(
+        self,
+        drafts: Sequence[Draft],
+        pieces: Generator[Piece, None, None],
+        end: Callable[[], None],
+        turn: threading.RLock,
+    ) -> None:
+        super().__init__(drafts, pieces, end)
         self.seeds = [draft.request.seed for draft in drafts]
         self._turn = turn
         self._numbers = {id(draft): number for number, draft in enumerate(drafts)}

@@ -159,8 +159,8 @@ class Model(Scorer):
         An empty prompt begins a new text. Raises `UsageError` for a prompt that does not fit the context, or a
         setting out of range.
         """
-        draft = self.make_draft(prompt, **options)
-        return Generation(draft, self._write([draft]))
+        drafts = [self.make_draft(prompt, **options)]
+        return Generation(drafts[0], self._write(drafts), partial(self._end, drafts))
 
     def batch(
         self,
@@ -191,7 +191,7 @@ class Model(Scorer):
 
     def write(self, drafts: Sequence[Draft], *, parallel: int = PARALLEL) -> Batch:
         """Starts texts that `make_draft` made, each with settings of its own, `parallel` at a time."""
-        return Batch(drafts, self._write(drafts, check_parallel(parallel)), self._lock)
+        return Batch(drafts, self._write(drafts, check_parallel(parallel)), partial(self._end, drafts), self._lock)
 
     def generate(
         self,
@@ -286,6 +286,13 @@ class Model(Scorer):
                     left -= 1
                 if piece[1]:
                     yield piece
+
+    def _end(self, drafts: Sequence[Draft]) -> None:
+        """Ends what `_write` writes, if it is still its turn."""
+        if self._process == os.getpid():
+            with self._lock:
+                if self._turn is drafts and self._native is not None:
+                    self._take(None)
 
     def _take(self, turn: object) -> NativeModel:
         """Makes it someone's turn: whatever was going on in these contexts is over."""

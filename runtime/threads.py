@@ -2,8 +2,11 @@
 
 A token takes a hundred barriers. When another process takes a core from one of two threads for a time slice, the other
 waits at the next barrier for all of it, so that two threads next to a busy process are several times slower than one.
-So after each step the governor asks the system how many tasks run, and takes the cores that the others leave. It
-decides nothing but speed; a text does not depend on the number of threads.
+So after each step the governor asks the system how many tasks run, and takes the cores that the others leave.
+Where they leave none, all threads together are mostly faster than one, as each has as much of its core as the others;
+but in some texts they wait for each other all the time, so there one step that stalls ends it for a while.
+
+It decides nothing but speed; a text does not depend on the number of threads.
 """
 
 import contextlib
@@ -25,6 +28,8 @@ _LOADAVG = Path("/proc/loadavg")  # proc(5): its fourth field is "tasks that can
 _EVERY = 0.004  # seconds from one look to the next, each of which takes some 10 microseconds
 _STALE = 0.05  # seconds after which earlier looks do not count any more
 _WEIGHT = 0.3  # of a new look: two in a row change the number of threads, one alone does not
+_STALL = 4.0  # times the shortest step of the text: a thread has waited for another that had lost its core
+_CAUTION = 2.0  # seconds after a stall in which no core is shared
 
 
 class Fixed:
@@ -33,7 +38,7 @@ class Fixed:
     def __init__(self, threads: int) -> None:
         self.threads = threads
 
-    def look(self, own: int = 1) -> None:
+    def look(self, own: int = 1, seconds: float = 0.0) -> None:
         """Nothing to learn."""
 
 
@@ -49,14 +54,24 @@ class Governor:
         self._cores = cores
         self._running = running or _tasks_that_run()
         self._others = 0.0
-        self._looked = -math.inf
+        self._looked = self._stalled = -math.inf
+        self._shortest = math.inf
         self.look()
 
-    def look(self, own: int = 1) -> None:
-        """Called before a text and after each step; `own` threads of this process run, or still spin."""
+    def look(self, own: int = 1, seconds: float = 0.0) -> None:
+        """Called before a text and after each step, which took `seconds`; `own` threads of this process run, or still
+        spin."""
         if self._most == 1:
             return
         now = time.perf_counter()
+        if not seconds:
+            self._shortest = math.inf
+        elif seconds < self._shortest:
+            self._shortest = seconds
+        elif own > 1 and seconds > _STALL * self._shortest:
+            self._stalled = self._looked = now
+            self.threads = self._free()
+            return
         since = now - self._looked
         if since < _EVERY:
             return
@@ -66,7 +81,12 @@ class Governor:
         self._looked = now
         others = max(0, running - own)
         self._others += (others - self._others) * (1 if since > _STALE else _WEIGHT)
-        self.threads = max(1, min(self._most, self._cores - round(self._others)))
+        shares = self._others >= self._cores and now - self._stalled > _CAUTION
+        self.threads = self._most if shares else self._free()
+
+    def _free(self) -> int:
+        """The cores that others leave, at least one."""
+        return max(1, min(self._most, self._cores - round(self._others)))
 
 
 def check_threads(threads: int | Literal["auto"]) -> int | Literal["auto"]:

@@ -43,7 +43,7 @@ def test_an_idle_machine_is_used_whole() -> None:
     assert after(governor([1, 2]), 20) == [2] * 20
 
 
-@pytest.mark.parametrize(("busy", "expected"), [(1, 1), (2, 1), (9, 1)])
+@pytest.mark.parametrize(("busy", "expected"), [(1, 1), (2, 2), (9, 2)])
 def test_a_text_begins_with_what_others_leave(busy: int, expected: int) -> None:
     assert governor([1 + busy]).threads == expected
 
@@ -54,6 +54,23 @@ def test_a_load_is_noticed_within_two_steps_and_so_is_its_end() -> None:
 
 def test_a_task_that_runs_for_a_moment_changes_nothing() -> None:
     assert after(governor([1, 2, 3, 2, 2, 2, 3, 2]), 10) == [2] * 10
+
+
+def test_where_no_core_is_left_a_step_that_stalls_ends_sharing_for_a_while() -> None:
+    found = governor([3, 4])
+    assert found.threads == 2
+    for seconds in (0.005, 0.006, 0.005):
+        found.look(2, seconds)
+    assert found.threads == 2
+    found.look(2, 0.05)
+    assert found.threads == 1
+    found._running = lambda: 3  # type: ignore[method-assign]
+    numbers = []
+    for _ in range(420):  # each five milliseconds later
+        found.look(found.threads, 0.005)
+        numbers.append(found.threads)
+    assert numbers[:390] == [1] * 390
+    assert 2 in numbers[390:]
 
 
 def test_others_may_run_on_cores_that_this_process_may_not_use() -> None:
@@ -75,7 +92,7 @@ def test_busy_processes_are_seen() -> None:
     hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores)]
     try:
         deadline = time.monotonic() + 20
-        while Governor(cores, cores).threads > 1:  # until both have started
+        while Governor(cores, cores + 1).threads > 1:  # until all have started
             assert time.monotonic() < deadline
     finally:
         for hog in hogs:
