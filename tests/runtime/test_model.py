@@ -156,7 +156,7 @@ class TestEnd:
         assert greedy(storybook, 0) == Completion("", 0, "length")
 
     def test_a_negative_number_of_tokens_is_refused(self, storybook: Model) -> None:
-        with pytest.raises(UsageError, match="max_tokens is -1"):
+        with pytest.raises(UsageError, match="max_tokens is -2"):
             storybook.stream(PROMPT, max_tokens=-1)
 
     @pytest.mark.parametrize(("length", "tokens"), [(POSITIONS - 2, 3), (POSITIONS - 1, 2), (POSITIONS, 1)])
