@@ -22,7 +22,8 @@ from typer.testing import CliRunner
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES_WITH_TABLES = [
-    ROOT / name for name in ("README.md", "docs/convert.md", "docs/performance.md", "docs/quantization.md")
+    ROOT / name
+    for name in ("README.md", "docs/benchmarks.md", "docs/convert.md", "docs/performance.md", "docs/quantization.md")
 ]
 
 
