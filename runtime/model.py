@@ -257,8 +257,8 @@ class Model(Scorer):
         with self._lock:
             self._turn = None
             engines = [engine for engine in (self._single, self._several) if engine]
-            for context in (*(engine.context for engine in engines), *self._scoring.values()):
-                context.close()
+            for closing in (*engines, *self._scoring.values()):
+                closing.close()
             if self._native is not None:
                 self._native.close()
             self._several, self._scoring, self._native = None, {}, None

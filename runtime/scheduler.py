@@ -157,7 +157,7 @@ class _Worker:
             thread.start()
         except RuntimeError as error:
             self.closing = True
-            self.engine.context.close()
+            self.engine.close()
             raise RuntimeFailure(
                 f"the system lets this process start no more threads ({error})",
                 "Close schedulers that are not needed, or raise the limit (`ulimit -u`, a container's pids limit).",
@@ -197,7 +197,7 @@ class _Worker:
             for draft, text in self.engine.cancel(*self.jobs):
                 self._report(draft, text)
         finally:
-            self.engine.context.close()
+            self.engine.close()
 
     def _take_jobs(self) -> bool:
         """Gives new requests to the engine, and takes from it those that nobody wants; waits where there is nothing to
