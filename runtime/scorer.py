@@ -86,7 +86,7 @@ class Scorer(Closing):
         if isinstance(text, str):
             tokens = native.tokenize(text, special=True, add_special=True)
         else:
-            if isinstance(text, list | tuple) and any(isinstance(item, str) for item in text):
+            if isinstance(text, list | tuple) and text and all(isinstance(item, str) for item in text):
                 raise UsageError("several texts were passed; one is scored at a time", "Call it for each text.")
             tokens = token_ids(text, native.vocabulary)
         if not 0 < len(tokens) <= self.positions:
