@@ -37,12 +37,12 @@ def report(error: BaseException) -> int:
             typer.echo(f"Error: can not write the result: {error.strerror}", err=True)
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
-        case MemoryError() | ImportError() | OSError() if _lacks_memory(error):
+        case MemoryError() | ImportError() | OSError() | RuntimeError() if _lacks_memory(error):
             typer.echo("Error: not enough memory for this", err=True)
             return 1
     raise error
 
 
 def _lacks_memory(error: BaseException) -> bool:
-    """The dynamic linker says it in words, within NumPy's page of advice and as an `OSError` of ctypes."""
+    """The dynamic linker says so in words, which NumPy and llama-cpp-python put into errors of their own."""
     return isinstance(error, MemoryError) or "failed to map segment from shared object" in str(error)
