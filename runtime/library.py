@@ -52,14 +52,14 @@ class NativeModel:
                 f"llama.cpp can not load {path}", "Turn on the logger `dgpt2_quant.llama_cpp` to see its reason."
             )
         lib, handle = bindings(), self._owner.pointer
-        self.vocab = lib.llama_model_get_vocab(handle)
+        self.vocab: Any = lib.llama_model_get_vocab(handle)
         self.vocabulary: int = lib.llama_vocab_n_tokens(self.vocab)
         self.positions: int = lib.llama_model_n_ctx_train(handle)
         self.width: int = lib.llama_model_n_embd(handle)
         self.bos: int = lib.llama_vocab_bos(self.vocab)
         self.eos: int = lib.llama_vocab_eos(self.vocab)
         self.adds_bos: bool = lib.llama_vocab_get_add_bos(self.vocab)
-        self.real_vocabulary = self._without_padding()
+        self.real_vocabulary: int = self._without_padding()
 
     def _load(self) -> None:
         lib = bindings()
@@ -230,7 +230,7 @@ class NativeContext:
         if self._owner is None:
             what = f"a context of {positions} positions for {slots} sequence{'s' * (slots > 1)}"
             raise RuntimeFailure(f"llama.cpp can not set up {what}", "Is there enough memory?")
-        self._memory = lib.llama_get_memory(self.owner.pointer)
+        self._memory: Any = lib.llama_get_memory(self.owner.pointer)
 
     def _make(self, model: NativeModel, params: Any) -> None:
         lib, owner = bindings(), model.owner

@@ -52,7 +52,7 @@ class _Fate(weakref.ref[Owned]):
     free: Callable[[int], object]
     keeps: tuple[object, ...]
 
-    def __call__(self) -> None:  # type: ignore[override]
+    def __call__(self) -> None:
         del _alive[id(self)]
         self.free(self.pointer)
         self.keeps = ()
@@ -101,7 +101,11 @@ def _run_and_wait(call: Callable[[], None], cancel: Callable[[], object] | None 
         over = True
         woken.release()
 
-    queue.put(lambda: (call(), queue.put(end)))
+    def run() -> None:
+        call()
+        queue.put(end)
+
+    queue.put(run)
     interrupt: BaseException | None = None
     while not over:  # and not until the lock is taken: an interrupt can come after that
         try:
