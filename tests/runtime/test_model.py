@@ -157,7 +157,7 @@ class TestEnd:
 
     def test_a_negative_number_of_tokens_is_refused(self, storybook: Model) -> None:
         with pytest.raises(UsageError, match="max_tokens is -2"):
-            storybook.stream(PROMPT, max_tokens=-1)
+            storybook.stream(PROMPT, max_tokens=-2)
 
     @pytest.mark.parametrize(("length", "tokens"), [(POSITIONS - 2, 3), (POSITIONS - 1, 2), (POSITIONS, 1)])
     def test_the_end_of_the_context(self, storybook: Model, length: int, tokens: int) -> None:
