@@ -432,7 +432,7 @@ class TestNumbersOfAllKinds:
             "prompts is None": lambda: storybook.generate(None),  # type: ignore[arg-type]
             "prompts is b'Once'": lambda: storybook.generate(b"Once"),  # type: ignore[arg-type]
             "text is b'', not a str": lambda: storybook.tokenize(b""),  # type: ignore[arg-type]
-            "one is scored at a time": lambda: storybook.score(["a", "b"]),  # type: ignore[list-item]
+            "one text is scored at a time": lambda: storybook.score(["a", "b"]),  # type: ignore[list-item]
         }
         for message, call in calls.items():
             with pytest.raises(UsageError) as caught:
