@@ -16,8 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, NoReturn, Protocol, Self, Unpack
 
+from dgpt2_quant.quantize.cores import usable_cores
 from dgpt2_quant.quantize.errors import RuntimeFailure, UsageError
 from dgpt2_quant.quantize.gguf_file import require_file
+from dgpt2_quant.quantize.workers import require_threads
 
 from .depth_context import DepthContext
 from .draft import Completion, Draft
@@ -127,6 +129,7 @@ class Model(Scorer):
         flash_attention = check_flash_attention(flash_attention)
         huge_pages = check_flag("huge_pages", huge_pages)
         threads = check_threads(threads)
+        require_threads(usable_cores() if threads == "auto" else threads)  # where OpenMP gets none it ends the process
         header = check_model_file(path)
         trained: int = header.metadata["gpt2.context_length"]
         bos, quant_type = header.metadata.get("tokenizer.ggml.bos_token_id"), header.quant_type

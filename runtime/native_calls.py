@@ -19,7 +19,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from dgpt2_quant.quantize.errors import RuntimeFailure
+from dgpt2_quant.quantize.workers import no_more_threads
 
 Result = TypeVar("Result")
 Queue = SimpleQueue[Callable[[], object]]
@@ -126,22 +126,14 @@ def _queue() -> Queue:
     queue = _threads.get(os.getpid())
     if queue is None:
         mine: Queue = SimpleQueue()
-        start_thread(_serve, mine)
+        try:
+            _thread.start_new_thread(_serve, (mine,))
+        except RuntimeError as error:
+            raise no_more_threads() from error
         queue = _threads.setdefault(os.getpid(), mine)
         if queue is not mine:
             mine.put(_thread.exit)  # another thread was first
     return queue
-
-
-def start_thread(function: Callable[..., object], *arguments: object) -> None:
-    """A thread without `threading`'s locks, which an interrupt could leave taken. Raises `RuntimeFailure`."""
-    try:
-        _thread.start_new_thread(function, arguments)
-    except RuntimeError as error:
-        raise RuntimeFailure(
-            f"the system lets this process start no more threads ({error})",
-            "Raise the limit on processes or memory (`ulimit -u`, `ulimit -v`, a container's pids limit).",
-        ) from error
 
 
 def _serve(queue: Queue) -> None:

@@ -19,6 +19,7 @@ from queue import Empty, SimpleQueue
 from typing import Self, Unpack
 
 from dgpt2_quant.quantize.errors import OverloadedError, RuntimeFailure
+from dgpt2_quant.quantize.workers import no_more_threads
 
 from .closing import Closing
 from .draft import Draft
@@ -158,10 +159,7 @@ class _Worker:
         except RuntimeError as error:
             self.closing = True
             self.engine.context.close()
-            raise RuntimeFailure(
-                f"the system lets this process start no more threads ({error})",
-                "Close schedulers that are not needed, or raise the limit (`ulimit -u`, a container's pids limit).",
-            ) from error
+            raise no_more_threads() from error
         self.thread = thread
         _close_at_exit().add(self)
 

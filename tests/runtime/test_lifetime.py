@@ -165,7 +165,7 @@ def test_where_no_thread_can_be_started_the_model_goes_on(model: Model, monkeypa
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", start)
-    with pytest.raises(RuntimeFailure, match="no more threads"):
+    with pytest.raises(RuntimeFailure, match="refuses to start another thread"):
         Scheduler(model)
     assert "".join(model.stream(PROMPT, max_tokens=3))
     model.close()
