@@ -12,6 +12,7 @@ the callback of a weak reference is `SimpleQueue.put`, which is C and made for i
 
 import _thread
 import atexit
+import logging
 import os
 import threading
 import weakref
@@ -24,6 +25,7 @@ from dgpt2_quant.quantize.workers import no_more_threads
 Result = TypeVar("Result")
 Queue = SimpleQueue[Callable[[], object]]
 
+_log = logging.getLogger(__name__)
 _alive: dict[int, "_Fate"] = {}  # a weak reference calls back only while it exists itself
 _threads: dict[int, Queue] = {}  # by process: a forked child has none of its parent's threads
 _own = threading.local()
@@ -139,7 +141,12 @@ def _queue() -> Queue:
 def _serve(queue: Queue) -> None:
     _own.is_native = True
     while True:
-        queue.get()()
+        try:
+            queue.get()()
+        except SystemExit:
+            return
+        except BaseException:  # it must go on: everybody waits for it
+            _log.exception("a call of llama.cpp failed")
 
 
 @atexit.register
