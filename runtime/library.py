@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from dgpt2_quant.quantize.errors import RuntimeFailure, UsageError
 
-from .bindings import bindings, encoded, own, raise_from_callback, raised
+from .bindings import bindings, encoded, own
 from .decoding import Fed, Logits, State, token_ids
 from .forks import check_fork
 from .huge_pages import LARGE
@@ -312,8 +312,6 @@ class NativeContext:
         status = self._decode(owner.pointer, self._batch)
         if status:
             raise RuntimeFailure(f"llama_decode failed with status {status} at position {last_position}")
-        if raised:
-            raise_from_callback()
         return owner
 
     def logits(self, rows: int) -> npt.NDArray[np.float32]:
