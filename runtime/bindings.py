@@ -1,8 +1,9 @@
 """llama.cpp's library, loaded once and checked: its bindings, its log, and what its long calls make.
 
-What llama.cpp logs while it loads a model or makes a context goes to the logger `dgpt2_quant.llama_cpp`, which is silent
-unless the program sets up a handler. Nothing else that it logs is passed on: a callback into Python could come in the
-main thread, in the middle of a decode, and a signal handler that runs at its beginning would have its exception dropped.
+What llama.cpp logs while it loads a model or makes a context goes to the logger `dgpt2_quant.llama_cpp`, which is
+silent unless the program sets up a handler. Nothing else that it logs is passed on: a callback into Python could come
+in the main thread, in the middle of a decode, and a signal handler that runs at its beginning would have its exception
+dropped.
 """
 
 import ctypes

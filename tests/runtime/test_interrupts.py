@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,19 @@ def test_in_a_callback_that_logs(short_files: dict[str, Path], caplog: pytest.Lo
     finally:
         log.removeHandler(handler)
     assert interrupted
+
+
+def test_nothing_is_logged_into_python_in_the_main_thread(
+    short_files: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    logged = caplog.at_level(logging.DEBUG, "dgpt2_quant.llama_cpp")
+    with logged, Model.load(short_files["Q8_0"], threads=1) as model:
+        write(model)
+        for repeats in (1, 20, 90):  # llama.cpp makes its outputs larger, and says so
+            model.score(PROMPT * repeats)
+        model.generate([PROMPT, "The king"], max_tokens=140)
+    assert caplog.records
+    assert threading.main_thread().ident not in {record.thread for record in caplog.records}
 
 
 def test_a_handler_that_closes_the_model(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
