@@ -6,11 +6,12 @@ in the main thread, in the middle of a decode, and a signal handler that runs at
 dropped.
 """
 
+import _thread
 import ctypes
 import logging
 import threading
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -30,6 +31,7 @@ _LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERR
 TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # struct llama_token_data
 # what a log handler raised in a callback from C, by thread
 _raised: dict[int, BaseException] = {}
+_loggers, _switch = 0, threading.Lock()  # the threads within `_logging`, none of them the main one
 
 
 @cache
@@ -70,23 +72,37 @@ def _log_callback(llama_cpp: Any) -> Any:
         try:
             ask_for_huge_pages(text)
             log.log(_LEVELS.get(level, logging.INFO), text.decode("utf-8", "replace").rstrip())
+        except KeyboardInterrupt:  # of the main thread, in a decode while another thread loads
+            _thread.interrupt_main()
         except BaseException as error:
             _raised[threading.get_ident()] = error  # ctypes would drop it: it is raised when C has returned
 
     return write  # kept by the cache: C holds a pointer to it
 
 
+@contextmanager
+def _logging() -> Iterator[None]:
+    """In the block llama.cpp logs into Python; for several threads, until the last of them has left it."""
+    global _loggers
+    lib = bindings()
+    with _switch:
+        _loggers += 1
+        lib.llama_log_set(_log_callback(lib), ctypes.c_void_p(0))
+    try:
+        yield
+    finally:
+        with _switch:
+            _loggers -= 1
+            if not _loggers:
+                lib.llama_log_set(_quiet(lib), ctypes.c_void_p(0))
+
+
 def own(
     make: Callable[[], int | None], free: Callable[[int], object], *keeps: object, huge_pages: bool
 ) -> Owned | None:
     """What a long call of C makes, in the native thread; None if it makes nothing."""
-    lib = bindings()
-    lib.llama_log_set(_log_callback(lib), ctypes.c_void_p(0))
-    try:
-        with huge_pages_for_new_memory() if huge_pages else nullcontext():
-            pointer = make()
-    finally:
-        lib.llama_log_set(_quiet(lib), ctypes.c_void_p(0))
+    with _logging(), huge_pages_for_new_memory() if huge_pages else nullcontext():
+        pointer = make()
 
     def free_for_good(pointer: int) -> None:
         free(pointer)

@@ -32,7 +32,8 @@ class _Pieces(Closing):
     def close(self) -> None:
         """Ends the texts here; what they have is their completion. Closing twice is fine."""
         with self._reading:
-            self._pieces.close()
+            if not self._pieces.gi_running:  # a signal handler may close what it interrupts: then `_end` ends it
+                self._pieces.close()
             self._end()
             for draft in self._drafts:
                 draft.stop()

@@ -7,7 +7,7 @@ import ctypes
 import os
 import threading
 from collections.abc import Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ MAX_BATCH = 512  # tokens that are decoded in one go; the logits of a whole batc
 CELLS = 256  # llama.cpp rounds a cache up to a multiple
 F32, F16 = 0, 1  # enum ggml_type
 KV_TYPES = {"f32": F32, "f16": F16, "bf16": 30, "q8_0": 8}
-_WITH_VOCABULARY = ("dry", "grammar")  # samplers whose first argument it is
+WITH_VOCABULARY = ("dry", "grammar")  # samplers whose first argument it is
 _BYTES = ctypes.POINTER(ctypes.c_uint8)
 
 
@@ -95,7 +95,7 @@ class NativeModel:
     def sampler_step(self, name: str, *arguments: Any) -> Any:
         """What `llama_sampler_init_NAME` makes of these arguments, to be freed by the caller."""
         make = getattr(bindings(), f"llama_sampler_init_{name}")
-        if name not in _WITH_VOCABULARY:
+        if name not in WITH_VOCABULARY:
             return make(*map(encoded, arguments))
         owner = self.owner
         arguments = self.vocab, *arguments
@@ -357,9 +357,7 @@ class NativeContext:
         """Puts saved cells into a slot, in place of what is there."""
         lib, owner = bindings(), self.owner
         lib.llama_memory_seq_rm(self._memory, slot, 0, -1)
-        # it logs what it reads
-        put = partial(lib.llama_state_seq_set_data, owner.pointer, state.ctypes.data_as(_BYTES), len(state), slot)
-        if not in_native_thread(put):
+        if not lib.llama_state_seq_set_data(owner.pointer, state.ctypes.data_as(_BYTES), len(state), slot):
             raise RuntimeFailure(f"llama.cpp can not restore the sequence {slot}")
 
     def set_threads(self, threads: int) -> None:

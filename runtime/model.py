@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, NoReturn, Protocol, Self, Unpack
 
-from dgpt2_quant.quantize.cores import usable_cores
 from dgpt2_quant.quantize.errors import RuntimeFailure, UsageError
 from dgpt2_quant.quantize.gguf_file import require_file
 from dgpt2_quant.quantize.workers import require_threads
@@ -129,7 +128,7 @@ class Model(Scorer):
         flash_attention = check_flash_attention(flash_attention)
         huge_pages = check_flag("huge_pages", huge_pages)
         threads = check_threads(threads)
-        require_threads(usable_cores() if threads == "auto" else threads)  # where OpenMP gets none it ends the process
+        require_threads(make_governor(threads).most)  # where OpenMP gets none it ends the process
         header = check_model_file(path)
         trained: int = header.metadata["gpt2.context_length"]
         bos, quant_type = header.metadata.get("tokenizer.ggml.bos_token_id"), header.quant_type
@@ -259,9 +258,9 @@ class Model(Scorer):
             user.close()
         with self._lock:
             self._turn = None
-            engines = [engine for engine in (self._single, self._several) if engine]
-            for context in (*(engine.context for engine in engines), *self._scoring.values()):
-                context.close()
+            for part in (self._single, self._several, *self._scoring.values()):
+                if part is not None:
+                    part.close()
             if self._native is not None:
                 self._native.close()
             self._several, self._scoring, self._native = None, {}, None
@@ -279,8 +278,10 @@ class Model(Scorer):
         # no `finally`: Python drops an interrupt that comes while it ends a generator that nobody reads any more; the
         # next one that takes its turn cancels what is left
         while left:
+            if self._process != os.getpid():
+                self._open()  # in a forked child the lock may be held for ever
             with self._lock:
-                if self._turn is not drafts or self._process != os.getpid():
+                if self._turn is not drafts:
                     self._open()
                     raise RuntimeFailure("another generation of this model has begun, so this one cannot go on")
                 pieces = engine.step()
@@ -332,8 +333,10 @@ class Model(Scorer):
         positions = min(max(draft.next_position + draft.room for draft in drafts), self.positions)
         found = self._several
         if found is None or found.context.slots < slots or found.context.positions < positions:
-            found = self._several = None  # before the next one is made: there may be no memory for both
-            flush()
+            if found is not None:
+                found.close()
+                self._several = None  # before the next one is made: there may be no memory for both
+                flush()
             found = self._several = self.new_engine(slots, positions)
         return found
 

@@ -1,4 +1,4 @@
-"""The native thread: where C makes and frees what it owns, so that no signal handler runs in the middle of it.
+"""The native thread: where C makes and frees models and contexts, so that no signal handler runs in the middle of it.
 
 Python runs signal handlers in the main thread, between any two bytecodes. There an interrupt can come after C has
 returned a handle and before it is kept, or at the start of a callback from C, where ctypes drops the exception and the
@@ -55,7 +55,7 @@ class _Fate(weakref.ref[Owned]):
     keeps: tuple[object, ...]
 
     def __call__(self) -> None:
-        del _alive[id(self)]
+        _alive.pop(id(self), None)
         self.free(self.pointer)
         self.keeps = ()
 
@@ -107,10 +107,13 @@ def _run_and_wait(call: Callable[[], None], cancel: Callable[[], object] | None 
         call()
         queue.put(end)
 
-    queue.put(run)
     interrupt: BaseException | None = None
+    handed = False
     while not over:  # and not until the lock is taken: an interrupt can come after that
         try:
+            if not handed:
+                handed = True
+                queue.put(run)  # here, as an interrupt can come right after it
             woken.acquire()
         except BaseException as error:
             interrupt = error
