@@ -29,7 +29,7 @@ from .once import OnceCommand
 from .perplexity import perplexity
 from .report import report as merge_report
 from .run import run
-from .signals import exit_on_signals, raise_on_signals
+from .signals import end, exit_on_signals, raise_on_signals
 from .streams import drop_output, is_closed, open_streams
 
 VERBS: dict[str, Callable[..., None]] = {
@@ -78,6 +78,8 @@ def main() -> NoReturn:
             exit_on_signals()  # from here on a signal raises nothing, so that no traceback follows the report
     except BaseException as error:
         status = report(error)
+    if status > 128:
+        end(status)
     sys.exit(status)
 
 

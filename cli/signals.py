@@ -4,11 +4,18 @@ While a verb runs, they are exceptions, so that nothing half-written stays. Befo
 clean up: the process exits at once. Python's own answer would be a traceback, and death by the signal.
 """
 
+import _thread
 import atexit
+import contextlib
 import os
 import signal
+import sys
+import time
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ours: list[int] = []  # the others are ignored, as under nohup or in a background job, or somebody else's
@@ -25,7 +32,21 @@ def exit_on_signals() -> None:
 
 def raise_on_signals() -> None:
     """For the time between: `KeyboardInterrupt` for Ctrl-C, `SystemExit` for the others, in the main thread."""
+    sys.unraisablehook = _send_again
     _handle_by(_raise)
+
+
+def end(status: int) -> NoReturn:
+    """Ends the program after a signal.
+
+    Not by `sys.exit`: `python -m` ends itself by SIGINT where a `KeyboardInterrupt` has left an `exec` of a text, such
+    as the one in `dataclass`, even if it was caught after that.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(status)
 
 
 _DEFAULTS = (signal.SIG_DFL, signal.default_int_handler)
@@ -44,3 +65,20 @@ def _raise(number: int, frame: FrameType | None) -> NoReturn:
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(128 + number)
+
+
+def _send_again(dropped: "UnraisableHookArgs") -> None:
+    """Sends a signal once more whose exception Python drops: it came in a `__del__` or in the callback of a weak
+    reference, of which each import has one."""
+    error = dropped.exc_value
+    if isinstance(error, KeyboardInterrupt):
+        _thread.start_new_thread(_send, (signal.SIGINT,))
+    elif isinstance(error, SystemExit) and isinstance(error.code, int) and error.code - 128 in _ours:
+        _thread.start_new_thread(_send, (error.code - 128,))
+    else:
+        sys.__unraisablehook__(dropped)
+
+
+def _send(number: int) -> None:
+    time.sleep(0.01)  # until the callback has ended
+    os.kill(os.getpid(), number)

@@ -69,6 +69,43 @@ def test_ctrl_c_is_status_130_at_any_instant(
     assert set(statuses(signal.SIGINT, 10, *arguments, folder=tmp_path)) == {130}
 
 
+# what is interrupted, as a module of the name `program`
+PROGRAM = """
+import os, signal, weakref
+from dgpt2_quant.cli import main
+
+def app(**_):
+    {body}
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main.app = app
+main.main()
+"""
+WITHIN_AN_EXEC = 'exec("raise KeyboardInterrupt")'
+WITHIN_A_CALLBACK = """
+    thing = set()
+    reference = weakref.ref(thing, lambda _: signal.raise_signal(signal.{name}))
+    del thing
+    signal.pause()
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "error"),
+    [
+        (WITHIN_AN_EXEC, 130, "Interrupted.\n"),
+        (WITHIN_A_CALLBACK.format(name="SIGINT"), 130, "Interrupted.\n"),
+        (WITHIN_A_CALLBACK.format(name="SIGTERM"), 143, ""),
+    ],
+)
+def test_where_python_itself_would_lose_it(tmp_path: Path, body: str, status: int, error: str) -> None:
+    """As while modules are imported: a `dataclass` executes a text, and importlib has weak references."""
+    (tmp_path / "program.py").write_text(PROGRAM.format(body=body), "utf-8")
+    call = [sys.executable, "-m", "program"]
+    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, timeout=20, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", error)
+
+
 def test_sigterm_is_status_143_and_leaves_nothing_half_written(tmp_path: Path) -> None:
     arguments = ("convert", "storybook", "-t", "q4_0", "-o", "out", "--overwrite")
     assert set(statuses(signal.SIGTERM, 8, *arguments, folder=tmp_path)) == {143}
