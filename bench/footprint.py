@@ -86,7 +86,7 @@ def peak_rss_bytes() -> int:
 
 
 def _child(path: str, threads: str) -> None:
-    from dgpt2_quant.runtime.library import bindings
+    from dgpt2_quant.runtime.bindings import bindings
     from dgpt2_quant.runtime.model import Model
 
     bindings()  # importing the library is no part of loading a model

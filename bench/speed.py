@@ -91,7 +91,7 @@ def measure(
     if rounds < 1:
         raise UsageError(f"{rounds} rounds were asked for; at least 1 is needed")
     check_patience(patience)
-    count = threads_or_all(threads)  # a governor's trials are none of a file's speed
+    count = threads_or_all(threads)  # a governor would change the number between two measurements
     paths = dict.fromkeys([reference, *files])
     huge_pages = 2 * sum(path.stat().st_size for path in paths if path.is_file()) <= (ram_bytes() or 0)
     with ExitStack() as stack:

@@ -1,5 +1,6 @@
 """`dgpt2-quant compare`: whether a newer benchmark is worse than an older one."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,6 +9,7 @@ import typer
 from .errors import report
 from .options import JsonOption
 from .output import print_json, print_table
+from .streams import ReaderGoneError
 
 if TYPE_CHECKING:
     from dgpt2_quant.bench.regression import Change, Comparison
@@ -68,7 +70,8 @@ def compare(
     )
     try:
         print_json(comparison) if json else _print(comparison)
-    except BrokenPipeError as error:  # the reader had enough (`| head`); the verdict is the exit status all the same
+        sys.stdout.flush()
+    except ReaderGoneError as error:  # the reader had enough (`| head`); the verdict is the exit status all the same
         raise typer.Exit(WORSE if comparison["worse"] else report(error)) from error
     if comparison["worse"]:
         raise typer.Exit(WORSE)

@@ -44,7 +44,7 @@ def _explained(error: BaseException) -> tuple[str, str, int]:
     match error:
         case DgptQuantError():
             return error.message, error.hint, error.exit_status
-        case MemoryError() | ImportError() | OSError() if _lacks_memory(error):
+        case MemoryError() | ImportError() | OSError() | RuntimeError() if _lacks_memory(error):
             return "not enough memory", "Close other programs, raise `ulimit -v`, or use a smaller model.", 1
         case RuntimeError() if "can't start new thread" in str(error):
             limits = "Raise the limit of processes (`ulimit -u`, a container's pids limit) or of memory (`ulimit -v`)."
@@ -58,5 +58,5 @@ def _explained(error: BaseException) -> tuple[str, str, int]:
 
 
 def _lacks_memory(error: BaseException) -> bool:
-    """The dynamic linker says it in words, within NumPy's page of advice and as an `OSError` of ctypes."""
+    """The dynamic linker says so in words, which NumPy and llama-cpp-python put into errors of their own."""
     return isinstance(error, MemoryError) or "failed to map segment from shared object" in str(error)

@@ -80,7 +80,8 @@ def run(
     ] = None,
     special: Annotated[bool, typer.Option("--special", help="Show special tokens by their names.")] = False,
     no_escape: Annotated[
-        bool, typer.Option("--no-escape", help=r"Keep \n, \t, \r, \', \" and \\ in PROMPT and --stop as they are.")
+        bool,
+        typer.Option("--no-escape", help=r"Keep \n, \t, \r, \', \", \\ and \xHH in PROMPT and --stop as they are."),
     ] = False,
     logprobs: Annotated[
         int | None, typer.Option(metavar="N", help="With --json: each token's log-probability and the N likeliest.")

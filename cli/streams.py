@@ -68,7 +68,7 @@ def _is_standard(stream: object, number: int) -> bool:
 
 
 class _Input(io.FileIO):
-    def readinto(self, buffer: Any, /) -> int | None:  # type: ignore[override]
+    def readinto(self, buffer: Any, /) -> int | None:
         try:
             return super().readinto(buffer)
         except OSError as error:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from .cores import bounded_spin
 from .errors import CheckpointError, DgptQuantError, GGUFError
+from .llama_cpp_version import check_layout, check_version
 from .quant_types import TensorType
 
 _FLOAT32_MAX = 3.4e38
@@ -27,6 +28,7 @@ FloatArray = npt.NDArray[np.floating[Any]]
 @cache
 def library() -> ctypes.CDLL:
     """libllama with the prototypes of what is used from ggml. Raises `DgptQuantError` when it is not installed."""
+    check_version()
     spec = find_spec("llama_cpp")
     folder = Path(spec.origin).parent / "lib" if spec and spec.origin else Path()
     for name in ("libllama.so", "libllama.dylib"):
@@ -50,6 +52,9 @@ def library() -> ctypes.CDLL:
     lib.ggml_validate_row_data.restype = ctypes.c_bool
     lib.ggml_get_type_traits.argtypes = [ctypes.c_int]
     lib.ggml_get_type_traits.restype = ctypes.POINTER(_TypeTraits)
+    q4_0 = lib.ggml_get_type_traits(TensorType.Q4_0).contents
+    found = q4_0.type_name, q4_0.blck_size, q4_0.type_size, q4_0.is_quantized
+    check_layout("ggml_type_traits of Q4_0", found, (b"q4_0", 32, 18, True))
     return lib
 
 

@@ -7,7 +7,6 @@ that streams several files at once needs the head as bytes, and because gguf-py'
 100,000 token and merge strings, does not check what it reads, and takes long to import.
 """
 
-import os
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import GGUFError, ModelNotFoundError
+from .paths import user_path
 from .quant_types import TensorType, name_of_file_type
 
 MAGIC = b"GGUF"
@@ -109,7 +109,7 @@ class GGUFHeader:
 
 def require_file(path: Path, hint: str = "Make one with `dgpt2-quant convert`.") -> Path:
     """The path, `~` expanded. Raises `ModelNotFoundError` when no file is there, or it can not be looked at."""
-    path, why = Path(os.path.expanduser(path)), ""  # noqa: PTH111  Path.expanduser raises
+    path, why = user_path(path), ""
     try:
         if path.is_file():
             return path

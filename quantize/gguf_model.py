@@ -159,7 +159,8 @@ def open_gguf_model(
     """
     if revision is not None:
         raise UsageError(f"a revision goes with a Hub name; {path} is a file", "Leave out --revision.")
-    header = read_header(require_file(path), arrays=False)
+    path = require_file(path)
+    header = read_header(path, arrays=False)
     if header.metadata.get("split.count", 1) != 1:
         raise GGUFError(f"{path} is one of several parts", "Put them together with `llama-gguf-split --merge`.")
     # all that is checked of a file that is run: what is taken here makes one

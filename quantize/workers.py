@@ -103,7 +103,7 @@ class Workers:
         except BaseException as error:
             self._end()
             if isinstance(error, RuntimeError):
-                raise _no_more_threads() from error
+                raise no_more_threads() from error
             raise
         return self
 
@@ -148,7 +148,7 @@ def require_threads(count: int) -> None:
             for _ in range(count):
                 _thread.start_new_thread(_pass_through, (waiting,))
         except RuntimeError as error:
-            raise _no_more_threads() from error
+            raise no_more_threads() from error
 
 
 def _pass_through(lock: Any) -> None:
@@ -156,7 +156,8 @@ def _pass_through(lock: Any) -> None:
         pass
 
 
-def _no_more_threads() -> RuntimeFailure:
+def no_more_threads() -> RuntimeFailure:
+    """What to raise from a `RuntimeError` of a thread that could not be started."""
     return RuntimeFailure(
         "the system refuses to start another thread",
         "Raise the limit of processes (ulimit -u, or pids.max of the control group) or of memory (ulimit -v).",

@@ -1,13 +1,17 @@
 """llama.cpp's library, loaded once and checked: its bindings, its log, and what its long calls make.
 
-What llama.cpp logs goes to the logger `dgpt2_quant.llama_cpp`, which is silent unless the program sets up a handler.
+What llama.cpp logs while it loads a model or makes a context goes to the logger `dgpt2_quant.llama_cpp`, which is
+silent unless the program sets up a handler. Nothing else that it logs is passed on: a callback into Python could come
+in the main thread, in the middle of a decode, and a signal handler that runs at its beginning would have its exception
+dropped.
 """
 
+import _thread
 import ctypes
 import logging
 import threading
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -25,8 +29,9 @@ log.addHandler(logging.NullHandler())
 # `enum ggml_log_level` (ggml.h); 5 continues the line before
 _LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR, 5: logging.DEBUG}
 TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # struct llama_token_data
-# what was raised in a callback from C, by thread: a signal's handler in the main one, a log handler in any
-raised: dict[int, BaseException] = {}
+# what a log handler raised in a callback from C, by thread
+_raised: dict[int, BaseException] = {}
+_loggers, _switch = 0, threading.Lock()  # the threads within `_logging`, none of them the main one
 
 
 @cache
@@ -49,10 +54,15 @@ def _load_bindings() -> Any:
     check_layout("a context's default", (context.n_ctx, context.n_batch, context.n_seq_max), (512, 2048, 1))
     check_layout("a context's default", (context.no_perf, context.op_offload, context.kv_unified), (True, True, False))
     check_layout("a model's default", (model.main_gpu, model.vocab_only, model.use_extra_bufts), (0, False, True))
-    llama_cpp.llama_log_set(_log_callback(llama_cpp), ctypes.c_void_p(0))
+    llama_cpp.llama_log_set(_quiet(llama_cpp), ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
     survive_forks(llama_cpp.llama_cpp._lib)
     return llama_cpp
+
+
+@cache
+def _quiet(llama_cpp: Any) -> Any:
+    return llama_cpp.llama_log_callback("".format)  # it takes anything and does nothing, without any Python code
 
 
 @cache
@@ -62,22 +72,36 @@ def _log_callback(llama_cpp: Any) -> Any:
         try:
             ask_for_huge_pages(text)
             log.log(_LEVELS.get(level, logging.INFO), text.decode("utf-8", "replace").rstrip())
+        except KeyboardInterrupt:  # of the main thread, in a decode while another thread loads
+            _thread.interrupt_main()
         except BaseException as error:
-            raised[threading.get_ident()] = error  # ctypes would drop it: it is raised when C has returned
+            _raised[threading.get_ident()] = error  # ctypes would drop it: it is raised when C has returned
 
     return write  # kept by the cache: C holds a pointer to it
 
 
-def raise_from_callback() -> None:
-    if raised and (error := raised.pop(threading.get_ident(), None)):
-        raise error
+@contextmanager
+def _logging() -> Iterator[None]:
+    """In the block llama.cpp logs into Python; for several threads, until the last of them has left it."""
+    global _loggers
+    lib = bindings()
+    with _switch:
+        _loggers += 1
+        lib.llama_log_set(_log_callback(lib), ctypes.c_void_p(0))
+    try:
+        yield
+    finally:
+        with _switch:
+            _loggers -= 1
+            if not _loggers:
+                lib.llama_log_set(_quiet(lib), ctypes.c_void_p(0))
 
 
 def own(
     make: Callable[[], int | None], free: Callable[[int], object], *keeps: object, huge_pages: bool
 ) -> Owned | None:
     """What a long call of C makes, in the native thread; None if it makes nothing."""
-    with huge_pages_for_new_memory() if huge_pages else nullcontext():
+    with _logging(), huge_pages_for_new_memory() if huge_pages else nullcontext():
         pointer = make()
 
     def free_for_good(pointer: int) -> None:
@@ -85,7 +109,8 @@ def own(
         give_memory_back()
 
     owner = Owned(pointer, free_for_good, *keeps) if pointer else None
-    raise_from_callback()
+    if error := _raised.pop(threading.get_ident(), None):
+        raise error
     return owner
 
 

@@ -32,7 +32,8 @@ def at_least_likely(logits: Logits, count: int) -> Ids:
         folded = logits.copy()
     kth = len(folded) - count
     folded.partition(kth)
-    return (logits >= folded[kth]).nonzero()[0]
+    found: Ids = (logits >= folded[kth]).nonzero()[0]
+    return found
 
 
 def likeliest(logits: Logits, count: int) -> Ids:

@@ -143,6 +143,8 @@ class Draft:
 
         Pad tokens have none there, so that they are never chosen.
         """
+        if self.completion:  # a signal handler closed it in the middle of this step
+            return ""
         request, token_ids = self.request, self.token_ids
         shown = "" if token_ids or request.echo is None else self._show(request.echo)
         if self.room <= 0:  # only the prompt's log-probabilities were wanted

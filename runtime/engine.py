@@ -112,16 +112,15 @@ class Engine:
         return rests
 
     def cancel_all(self) -> None:
-        self.cancel(*self._all())
+        self.cancel(*self._waiting, *(slot.draft for slot in self._slots if slot.draft))
 
     def close(self) -> None:
-        """Frees the context, and what its drafts hold of the model. Again is fine."""
-        for draft in self._all():
+        """Frees the context. Texts that have not ended do so here: their samplers and rows would keep the model."""
+        self._settled = False
+        self._ahead.clear()
+        for draft in (*self._waiting, *(slot.draft for slot in self._slots if slot.draft)):
             draft.stop()
         self.context.close()
-
-    def _all(self) -> list[Draft]:
-        return [*self._waiting, *(slot.draft for slot in self._slots if slot.draft)]
 
     def reset(self) -> None:
         """Drops everything, the cache too. It can be interrupted anywhere, and is then done again."""

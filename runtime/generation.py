@@ -22,18 +22,23 @@ class _Pieces(Closing):
 
     def _next(self) -> Piece:
         with self._reading:
-            if self._pieces.gi_running:  # type: ignore[attr-defined]
+            if self._is_computing():
                 raise RuntimeFailure(
                     "the next piece is being computed already, and a signal handler asked for it once more",
                     "Read a generation from one place.",
                 )
             return next(self._pieces)
 
+    def _is_computing(self) -> bool:
+        """Whether this is called in the middle of `_next`, by a signal handler."""
+        return bool(self._pieces.gi_running)  # type: ignore[attr-defined]
+
     def close(self) -> None:
         """Ends the texts here; what they have is their completion. Closing twice is fine."""
         with self._reading:
-            self._pieces.close()
-            self._end()
+            if not self._is_computing():  # otherwise the engine drops the texts after this token
+                self._pieces.close()
+                self._end()
             for draft in self._drafts:
                 draft.stop()
 

@@ -7,7 +7,7 @@ import ctypes
 import os
 import threading
 from collections.abc import Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from dgpt2_quant.quantize.errors import RuntimeFailure, UsageError
 
-from .bindings import bindings, encoded, own, raise_from_callback, raised
+from .bindings import bindings, encoded, own
 from .decoding import Fed, Logits, State, token_ids
 from .forks import check_fork
 from .huge_pages import LARGE
@@ -25,7 +25,7 @@ MAX_BATCH = 512  # tokens that are decoded in one go; the logits of a whole batc
 CELLS = 256  # llama.cpp rounds a cache up to a multiple
 F32, F16 = 0, 1  # enum ggml_type
 KV_TYPES = {"f32": F32, "f16": F16, "bf16": 30, "q8_0": 8}
-_WITH_VOCABULARY = ("dry", "grammar")  # samplers whose first argument it is
+WITH_VOCABULARY = ("dry", "grammar")  # samplers whose first argument it is
 _BYTES = ctypes.POINTER(ctypes.c_uint8)
 
 
@@ -52,14 +52,14 @@ class NativeModel:
                 f"llama.cpp can not load {path}", "Turn on the logger `dgpt2_quant.llama_cpp` to see its reason."
             )
         lib, handle = bindings(), self._owner.pointer
-        self.vocab = lib.llama_model_get_vocab(handle)
+        self.vocab: Any = lib.llama_model_get_vocab(handle)
         self.vocabulary: int = lib.llama_vocab_n_tokens(self.vocab)
         self.positions: int = lib.llama_model_n_ctx_train(handle)
         self.width: int = lib.llama_model_n_embd(handle)
         self.bos: int = lib.llama_vocab_bos(self.vocab)
         self.eos: int = lib.llama_vocab_eos(self.vocab)
         self.adds_bos: bool = lib.llama_vocab_get_add_bos(self.vocab)
-        self.real_vocabulary = self._without_padding()
+        self.real_vocabulary: int = self._without_padding()
 
     def _load(self) -> None:
         lib = bindings()
@@ -95,7 +95,7 @@ class NativeModel:
     def sampler_step(self, name: str, *arguments: Any) -> Any:
         """What `llama_sampler_init_NAME` makes of these arguments, to be freed by the caller."""
         make = getattr(bindings(), f"llama_sampler_init_{name}")
-        if name not in _WITH_VOCABULARY:
+        if name not in WITH_VOCABULARY:
             return make(*map(encoded, arguments))
         owner = self.owner
         arguments = self.vocab, *arguments
@@ -230,7 +230,7 @@ class NativeContext:
         if self._owner is None:
             what = f"a context of {positions} positions for {slots} sequence{'s' * (slots > 1)}"
             raise RuntimeFailure(f"llama.cpp can not set up {what}", "Is there enough memory?")
-        self._memory = lib.llama_get_memory(self.owner.pointer)
+        self._memory: Any = lib.llama_get_memory(self.owner.pointer)
 
     def _make(self, model: NativeModel, params: Any) -> None:
         lib, owner = bindings(), model.owner
@@ -312,8 +312,6 @@ class NativeContext:
         status = self._decode(owner.pointer, self._batch)
         if status:
             raise RuntimeFailure(f"llama_decode failed with status {status} at position {last_position}")
-        if raised:
-            raise_from_callback()
         return owner
 
     def logits(self, rows: int) -> npt.NDArray[np.float32]:
@@ -359,9 +357,7 @@ class NativeContext:
         """Puts saved cells into a slot, in place of what is there."""
         lib, owner = bindings(), self.owner
         lib.llama_memory_seq_rm(self._memory, slot, 0, -1)
-        # it logs what it reads
-        put = partial(lib.llama_state_seq_set_data, owner.pointer, state.ctypes.data_as(_BYTES), len(state), slot)
-        if not in_native_thread(put):
+        if not lib.llama_state_seq_set_data(owner.pointer, state.ctypes.data_as(_BYTES), len(state), slot):
             raise RuntimeFailure(f"llama.cpp can not restore the sequence {slot}")
 
     def set_threads(self, threads: int) -> None:

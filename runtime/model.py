@@ -7,17 +7,19 @@ with Model.load("distilgpt2.Q4_K_M.gguf") as model:
         print(piece, end="", flush=True)
 """
 
+import io
 import os
 import reprlib
 import threading
 import weakref
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence, Set
 from functools import partial
 from pathlib import Path
 from typing import Literal, NoReturn, Protocol, Self, Unpack
 
 from dgpt2_quant.quantize.errors import RuntimeFailure, UsageError
 from dgpt2_quant.quantize.gguf_file import require_file
+from dgpt2_quant.quantize.workers import require_threads
 
 from .depth_context import DepthContext
 from .draft import Completion, Draft
@@ -25,6 +27,7 @@ from .engine import CHUNK, Engine, Piece
 from .generation import Batch, Generation
 from .library import F16, F32, KV_TYPES, NativeContext, NativeModel
 from .native_calls import flush
+from .reentry import refuse_within
 from .request import (
     Options,
     check_count,
@@ -35,7 +38,7 @@ from .request import (
     random_seed,
 )
 from .sampling import whole
-from .scorer import Scorer
+from .scorer import SCORING, Scorer
 from .threads import check_threads, make_governor
 from .validate import check_model_file
 
@@ -117,16 +120,19 @@ class Model(Scorer):
         them, and a file harmless that is cut short later; without, the file is mapped, and processes share it.
         Raises `ModelNotFoundError`, `GGUFError`, `UsageError` or `RuntimeFailure`.
         """
+        if not path or not isinstance(path, str | os.PathLike):
+            raise UsageError(f"path is {path!r}, not the path of a GGUF file", "Give a str or a Path.")
         path = require_file(Path(path))
         if ctx_size is not None:
             ctx_size = check_count("the context size", ctx_size, 1)
-        if kv_type not in KV_TYPES:
+        if not isinstance(kv_type, str) or kv_type not in KV_TYPES:
             raise UsageError(f"the cache's type is {kv_type!r}; there are {', '.join(KV_TYPES)}")
         if kv_type == "q8_0" and not flash_attention:
             raise UsageError("a cache of q8_0 needs flash attention", "Leave it on, or take f16.")
         flash_attention = check_flash_attention(flash_attention)
         huge_pages = check_flag("huge_pages", huge_pages)
         threads = check_threads(threads)
+        require_threads(make_governor(threads).most)  # where OpenMP gets none it ends the process
         header = check_model_file(path)
         trained: int = header.metadata["gpt2.context_length"]
         bos, quant_type = header.metadata.get("tokenizer.ggml.bos_token_id"), header.quant_type
@@ -178,7 +184,7 @@ class Model(Scorer):
         num_return_sequences = check_count("num_return_sequences", num_return_sequences, 1)
         seed = check_seed(options.get("seed"))
         first = random_seed() if seed is None else seed
-        if not isinstance(prompts, Iterable) or isinstance(prompts, bytes | bytearray | Mapping):
+        if not isinstance(prompts, Iterable) or isinstance(prompts, bytes | bytearray | Mapping | Set | io.IOBase):
             raise UsageError(
                 f"prompts is {reprlib.repr(prompts)}, not a str or a list of them", "Pass '' to begin a new text."
             )
@@ -256,9 +262,9 @@ class Model(Scorer):
             user.close()
         with self._lock:
             self._turn = None
-            engines = [engine for engine in (self._single, self._several) if engine]
-            for closing in (*engines, *self._scoring.values()):
-                closing.close()
+            for part in (self._single, self._several, *self._scoring.values()):
+                if part is not None:
+                    part.close()
             if self._native is not None:
                 self._native.close()
             self._several, self._scoring, self._native = None, {}, None
@@ -276,8 +282,10 @@ class Model(Scorer):
         # no `finally`: Python drops an interrupt that comes while it ends a generator that nobody reads any more; the
         # next one that takes its turn cancels what is left
         while left:
+            if self._process != os.getpid():
+                self._open()  # in a forked child the lock may be held for ever
             with self._lock:
-                if self._turn is not drafts or self._process != os.getpid():
+                if self._turn is not drafts:
                     self._open()
                     raise RuntimeFailure("another generation of this model has begun, so this one cannot go on")
                 pieces = engine.step()
@@ -297,15 +305,18 @@ class Model(Scorer):
     def _take(self, turn: object) -> NativeModel:
         """Makes it someone's turn: whatever was going on in these contexts is over."""
         native = self._open()
+        engines = [engine for engine in (self._single, self._several) if engine]
+        for engine in engines:
+            refuse_within(engine, Engine.step)
         self._turn = turn
-        for engine in (self._single, self._several):
-            if engine is not None:
-                engine.cancel_all()
+        for engine in engines:
+            engine.cancel_all()
         return native
 
     def _context_for(self, *, features: bool = False) -> NativeContext:
         """The context to score in, apart from those that generate."""
         native = self._open()
+        refuse_within(self, *SCORING)
         found = self._scoring.get(features)
         if found is None:
             # hidden states are compared with other implementations', which do not round their caches to 16 bits
@@ -329,8 +340,10 @@ class Model(Scorer):
         positions = min(max(draft.next_position + draft.room for draft in drafts), self.positions)
         found = self._several
         if found is None or found.context.slots < slots or found.context.positions < positions:
-            found = self._several = None  # before the next one is made: there may be no memory for both
-            flush()
+            if found is not None:
+                found.close()
+                self._several = None  # before the next one is made: there may be no memory for both
+                flush()
             found = self._several = self.new_engine(slots, positions)
         return found
 

@@ -1,4 +1,4 @@
-"""The native thread: where C makes and frees what it owns, so that no signal handler runs in the middle of it.
+"""The native thread: where C makes and frees models and contexts, so that no signal handler runs in the middle of it.
 
 Python runs signal handlers in the main thread, between any two bytecodes. There an interrupt can come after C has
 returned a handle and before it is kept, or at the start of a callback from C, where ctypes drops the exception and the
@@ -12,6 +12,7 @@ the callback of a weak reference is `SimpleQueue.put`, which is C and made for i
 
 import _thread
 import atexit
+import logging
 import os
 import threading
 import weakref
@@ -19,11 +20,12 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from dgpt2_quant.quantize.errors import RuntimeFailure
+from dgpt2_quant.quantize.workers import no_more_threads
 
 Result = TypeVar("Result")
 Queue = SimpleQueue[Callable[[], object]]
 
+_log = logging.getLogger(__name__)
 _alive: dict[int, "_Fate"] = {}  # a weak reference calls back only while it exists itself
 _threads: dict[int, Queue] = {}  # by process: a forked child has none of its parent's threads
 _own = threading.local()
@@ -52,8 +54,8 @@ class _Fate(weakref.ref[Owned]):
     free: Callable[[int], object]
     keeps: tuple[object, ...]
 
-    def __call__(self) -> None:  # type: ignore[override]
-        del _alive[id(self)]
+    def __call__(self) -> None:
+        _alive.pop(id(self), None)
         self.free(self.pointer)
         self.keeps = ()
 
@@ -101,10 +103,17 @@ def _run_and_wait(call: Callable[[], None], cancel: Callable[[], object] | None 
         over = True
         woken.release()
 
-    queue.put(lambda: (call(), queue.put(end)))
+    def run() -> None:
+        call()
+        queue.put(end)
+
     interrupt: BaseException | None = None
+    handed = False
     while not over:  # and not until the lock is taken: an interrupt can come after that
         try:
+            if not handed:
+                handed = True
+                queue.put(run)  # here, as an interrupt can come right after it
             woken.acquire()
         except BaseException as error:
             interrupt = error
@@ -122,28 +131,25 @@ def _queue() -> Queue:
     queue = _threads.get(os.getpid())
     if queue is None:
         mine: Queue = SimpleQueue()
-        start_thread(_serve, mine)
+        try:
+            _thread.start_new_thread(_serve, (mine,))
+        except RuntimeError as error:
+            raise no_more_threads() from error
         queue = _threads.setdefault(os.getpid(), mine)
         if queue is not mine:
             mine.put(_thread.exit)  # another thread was first
     return queue
 
 
-def start_thread(function: Callable[..., object], *arguments: object) -> None:
-    """A thread without `threading`'s locks, which an interrupt could leave taken. Raises `RuntimeFailure`."""
-    try:
-        _thread.start_new_thread(function, arguments)
-    except RuntimeError as error:
-        raise RuntimeFailure(
-            f"the system lets this process start no more threads ({error})",
-            "Raise the limit on processes or memory (`ulimit -u`, `ulimit -v`, a container's pids limit).",
-        ) from error
-
-
 def _serve(queue: Queue) -> None:
     _own.is_native = True
     while True:
-        queue.get()()
+        try:
+            queue.get()()
+        except SystemExit:
+            return
+        except BaseException:  # it must go on: everybody waits for it
+            _log.exception("a call of llama.cpp failed")
 
 
 @atexit.register

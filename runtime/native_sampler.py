@@ -9,7 +9,7 @@ import numpy.typing as npt
 from dgpt2_quant.quantize.errors import RuntimeFailure, UsageError
 
 from .bindings import TOKEN_DATA, bindings
-from .library import NativeModel
+from .library import WITH_VOCABULARY, NativeModel
 from .native_calls import Owned
 
 
@@ -19,7 +19,9 @@ class NativeSampler:
     def __init__(self, model: NativeModel, steps: Sequence[tuple[Any, ...]]) -> None:
         lib = bindings()
         chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
-        self._owner: Owned | None = Owned(chain, lib.llama_sampler_free, model.owner)
+        # of the model only where it reads the vocabulary: a text that nobody ends must not keep the model in memory
+        keeps = [model.owner] if any(name in WITH_VOCABULARY for name, *_ in steps) else []
+        self._owner: Owned | None = Owned(chain, lib.llama_sampler_free, *keeps)
         for name, *arguments in steps:
             step = model.sampler_step(name, *arguments)
             if not step:  # only a grammar can be wrong
@@ -32,11 +34,11 @@ class NativeSampler:
         self._reserve(128)
 
     @property
-    def handle(self) -> int:
-        """The chain's address. Raises `RuntimeFailure` when it is closed."""
+    def owner(self) -> Owned:
+        """Held for the time of a call, it keeps the chain in memory. Raises `RuntimeFailure` when it is closed."""
         if self._owner is None:
             raise RuntimeFailure("the text has ended, so its next token cannot be chosen")
-        return self._owner.pointer
+        return self._owner
 
     def apply(self, ids: npt.NDArray[np.intp], logits: npt.NDArray[np.float32]) -> int:
         """Hands these tokens to the chain. What it left of them is in `ids`, `logits` and `probabilities`.
@@ -52,7 +54,8 @@ class NativeSampler:
         array.size = size
         array.selected = -1
         array.sorted = False
-        self._apply(self.handle, ctypes.byref(array))
+        owner = self.owner
+        self._apply(owner.pointer, ctypes.byref(array))
         return int(array.selected)
 
     def _reserve(self, size: int) -> None:
@@ -62,7 +65,8 @@ class NativeSampler:
 
     def accept(self, token: int) -> None:
         """Lets penalties and grammars know what was chosen."""
-        self._accept(self.handle, token)
+        owner = self.owner
+        self._accept(owner.pointer, token)
 
     def close(self) -> None:
         self._owner = None

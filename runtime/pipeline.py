@@ -77,6 +77,7 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "device_map": ("auto", "cpu"),
     "trust_remote_code": (True, False),  # there is no such code
     "use_fast": (True, False),
+    "token": (),
     "use_auth_token": (),
     "model_kwargs": ({},),
     "generate_kwargs": ({},),

@@ -6,19 +6,22 @@ with Scheduler(model, parallel=8) as scheduler:
         print(event.text, end="")
 """
 
+import _thread
 import asyncio
 import atexit
 import contextlib
 import os
+import reprlib
 import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from queue import Empty, SimpleQueue
-from typing import Self, Unpack
+from typing import Any, Self, Unpack
 
-from dgpt2_quant.quantize.errors import OverloadedError, RuntimeFailure
+from dgpt2_quant.quantize.errors import OverloadedError, RuntimeFailure, UsageError
+from dgpt2_quant.quantize.workers import no_more_threads, require_threads
 
 from .closing import Closing
 from .draft import Draft
@@ -69,6 +72,8 @@ class Scheduler(Closing):
     def __init__(
         self, model: Model, *, parallel: int = PARALLEL, queue: int = QUEUE, ctx_size: int | None = None
     ) -> None:
+        if not isinstance(model, Model):
+            raise UsageError(f"model is {reprlib.repr(model)}, not a Model", "Make one: Model.load(path).")
         parallel = check_parallel(parallel)
         queue = check_count("queue", queue)
         if ctx_size is not None:
@@ -107,6 +112,9 @@ class Scheduler(Closing):
                     f"{self.parallel} requests are being worked on and {self.queue} wait already", "Try again later."
                 )
             worker.inbox.put(job)
+            if worker.closing:  # it may have ended before this came
+                job.cancelled = True
+                raise RuntimeFailure("the scheduler is closed", "Make another one.")
         return ticket
 
     @property
@@ -149,19 +157,22 @@ class _Worker:
     draining: bool = False
     process: int = field(default_factory=os.getpid)
     thread: threading.Thread | None = None
+    living: Any = field(default_factory=_thread.allocate_lock)  # taken while the thread runs
 
     def start(self) -> None:
         """Raises `RuntimeFailure` when the system allows no more threads."""
         thread = threading.Thread(target=self._run, name="dgpt2-quant scheduler", daemon=True)
+        self.living.acquire()
         try:
+            require_threads(self.engine.governor.most)  # OpenMP starts as many for each thread that decodes
             thread.start()
-        except RuntimeError as error:
+        except BaseException as error:
             self.closing = True
             self.engine.close()
-            raise RuntimeFailure(
-                f"the system lets this process start no more threads ({error})",
-                "Close schedulers that are not needed, or raise the limit (`ulimit -u`, a container's pids limit).",
-            ) from error
+            self.living.release()
+            if isinstance(error, RuntimeError):
+                raise no_more_threads() from error
+            raise
         self.thread = thread
         _close_at_exit().add(self)
 
@@ -181,8 +192,9 @@ class _Worker:
         if self.process != os.getpid():
             return  # a forked child has neither the thread nor the context
         self.end(drain=drain)
-        if self.thread is not None and self.thread is not threading.current_thread():
-            self.thread.join()
+        if self.thread is not threading.current_thread():
+            with self.living:  # not `Thread.join`: an interrupt in it marks a thread as ended that still runs
+                pass
             flush()
 
     def _run(self) -> None:
@@ -192,32 +204,41 @@ class _Worker:
                     for draft, text in self.engine.step():
                         self._report(draft, text)
                 except BaseException as error:  # what the cache holds is not known any more
-                    self.engine.reset()
                     self._fail(error)
+                    self.engine.reset()
             for draft, text in self.engine.cancel(*self.jobs):
                 self._report(draft, text)
+        except BaseException as error:  # nobody may wait for a thread that has ended
+            self.closing = True
+            self._receive(waits=False)
+            self._fail(error)
         finally:
             self.engine.close()
+            self.living.release()
 
     def _take_jobs(self) -> bool:
         """Gives new requests to the engine, and takes from it those that nobody wants; waits where there is nothing to
         do. False when it is time to end."""
         while True:
-            waits = self.engine.idle and not self._is_ending()
-            with contextlib.suppress(Empty):
-                while True:
-                    job = self.inbox.get(block=waits)
-                    waits = False
-                    if isinstance(job, _Job):
-                        self.jobs[job.draft] = job
-                        self.engine.add(job.draft)
+            ending = self._is_ending()  # before it looks: then what was handed in until that is there
+            self._receive(waits=self.engine.idle and not ending)
             unwanted = [draft for draft, job in self.jobs.items() if job.cancelled or job.ticket() is None]
             for draft, text in self.engine.cancel(*unwanted) if unwanted else ():
                 self._report(draft, text)
-            if self._is_ending():
+            if ending:
                 return (self.draining or not self.closing) and not self.engine.idle
             if not self.engine.idle:
                 return True
+
+    def _receive(self, *, waits: bool) -> None:
+        """Takes what has been handed in, and the first of it as soon as it comes."""
+        with contextlib.suppress(Empty):
+            while True:
+                job = self.inbox.get(block=waits)
+                waits = False
+                if isinstance(job, _Job):
+                    self.jobs[job.draft] = job
+                    self.engine.add(job.draft)
 
     def _is_ending(self) -> bool:
         """Closed, or dropped: then what was handed in before is finished."""

@@ -86,9 +86,15 @@ class Scorer(Closing):
         if isinstance(text, str):
             tokens = native.tokenize(text, special=True, add_special=True)
         else:
-            if isinstance(text, list | tuple) and any(isinstance(item, str) for item in text):
-                raise UsageError("several texts were passed; one is scored at a time", "Call it for each text.")
+            if isinstance(text, list | tuple) and (texts := [item for item in text if isinstance(item, str)]):
+                raise UsageError(
+                    f"there is no token {texts[0]!r}; one text is scored at a time", "Call it for each text."
+                )
             tokens = token_ids(text, native.vocabulary)
         if not 0 < len(tokens) <= self.positions:
             raise UsageError(f"{len(tokens)} tokens; 1 to {self.positions} can be scored at once")
         return tokens
+
+
+# what computes in the contexts to score in
+SCORING = (Scorer.logits, Scorer.visit_logits, Scorer.score, Scorer.score_continuations, Scorer.features)

@@ -36,21 +36,21 @@ class Fixed:
     """Always the same number."""
 
     def __init__(self, threads: int) -> None:
-        self.threads = threads
+        self.threads = self.most = threads
 
     def look(self, own: int = 1, seconds: float = 0.0) -> None:
         """Nothing to learn."""
 
 
 class Governor:
-    """`threads` is the number for the next step.
+    """`threads` is the number for the next step, at most `most`.
 
-    `running` returns how many tasks of the machine can run now, or None where that is not known: then all `most` are
+    `running` returns how many tasks of the machine can run now, or None where that is not known: then all are
     taken. `cores` are all of the machine: others may run on those that this process may not use.
     """
 
     def __init__(self, most: int, cores: int, running: Callable[[], int | None] | None = None) -> None:
-        self.threads = self._most = most
+        self.threads = self.most = most
         self._cores = cores
         self._running = running or _tasks_that_run()
         self._others = 0.0
@@ -61,7 +61,7 @@ class Governor:
     def look(self, own: int = 1, seconds: float = 0.0) -> None:
         """Called before a text and after each step, which took `seconds`; `own` threads of this process run, or still
         spin."""
-        if self._most == 1:
+        if self.most == 1:
             return
         now = time.perf_counter()
         if not seconds:
@@ -76,17 +76,17 @@ class Governor:
         if since < _EVERY:
             return
         running = self._running()
+        self._looked = now
         if running is None:
             return
-        self._looked = now
         others = max(0, running - own)
         self._others += (others - self._others) * (1 if since > _STALE else _WEIGHT)
         shares = self._others >= self._cores and now - self._stalled > _CAUTION
-        self.threads = self._most if shares else self._free()
+        self.threads = self.most if shares else self._free()
 
     def _free(self) -> int:
         """The cores that others leave, at least one."""
-        return max(1, min(self._most, self._cores - round(self._others)))
+        return max(1, min(self.most, self._cores - round(self._others)))
 
 
 def check_threads(threads: int | Literal["auto"]) -> int | Literal["auto"]:

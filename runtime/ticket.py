@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import copy
 import os
 import time
 from collections import deque
@@ -71,10 +72,14 @@ class Ticket(Iterator[Event], AsyncIterator[Event]):
         return self._completion()
 
     def _completion(self) -> Completion:
-        if isinstance(self._end, BaseException):
-            raise self._end
-        assert self._end
+        self._raise_failure()
+        assert isinstance(self._end, Completion)
         return self._end
+
+    def _raise_failure(self) -> None:
+        """A copy of it: the frames that it is raised through lead back to this ticket, which would keep them."""
+        if isinstance(self._end, BaseException):
+            raise copy.copy(self._end) from self._end
 
     def push(self, event: Event | BaseException) -> None:
         """Called by the scheduler; an exception, or an event with a completion, is the last."""
@@ -141,8 +146,7 @@ class Ticket(Iterator[Event], AsyncIterator[Event]):
         if not self._end or not self._events.empty():
             return False
         self._events.put(None)  # for the other readers
-        if isinstance(self._end, BaseException):
-            raise self._end
+        self._raise_failure()
         return True
 
 

@@ -16,7 +16,16 @@ MAY_IMPORT = {
     "demo": set(),
 }
 # what runtime takes from quantize
-GROUND_FLOOR = {"errors", "quant_types", "gguf_file", "gpt2_file", "hyperparameters", "cores", "llama_cpp_version"}
+GROUND_FLOOR = {
+    "errors",
+    "quant_types",
+    "gguf_file",
+    "gpt2_file",
+    "hyperparameters",
+    "cores",
+    "llama_cpp_version",
+    "workers",
+}
 # and what turns a model's name into a file, for the one module that takes names
 FACADE = {"pipeline.py": {"store"}}
 MODULES = sorted(path for folder in [*MAY_IMPORT, "dgpt2_quant"] for path in (ROOT / folder).glob("*.py"))

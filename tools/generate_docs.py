@@ -63,6 +63,7 @@ def tables() -> dict[str, list[str]]:
     return {
         "types": type_table(t for t in QUANT_TYPES.values() if t.ci),
         "all_types": type_table(QUANT_TYPES.values()),
+        "versions": versions_table(document_of("versions")),
         "demo": fenced((ROOT / "docs" / "bench" / "demo.txt").read_text("utf-8")).splitlines(),
         "quantize": quantize_table("quantize", "quantize-imatrix"),
         "generation": generation_table(document_of("runtime")),
@@ -285,6 +286,11 @@ def governor_table(document: dict[str, Any]) -> list[str]:
     ]
     names = [name if name == "auto" else f"{name} fixed" for name in document["load"]["0"]["tps"]]
     return markdown_table(["busy processes", *(f"{name}, tokens/s" for name in names), "auto / best fixed"], rows)
+
+
+def versions_table(document: dict[str, Any]) -> list[str]:
+    rows = [f"| {part} | {f['this']} | {f['other']} | {f['ratio']:.2f} |" for part, f in document["parts"].items()]
+    return ["| what | this version | the one before | ratio |", "| --- | ---: | ---: | ---: |", *rows]
 
 
 def tps(speed: dict[str, float]) -> str:

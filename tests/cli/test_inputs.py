@@ -221,7 +221,7 @@ def test_what_cannot_be(arguments: list[str], status: int, says: str, tmp_path: 
 def test_stdin_that_is_closed_or_empty() -> None:
     call = [TOOL, "perplexity", "-m", "storybook", "--text", "-"]
     closed = subprocess.run(["sh", "-c", '"$@" <&-', "sh", *call], capture_output=True, check=False)
-    assert (closed.returncode, b"stdin is closed" in closed.stderr) == (2, True)
+    assert (closed.returncode, b"cannot read stdin: it is closed" in closed.stderr) == (1, True)
     assert b"the text stdin is empty" in dgpt2(*call[1:]).stderr
 
 

@@ -16,7 +16,7 @@ from dgpt2_quant.quantize.model_source import CheckpointModel
 from dgpt2_quant.quantize.plan import make_plan
 from dgpt2_quant.quantize.quant_types import QUANT_TYPES
 from dgpt2_quant.quantize.resolve import Source, resolve
-from dgpt2_quant.runtime.library import bindings
+from dgpt2_quant.runtime.bindings import _log_callback, _quiet, bindings
 
 from .checkpoints import make_checkpoint
 
@@ -114,7 +114,8 @@ def test_llama_cpp_takes_it_without_a_warning(
     level: str, results: list[ConvertedFile], caplog: pytest.LogCaptureFixture
 ) -> None:
     path = next(result.path for result in results if result.type == level)
-    llama_cpp = bindings()  # hands what llama.cpp says to Python's logging, with its levels
+    llama_cpp = bindings()
+    llama_cpp.llama_log_set(_log_callback(llama_cpp), None)  # hands what it says to Python's logging, with its levels
     model = llama_cpp.llama_model_load_from_file(path.encode(), llama_cpp.llama_model_default_params())
     assert model
     params = llama_cpp.llama_context_default_params()
@@ -127,6 +128,7 @@ def test_llama_cpp_takes_it_without_a_warning(
             assert len([r for r in caplog.records if r.levelname in ("WARNING", "ERROR")]) >= warnings
             assert warnings or not caplog.records, caplog.text
     finally:
+        llama_cpp.llama_log_set(_quiet(llama_cpp), None)
         llama_cpp.llama_model_free(model)
 
 

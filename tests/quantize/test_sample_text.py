@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from dgpt2_quant.quantize import calibrate, sample_text
-from dgpt2_quant.quantize.calibrate import SAMPLED, SAMPLED_TOKENS, collect, cut
+from dgpt2_quant.quantize.calibrate import SAMPLED, SAMPLED_TOKENS, collect, cut, load_calibration
 from dgpt2_quant.quantize.errors import CheckpointError, UsageError
 from dgpt2_quant.quantize.model_source import open_model
 from dgpt2_quant.quantize.reference import Reference, from_source, softmax
@@ -97,10 +97,10 @@ class TestAsACalibrationText:
         return open_model(str(make_checkpoint(tmp_path / "tiny", width=16, heads=2, layers=1, context=8)))
 
     def test_it_is_cut_into_contexts_that_begin_with_a_text(self, source: Any) -> None:
-        text = cut(source, SAMPLED, chunks=4)
+        text = cut(source, None, chunks=4)
         assert (text.name, text.size, text.count, len(text.tokens)) == (SAMPLED, 8, 4, 32)
         assert set(text.tokens[::8]) == {len(TOKENS) - 1}
-        assert text.sha256 == cut(source, SAMPLED, chunks=4).sha256 != cut(source, SAMPLED, chunks=5).sha256
+        assert text.tokens == cut(source, None, chunks=4).tokens != cut(source, None, chunks=5).tokens
 
     def test_there_is_enough_of_it(self, source: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         asked: list[tuple[int, int]] = []
@@ -111,13 +111,13 @@ class TestAsACalibrationText:
             return [first] * count * length
 
         monkeypatch.setattr(sample_text, "sample", sampled)
-        assert len(cut(source, SAMPLED).tokens) == SAMPLED_TOKENS
-        cut(source, SAMPLED, 7)
+        assert len(cut(source, None).tokens) == SAMPLED_TOKENS
+        cut(source, None, 7)
         assert asked == [(SAMPLED_TOKENS // 8, 8), (-(-SAMPLED_TOKENS // 7), 7)]
 
     def test_importance_is_collected_while_it_is_written(self, source: Any) -> None:
         """The same as by reading it again."""
-        text = cut(source, SAMPLED, chunks=43)
+        text = cut(source, None, chunks=43)
         found, expected = collect(source, text), collect(source, replace(text, sums=None))
         assert found.entries.keys() == expected.entries.keys()
         assert replace(found, entries={}) == replace(expected, entries={})
@@ -132,12 +132,12 @@ class TestAsACalibrationText:
         weights = {**reference.weights, "blk.0.ffn_up.bias": np.full(16 * 4, np.inf, np.float32)}
         monkeypatch.setattr(calibrate, "from_source", lambda _: Reference(reference.sizes, weights))
         with pytest.raises(CheckpointError, match=r"what blk\.0\.ffn_down\.weight is multiplied with is not finite"):
-            cut(source, SAMPLED)
+            cut(source, None)
 
     def test_a_file_of_that_name_is_a_text(self, source: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         (tmp_path / SAMPLED).write_text("0123456789")
-        assert cut(source, SAMPLED).count == 1
+        assert cut(source, load_calibration(SAMPLED)).count == 1
         (tmp_path / SAMPLED).write_text("0123")
         with pytest.raises(UsageError, match="the text sampled has 4 tokens"):
-            cut(source, SAMPLED)
+            cut(source, load_calibration(SAMPLED))

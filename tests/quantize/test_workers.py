@@ -1,6 +1,7 @@
 """Threads that end early: by an error, by Ctrl-C at any line, and where the system starts none."""
 
 import _thread
+import re
 import subprocess
 import sys
 import threading
@@ -137,6 +138,19 @@ def test_where_no_thread_can_be_started_the_program_says_so(verb: str, tmp_path:
     assert child.stderr.splitlines()[0] == "Error: the system refuses to start another thread"
     assert len(child.stderr.splitlines()) == 2  # and a hint
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sets the limits of Linux")
+@pytest.mark.parametrize("verb", ["run hello -m storybook", "convert storybook -t q8_0"])
+def test_where_libraries_do_not_fit_the_memory_the_program_says_so(verb: str, tmp_path: Path) -> None:
+    """No traceback, and no "Interrupted.", which OpenBLAS's own SIGINT would give. It has a sentence for this, too."""
+    program = "import sys; from dgpt2_quant.cli.main import main; sys.exit(main())"
+    for kilobytes in range(100_000, 500_000, 100_000):
+        command = f"ulimit -v {kilobytes} && exec {sys.executable} -c '{program}' {verb}"
+        child = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert child.returncode == 1, child.stderr
+        assert "Traceback" not in child.stderr
+        assert re.search("^(Error: |OpenBLAS error: Memory)", child.stderr, re.MULTILINE)
 
 
 def test_threads_that_cannot_be_started_are_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:

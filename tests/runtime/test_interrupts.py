@@ -6,11 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from dgpt2_quant.quantize.errors import RuntimeFailure
 from dgpt2_quant.runtime import Model, Scheduler, native_calls
 from dgpt2_quant.runtime.bindings import bindings
 
@@ -104,6 +106,19 @@ def test_in_a_callback_that_logs(short_files: dict[str, Path], caplog: pytest.Lo
     assert interrupted
 
 
+def test_nothing_is_logged_into_python_in_the_main_thread(
+    short_files: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    logged = caplog.at_level(logging.DEBUG, "dgpt2_quant.llama_cpp")
+    with logged, Model.load(short_files["Q8_0"], threads=1) as model:
+        write(model)
+        model._single.context.set_threads(2)  # which it logs, too
+        model.score(PROMPT * 20)
+        model.generate([PROMPT, "The king"], max_tokens=140)
+    assert caplog.records
+    assert threading.main_thread().ident not in {record.thread for record in caplog.records}
+
+
 def test_a_handler_that_closes_the_model(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     other = Model.load(model.path, threads=1)
     before = signal.signal(signal.SIGUSR1, lambda *_: other.close())
@@ -124,3 +139,64 @@ def test_a_storm() -> None:
     report = json.loads(found.stdout)
     assert report["sent"] == sum(report["received"].values()) == 220
     assert report["files_left"] == []
+
+
+USES_IN_A_HANDLER: dict[str, tuple[Callable[[Model], object], Callable[[Model], object]]] = {
+    "a text in a text": (write, lambda model: model.generate("The king", max_tokens=2)),
+    "a text in several": (lambda model: model.generate([PROMPT] * 2, max_tokens=20, seed=1), write),
+    "a score in a score": (lambda model: model.score(PROMPT), lambda model: model.score("The king")),
+}
+
+
+@pytest.mark.parametrize("case", USES_IN_A_HANDLER)
+def test_a_handler_that_uses_the_model_is_refused_and_changes_nothing(
+    model: Model, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    use, other = USES_IN_A_HANDLER[case]
+    expected = repr(use(model))
+    errors: list[str] = []
+
+    def handle(*_: Any) -> None:
+        try:
+            other(tested)
+        except RuntimeFailure as error:
+            errors.append(str(error))
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    call = interrupting(bindings().llama_decode, signals := [])
+    monkeypatch.setattr(bindings(), "llama_decode", call)
+    tested = Model.load(model.path, threads=1)
+    signals.append(signal.SIGUSR1)
+    try:
+        assert repr(use(tested)) == expected
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert len(errors) == 1
+    assert "in the middle of its own computing" in errors[0]
+    other(tested)
+    tested.close()
+
+
+def test_a_callback_that_scores_is_refused(model: Model) -> None:
+    with pytest.raises(RuntimeFailure, match="in the middle of its own computing"):
+        model.visit_logits([1, 2, 3], 0, lambda *_: model.score(PROMPT))
+    model.score(PROMPT)
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_a_handler_may_close_the_text_that_it_interrupts(
+    model: Model, monkeypatch: pytest.MonkeyPatch, temperature: float
+) -> None:
+    expected = write(model)
+    context = model._single.context._flash  # type: ignore[union-attr]
+    texts = model.stream(PROMPT, max_tokens=50, temperature=temperature, ignore_eos=True)
+    next(texts)
+    monkeypatch.setattr(context, "_decode", interrupting(context._decode, [signal.SIGUSR1]))
+    before = signal.signal(signal.SIGUSR1, lambda *_: texts.close())
+    try:
+        rest = list(texts)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert texts.completion
+    assert (rest, texts.completion.finish_reason, texts.completion.tokens) == ([], "cancelled", 1)
+    assert write(model) == expected

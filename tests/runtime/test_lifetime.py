@@ -180,7 +180,7 @@ def test_where_no_thread_can_be_started_the_model_goes_on(model: Model, monkeypa
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", start)
-    with pytest.raises(RuntimeFailure, match="no more threads"):
+    with pytest.raises(RuntimeFailure, match="refuses to start another thread"):
         Scheduler(model)
     assert "".join(model.stream(PROMPT, max_tokens=3))
     model.close()
@@ -204,3 +204,47 @@ class TestVersion:
     def test_another_layout_is_refused(self) -> None:
         with pytest.raises(DgptQuantError, match="the size of llama_token_data is 16, not 12"):
             llama_cpp_version.check_layout("the size of llama_token_data", 16, 12)
+
+
+def test_a_model_that_is_closed_in_the_middle_of_texts_is_freed(short_files: dict[str, Path]) -> None:
+    native_calls.flush()
+    before = len(native_calls._alive)
+    with Model.load(short_files["Q8_0"], threads=1) as model:
+        greedy = model.stream([5, 6, 7, 8, 9] * 4, temperature=0, max_tokens=50)  # with rows of guesses ahead
+        next(greedy), next(greedy)
+        batch = model.batch([PROMPT, "The king"], max_tokens=50)
+        next(batch)
+        sampled = model.stream(PROMPT, max_tokens=50)
+        next(sampled)
+    assert len(native_calls._alive) == before
+    for ended in (greedy, batch, sampled):
+        with pytest.raises(RuntimeFailure, match="is closed"):
+            list(ended)
+
+
+def test_a_failure_keeps_nothing_in_memory(short_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    gc.collect()
+    model = Model.load(short_files["Q8_0"], threads=1)
+    scheduler = Scheduler(model)
+    monkeypatch.setattr(scheduler._worker.engine, "step", lambda: (_ for _ in ()).throw(OSError("no more")))
+    ticket = scheduler.submit(PROMPT)
+    for _ in range(3):
+        with pytest.raises(OSError, match="no more") as caught:
+            ticket.result(20)
+        depth = len(caught.traceback)
+    assert depth < 8  # and does not grow with each call
+    gone = weakref.ref(ticket)
+    del caught, ticket
+    assert gone() is None
+    scheduler.close()
+    model.close()
+
+
+def test_a_request_that_meets_the_end_of_its_scheduler_is_not_lost(model: Model) -> None:
+    for _ in range(20):
+        scheduler = Scheduler(model, parallel=1)
+        first = scheduler.submit(PROMPT, max_tokens=1)
+        first.result(20)
+        second = scheduler.submit(PROMPT, max_tokens=1)
+        del scheduler
+        assert second.result(20).tokens == 1

@@ -1,6 +1,7 @@
 """A loaded model: the exact text, the same text again, every way for it to end, and every way to use it wrongly."""
 
 import gc
+import io
 import os
 import re
 import subprocess
@@ -157,7 +158,7 @@ class TestEnd:
 
     def test_a_negative_number_of_tokens_is_refused(self, storybook: Model) -> None:
         with pytest.raises(UsageError, match="max_tokens is -2"):
-            storybook.stream(PROMPT, max_tokens=-1)
+            storybook.stream(PROMPT, max_tokens=-2)
 
     @pytest.mark.parametrize(("length", "tokens"), [(POSITIONS - 2, 3), (POSITIONS - 1, 2), (POSITIONS, 1)])
     def test_the_end_of_the_context(self, storybook: Model, length: int, tokens: int) -> None:
@@ -429,10 +430,16 @@ class TestNumbersOfAllKinds:
     def test_calls_that_are_nearly_right_say_what_to_do(self, storybook: Model, storybook_files: Any) -> None:
         calls: dict[str, Callable[[], object]] = {
             r"Model\.load\('": lambda: Model(storybook_files["Q4_0"]),
+            r"model is '.*Make one: Model\.load": lambda: Scheduler("storybook.gguf"),  # type: ignore[arg-type]
+            "path is None, not the path of a GGUF file": lambda: Model.load(None),  # type: ignore[arg-type]
+            "path is '', not the path of a GGUF file": lambda: Model.load(""),
+            r"type is \['f16'\]": lambda: Model.load(storybook_files["Q4_0"], kv_type=["f16"]),  # type: ignore[arg-type]
+            "prompts is {'a'}": lambda: storybook.generate({"a"}),  # type: ignore[arg-type]
+            "prompts is <_io.StringI": lambda: storybook.generate(io.StringIO("a")),
             "prompts is None": lambda: storybook.generate(None),  # type: ignore[arg-type]
             "prompts is b'Once'": lambda: storybook.generate(b"Once"),  # type: ignore[arg-type]
             "text is b'', not a str": lambda: storybook.tokenize(b""),  # type: ignore[arg-type]
-            "one is scored at a time": lambda: storybook.score(["a", "b"]),  # type: ignore[list-item]
+            "one text is scored at a time": lambda: storybook.score(["a", "b"]),  # type: ignore[list-item]
         }
         for message, call in calls.items():
             with pytest.raises(UsageError) as caught:

@@ -213,7 +213,7 @@ def test_what_tutorials_pass_changes_nothing(generator: TextGenerationPipeline) 
         "truncation": True, "eos_token_id": end, "pad_token_id": 50256, "torch_dtype": "auto", "framework": "pt",
         "streamer": None, "length_penalty": 1.0, "no_repeat_ngram_size": 0, "use_cache": True, "num_beams": 1,
         "tokenizer": object(), "trust_remote_code": True, "model_kwargs": {}, "clean_up_tokenization_spaces": False,
-        "early_stopping": False, "bad_words_ids": None,
+        "early_stopping": False, "bad_words_ids": None, "token": None,
     }  # fmt: skip
     assert generator(PROMPT, max_new_tokens=6, do_sample=False, **neutral) == expected
     for device in (-1, "cpu", None):
