@@ -112,7 +112,16 @@ class Engine:
         return rests
 
     def cancel_all(self) -> None:
-        self.cancel(*self._waiting, *(slot.draft for slot in self._slots if slot.draft))
+        self.cancel(*self._all())
+
+    def close(self) -> None:
+        """Frees the context, and what its drafts hold of the model. Again is fine."""
+        for draft in self._all():
+            draft.stop()
+        self.context.close()
+
+    def _all(self) -> list[Draft]:
+        return [*self._waiting, *(slot.draft for slot in self._slots if slot.draft)]
 
     def close(self) -> None:
         """Frees the context. Texts that have not ended do so here: their samplers and rows would keep the model."""

@@ -62,6 +62,21 @@ def test_a_dropped_model_is_freed_at_once(short_files: dict[str, Path]) -> None:
 
 
 @pytest.mark.usefixtures("no_collection")
+@pytest.mark.parametrize("prompts", [PROMPT, [PROMPT, "The king"]])
+def test_a_closed_model_is_freed_though_its_texts_are_kept(short_files: dict[str, Path], prompts: Any) -> None:
+    """As after an error in the middle of a text, whose traceback keeps it."""
+    native_calls.flush()
+    before = len(native_calls._alive)
+    with Model.load(short_files["Q8_0"], threads=1) as model:
+        texts = model.batch(prompts, max_tokens=50, ignore_eos=True)
+        next(texts)
+    assert len(native_calls._alive) == before
+    assert [text.finish_reason for text in texts.completions if text] == ["cancelled"] * len(texts.seeds)
+    with pytest.raises(RuntimeFailure, match="closed"):
+        list(texts)
+
+
+@pytest.mark.usefixtures("no_collection")
 def test_dropped_schedulers_end_after_the_requests_that_are_kept(model: Model) -> None:
     threads = threading.active_count()
     tickets = [Scheduler(model, parallel=1).submit(PROMPT, max_tokens=30) for _ in range(4)]
