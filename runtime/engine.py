@@ -115,21 +115,15 @@ class Engine:
         self.cancel(*self._all())
 
     def close(self) -> None:
-        """Frees the context, and what its drafts hold of the model. Again is fine."""
+        """Frees the context. Texts that have not ended do so here: their samplers and rows would keep the model."""
+        self._settled = False
+        self._ahead.clear()
         for draft in self._all():
             draft.stop()
         self.context.close()
 
     def _all(self) -> list[Draft]:
         return [*self._waiting, *(slot.draft for slot in self._slots if slot.draft)]
-
-    def close(self) -> None:
-        """Frees the context. Texts that have not ended do so here: their samplers and rows would keep the model."""
-        self._settled = False
-        self._ahead.clear()
-        for draft in (*self._waiting, *(slot.draft for slot in self._slots if slot.draft)):
-            draft.stop()
-        self.context.close()
 
     def reset(self) -> None:
         """Drops everything, the cache too. It can be interrupted anywhere, and is then done again."""
