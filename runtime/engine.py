@@ -112,15 +112,18 @@ class Engine:
         return rests
 
     def cancel_all(self) -> None:
-        self.cancel(*self._waiting, *(slot.draft for slot in self._slots if slot.draft))
+        self.cancel(*self._all())
 
     def close(self) -> None:
         """Frees the context. Texts that have not ended do so here: their samplers and rows would keep the model."""
         self._settled = False
         self._ahead.clear()
-        for draft in (*self._waiting, *(slot.draft for slot in self._slots if slot.draft)):
+        for draft in self._all():
             draft.stop()
         self.context.close()
+
+    def _all(self) -> list[Draft]:
+        return [*self._waiting, *(slot.draft for slot in self._slots if slot.draft)]
 
     def reset(self) -> None:
         """Drops everything, the cache too. It can be interrupted anywhere, and is then done again."""
