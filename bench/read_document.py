@@ -79,6 +79,8 @@ def read_document(path: Path) -> BenchJson:
 
 
 def _read(path: Path) -> Any:
+    if str(path) == "-":
+        raise ResultError("results cannot be read from stdin", "Name a bench.json that `bench` wrote.")
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):

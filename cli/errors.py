@@ -1,5 +1,6 @@
 """What an exception becomes on the command line: a sentence, a hint, and an exit status."""
 
+import errno
 import os
 import signal
 import traceback
@@ -46,6 +47,8 @@ def _explained(error: BaseException) -> tuple[str, str, int]:
             return error.message, error.hint, error.exit_status
         case MemoryError() | ImportError() | OSError() | RuntimeError() if _lacks_memory(error):
             return "not enough memory", "Close other programs, raise `ulimit -v`, or use a smaller model.", 1
+        case OSError() if error.errno in (errno.EMFILE, errno.ENFILE):
+            return "too many files are open", "Raise the limit (`ulimit -n`).", 1
         case RuntimeError() if "can't start new thread" in str(error):
             limits = "Raise the limit of processes (`ulimit -u`, a container's pids limit) or of memory (`ulimit -v`)."
             return "cannot start a thread: a limit of this machine is reached", limits, 1

@@ -15,7 +15,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from .errors import GGUFError, ModelNotFoundError
+from .errors import GGUFError, ModelNotFoundError, UsageError
 from .paths import user_path
 from .quant_types import TensorType, name_of_file_type
 
@@ -109,10 +109,14 @@ class GGUFHeader:
 
 def require_file(path: Path, hint: str = "Make one with `dgpt2-quant convert`.") -> Path:
     """The path, `~` expanded. Raises `ModelNotFoundError` when no file is there, or it can not be looked at."""
+    if str(path) == "-":
+        raise UsageError("this file cannot be read from stdin", "Name a file.")
     path, why = user_path(path), ""
     try:
         if path.is_file():
             return path
+        if path.exists():
+            why = " (it is a folder)" if path.is_dir() else " (it is a pipe or a device)"
     except (OSError, ValueError) as error:  # no permission, a name too long, a NUL in it
         why = f" ({getattr(error, 'strerror', None) or error})"
     raise ModelNotFoundError(f"there is no file {path}{why}", hint)

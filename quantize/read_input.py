@@ -53,6 +53,8 @@ def read_input(path: str | Path, what: str = "text", *, announce: Announce | Non
     cannot be read, `UsageError` for one that is binary or too large, and for a stdin that is closed or read before.
     """
     shown = str(path)
+    if not shown:
+        raise UsageError(f"the name of the {what} is empty", "Name a file, or - for stdin.")
     if shown in _STDIN:
         return Input("stdin", "stdin", _read(_stdin(), "stdin", what, announce))
     try:

@@ -131,6 +131,8 @@ def _local_folder(model: str) -> Path | None:
         if (path / "config.json").is_file():
             return path
         is_file, is_folder = path.is_file(), path.is_dir()
+        if path.exists() and not (is_file or is_folder):
+            raise CheckpointError(f"{model} is a pipe or a device; a model has to be a file or a folder", _KINDS)
     except (OSError, RuntimeError) as error:  # RuntimeError: the ~user has no home
         raise ModelNotFoundError(f"{model} can not be read: {error}", _KINDS) from error
     if model == BUNDLED or model in SHORT_NAMES:

@@ -120,9 +120,10 @@ class NativeModel:
         try:
             data = text.encode("utf-8")
         except UnicodeEncodeError as error:  # a lone surrogate
-            raise UsageError(
-                f"the text has U+{ord(text[error.start]):04X} at index {error.start}, which is no character"
-            ) from error
+            code, where = ord(text[error.start]), f"at index {error.start}"
+            if 0xDC80 <= code <= 0xDCFF:  # what Python makes of such a byte of the command line
+                raise UsageError(f"the text is not UTF-8: it has the byte 0x{code - 0xDC00:02x} {where}") from error
+            raise UsageError(f"the text has U+{code:04X} {where}, which is not a character") from error
         capacity = len(data) + 8  # a token is at least one byte
         tokens = (ctypes.c_int32 * capacity)()
         owner = self.owner

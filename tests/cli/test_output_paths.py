@@ -1,6 +1,7 @@
 """Where results go: `~` is the home folder everywhere, and `-` is stdout or refused, never a file of that name."""
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -66,3 +67,17 @@ def test_a_tilde_is_the_home_folder(tmp_path: Path) -> None:
     made = {"it.gguf", "it.F16.gguf", "it.Q8_0.gguf", "it.npy", "out", "dq"}
     assert {path.name for path in home.iterdir()} == made
     assert list(work.iterdir()) == []
+
+
+@pytest.mark.parametrize("call", ["inspect -", "compare - -", "report -", "convert storybook -t q4_0 --imatrix -"])
+def test_what_cannot_come_from_stdin_is_refused(call: str, tmp_path: Path) -> None:
+    done = run_bytes(*call.split(), folder=tmp_path)
+    assert done.returncode in (1, 2)
+    assert b"cannot be read from stdin" in done.stderr
+
+
+def test_a_model_from_a_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for call in ("run x -m ./pipe", "inspect ./pipe"):
+        done = run_bytes(*call.split(), folder=tmp_path)
+        assert (done.returncode, b"is a pipe or a device" in done.stderr) == (1, True)
