@@ -86,7 +86,7 @@ def measure(
     and is timed once. All files are in memory at once; where that would take more than half of it, they are mapped, and
     each turn may read from the disk.
     Disturbed measurements take `patience` seconds in all; then nothing is repeated, and rounds are left out (never the
-    first). Raises `UsageError` for a model with too few positions; a peer that can not take part is no error.
+    first). Raises `UsageError` for a model with too few positions; a peer that cannot take part is not an error.
     """
     if rounds < 1:
         raise UsageError(f"{rounds} rounds were asked for; at least 1 is needed")
@@ -242,7 +242,7 @@ class _Session:
         return self.disturbed_seconds > self.patience
 
     def _planned(self, rounds: int, grid_rounds: int, peers: int = 0) -> int:
-        """Measurements of so many rounds."""
+        """Measures that number of rounds."""
         contestants = len(self.files) + max(peers, len(self.peers))
         return contestants * rounds + len(self.files) * len(self.points) * max(grid_rounds, 0)
 

@@ -98,7 +98,7 @@ def _give_up(watch: Watch, seconds: float) -> Callable[[], bool]:
 
 
 def time_text(model: Model, prompt: Sequence[int], tokens: int, threads: int, meter: EnergyMeter) -> Sample:
-    """A prompt, and so many tokens behind it, on the model's `threads`."""
+    """A prompt and then `tokens` tokens, on the model's `threads`."""
     sums, repetition = _Sums(meter), 0
     with Watch(threads) as watch:
         end, give_up = time.perf_counter() + TEXT_SECONDS, _give_up(watch, TEXT_SECONDS)

@@ -51,11 +51,11 @@ def bench(
     ] = None,
     depths: Annotated[
         str | None,
-        typer.Option("--depths", metavar="N,N", help="Time decoding behind so many tokens; 0,256 if not given."),
+        typer.Option("--depths", metavar="N,N", help="Time decoding after N tokens; 0,256 if not given."),
     ] = None,
     batches: Annotated[
         str | None,
-        typer.Option("--batches", metavar="N,N", help="Time so many sequences together; 1,4,8 if not given."),
+        typer.Option("--batches", metavar="N,N", help="Time N sequences together; 1,4,8 if not given."),
     ] = None,
     thread_counts: Annotated[
         str | None,

@@ -91,7 +91,7 @@ def convert(
     ] = None,
     target_bpw: Annotated[
         float | None,
-        typer.Option("--target-bpw", metavar="BITS", help="Search the best types for so many bits per weight."),
+        typer.Option("--target-bpw", metavar="BITS", help="Search the best types for BITS per weight."),
     ] = None,
     max_kld: Annotated[
         float | None,

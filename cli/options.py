@@ -67,7 +67,7 @@ WindowOption = Annotated[
 ]
 StrideOption = Annotated[
     int | None,
-    typer.Option("--stride", metavar="N", help="Score by overlapping windows that move on by so many tokens."),
+    typer.Option("--stride", metavar="N", help="Score by overlapping windows that advance by N tokens."),
 ]
 PerTokenOption = Annotated[
     Path | None,

@@ -21,6 +21,7 @@ from dgpt2_quant.quantize.errors import RuntimeFailure, UsageError
 from dgpt2_quant.quantize.gguf_file import require_file
 from dgpt2_quant.quantize.workers import require_threads
 
+from .decoding import token_ids
 from .depth_context import DepthContext
 from .draft import Completion, Draft
 from .engine import CHUNK, Engine, Piece
@@ -113,8 +114,8 @@ class Model(Scorer):
     ) -> Self:
         """Loads a GGUF file, checked first (llama.cpp aborts the process on a malformed one).
 
-        `ctx_size` positions at the most (default: the model's own number, which it can not exceed); `threads` is a
-        number, or "auto": the usable cores, less while the machine is busy. `flash_attention` "auto" takes what is
+        At most `ctx_size` positions (default, and limit: the model's own number); `threads` is a number, or "auto": the
+        cores that other programs leave. `flash_attention` "auto" takes what is
         fastest and keeps the text of a seed the same on every number of threads; `kv_type` (f32, f16, bf16, q8_0) is
         that of the cache (docs/runtime.md tells what they change). `huge_pages` makes decoding faster where Linux has
         them, and a file harmless that is cut short later; without, the file is mapped, and processes share it.
@@ -223,8 +224,12 @@ class Model(Scorer):
         return self._open().tokenize(text, special, special if add_special is None else add_special)
 
     def detokenize(self, tokens: Sequence[int]) -> str:
-        """The tokens' text; control tokens have none, bytes that are no UTF-8 become U+FFFD."""
-        return self._open().detokenize(tokens)
+        """The tokens' text; control tokens have none, bytes that are not UTF-8 become U+FFFD.
+
+        Raises `UsageError` for what is not a list of token ids.
+        """
+        native = self._open()
+        return native.detokenize(token_ids(tokens, native.vocabulary))
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that one token stands for."""

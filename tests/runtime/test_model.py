@@ -423,7 +423,7 @@ class TestNumbersOfAllKinds:
 
     @pytest.mark.parametrize("prompt", [b"Once", bytearray(b"Once"), None, 5, 1.5])
     def test_what_is_no_prompt(self, storybook: Model, prompt: Any) -> None:
-        for use in (storybook.stream, storybook.score, storybook.features, storybook.logits):
+        for use in (storybook.stream, storybook.score, storybook.features, storybook.logits, storybook.detokenize):
             with pytest.raises(UsageError, match="is neither a text nor a list of token ids"):
                 use(prompt)
 
