@@ -51,6 +51,7 @@ def output_file(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
     refuse_existing(path, overwrite)
     with explain_errors(path), _folder_for(path) as folder:
         hidden = path.with_name(f".{path.name[:50]}.{secrets.token_hex(6)}.part")
+        hidden_name = str(hidden)
         _remove_left_behind(path)
         try:
             descriptor, nameless = _open(hidden)
@@ -70,7 +71,11 @@ def output_file(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
             finally:
                 os.close(descriptor)
         finally:
-            hidden.unlink(missing_ok=True)
+            # C at once: Python looks for signals on entry to a function of Python's, such as `Path.unlink`
+            try:  # noqa: SIM105 - `suppress` is one, too
+                os.unlink(hidden_name)  # noqa: PTH108
+            except FileNotFoundError:
+                pass
 
 
 @contextmanager
@@ -97,27 +102,29 @@ def _folder_for(path: Path) -> Iterator[int]:
     It is locked, shared, while somebody writes there: a file without a name keeps no folder from being removed.
     """
     missing = [folder for folder in path.parents if not folder.exists()]
-    folder = _held_folder(path.parent)
+    held: list[int] = []
     failed = True
     try:
-        yield folder
+        _hold_folder(path.parent, held)
+        yield held[-1]
         failed = False
     finally:
-        os.close(folder)
+        for descriptor in held:
+            os.close(descriptor)
         for made in missing if failed else ():
             _remove_unused(made)
 
 
-def _held_folder(path: Path) -> int:
-    """The folder's descriptor, locked; it is made anew if somebody removed it before the lock was there."""
+def _hold_folder(path: Path, held: list[int]) -> None:
+    """Appends the folder's descriptor, locked; it is made anew if somebody removed it before the lock was there."""
     while True:
         path.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
-            folder = os.open(path, os.O_RDONLY)
-            _lock(folder, fcntl.LOCK_SH)
-            if _leads_to(path, folder):
-                return folder
-            os.close(folder)
+            # opened and remembered in one call of C: an interrupt between the two would leave the folder locked
+            held.extend(map(os.open, [str(path)], [os.O_RDONLY]))
+            _lock(held[-1], fcntl.LOCK_SH)
+            if _leads_to(path, held[-1]):
+                return
 
 
 def _remove_unused(folder: Path) -> None:
