@@ -12,13 +12,13 @@ not agree, the files differ, or the measuring did, and that is an error: no read
 from collections.abc import Sequence
 from pathlib import Path
 
-from dgpt2_quant.quantize.errors import ResultError, UsageError
+from dgpt2_quant.bench.document.format_numbers import label, small
+from dgpt2_quant.bench.document.read import read_document
+from dgpt2_quant.bench.document.schema import BenchJson, Environment, NoiseFloor, Pair, PeerJson, Result, SkippedPeer
+from dgpt2_quant.bench.report.advice import with_advice
+from dgpt2_quant.core.errors import ResultError, UsageError
 
-from .advice import with_advice
-from .figures import label, small
-from .read_document import read_document
-from .regression import refuse_different, rounding, same_quality, same_reference
-from .schema import BenchJson, Environment, NoiseFloor, Pair, PeerJson, Result, SkippedPeer
+from .compare import refuse_different, rounding, same_quality, same_reference
 
 
 def merge(files: Sequence[str | Path]) -> BenchJson:

@@ -5,23 +5,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from dgpt2_quant.quantize.cores import threads_or_all
-from dgpt2_quant.quantize.progress import Progress
-from dgpt2_quant.quantize.quant_types import QuantType
-from dgpt2_quant.quantize.resolve import DEFAULT_MODEL
-from dgpt2_quant.quantize.store import model_file
-from dgpt2_quant.quantize.text import NamedText
+from dgpt2_quant.bench.data.datasets import load_bench_text
+from dgpt2_quant.bench.data.special_tokens import noting_special
+from dgpt2_quant.bench.document.schema import PerplexityJson
+from dgpt2_quant.bench.quality import logit_rows as rows
+from dgpt2_quant.bench.quality.compare_files import logits, window_nll
+from dgpt2_quant.bench.quality.divergence import summarize
+from dgpt2_quant.bench.quality.logit_rows import FloatArray
+from dgpt2_quant.bench.quality.per_token import TokenTexts, check_per_token, lines_alone, write_lines
+from dgpt2_quant.bench.quality.windows import CONTEXT, Cut, Method
+from dgpt2_quant.core.cores import threads_or_all
+from dgpt2_quant.core.progress import Progress
+from dgpt2_quant.core.quant_types import QuantType
+from dgpt2_quant.core.text import NamedText
+from dgpt2_quant.quantize.checkpoint.resolve import DEFAULT_MODEL
+from dgpt2_quant.quantize.store.model_files import model_file
 from dgpt2_quant.runtime.model import Model
-
-from . import rows
-from .datasets import load_bench_text
-from .divergence import summarize
-from .per_token import TokenTexts, check_per_token, lines_alone, write_lines
-from .quality import logits, window_nll
-from .rows import FloatArray
-from .schema import PerplexityJson
-from .special import noting_special
-from .windows import CONTEXT, Cut, Method
 
 
 def perplexity(

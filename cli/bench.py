@@ -101,13 +101,20 @@ def bench(
     Types that are not given: f16 q8_0 q5_k_m q4_k_m q4_0, or none beside --file.
     Example: dgpt2-quant bench -m storybook -t q8_0 -t q4_k
     """
-    from dgpt2_quant.bench.grid import Grid, parse_counts
-    from dgpt2_quant.bench.matrix import bench as run_bench
-    from dgpt2_quant.bench.per_token import check_per_token
-    from dgpt2_quant.bench.report import COLUMNS, REPORT_FILES, refuse_reports, remarks, table_rows, write_report
-    from dgpt2_quant.bench.windows import Cut
-    from dgpt2_quant.quantize.errors import UsageError
-    from dgpt2_quant.quantize.sizes import parse_bytes
+    from dgpt2_quant.bench.bench import bench as run_bench
+    from dgpt2_quant.bench.quality.per_token import check_per_token
+    from dgpt2_quant.bench.quality.windows import Cut
+    from dgpt2_quant.bench.report.write_report import (
+        COLUMNS,
+        REPORT_FILES,
+        refuse_reports,
+        remarks,
+        table_rows,
+        write_report,
+    )
+    from dgpt2_quant.bench.speed.grid import Grid, parse_counts
+    from dgpt2_quant.core.errors import UsageError
+    from dgpt2_quant.core.sizes import parse_bytes
 
     folder = Path(output or time.strftime("dgpt2-quant-bench/%Y%m%d-%H%M%S"))
     refuse_reports(folder, overwrite=overwrite)

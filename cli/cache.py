@@ -11,7 +11,7 @@ from .output import megabytes, note, print_json, print_table
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dgpt2_quant.quantize.cache_entries import CacheEntry
+    from dgpt2_quant.quantize.store.cache_entries import CacheEntry
 
 
 def cache(
@@ -32,10 +32,10 @@ def cache(
     kept up to DGPT2_QUANT_CACHE_LIMIT (10GB if not set); those that were used least recently go first.
     Example: dgpt2-quant cache clear --older-than 30d
     """
-    from dgpt2_quant.quantize.cache import cache_folder
-    from dgpt2_quant.quantize.cache_entries import cache_entries, clear_cache, converted_limit
-    from dgpt2_quant.quantize.errors import UsageError
-    from dgpt2_quant.quantize.sizes import parse_seconds
+    from dgpt2_quant.core.cache import cache_folder
+    from dgpt2_quant.core.errors import UsageError
+    from dgpt2_quant.core.sizes import parse_seconds
+    from dgpt2_quant.quantize.store.cache_entries import cache_entries, clear_cache, converted_limit
 
     age = None if older_than is None else parse_seconds(older_than)
     if action == "ls":

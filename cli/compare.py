@@ -12,7 +12,7 @@ from .output import print_json, print_table
 from .streams import ReaderGoneError
 
 if TYPE_CHECKING:
-    from dgpt2_quant.bench.regression import Change, Comparison
+    from dgpt2_quant.bench.compare import Change, Comparison
 
 WORSE = 1  # the exit status, the same as that of an error: a gate stays shut either way
 _FIGURES = {
@@ -57,8 +57,8 @@ def compare(
     single tensors at one level lower cost more. With a tolerance for speed, slower is worse too. Documents of other
     models, texts or references are an error.
     """
-    from dgpt2_quant.bench.read_document import read_document
-    from dgpt2_quant.bench.regression import compare_documents
+    from dgpt2_quant.bench.compare import compare_documents
+    from dgpt2_quant.bench.document.read import read_document
 
     comparison = compare_documents(
         read_document(old),
@@ -78,8 +78,8 @@ def compare(
 
 
 def _print(comparison: "Comparison") -> None:
-    from dgpt2_quant.bench.figures import level_name
-    from dgpt2_quant.bench.page import visible
+    from dgpt2_quant.bench.document.blocks import visible
+    from dgpt2_quant.bench.document.format_numbers import level_name
 
     rows: dict[str, list[str]] = {}
     for one in comparison["changes"]:
@@ -94,8 +94,8 @@ def _print(comparison: "Comparison") -> None:
 
 def _cell(one: "Change") -> str:
     """The new value, and how it changed; an exclamation mark where it is worse by more than the tolerance."""
-    from dgpt2_quant.bench.figures import change
-    from dgpt2_quant.bench.regression import number
+    from dgpt2_quant.bench.compare import number
+    from dgpt2_quant.bench.document.format_numbers import change
 
     by = "=" if one["new"] == one["old"] else "from 0" if one["change"] is None else change(one["change"])
     return f"{number(one['new'])} ({by})" + "!" * one["worse"]

@@ -22,11 +22,11 @@ from .progress import progress_bar
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from dgpt2_quant.core.hyperparameters import Hyperparameters
+    from dgpt2_quant.core.progress import Progress
+    from dgpt2_quant.core.quant_types import TensorType
     from dgpt2_quant.quantize.convert import ConvertedFile, MeasureTimes
-    from dgpt2_quant.quantize.hyperparameters import Hyperparameters
-    from dgpt2_quant.quantize.progress import Progress
-    from dgpt2_quant.quantize.quant_types import TensorType
-    from dgpt2_quant.quantize.search import Times
+    from dgpt2_quant.quantize.search.search import Times
 
 
 def convert(
@@ -114,9 +114,9 @@ def convert(
     Several types read the source once. Example: dgpt2-quant convert -t q4_k -t q8_0 -o models/
     Better files of the same formats: --recipe lean. Types by measurement: --target-size 48MB.
     """
+    from dgpt2_quant.core.errors import UsageError
+    from dgpt2_quant.core.quant_types import QUANT_TYPES
     from dgpt2_quant.quantize.convert import convert as convert_model
-    from dgpt2_quant.quantize.errors import UsageError
-    from dgpt2_quant.quantize.quant_types import QUANT_TYPES
 
     if all and type:
         raise UsageError("--all and --type were both given", "Leave one of the two out.")
@@ -180,7 +180,7 @@ def _times(threads: int | None, progress: "Progress") -> "MeasureTimes":
     """What the search asks for the time of a matrix, where it prefers speed."""
 
     def measure(sizes: "Hyperparameters", types: "Sequence[TensorType]") -> "Times":
-        from dgpt2_quant.bench.kernel_times import token_times
+        from dgpt2_quant.bench.speed.kernel_times import token_times
 
         note("Measuring how long each type takes on this machine, once")
         return token_times(sizes, types, threads=threads, progress=progress)

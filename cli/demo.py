@@ -33,14 +33,14 @@ def demo(
 
     Takes less than a minute and no network.
     """
-    from dgpt2_quant.bench.grid import Grid
-    from dgpt2_quant.bench.matrix import Settings, Subject, measure_levels
-    from dgpt2_quant.bench.report import COLUMNS, refuse_reports, remarks, table_rows, write_report
-    from dgpt2_quant.quantize.checkpoint import source_sha256
+    from dgpt2_quant.bench.bench import Settings, Subject, measure_levels
+    from dgpt2_quant.bench.report.write_report import COLUMNS, refuse_reports, remarks, table_rows, write_report
+    from dgpt2_quant.bench.speed.grid import Grid
+    from dgpt2_quant.core.quant_types import DEMO_TYPES, find_type
+    from dgpt2_quant.core.text import load_text
+    from dgpt2_quant.quantize.checkpoint.folder import source_sha256
+    from dgpt2_quant.quantize.checkpoint.resolve import resolve
     from dgpt2_quant.quantize.convert import convert
-    from dgpt2_quant.quantize.quant_types import DEMO_TYPES, find_type
-    from dgpt2_quant.quantize.resolve import resolve
-    from dgpt2_quant.quantize.text import load_text
     from dgpt2_quant.runtime.model import Model
 
     folder = Path(output or DEFAULT_FOLDER)

@@ -6,7 +6,7 @@ import signal
 import traceback
 
 import typer
-from dgpt2_quant.quantize.errors import DgptQuantError
+from dgpt2_quant.core.errors import DgptQuantError
 
 from .streams import ReaderGoneError
 

@@ -64,8 +64,8 @@ def evaluate(
 
     Example: dgpt2-quant eval -m distilgpt2 -t q8_0 -t q4_k --task lambada
     """
-    from dgpt2_quant.bench.task_report import COLUMNS, prompt_lines, task_rows, task_title
-    from dgpt2_quant.bench.tasks import evaluate as run_tasks
+    from dgpt2_quant.bench.tasks.evaluate import evaluate as run_tasks
+    from dgpt2_quant.bench.tasks.table import COLUMNS, prompt_lines, task_rows, task_title
 
     with progress_bar() as progress:
         documents = run_tasks(

@@ -43,10 +43,10 @@ def features(
     Example: dgpt2-quant features "Once upon a time" -m storybook --pooling mean
     """
     import numpy as np
-    from dgpt2_quant.quantize.errors import UsageError
-    from dgpt2_quant.quantize.output_file import output_file, refuse_existing
-    from dgpt2_quant.quantize.paths import user_path
-    from dgpt2_quant.quantize.store import model_file
+    from dgpt2_quant.core.atomic_file import output_file, refuse_existing
+    from dgpt2_quant.core.errors import UsageError
+    from dgpt2_quant.core.paths import user_path
+    from dgpt2_quant.quantize.store.model_files import model_file
     from dgpt2_quant.runtime import Model
     from dgpt2_quant.runtime.scoring import check_pooling
 

@@ -49,7 +49,7 @@ def imatrix(
     In llama.cpp's GGUF format, the output matrix included. When interrupted, the same command goes on where it was.
     Without --text, the files named by --merge are put together, and no model is needed.
     """
-    from dgpt2_quant.quantize.calibrate import imatrix as collect
+    from dgpt2_quant.quantize.calibration.collect import imatrix as collect
 
     with progress_bar() as progress:
         result = collect(

@@ -9,7 +9,7 @@ def types(json: JsonOption = False) -> None:
 
     Bits per weight are nominal: of the mix on a large model.
     """
-    from dgpt2_quant.quantize.quant_types import QUANT_TYPES
+    from dgpt2_quant.core.quant_types import QUANT_TYPES
 
     if json:
         print_json(

@@ -10,9 +10,9 @@ from functools import wraps
 from typing import Annotated, Any, NoReturn
 
 import typer
-from dgpt2_quant.quantize.cores import usable_cores
-from dgpt2_quant.quantize.errors import OutputError
-from dgpt2_quant.quantize.workers import require_threads
+from dgpt2_quant.core.cores import usable_cores
+from dgpt2_quant.core.errors import OutputError
+from dgpt2_quant.core.workers import require_threads
 
 from .bench import bench
 from .cache import cache

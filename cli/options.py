@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from dgpt2_quant.quantize.errors import UsageError
+from dgpt2_quant.core.errors import UsageError
 
 from .output import note
 
@@ -100,9 +100,9 @@ def read_prompt(text: str) -> str:
     """
     if text != "-":
         return text
-    from dgpt2_quant.quantize.archive import DataFile
-    from dgpt2_quant.quantize.read_input import read_input
-    from dgpt2_quant.quantize.text import as_text
+    from dgpt2_quant.core.archive import DataFile
+    from dgpt2_quant.core.read_input import read_input
+    from dgpt2_quant.core.text import as_text
 
     file = read_input(text, announce=note).file()
     # `echo` puts a line end there, and a model would take it for the end of a paragraph

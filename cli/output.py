@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import typer
-from dgpt2_quant.bench.page import is_number
-from dgpt2_quant.quantize.json_text import to_json_text
+from dgpt2_quant.bench.document.blocks import is_number
+from dgpt2_quant.core.json_text import to_json_text
 
 
 def print_json(document: Any) -> None:

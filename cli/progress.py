@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from dgpt2_quant.quantize.progress import Progress
+from dgpt2_quant.core.progress import Progress
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar

@@ -31,7 +31,7 @@ def report(
     and reference. A type in several files becomes one row, the last, if its quality is the same in all.
     """
     from dgpt2_quant.bench.merge import merge
-    from dgpt2_quant.bench.report import COLUMNS, refuse_reports, remarks, table_rows, write_report
+    from dgpt2_quant.bench.report.write_report import COLUMNS, refuse_reports, remarks, table_rows, write_report
 
     folder = Path(output or time.strftime("dgpt2-quant-report/%Y%m%d-%H%M%S"))
     refuse_reports(folder, overwrite=overwrite)

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from dgpt2_quant.quantize.errors import UsageError
+from dgpt2_quant.core.errors import UsageError
 
 from .options import (
     JsonOption,
@@ -101,7 +101,7 @@ def run(
     The text goes to stdout with its prompt. A checkpoint is converted first, and kept for the next time.
     Example: dgpt2-quant run "Once upon a time" -m storybook --seed 1
     """
-    from dgpt2_quant.quantize.store import model_file
+    from dgpt2_quant.quantize.store.model_files import model_file
     from dgpt2_quant.runtime import Model
     from dgpt2_quant.runtime.request import check_seed
     from dgpt2_quant.runtime.sampling import Sampling
@@ -259,8 +259,8 @@ def _note_what_has_no_effect(given: dict[str, Any]) -> None:
 def _read_grammar(path: str | None) -> str:
     if path is None:
         return ""
-    from dgpt2_quant.quantize.read_input import read_input
-    from dgpt2_quant.quantize.text import as_text
+    from dgpt2_quant.core.read_input import read_input
+    from dgpt2_quant.core.text import as_text
 
     text = as_text(read_input(path, "grammar", announce=note).file()).text
     if not text:

@@ -10,7 +10,7 @@ import os
 import sys
 from typing import Any
 
-from dgpt2_quant.quantize.errors import DgptQuantError, OutputError
+from dgpt2_quant.core.errors import DgptQuantError, OutputError
 
 _replaced: list[object] = []  # kept, or their end could close the descriptors
 

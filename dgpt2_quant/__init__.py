@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dgpt2_quant.quantize.errors import (
+    from dgpt2_quant.core.errors import (
         CheckpointError,
         DgptQuantError,
         GGUFError,

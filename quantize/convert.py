@@ -12,33 +12,34 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from .calibrate import SAMPLED
-from .calibration import Calibration, read_given
-from .cores import threads_or_all
-from .errors import UsageError
-from .found_recipe import refuse_existing_search, saved_recipe
-from .gguf_file import encode_header
-from .hyperparameters import Hyperparameters
-from .lean import LeanModel
-from .lean_mix import find_preference
-from .lean_plan import Recipe, make_lean_plan, pad_tokens, plan_of_recipe, read_recipe
-from .lean_steps import steps_without
-from .model_source import ModelSource, open_model
-from .naming import clean_name, file_name
-from .output_file import output_file, refuse_existing
-from .padded_source import PaddedSource, padded_source
-from .parallel import calculating
-from .paths import user_path
-from .plan import Plan, make_plan, needs_importance
-from .progress import Progress
-from .quant_types import QuantType, TensorType, find_types
-from .read_input import Announce
-from .recipe import Override, check_recipe, find_override
-from .resolve import DEFAULT_MODEL, is_gguf_name
-from .search import SEARCHED_TYPES, Target, Times, find_target, search
-from .stream import FileWriter, stream
-from .text import NamedText
-from .workers import Workers
+from dgpt2_quant.core.atomic_file import output_file, refuse_existing
+from dgpt2_quant.core.cores import threads_or_all
+from dgpt2_quant.core.errors import UsageError
+from dgpt2_quant.core.gguf_file import encode_header
+from dgpt2_quant.core.hyperparameters import Hyperparameters
+from dgpt2_quant.core.parallel import calculating
+from dgpt2_quant.core.paths import user_path
+from dgpt2_quant.core.progress import Progress
+from dgpt2_quant.core.quant_types import QuantType, TensorType, find_types
+from dgpt2_quant.core.read_input import Announce
+from dgpt2_quant.core.text import NamedText
+from dgpt2_quant.core.workers import Workers
+from dgpt2_quant.quantize.calibration.calibration import Calibration, read_given
+from dgpt2_quant.quantize.calibration.collect import SAMPLED
+from dgpt2_quant.quantize.checkpoint.naming import clean_name, file_name
+from dgpt2_quant.quantize.checkpoint.resolve import DEFAULT_MODEL, is_gguf_name
+from dgpt2_quant.quantize.checkpoint.source import ModelSource, open_model
+from dgpt2_quant.quantize.lean.model import LeanModel
+from dgpt2_quant.quantize.lean.padded_source import PaddedSource, padded_source
+from dgpt2_quant.quantize.recipes.lean_mix import find_preference
+from dgpt2_quant.quantize.recipes.lean_plan import Recipe, make_lean_plan, pad_tokens, plan_of_recipe, read_recipe
+from dgpt2_quant.quantize.recipes.lean_steps import steps_without
+from dgpt2_quant.quantize.recipes.plan import Plan, make_plan, needs_importance
+from dgpt2_quant.quantize.recipes.tensor_types import Override, check_recipe, find_override
+from dgpt2_quant.quantize.search.saved_recipe import refuse_existing_search, saved_recipe
+from dgpt2_quant.quantize.search.search import SEARCHED_TYPES, Target, Times, find_target, search
+
+from .write import FileWriter, stream
 
 _log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .gguf_file import read_header, require_file
+from dgpt2_quant.core.gguf_file import read_header, require_file
 
 
 @dataclass(frozen=True)

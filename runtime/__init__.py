@@ -1,13 +1,13 @@
 """Loading a GGUF, decoding, sampling and scoring, over llama.cpp's C interface."""
 
-from .draft import Completion, Timing, TokenLogprob
 from .generation import Batch, Generation
 from .model import Model
 from .pipeline import TextGenerationPipeline, pipeline, set_seed
 from .request import Options
+from .request_handle import Event, Ticket
 from .sampling import Sampling
 from .scheduler import Scheduler, Stats
-from .ticket import Event, Ticket
+from .sequence import Completion, Timing, TokenLogprob
 
 __all__ = [
     "Batch",

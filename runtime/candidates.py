@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-from .decoding import Logits
+from dgpt2_quant.runtime.native.batch_token import Logits
 
 Ids = npt.NDArray[np.intp]
 

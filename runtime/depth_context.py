@@ -13,9 +13,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
-
-from .decoding import Fed, Logits, State
-from .library import NativeContext
+from dgpt2_quant.runtime.native.batch_token import Fed, Logits, State
+from dgpt2_quant.runtime.native.model_context import NativeContext
 
 FLASH_POSITIONS = 128
 

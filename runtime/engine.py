@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from time import perf_counter
 
 import numpy as np
+from dgpt2_quant.runtime.native.batch_token import Fed, Logits
+from dgpt2_quant.runtime.native.model_context import NativeContext
 
-from .decoding import Fed, Logits
 from .depth_context import DepthContext
-from .draft import Draft, TokenLogprob, token_logprob
-from .library import NativeContext
+from .sequence import Draft, TokenLogprob, token_logprob
 from .threads import Fixed, Governor
 
 CHUNK = 128  # tokens of a prompt that are decoded in one go, and the unit of reuse

@@ -7,7 +7,7 @@ what is checked of them (grammar.py) is what is run there. What a set of charact
 import re
 from typing import NoReturn
 
-from dgpt2_quant.quantize.errors import UsageError
+from dgpt2_quant.core.errors import UsageError
 
 _DEEPEST = 100  # parentheses: llama.cpp reads them by recursion
 _MOST_REPEATED = 2000  # MAX_REPETITION_THRESHOLD

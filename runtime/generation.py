@@ -3,11 +3,11 @@
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 
-from dgpt2_quant.quantize.errors import RuntimeFailure
+from dgpt2_quant.core.errors import RuntimeFailure
 
-from .closing import Closing
-from .draft import Completion, Draft, Timing, total_timing
 from .engine import Piece
+from .lifecycle import Closing
+from .sequence import Completion, Draft, Timing, total_timing
 
 
 class _Pieces(Closing):

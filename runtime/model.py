@@ -17,17 +17,16 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, NoReturn, Protocol, Self, Unpack
 
-from dgpt2_quant.quantize.errors import RuntimeFailure, UsageError
-from dgpt2_quant.quantize.gguf_file import require_file
-from dgpt2_quant.quantize.workers import require_threads
+from dgpt2_quant.core.errors import RuntimeFailure, UsageError
+from dgpt2_quant.core.gguf_file import require_file
+from dgpt2_quant.core.workers import require_threads
+from dgpt2_quant.runtime.native.batch_token import token_ids
+from dgpt2_quant.runtime.native.calls import flush
+from dgpt2_quant.runtime.native.model_context import F16, F32, KV_TYPES, NativeContext, NativeModel
 
-from .decoding import token_ids
 from .depth_context import DepthContext
-from .draft import Completion, Draft
 from .engine import CHUNK, Engine, Piece
 from .generation import Batch, Generation
-from .library import F16, F32, KV_TYPES, NativeContext, NativeModel
-from .native_calls import flush
 from .reentry import refuse_within
 from .request import (
     Options,
@@ -40,6 +39,7 @@ from .request import (
 )
 from .sampling import whole
 from .scorer import SCORING, Scorer
+from .sequence import Completion, Draft
 from .threads import check_threads, make_governor
 from .validate import check_model_file
 

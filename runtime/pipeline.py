@@ -18,12 +18,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from dgpt2_quant.quantize.errors import UsageError
+from dgpt2_quant.core.errors import UsageError
 
-from .closing import Closing
-from .draft import Draft
+from .lifecycle import Closing
 from .model import PARALLEL, Model, check_parallel
 from .request import check_count, check_flag
+from .sequence import Draft
 
 _random = random.Random()
 # what it does something with, and Transformers' defaults
@@ -158,7 +158,7 @@ def pipeline(
         model = "distilbert/distilgpt2"
     if isinstance(model, Model):
         return TextGenerationPipeline(model, **options)
-    from dgpt2_quant.quantize.store import model_file
+    from dgpt2_quant.quantize.store.model_files import model_file
 
     _settings(options, {})  # a wrong one is told before a model is converted
     _, path = model_file(str(model), type=type, revision=revision)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from dgpt2_quant.quantize.errors import RuntimeFailure
+from dgpt2_quant.core.errors import RuntimeFailure
 
 
 def refuse_within(owner: object, *methods: Callable[..., Any]) -> None:

@@ -7,11 +7,11 @@ from difflib import get_close_matches
 from typing import Literal, TypedDict, Unpack
 
 import numpy as np
-from dgpt2_quant.quantize.errors import UsageError
+from dgpt2_quant.core.errors import UsageError
+from dgpt2_quant.runtime.native.batch_token import token_ids
+from dgpt2_quant.runtime.native.model_context import NativeModel
 
-from .decoding import token_ids
-from .library import NativeModel
-from .lookup import GUESSES, MOST_GUESSES
+from .prompt_lookup import GUESSES, MOST_GUESSES
 from .sampling import Sampling, whole
 
 DEFAULT_MAX_TOKENS = 128

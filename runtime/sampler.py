@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from dgpt2_quant.quantize.errors import RuntimeFailure, UsageError
+from dgpt2_quant.core.errors import RuntimeFailure, UsageError
+from dgpt2_quant.runtime.native.batch_token import Logits
+from dgpt2_quant.runtime.native.model_context import NativeModel
+from dgpt2_quant.runtime.native.sampler import NativeSampler
 
 from .candidates import Ids, at_least, at_least_likely, log_total, nucleus, typical
-from .decoding import Logits
 from .grammar import check_grammar
-from .library import NativeModel
-from .native_sampler import NativeSampler
 from .sampling import Sampling
 
 _BLOCK = 256  # tokens that are drawn together first, when nothing filters them

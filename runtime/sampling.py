@@ -6,7 +6,7 @@ from math import inf
 from numbers import Integral, Real
 from typing import Any
 
-from dgpt2_quant.quantize.errors import UsageError
+from dgpt2_quant.core.errors import UsageError
 
 from .grammar import check_grammar
 

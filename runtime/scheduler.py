@@ -20,16 +20,16 @@ from functools import cache
 from queue import Empty, SimpleQueue
 from typing import Any, Self, Unpack
 
-from dgpt2_quant.quantize.errors import OverloadedError, RuntimeFailure, UsageError
-from dgpt2_quant.quantize.workers import no_more_threads, require_threads
+from dgpt2_quant.core.errors import OverloadedError, RuntimeFailure, UsageError
+from dgpt2_quant.core.workers import no_more_threads, require_threads
+from dgpt2_quant.runtime.native.calls import flush, in_native_thread
 
-from .closing import Closing
-from .draft import Draft
 from .engine import Engine, Totals
+from .lifecycle import Closing
 from .model import PARALLEL, Model, check_parallel
-from .native_calls import flush, in_native_thread
 from .request import Options, check_count
-from .ticket import Event, Ticket
+from .request_handle import Event, Ticket
+from .sequence import Draft
 
 QUEUE = 64  # requests that may wait, unless the caller says otherwise
 

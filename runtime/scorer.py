@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from dgpt2_quant.quantize.errors import UsageError
+from dgpt2_quant.core.errors import UsageError
+from dgpt2_quant.runtime import scoring
+from dgpt2_quant.runtime.native.batch_token import token_ids
+from dgpt2_quant.runtime.native.model_context import NativeContext, NativeModel
 
-from . import scoring
-from .closing import Closing
-from .decoding import token_ids
-from .library import NativeContext, NativeModel
+from .lifecycle import Closing
 
 
 class Scorer(Closing):

@@ -5,10 +5,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from dgpt2_quant.quantize.errors import UsageError
+from dgpt2_quant.core.errors import UsageError
+from dgpt2_quant.runtime.native.model_context import NativeContext
 
 from .candidates import log_total
-from .library import NativeContext
 
 Pooling = Literal["none", "mean", "last"]
 Visitor = Callable[[int, npt.NDArray[np.float32]], None]

@@ -17,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from dgpt2_quant.quantize.cores import usable_cores
-from dgpt2_quant.quantize.errors import UsageError
+from dgpt2_quant.core.cores import usable_cores
+from dgpt2_quant.core.errors import UsageError
 
 from .sampling import whole
 

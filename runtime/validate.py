@@ -5,13 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from dgpt2_quant.quantize.errors import GGUFError
-from dgpt2_quant.quantize.gguf_file import GGUFHeader, read_header
-from dgpt2_quant.quantize.gpt2_file import SPLIT_AS_GPT2, check_begin_and_end, check_gpt2, check_tokens
-from dgpt2_quant.quantize.hyperparameters import Hyperparameters
-from dgpt2_quant.quantize.quant_types import Bits, TensorType
-
-from .library import MAX_BATCH
+from dgpt2_quant.core.errors import GGUFError
+from dgpt2_quant.core.gguf_file import GGUFHeader, read_header
+from dgpt2_quant.core.gpt2_gguf import SPLIT_AS_GPT2, check_begin_and_end, check_gpt2, check_tokens
+from dgpt2_quant.core.hyperparameters import Hyperparameters
+from dgpt2_quant.core.quant_types import Bits, TensorType
+from dgpt2_quant.runtime.native.model_context import MAX_BATCH
 
 # A context may take that many bytes, and that many for each byte of weights. It is beyond any real model (GPT-2 XL at
 # one bit a weight: 3 for each), and keeps a few kilobytes that claim a million positions from asking for gigabytes.

@@ -17,9 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from dgpt2_quant.core.quant_types import QUANT_TYPES
+from dgpt2_quant.quantize.checkpoint.resolve import resolve
 from dgpt2_quant.quantize.convert import convert
-from dgpt2_quant.quantize.quant_types import QUANT_TYPES
-from dgpt2_quant.quantize.resolve import resolve
 from safetensors.numpy import load_file, save_file
 
 

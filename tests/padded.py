@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from dgpt2_quant.quantize.gguf_file import encode_header, padded, read_header
-from dgpt2_quant.quantize.metadata import with_pad_tokens
-from dgpt2_quant.quantize.quant_types import TensorType
+from dgpt2_quant.core.gguf_file import encode_header, padded, read_header
+from dgpt2_quant.core.quant_types import TensorType
+from dgpt2_quant.quantize.checkpoint.metadata import with_pad_tokens
 
 # nine, in the manner of a model card's examples
 WIDGET_PROMPTS = [

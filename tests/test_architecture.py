@@ -63,9 +63,14 @@ def test_each_c_library_is_touched_in_one_file() -> None:
     touching = {
         f"{p.parent.name}/{p.name}" for p in MODULES for module, _ in imports(p) if module in ("ctypes", "llama_cpp")
     }
-    ours = {"quantize/ggml.py", "runtime/bindings.py", "runtime/library.py", "runtime/native_sampler.py"}
+    ours = {
+        "core/ggml.py",
+        "runtime/native/bindings.py",
+        "runtime/native/model_context.py",
+        "runtime/native/sampler.py",
+    }
     # the first asks the system for memory; the second runs llama-cpp-python's own class, to be measured against
-    assert touching == ours | {"runtime/huge_pages.py", "bench/peer_worker.py"}
+    assert touching == ours | {"runtime/native/huge_pages.py", "bench/speed/peer_worker.py"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: f"{path.parent.name}/{path.name}")

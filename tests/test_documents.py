@@ -17,7 +17,7 @@ import click
 import pytest
 import typer
 from dgpt2_quant.cli.main import VERBS, app
-from dgpt2_quant.quantize.quant_types import find_types
+from dgpt2_quant.core.quant_types import find_types
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -127,7 +127,7 @@ def test_what_the_documents_name_is_there() -> None:
 # What they import, they find imported: one process does it for all. Each then runs in a child of its own.
 RUN_TOOLS = """
 import contextlib, io, json, os, runpy, sys
-import dgpt2_quant.bench.matrix, dgpt2_quant.bench.report, dgpt2_quant.cli.main, dgpt2_quant.quantize.convert
+import dgpt2_quant.bench.bench, dgpt2_quant.bench.report.write_report, dgpt2_quant.cli.main, dgpt2_quant.quantize.convert
 import typer.testing
 for call in json.loads(sys.argv[1]):
     ours, theirs = os.pipe()

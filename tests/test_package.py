@@ -83,7 +83,7 @@ def test_demo_runs_from_the_installed_wheel(wheel: Path, tmp_path: Path) -> None
     assert Path(found.stdout.strip()).is_relative_to(home)
     # what an installer writes into the script; two of the four levels, timed by one text each, will do
     start = (
-        "import dgpt2_quant.bench.timing as t, dgpt2_quant.quantize.quant_types as q; "
+        "import dgpt2_quant.bench.speed.timing as t, dgpt2_quant.core.quant_types as q; "
         "t.TEXT_SECONDS, q.DEMO_TYPES = 0.0, ('Q5_K_M', 'Q4_0'); "
         "from importlib.metadata import entry_points as e; e(group='console_scripts')['dgpt2-quant'].load()()"
     )

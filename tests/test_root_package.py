@@ -11,7 +11,7 @@ import dgpt2_quant.demo
 import dgpt2_quant.quantize
 import dgpt2_quant.runtime
 import pytest
-from dgpt2_quant.quantize.errors import DgptQuantError
+from dgpt2_quant.core.errors import DgptQuantError
 
 import dgpt2_quant
 

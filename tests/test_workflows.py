@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from dgpt2_quant.quantize.quant_types import QUANT_TYPES
+from dgpt2_quant.core.quant_types import QUANT_TYPES
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ROOT / "tools"
@@ -119,7 +119,7 @@ def test_the_matrix_is_that_of_the_registry(tmp_path: Path) -> None:
 
 
 def test_the_baseline_has_every_level_of_the_matrix() -> None:
-    from dgpt2_quant.bench.read_document import read_document
+    from dgpt2_quant.bench.document.read import read_document
 
     baseline = read_document(SETTINGS / "storybook.json")
     assert {row["type"] for row in baseline["results"]} == {one.name for one in QUANT_TYPES.values() if one.ci} - {

@@ -10,12 +10,12 @@ import json
 import tempfile
 
 import numpy as np
-from dgpt2_quant.bench import rows
-from dgpt2_quant.bench.rows import Found
+from dgpt2_quant.bench.quality import logit_rows as rows
+from dgpt2_quant.bench.quality.logit_rows import Found
+from dgpt2_quant.core.text import load_text
+from dgpt2_quant.quantize.calibration.numpy_gpt2 import from_checkpoint
+from dgpt2_quant.quantize.checkpoint.resolve import resolve
 from dgpt2_quant.quantize.convert import convert
-from dgpt2_quant.quantize.reference import from_checkpoint
-from dgpt2_quant.quantize.resolve import resolve
-from dgpt2_quant.quantize.text import load_text
 from dgpt2_quant.runtime import Model
 
 LENGTH = 512

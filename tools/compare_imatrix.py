@@ -10,7 +10,7 @@ import argparse
 import json
 
 import numpy as np
-from dgpt2_quant.quantize.importance import read_importance
+from dgpt2_quant.quantize.calibration.imatrix_file import read_importance
 
 
 def main() -> None:

@@ -17,10 +17,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from dgpt2_quant.bench.divergence import divergence, resampled
 from dgpt2_quant.bench.perplexity import perplexity
-from dgpt2_quant.bench.quality import compare
-from dgpt2_quant.quantize.text import load_text
+from dgpt2_quant.bench.quality.compare_files import compare
+from dgpt2_quant.bench.quality.divergence import divergence, resampled
+from dgpt2_quant.core.text import load_text
 
 _STAMP = r"^(\d+)\.(\d+)\.(\d+)\.(\d+) I "  # minutes, seconds, milli-, microseconds
 _FIGURES = {  # ours: how llama-perplexity calls it, and what to multiply its figure by

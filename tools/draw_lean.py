@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dgpt2_quant.bench.plot_axes import (
+from dgpt2_quant.bench.report.plot_axes import (
     BLUE,
     GREEN,
     INK,
@@ -28,7 +28,7 @@ from dgpt2_quant.bench.plot_axes import (
     empty_axes,
     log_ticks,
 )
-from dgpt2_quant.bench.plot_labels import label_points
+from dgpt2_quant.bench.report.plot_labels import label_points
 from lean_tables import preset_sizes
 
 LEVEL_COLOURS = {"Q3_K_M": PURPLE, "Q4_0": SKY, "Q4_K_M": BLUE, "Q5_K_M": ORANGE, "Q6_K": RED}

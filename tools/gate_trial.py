@@ -14,13 +14,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from dgpt2_quant.bench.grid import Grid
-from dgpt2_quant.bench.matrix import Settings, Subject, measure_levels
-from dgpt2_quant.bench.regression import Change, compare_documents
-from dgpt2_quant.bench.schema import BenchJson
+from dgpt2_quant.bench.bench import Settings, Subject, measure_levels
+from dgpt2_quant.bench.compare import Change, compare_documents
+from dgpt2_quant.bench.document.schema import BenchJson
+from dgpt2_quant.bench.speed.grid import Grid
+from dgpt2_quant.core.gguf_file import read_header
+from dgpt2_quant.core.text import load_text
 from dgpt2_quant.quantize.convert import convert
-from dgpt2_quant.quantize.gguf_file import read_header
-from dgpt2_quant.quantize.text import load_text
 
 SPEED_TOLERANCE = 0.25
 LEVELS = ("q4_k_m", "q8_0", "q5_k_m", "q4_0")

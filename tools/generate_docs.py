@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import lean_tables
-from dgpt2_quant.bench.report import COLUMNS, remarks, table_rows
-from dgpt2_quant.bench.report_markdown import markdown_table
+from dgpt2_quant.bench.report.markdown import markdown_table
+from dgpt2_quant.bench.report.write_report import COLUMNS, remarks, table_rows
 from dgpt2_quant.cli.main import VERBS, app
-from dgpt2_quant.quantize.quant_types import QUANT_TYPES, QuantType
+from dgpt2_quant.core.quant_types import QUANT_TYPES, QuantType
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -21,9 +21,9 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from dgpt2_quant.quantize.calibrate import imatrix
+from dgpt2_quant.core.gguf_file import read_header
+from dgpt2_quant.quantize.calibration.collect import imatrix
 from dgpt2_quant.quantize.convert import convert
-from dgpt2_quant.quantize.gguf_file import read_header
 from dgpt2_quant.runtime import Model, Scheduler
 
 PROMPT = "Once upon a time"

@@ -23,21 +23,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from dgpt2_quant.bench.bootstrap import Bootstrap
-from dgpt2_quant.bench.divergence import divergence, resampled
-from dgpt2_quant.bench.environment import describe_environment
-from dgpt2_quant.bench.quality import compare
-from dgpt2_quant.bench.windows import LLAMA_CPP
-from dgpt2_quant.quantize.calibrate import SAMPLED, imatrix
+from dgpt2_quant.bench.document.environment import describe_environment
+from dgpt2_quant.bench.quality.bootstrap import Bootstrap
+from dgpt2_quant.bench.quality.compare_files import compare
+from dgpt2_quant.bench.quality.divergence import divergence, resampled
+from dgpt2_quant.bench.quality.windows import LLAMA_CPP
+from dgpt2_quant.core.atomic_file import output_file, refuse_existing
+from dgpt2_quant.core.json_text import to_json_text
+from dgpt2_quant.core.text import load_text
+from dgpt2_quant.quantize.calibration.collect import SAMPLED, imatrix
+from dgpt2_quant.quantize.calibration.encode_text import encode_text
+from dgpt2_quant.quantize.calibration.imatrix_file import ImportanceMatrix, read_importance
+from dgpt2_quant.quantize.checkpoint.source import ModelSource, open_model
 from dgpt2_quant.quantize.convert import ConvertedFile, convert, write_files
-from dgpt2_quant.quantize.encode_text import encode_text
-from dgpt2_quant.quantize.importance import ImportanceMatrix, read_importance
-from dgpt2_quant.quantize.json_text import to_json_text
-from dgpt2_quant.quantize.lean_plan import Recipe, plan_of_recipe
-from dgpt2_quant.quantize.lean_steps import STEPS
-from dgpt2_quant.quantize.model_source import ModelSource, open_model
-from dgpt2_quant.quantize.output_file import output_file, refuse_existing
-from dgpt2_quant.quantize.text import load_text
+from dgpt2_quant.quantize.recipes.lean_plan import Recipe, plan_of_recipe
+from dgpt2_quant.quantize.recipes.lean_steps import STEPS
 from lean_tables import EQUAL, print_tables, targets
 
 STOCK = ("q3_k_m", "q4_0", "q4_k_m", "q5_k_m", "q6_k")

@@ -10,12 +10,12 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from dgpt2_quant.bench.quality import visit
-from dgpt2_quant.bench.report_markdown import markdown_table
-from dgpt2_quant.bench.rows import Logits
-from dgpt2_quant.bench.windows import LLAMA_CPP
-from dgpt2_quant.quantize.cores import usable_cores
-from dgpt2_quant.quantize.text import load_text
+from dgpt2_quant.bench.quality.compare_files import visit
+from dgpt2_quant.bench.quality.logit_rows import Logits
+from dgpt2_quant.bench.quality.windows import LLAMA_CPP
+from dgpt2_quant.bench.report.markdown import markdown_table
+from dgpt2_quant.core.cores import usable_cores
+from dgpt2_quant.core.text import load_text
 from dgpt2_quant.runtime import Model
 
 

@@ -14,15 +14,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from dgpt2_quant.bench.divergence import divergence, resampled
-from dgpt2_quant.bench.environment import describe_environment
-from dgpt2_quant.bench.quality import compare
-from dgpt2_quant.quantize.calibrate import SAMPLED, imatrix
+from dgpt2_quant.bench.document.environment import describe_environment
+from dgpt2_quant.bench.quality.compare_files import compare
+from dgpt2_quant.bench.quality.divergence import divergence, resampled
+from dgpt2_quant.core.atomic_file import output_file, refuse_existing
+from dgpt2_quant.core.json_text import to_json_text
+from dgpt2_quant.quantize.calibration.collect import SAMPLED, imatrix
+from dgpt2_quant.quantize.calibration.imatrix_file import read_importance
+from dgpt2_quant.quantize.checkpoint.source import open_model
 from dgpt2_quant.quantize.convert import convert
-from dgpt2_quant.quantize.importance import read_importance
-from dgpt2_quant.quantize.json_text import to_json_text
-from dgpt2_quant.quantize.model_source import open_model
-from dgpt2_quant.quantize.output_file import output_file, refuse_existing
 from lean_tables import roundings_table
 from measure_lean import Text, show
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from dgpt2_quant.quantize.store import model_file
+from dgpt2_quant.quantize.store.model_files import model_file
 from dgpt2_quant.runtime import Model, Scheduler
 
 PROMPT = "Once upon a time"

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dgpt2_quant.runtime.library import CELLS, MAX_BATCH, NativeContext, NativeModel
+from dgpt2_quant.runtime.native.model_context import CELLS, MAX_BATCH, NativeContext, NativeModel
 
 PLACES = [(10, True), (100, True), (240, False), (990, False), (990, True)]  # position, flash attention
 TOKENS = 12  # the first two find the caches as the last place has left them

@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from dgpt2_quant.quantize.cores import usable_cores
+from dgpt2_quant.core.cores import usable_cores
 from dgpt2_quant.runtime import Model
 
 BIN = 0.1  # seconds of the second part's time line

@@ -3,7 +3,7 @@
 usage: time_kernels.py FOLDER [--tensor-type T ...] [--level L ...] [--rounds N] [--threads N] [--cached]
 
 FOLDER is a checkpoint, for example one that random_distilgpt2.py wrote. Its matrices are timed at the tensor types as
-the search times them (bench/kernel_times.py). Then its files of the levels are made and timed in turns, by what `bench`
+the search times them (bench/speed/kernel_times.py). Then its files of the levels are made and timed in turns, by what `bench`
 measures speed with; `ratio` is predicted / measured seconds a token. The last line is JSON.
 """
 
@@ -15,13 +15,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from dgpt2_quant.bench.grid import Grid
-from dgpt2_quant.bench.kernel_times import TimeModel, token_times
-from dgpt2_quant.bench.speed import measure
+from dgpt2_quant.bench.speed.grid import Grid
+from dgpt2_quant.bench.speed.kernel_times import TimeModel, token_times
+from dgpt2_quant.bench.speed.rounds import measure
+from dgpt2_quant.core.gguf_file import read_header
+from dgpt2_quant.core.hyperparameters import Hyperparameters
+from dgpt2_quant.core.quant_types import TensorType
 from dgpt2_quant.quantize.convert import convert
-from dgpt2_quant.quantize.gguf_file import read_header
-from dgpt2_quant.quantize.hyperparameters import Hyperparameters
-from dgpt2_quant.quantize.quant_types import TensorType
 
 TYPES = ("Q2_K", "Q3_K", "IQ4_XS", "Q4_0", "IQ4_NL", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0", "F16")
 LEVELS = ("q4_0", "q4_k_m", "q5_k_m", "q8_0")

@@ -26,12 +26,12 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
-from dgpt2_quant.quantize.ggml import quantize
-from dgpt2_quant.quantize.model_source import open_model
-from dgpt2_quant.quantize.plan import make_plan
-from dgpt2_quant.quantize.quant_types import find_types
+from dgpt2_quant.core.ggml import quantize
+from dgpt2_quant.core.quant_types import find_types
+from dgpt2_quant.quantize.checkpoint.source import open_model
+from dgpt2_quant.quantize.recipes.plan import make_plan
 
-PIECE = 1 << 17  # weights, as in quantize/stream.py
+PIECE = 1 << 17  # weights, as in quantize/write.py
 
 
 def main() -> None:

@@ -27,14 +27,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from dgpt2_quant.bench.disturbance import Watch, any_disturbed
-from dgpt2_quant.bench.environment import describe_environment
-from dgpt2_quant.quantize.calibrate import SAMPLED_TOKENS
+from dgpt2_quant.bench.document.environment import describe_environment
+from dgpt2_quant.bench.speed.disturbance import Watch, any_disturbed
+from dgpt2_quant.core.atomic_file import output_file, refuse_existing
+from dgpt2_quant.core.json_text import to_json_text
+from dgpt2_quant.quantize.calibration.collect import SAMPLED_TOKENS
+from dgpt2_quant.quantize.calibration.encode_text import encode_text
+from dgpt2_quant.quantize.checkpoint.source import open_model
 from dgpt2_quant.quantize.convert import ConvertedFile, convert
-from dgpt2_quant.quantize.encode_text import encode_text
-from dgpt2_quant.quantize.json_text import to_json_text
-from dgpt2_quant.quantize.model_source import open_model
-from dgpt2_quant.quantize.output_file import output_file, refuse_existing
 from dgpt2_quant.runtime import Model
 from lean_tables import BYTES_RATIO, SPEED_RATIO, seconds_table, speeds_table
 from measure_lean import show

@@ -20,10 +20,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from dgpt2_quant.core.quant_types import QUANT_TYPES, QuantType, find_types
+from dgpt2_quant.quantize.calibration.imatrix_file import read_importance
 from dgpt2_quant.quantize.convert import convert
-from dgpt2_quant.quantize.importance import read_importance
-from dgpt2_quant.quantize.quant_types import QUANT_TYPES, QuantType, find_types
-from dgpt2_quant.runtime.library import bindings
+from dgpt2_quant.runtime.native.model_context import bindings
 
 Contestant = Callable[[QuantType, Path], None]
 

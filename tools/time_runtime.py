@@ -34,10 +34,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from dgpt2_quant.quantize.gguf_file import read_header
-from dgpt2_quant.quantize.text import load_text
+from dgpt2_quant.core.gguf_file import read_header
+from dgpt2_quant.core.text import load_text
 from dgpt2_quant.runtime import Completion, Model
-from dgpt2_quant.runtime.library import NativeContext, NativeModel
+from dgpt2_quant.runtime.native.model_context import NativeContext, NativeModel
 
 TOKENS = 256
 SEQUENCES = 8

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dgpt2_quant.bench.schema import BenchJson, Environment, Interval, PeerJson, RateJson, Result
+from dgpt2_quant.bench.document.schema import BenchJson, Environment, Interval, PeerJson, RateJson, Result
 
 
 def rate(median: float, rounds: int = 5) -> RateJson:

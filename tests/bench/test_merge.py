@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dgpt2_quant.bench.document.read import read_document
 from dgpt2_quant.bench.merge import merge
-from dgpt2_quant.bench.read_document import read_document
-from dgpt2_quant.quantize.errors import ResultError, UsageError
+from dgpt2_quant.core.errors import ResultError, UsageError
 
 from .documents import document, environment, peer, rate, result
 

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from dgpt2_quant.bench.perplexity import perplexity
-from dgpt2_quant.quantize.errors import ModelNotFoundError, UsageError
-from dgpt2_quant.quantize.text import load_text
+from dgpt2_quant.core.errors import ModelNotFoundError, UsageError
+from dgpt2_quant.core.text import load_text
 from dgpt2_quant.runtime import Model
 
 

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from dgpt2_quant.quantize.store import model_files
+from dgpt2_quant.quantize.store.model_files import model_files
 
 from ..quantize.checkpoints import make_checkpoint
 from .program import run_text as dgpt2

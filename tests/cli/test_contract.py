@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 from dgpt2_quant.cli.main import VERBS
-from dgpt2_quant.quantize.quant_types import BENCH_TYPES, QUANT_TYPES
-from dgpt2_quant.quantize.resolve import DEFAULT_MODEL
+from dgpt2_quant.core.quant_types import BENCH_TYPES, QUANT_TYPES
+from dgpt2_quant.quantize.checkpoint.resolve import DEFAULT_MODEL
 from dgpt2_quant.runtime.request import DEFAULT_MAX_TOKENS
 from dgpt2_quant.runtime.sampling import Sampling
 

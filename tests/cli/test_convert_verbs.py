@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dgpt2_quant.quantize.calibration.imatrix_file import ImportanceMatrix, Statistics, read_importance
 from dgpt2_quant.quantize.convert import convert
-from dgpt2_quant.quantize.importance import ImportanceMatrix, Statistics, read_importance
 
 from ..quantize.checkpoints import make_checkpoint
 from ..runtime.gguf_edit import rewrite
@@ -134,7 +134,7 @@ def test_files_are_merged(folder: Path, tmp_path: Path) -> None:
 
 INTERRUPTING = """
 import sys
-from dgpt2_quant.quantize.calibrate import imatrix
+from dgpt2_quant.quantize.calibration.collect import imatrix
 def progress(done, total, what):
     if done == 2:
         raise KeyboardInterrupt

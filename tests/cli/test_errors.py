@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from dgpt2_quant.demo import __path__ as demo_folders
-from dgpt2_quant.quantize.importance import ImportanceMatrix, Statistics
+from dgpt2_quant.quantize.calibration.imatrix_file import ImportanceMatrix, Statistics
 
 from .program import run_text as dgpt2
 

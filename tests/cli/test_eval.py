@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from dgpt2_quant.bench.tasks import GROUPS, TASKS, evaluate
+from dgpt2_quant.bench.tasks.evaluate import GROUPS, TASKS, evaluate
 from dgpt2_quant.cli.main import VERBS
 
 from .test_contract import dgpt2, document

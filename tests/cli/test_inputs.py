@@ -13,20 +13,20 @@ from typing import Any
 
 import pytest
 import typer.main
-from dgpt2_quant.bench.grid import Grid
-from dgpt2_quant.bench.matrix import bench
+from dgpt2_quant.bench.bench import bench
 from dgpt2_quant.bench.perplexity import perplexity
-from dgpt2_quant.bench.tasks import evaluate
+from dgpt2_quant.bench.speed.grid import Grid
+from dgpt2_quant.bench.tasks.evaluate import evaluate
 from dgpt2_quant.cli.main import app
+from dgpt2_quant.core.text import load_text
+from dgpt2_quant.quantize.calibration.imatrix_file import read_importance
 from dgpt2_quant.quantize.convert import convert
-from dgpt2_quant.quantize.importance import read_importance
-from dgpt2_quant.quantize.text import load_text
 from dgpt2_quant.runtime import Model
 from typer.core import TyperGroup, TyperOption
 from typer.testing import CliRunner
 
-from ..bench.test_datasets import tarred
-from ..bench.test_task_cbt import FILE as CBT_FILE
+from ..bench.data.test_datasets import tarred
+from ..bench.tasks.test_cbt import FILE as CBT_FILE
 from ..quantize.checkpoints import END_OF_TEXT, make_checkpoint
 from .program import TOOL
 from .test_contract import dgpt2, document

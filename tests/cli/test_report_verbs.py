@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dgpt2_quant.bench.regression import compare_documents
-from dgpt2_quant.bench.schema import BenchJson
+from dgpt2_quant.bench.compare import compare_documents
+from dgpt2_quant.bench.document.schema import BenchJson
 from dgpt2_quant.cli.compare import compare
 
 from tests.bench.documents import document, environment, result

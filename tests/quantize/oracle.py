@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from dgpt2_quant.quantize.gguf_file import GGUFHeader, read_header
-from dgpt2_quant.quantize.quant_types import QUANT_TYPES, TensorType
-from dgpt2_quant.runtime.library import bindings
+from dgpt2_quant.core.gguf_file import GGUFHeader, read_header
+from dgpt2_quant.core.quant_types import QUANT_TYPES, TensorType
+from dgpt2_quant.runtime.native.model_context import bindings
 
 Contents = dict[str, tuple[str, tuple[int, ...], npt.NDArray[np.uint8]]]
 

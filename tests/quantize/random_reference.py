@@ -1,8 +1,8 @@
 """A random GPT-2 as the NumPy reference computes it, without a file, as small as one likes."""
 
 import numpy as np
-from dgpt2_quant.quantize.hyperparameters import Hyperparameters
-from dgpt2_quant.quantize.reference import Reference
+from dgpt2_quant.core.hyperparameters import Hyperparameters
+from dgpt2_quant.quantize.calibration.numpy_gpt2 import Reference
 
 
 def random_reference(

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dgpt2_quant.quantize import plan as module
-from dgpt2_quant.quantize.calibrate import imatrix
+from dgpt2_quant.core.errors import UsageError
+from dgpt2_quant.core.ggml import quantize
+from dgpt2_quant.core.gguf_file import read_header
+from dgpt2_quant.core.quant_types import TensorType
+from dgpt2_quant.quantize.calibration.collect import imatrix
 from dgpt2_quant.quantize.convert import convert
-from dgpt2_quant.quantize.errors import UsageError
-from dgpt2_quant.quantize.ggml import quantize
-from dgpt2_quant.quantize.gguf_file import read_header
-from dgpt2_quant.quantize.quant_types import TensorType
+from dgpt2_quant.quantize.recipes import plan as module
 
 from .checkpoints import make_checkpoint
 
@@ -58,7 +58,7 @@ def test_nothing_is_claimed_where_nothing_is_quantized(
 
 
 def test_a_text_is_not_read_through_for_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dgpt2_quant.quantize.calibration.collect", None)
+    monkeypatch.setattr("dgpt2_quant.quantize.calibration.calibration.collect", None)
     for quant_type in ("F16", "Q8_0"):
         said, _ = claims(folder, tmp_path, quant_type, calibrate=folder / "text.txt", overwrite=True)
         assert said == {}

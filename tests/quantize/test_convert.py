@@ -8,15 +8,15 @@ from typing import Any
 
 import gguf
 import pytest
-from dgpt2_quant.quantize.checkpoint import source_sha256
+from dgpt2_quant.core.errors import OutputError, UsageError
+from dgpt2_quant.core.gguf_file import read_header
+from dgpt2_quant.core.quant_types import QUANT_TYPES
+from dgpt2_quant.quantize.checkpoint.folder import source_sha256
+from dgpt2_quant.quantize.checkpoint.resolve import Source, resolve
+from dgpt2_quant.quantize.checkpoint.source import CheckpointModel
 from dgpt2_quant.quantize.convert import ConvertedFile, convert, write_files
-from dgpt2_quant.quantize.errors import OutputError, UsageError
-from dgpt2_quant.quantize.gguf_file import read_header
-from dgpt2_quant.quantize.model_source import CheckpointModel
-from dgpt2_quant.quantize.plan import make_plan
-from dgpt2_quant.quantize.quant_types import QUANT_TYPES
-from dgpt2_quant.quantize.resolve import Source, resolve
-from dgpt2_quant.runtime.bindings import _log_callback, _quiet, bindings
+from dgpt2_quant.quantize.recipes.plan import make_plan
+from dgpt2_quant.runtime.native.bindings import _log_callback, _quiet, bindings
 
 from .checkpoints import make_checkpoint
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dgpt2_quant.core.errors import CheckpointError, OutputError
 from dgpt2_quant.quantize.convert import convert
-from dgpt2_quant.quantize.errors import CheckpointError, OutputError
 
 from .checkpoints import make_checkpoint
 
@@ -20,7 +20,7 @@ LEVELS = ["F32", "Q8_0", "Q4_0", "Q2_K"]
 CHILD = """
 import json, resource, sys
 from dgpt2_quant.quantize.convert import convert
-from dgpt2_quant.quantize.errors import DgptQuantError
+from dgpt2_quant.core.errors import DgptQuantError
 model, output, types, overwrite, limits = json.loads(sys.argv[1])
 for limit in limits:
     if limit:

@@ -6,9 +6,9 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from dgpt2_quant.core.errors import GGUFError, ModelNotFoundError
 from dgpt2_quant.quantize.convert import convert
 from dgpt2_quant.quantize.describe import DescribedTensor, describe
-from dgpt2_quant.quantize.errors import GGUFError, ModelNotFoundError
 
 from .checkpoints import TOKENS, make_checkpoint
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dgpt2_quant.core.atomic_file import output_file
+from dgpt2_quant.core.errors import OutputError
 from dgpt2_quant.quantize.convert import convert
-from dgpt2_quant.quantize.errors import OutputError
-from dgpt2_quant.quantize.output_file import output_file
 
 from .checkpoints import make_checkpoint
 
@@ -35,7 +35,7 @@ OLD = b"the older file " * 1000
 FORKING = """
 import gc, json, os, select, signal, sys, time
 from dgpt2_quant.quantize.convert import convert
-from dgpt2_quant.quantize.errors import DgptQuantError
+from dgpt2_quant.core.errors import DgptQuantError
 from dgpt2_quant.quantize import ggml, importance, tokenizer
 
 def child(job, output, start, said):

@@ -32,8 +32,8 @@ from traceback import format_exception
 from typing import Any
 
 import numpy as np
-from dgpt2_quant.quantize.errors import DgptQuantError, GGUFError
-from dgpt2_quant.quantize.gguf_file import read_header
+from dgpt2_quant.core.errors import DgptQuantError, GGUFError
+from dgpt2_quant.core.gguf_file import read_header
 from dgpt2_quant.runtime import Model
 
 from .mutations import Draft, make_sources, mutated, take_apart

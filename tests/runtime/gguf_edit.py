@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dgpt2_quant.quantize.gguf_file import ValueType, encode_header, padded, read_header
-from dgpt2_quant.quantize.quant_types import TensorType
+from dgpt2_quant.core.gguf_file import ValueType, encode_header, padded, read_header
+from dgpt2_quant.core.quant_types import TensorType
 
 Tensor = tuple[tuple[int, ...], TensorType, bytes]
 

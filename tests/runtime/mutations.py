@@ -12,10 +12,10 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
+from dgpt2_quant.core.gguf_file import ALIGNMENT, MAGIC, VERSION, ValueType, padded, read_header, tensor_bytes
+from dgpt2_quant.core.hyperparameters import KEYS, Hyperparameters
+from dgpt2_quant.core.quant_types import TensorType
 from dgpt2_quant.quantize.convert import convert
-from dgpt2_quant.quantize.gguf_file import ALIGNMENT, MAGIC, VERSION, ValueType, padded, read_header, tensor_bytes
-from dgpt2_quant.quantize.hyperparameters import KEYS, Hyperparameters
-from dgpt2_quant.quantize.quant_types import TensorType
 
 from ..quantize.checkpoints import make_checkpoint
 

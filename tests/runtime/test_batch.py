@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dgpt2_quant.quantize.errors import UsageError
+from dgpt2_quant.core.errors import UsageError
 from dgpt2_quant.runtime import Completion, Model
-from dgpt2_quant.runtime.draft import Draft
 from dgpt2_quant.runtime.engine import CHUNK, Engine
+from dgpt2_quant.runtime.sequence import Draft
 
 PROMPTS = [
     "Once upon a time",

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from dgpt2_quant.runtime.library import NativeContext, NativeModel
+from dgpt2_quant.runtime.native.model_context import NativeContext, NativeModel
 
 
 @pytest.fixture

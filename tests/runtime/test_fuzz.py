@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from dgpt2_quant.quantize.cores import usable_cores
+from dgpt2_quant.core.cores import usable_cores
 
 from .fuzzing import ROOT, run, summary
 from .mutations import MUTATIONS, make_sources, mutated, take_apart

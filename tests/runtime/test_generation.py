@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dgpt2_quant.quantize.errors import UsageError
+from dgpt2_quant.core.errors import UsageError
 from dgpt2_quant.runtime import Completion, Model
 from dgpt2_quant.runtime.candidates import log_total
 from dgpt2_quant.runtime.engine import CHUNK

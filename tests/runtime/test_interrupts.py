@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dgpt2_quant.quantize.errors import RuntimeFailure
-from dgpt2_quant.runtime import Model, Scheduler, native_calls
-from dgpt2_quant.runtime.bindings import bindings
+from dgpt2_quant.core.errors import RuntimeFailure
+from dgpt2_quant.runtime import Model, Scheduler
+from dgpt2_quant.runtime.native import calls as native_calls
+from dgpt2_quant.runtime.native.bindings import bindings
 
 ROOT = Path(__file__).parents[2]
 PROMPT = "Once upon a time"

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dgpt2_quant.quantize.errors import RuntimeFailure, UsageError
-from dgpt2_quant.runtime import Model, Scheduler, bindings, native_calls, pipeline
-from dgpt2_quant.runtime.library import NativeContext
+from dgpt2_quant.core.errors import RuntimeFailure, UsageError
+from dgpt2_quant.runtime import Model, Scheduler, pipeline
+from dgpt2_quant.runtime.native import bindings
+from dgpt2_quant.runtime.native import calls as native_calls
+from dgpt2_quant.runtime.native.model_context import NativeContext
 
 PROMPTS = ["Once upon a time", "The wolf", "A king had three sons", "“Mother,” said"]
 OPTIONS: dict[str, Any] = {"temperature": 0, "max_tokens": 40}
@@ -102,7 +104,7 @@ class TestThreads:
     def test_one_that_closes_while_another_tokenizes(self, use: str, short_files: dict[str, Path]) -> None:
         program = f"""if True:
             import sys, threading, time
-            from dgpt2_quant.quantize.errors import RuntimeFailure
+            from dgpt2_quant.core.errors import RuntimeFailure
             from dgpt2_quant.runtime import Model, Scheduler
             TEXT = "word hello " * 100_000
             def work():
@@ -250,7 +252,7 @@ class TestEnd:
 
 CHILD = """if True:
     import os, sys, threading
-    from dgpt2_quant.quantize.errors import RuntimeFailure
+    from dgpt2_quant.core.errors import RuntimeFailure
     from dgpt2_quant.runtime import Model
 
     model = Model.load(sys.argv[1], threads=1)
@@ -285,7 +287,7 @@ CHILD = """if True:
 """
 BUSY = """if True:
     import os, sys, threading
-    from dgpt2_quant.quantize.errors import RuntimeFailure
+    from dgpt2_quant.core.errors import RuntimeFailure
     from dgpt2_quant.runtime import Model
 
     model, through = Model.load(sys.argv[1], threads=1), threading.Event()

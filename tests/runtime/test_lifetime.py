@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dgpt2_quant.quantize import llama_cpp_version
-from dgpt2_quant.quantize.errors import DgptQuantError, RuntimeFailure
-from dgpt2_quant.runtime import Completion, Model, Scheduler, native_calls
+from dgpt2_quant.core import versions as llama_cpp_version
+from dgpt2_quant.core.errors import DgptQuantError, RuntimeFailure
+from dgpt2_quant.runtime import Completion, Model, Scheduler
+from dgpt2_quant.runtime.native import calls as native_calls
 
 PROMPT = "Once upon a time"
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dgpt2_quant.quantize.errors import UsageError
-from dgpt2_quant.quantize.quant_types import TensorType
+from dgpt2_quant.core.errors import UsageError
+from dgpt2_quant.core.quant_types import TensorType
 from dgpt2_quant.runtime import Model, Scheduler, pipeline
 
 from ..padded import embedding, with_embedding

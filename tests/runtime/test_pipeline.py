@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dgpt2_quant.quantize.errors import ModelNotFoundError, UsageError
+from dgpt2_quant.core.errors import ModelNotFoundError, UsageError
 from dgpt2_quant.runtime import Model, TextGenerationPipeline, pipeline, set_seed
 
 PROMPT = "Once upon a time"

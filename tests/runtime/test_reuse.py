@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from dgpt2_quant.runtime import Completion, Model
 from dgpt2_quant.runtime.depth_context import FLASH_POSITIONS
-from dgpt2_quant.runtime.draft import Draft
 from dgpt2_quant.runtime.engine import CHUNK, Engine
-from dgpt2_quant.runtime.library import CELLS
+from dgpt2_quant.runtime.native.model_context import CELLS
+from dgpt2_quant.runtime.sequence import Draft
 
 STORY = (Path(__file__).parents[2] / "demo" / "evaluation.txt").read_text("utf-8")
 LEVELS = ["F32", "Q4_K_M", "Q4_0"]  # 8 bits: with every kind of cache

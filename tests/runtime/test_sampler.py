@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from dgpt2_quant.quantize.errors import UsageError
-from dgpt2_quant.runtime.library import NativeModel
-from dgpt2_quant.runtime.native_sampler import NativeSampler
+from dgpt2_quant.core.errors import UsageError
+from dgpt2_quant.runtime.native.model_context import NativeModel
+from dgpt2_quant.runtime.native.sampler import NativeSampler
 from dgpt2_quant.runtime.sampler import Sampler
 from dgpt2_quant.runtime.sampling import Sampling
 from hypothesis import given, settings

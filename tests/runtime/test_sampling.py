@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from dgpt2_quant.quantize.errors import UsageError
+from dgpt2_quant.core.errors import UsageError
 from dgpt2_quant.runtime import Model, Sampling
 
 PROMPT = "Once upon a time"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from dgpt2_quant.quantize.errors import OverloadedError, RuntimeFailure, UsageError
+from dgpt2_quant.core.errors import OverloadedError, RuntimeFailure, UsageError
 from dgpt2_quant.runtime import Model, Scheduler
 from dgpt2_quant.runtime.engine import CHUNK
 

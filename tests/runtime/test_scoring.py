@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from dgpt2_quant.quantize.errors import UsageError
-from dgpt2_quant.quantize.reference import Reference, from_gguf
+from dgpt2_quant.core.errors import UsageError
+from dgpt2_quant.quantize.calibration.numpy_gpt2 import Reference, from_gguf
 from dgpt2_quant.runtime import Model
 
 TEXT = "There was once a poor woodcutter who lived in the forest with his wife and three daughters."

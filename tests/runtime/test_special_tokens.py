@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dgpt2_quant.quantize.errors import UsageError
-from dgpt2_quant.quantize.gguf_file import read_header
+from dgpt2_quant.core.errors import UsageError
+from dgpt2_quant.core.gguf_file import read_header
 from dgpt2_quant.runtime import Completion, Model, Scheduler, TextGenerationPipeline
 
 from .gguf_edit import rewrite

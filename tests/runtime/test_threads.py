@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from dgpt2_quant.quantize.errors import UsageError
+from dgpt2_quant.core.errors import UsageError
 from dgpt2_quant.runtime import threads
 from dgpt2_quant.runtime.threads import Governor, check_threads, make_governor
 

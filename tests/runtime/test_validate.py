@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dgpt2_quant.core.errors import GGUFError, ModelNotFoundError, RuntimeFailure
+from dgpt2_quant.core.ggml import library
+from dgpt2_quant.core.gguf_file import EncodedValue, ValueType, read_header
+from dgpt2_quant.core.gpt2_gguf import SPLIT_AS_GPT2
+from dgpt2_quant.core.hyperparameters import Hyperparameters
+from dgpt2_quant.core.quant_types import TensorType
 from dgpt2_quant.quantize.convert import convert
-from dgpt2_quant.quantize.errors import GGUFError, ModelNotFoundError, RuntimeFailure
-from dgpt2_quant.quantize.ggml import library
-from dgpt2_quant.quantize.gguf_file import EncodedValue, ValueType, read_header
-from dgpt2_quant.quantize.gpt2_file import SPLIT_AS_GPT2
-from dgpt2_quant.quantize.hyperparameters import Hyperparameters
-from dgpt2_quant.quantize.quant_types import TensorType
 from dgpt2_quant.runtime import Model, validate
 from dgpt2_quant.runtime.validate import all_finite, check_model_file, context_bytes
 
@@ -366,7 +366,7 @@ def test_more_memory_than_there_is(good: Path, monkeypatch: pytest.MonkeyPatch) 
     def full(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("dgpt2_quant.quantize.gguf_file._Reader.read", full)
+    monkeypatch.setattr("dgpt2_quant.core.gguf_file._Reader.read", full)
     with pytest.raises(GGUFError, match="not enough memory for the head"):
         Model.load(good)
 

@@ -1,0 +1,1 @@
+"""The texts and data sets that a benchmark reads."""

@@ -1,0 +1,1 @@
+"""`bench.json`: its schema, reading it, and what pages are built of."""

@@ -1,0 +1,1 @@
+"""How far a file is from its reference: perplexity, KL divergence, intervals."""

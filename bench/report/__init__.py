@@ -1,0 +1,1 @@
+"""What a benchmark shows: Markdown, HTML, plots and advice."""

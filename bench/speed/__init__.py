@@ -1,0 +1,1 @@
+"""How fast a file runs: rounds of timings, memory, energy, peers."""

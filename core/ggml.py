@@ -1,0 +1,164 @@
+"""llama.cpp's own block quantizers, called on rows of any tensor: the only file of `quantize` that touches C.
+
+The functions are found through libllama, whose symbol look-up reaches the ggml libraries that it is linked with, so
+that the process has one copy of their tables. ctypes lets go of the GIL: callers may spread rows over threads.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache
+from importlib.util import find_spec
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .cores import bounded_spin
+from .errors import CheckpointError, DgptQuantError, GGUFError
+from .quant_types import TensorType
+from .versions import check_layout, check_version
+
+_FLOAT32_MAX = 3.4e38
+
+FloatArray = npt.NDArray[np.floating[Any]]
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """libllama with the prototypes of what is used from ggml. Raises `DgptQuantError` when it is not installed."""
+    check_version()
+    spec = find_spec("llama_cpp")
+    folder = Path(spec.origin).parent / "lib" if spec and spec.origin else Path()
+    for name in ("libllama.so", "libllama.dylib"):
+        if (folder / name).is_file():
+            with bounded_spin():
+                lib = ctypes.CDLL(str(folder / name))
+            break
+    else:
+        raise DgptQuantError(
+            f"llama.cpp's library is not in {folder}",
+            "Install it again: `pip install --force-reinstall llama-cpp-python`.",
+        )
+    size, pointer = ctypes.c_int64, ctypes.c_void_p
+    lib.ggml_quantize_chunk.argtypes = [ctypes.c_int, pointer, pointer, size, size, size, pointer]
+    lib.ggml_quantize_chunk.restype = ctypes.c_size_t
+    lib.ggml_quantize_requires_imatrix.argtypes = [ctypes.c_int]
+    lib.ggml_quantize_requires_imatrix.restype = ctypes.c_bool
+    lib.ggml_row_size.argtypes = [ctypes.c_int, size]
+    lib.ggml_row_size.restype = ctypes.c_size_t
+    lib.ggml_validate_row_data.argtypes = [ctypes.c_int, pointer, ctypes.c_size_t]
+    lib.ggml_validate_row_data.restype = ctypes.c_bool
+    lib.ggml_get_type_traits.argtypes = [ctypes.c_int]
+    lib.ggml_get_type_traits.restype = ctypes.POINTER(_TypeTraits)
+    q4_0 = lib.ggml_get_type_traits(TensorType.Q4_0).contents
+    found = q4_0.type_name, q4_0.blck_size, q4_0.type_size, q4_0.is_quantized
+    check_layout("ggml_type_traits of Q4_0", found, (b"q4_0", 32, 18, True))
+    return lib
+
+
+class _TypeTraits(ctypes.Structure):
+    """The beginning of `struct ggml_type_traits` in ggml.h."""
+
+    _fields_ = (
+        ("type_name", ctypes.c_char_p),
+        ("blck_size", ctypes.c_int64),
+        ("blck_size_interleave", ctypes.c_int64),
+        ("type_size", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
+    )
+
+
+def quantize(
+    name: str,
+    rows: FloatArray,
+    tensor_types: Sequence[TensorType],
+    importance: npt.NDArray[np.float32] | None = None,
+) -> list[npt.NDArray[np.uint8]]:
+    """Some rows of a tensor as each of the types: for each the bytes, in the shape (rows, bytes of a row).
+
+    `rows` has the shape (rows, columns), is float16, float32 or float64, and may be a strided view; `importance`
+    weighs the columns, shape (columns,). However a tensor is cut into calls, the bytes are those of ggml_quantize_chunk
+    (ggml.c) on the whole of it in float32.
+
+    Raises `CheckpointError` with `name` for values that are not finite, or beyond what the type can hold.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):  # a float64 beyond float32 becomes an infinity
+        data = np.ascontiguousarray(rows, np.float32)
+        total = float(data.sum())  # one fast pass, finite where all is well
+    if not isfinite(total) and not np.isfinite(data).all():
+        raise CheckpointError(
+            f"tensor {name} has a value that is not finite (NaN or infinity)",
+            "The checkpoint is damaged.",
+        )
+    weights = None if importance is None else np.ascontiguousarray(importance, np.float32)
+    if weights is not None and any(tensor_type.is_quantized for tensor_type in tensor_types):
+        _check_importance(name, weights, data)
+    return [_quantize(name, data, tensor_type, weights) for tensor_type in tensor_types]
+
+
+def _quantize(
+    name: str, data: npt.NDArray[np.float32], tensor_type: TensorType, weights: npt.NDArray[np.float32] | None
+) -> npt.NDArray[np.uint8]:
+    if tensor_type is TensorType.F32:
+        return data.view(np.uint8)
+    columns = data.shape[1]
+    if columns % tensor_type.block:
+        raise ValueError(f"{name}: rows of {columns} do not divide into blocks of {tensor_type.block}")
+    if weights is None and library().ggml_quantize_requires_imatrix(tensor_type):
+        raise ValueError(f"{name}: {tensor_type.name} can not be computed without an importance matrix")
+    blocks = np.empty((data.shape[0], tensor_type.row_bytes(columns)), np.uint8)
+    weighing = None if weights is None else weights.ctypes.data
+    library().ggml_quantize_chunk(tensor_type, data.ctypes.data, blocks.ctypes.data, 0, *data.shape, weighing)
+    if not _is_finite(blocks, tensor_type):
+        what = "value" if tensor_type is TensorType.F16 else "scale"
+        raise CheckpointError(
+            f"tensor {name} has values up to {np.abs(data).max():.4g}: at {tensor_type.name} a {what} overflows",
+            "Convert it to f32 or bf16." if weights is None else "Is the importance matrix sound? Try without it.",
+        )
+    return blocks
+
+
+def _is_finite(blocks: npt.NDArray[np.uint8], tensor_type: TensorType) -> bool:
+    if tensor_type is TensorType.F16:  # the C function would tell stderr as well
+        return bool((blocks.view(np.uint16) & 0x7FFF).max() < 0x7C00)
+    return bool(library().ggml_validate_row_data(tensor_type, blocks.ctypes.data, blocks.nbytes))
+
+
+def dequantize(
+    name: str, blocks: npt.NDArray[np.uint8], tensor_type: TensorType, shape: tuple[int, ...]
+) -> npt.NDArray[np.float32]:
+    """The weights that the blocks stand for, by the C library; `blocks` holds exactly those of the shape.
+
+    Raises `GGUFError` as `validated` (but F32 is handed on as it is).
+    """
+    if tensor_type is TensorType.F32:  # which the C library has no function for; its values are checked later
+        return blocks.reshape(-1).view(np.float32).reshape(shape)
+    validated(name, blocks, tensor_type)
+    values = np.empty(shape, np.float32)
+    library().ggml_get_type_traits(tensor_type).contents.to_float(blocks.ctypes.data, values.ctypes.data, values.size)
+    return values
+
+
+def validated(name: str, blocks: npt.NDArray[np.uint8], tensor_type: TensorType) -> npt.NDArray[np.uint8]:
+    """The blocks themselves. Raises `GGUFError` with the tensor's name when they hold a scale that is not finite."""
+    if not library().ggml_validate_row_data(tensor_type, blocks.ctypes.data, blocks.nbytes):
+        raise GGUFError(
+            f"tensor {name} has a value or a scale that is not finite (NaN or infinity)", "The file is damaged."
+        )
+    return blocks
+
+
+def _check_importance(name: str, weights: npt.NDArray[np.float32], data: npt.NDArray[np.float32]) -> None:
+    """Refuses what would overflow in a block's sums: there some of the C functions end the process.
+
+    They square the sum, over at most 256 weights, of importance x weight^2 x level (up to 127).
+    """
+    largest = max(float(data.max()), -float(data.min()))
+    if (256 * 127 * float(weights.max()) * max(largest, 1e-6) ** 2) ** 2 > _FLOAT32_MAX:
+        raise CheckpointError(
+            f"tensor {name}: an importance of {weights.max():.4g} and weights up to {largest:.4g} go beyond float32",
+            "The importance matrix is damaged; collect it again with `dgpt2-quant imatrix`.",
+        )

@@ -1,0 +1,1 @@
+"""Importance: collecting it over a text, and the files that hold it."""

@@ -1,0 +1,98 @@
+"""Where the importance matrix of a conversion comes from: a file, a text, or what the model writes itself.
+
+The last takes a while, and is kept in the cache for the next level.
+"""
+
+import contextlib
+from functools import cached_property
+from pathlib import Path
+
+from dgpt2_quant.core.cache import cache_folder, made_by, read_entry
+from dgpt2_quant.core.errors import DgptQuantError, GGUFError
+from dgpt2_quant.core.parallel import calculating
+from dgpt2_quant.core.progress import Progress
+from dgpt2_quant.core.read_input import Announce
+from dgpt2_quant.core.text import NamedText
+from dgpt2_quant.quantize.checkpoint.naming import clean_name
+from dgpt2_quant.quantize.checkpoint.source import ModelSource
+
+from .collect import CONTEXT, SAMPLED, SAMPLED_TOKENS, Chunked, collect, cut, load_calibration, uncollected
+from .imatrix_file import ImportanceMatrix, read_importance
+
+
+def read_given(
+    imatrix: str | Path | None,
+    text: str | Path | NamedText | None,
+    *,
+    parse_special: bool = True,
+    keep_crlf: bool = False,
+    announce: Announce | None = None,
+) -> NamedText | str | None:
+    """The text, read before a model is looked for, `sampled` for the model's own, or None for none.
+
+    Raises `DgptQuantError` for a file or a text that cannot be read.
+    """
+    if imatrix is not None:
+        read_importance(imatrix)
+    if text is None:
+        return None
+    return load_calibration(text, parse_special=parse_special, keep_crlf=keep_crlf, announce=announce) or SAMPLED
+
+
+class Calibration:
+    """What was asked for: at most one of a file and a text (`calibrate.SAMPLED`: the model's own)."""
+
+    def __init__(
+        self,
+        source: ModelSource,
+        imatrix: str | Path | None,
+        text: NamedText | str | None,
+        announce: Announce | None = None,
+    ) -> None:
+        self._source, self._imatrix, self._text, self._announce = source, imatrix, text, announce
+
+    def planned(self) -> ImportanceMatrix | None:
+        """As it will be, but for the numbers, without having collected them; None where none was asked for.
+
+        Raises `DgptQuantError`.
+        """
+        if self._imatrix is not None:
+            return read_importance(self._imatrix)
+        if self._text is None:
+            return None
+        if isinstance(self._text, str):
+            size = min(CONTEXT, self._source.sizes.context)
+            count = -(-SAMPLED_TOKENS // size)
+            return uncollected(self._source, Chunked(SAMPLED, size, [0] * (size * count)))
+        return uncollected(self._source, self._cut)
+
+    @calculating()
+    def collected(self, progress: Progress | None = None) -> ImportanceMatrix | None:
+        """The matrix itself. Raises `DgptQuantError`."""
+        if self._imatrix is not None or self._text is None:
+            return self.planned()
+        if not isinstance(self._text, str):
+            return collect(self._source, self._cut, progress=progress)
+        source = self._source
+        name = f"{clean_name(source.name)}-{source.sha256()[:16]}-{made_by()}.gguf"
+        kept = cache_folder() / "calibration" / name
+        if found := read_entry(kept, self._checked):
+            return found
+        made = collect(source, cut(source, None, progress=progress), progress=progress)
+        with contextlib.suppress(DgptQuantError):  # it only saves time
+            made.write(kept, overwrite=True)
+        return made
+
+    def _checked(self, path: Path) -> ImportanceMatrix:
+        """What lies in the cache. Raises `DgptQuantError` for what this model cannot have left there."""
+        found = read_importance(path)
+        found.check({tensor.name: tensor.shape for tensor in self._source.tensors})
+        found.check_text(self._source.sizes.vocabulary, self._source.sizes.context)
+        if not found.tokens:
+            raise GGUFError(f"{path} lacks its tokens")
+        return found
+
+    @cached_property
+    def _cut(self) -> Chunked:
+        assert isinstance(self._text, NamedText)
+        return cut(self._source, self._text, announce=self._announce)

@@ -1,0 +1,268 @@
+"""Collecting an importance matrix: a text through the NumPy reference, and what each matrix gets to see.
+
+llama-imatrix does the same inside llama.cpp's graph, but leaves a tied embedding out, 47 % of DistilGPT2; here the
+output matrix is one of the matrices. Chunks are texts of their own, as there. Interrupted runs are taken up again: what
+has been collected is kept beside the output, in float64, so that the result is the same as of one run.
+"""
+
+import hashlib
+import io
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from dgpt2_quant.core.atomic_file import output_file, refuse_existing
+from dgpt2_quant.core.errors import CheckpointError, UsageError
+from dgpt2_quant.core.hyperparameters import multiplied
+from dgpt2_quant.core.parallel import calculating, in_parallel
+from dgpt2_quant.core.paths import user_path
+from dgpt2_quant.core.progress import Progress
+from dgpt2_quant.core.read_input import Announce, input_exists
+from dgpt2_quant.core.text import NamedText, load_text
+from dgpt2_quant.quantize.checkpoint.resolve import DEFAULT_MODEL
+from dgpt2_quant.quantize.checkpoint.source import ModelSource, open_model
+
+from .encode_text import encode_text, special_note
+from .imatrix_file import ImportanceMatrix, Statistics, merged, read_importance
+from .numpy_gpt2 import Observer, from_source
+
+CONTEXT = 512
+SAMPLED = "sampled"
+SAMPLED_TOKENS = 20_000
+"""How many the model writes itself where no text is given (docs/quantization.md: more of them gain little)."""
+Sums = npt.NDArray[np.float64]
+_SAVE_EVERY = 20.0  # seconds
+_LARGEST = 1e30  # of a chunk's sums: millions of chunks stay within float32
+
+
+@calculating()
+def imatrix(
+    model: str = DEFAULT_MODEL,
+    *,
+    text: str | Path | NamedText | None = None,
+    output: str | Path,
+    merge: Sequence[str | Path] = (),
+    ctx_size: int = CONTEXT,
+    chunks: int | None = None,
+    parse_special: bool = True,
+    keep_crlf: bool = False,
+    revision: str | None = None,
+    offline: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    announce: Announce | None = None,
+) -> ImportanceMatrix:
+    """Collects an importance matrix over `text`, adds those of `merge`, and writes it to `output`.
+
+    `model` is what `convert` takes; `text` a UTF-8 input (`load_text`), a bundled text by name, or `sampled`: what the
+    model writes itself; without one, files are only merged. `parse_special` and `keep_crlf` say how the text is read.
+    `ctx_size` tokens make a chunk (the model's positions, if these are fewer), of which the first `chunks` are taken.
+    An interrupted call leaves `output` with `.partial` behind, from which the same call goes on; not with `sampled`,
+    for what is collected while a text is written is not whole before its end.
+
+    Raises `DgptQuantError`.
+    """
+    if str(output) == "-":
+        raise UsageError("an importance matrix cannot go to stdout (-)", "Name a file: -o imatrix.gguf.")
+    output = user_path(output)
+    partial = output.with_name(f"{output.name[:60]}.partial")
+    refuse_existing(output, overwrite)
+    refuse_existing(partial, overwrite=True)
+    others = [read_importance(path) for path in merge]
+    if text is None and not others:
+        raise UsageError("there is neither a text to collect over nor a file to merge", "Use --text FILE.")
+    if text is not None:
+        given = load_calibration(text, parse_special=parse_special, keep_crlf=keep_crlf, announce=announce)
+        source = open_model(model, revision=revision, offline=offline)
+        chunked = cut(source, given, ctx_size, chunks, progress=progress, announce=announce)
+        others.insert(0, collect(source, chunked, partial=partial, progress=progress))
+    result = merged(others)
+    result.write(output, overwrite=overwrite)
+    if text is not None:
+        partial.unlink(missing_ok=True)
+    return result
+
+
+def load_calibration(
+    text: str | Path | NamedText,
+    *,
+    parse_special: bool = True,
+    keep_crlf: bool = False,
+    announce: Announce | None = None,
+) -> NamedText | None:
+    """The text, read before a model is looked for; None for `sampled`, what the model writes itself.
+
+    Raises as `load_text`.
+    """
+    if not isinstance(text, NamedText) and str(text) == SAMPLED and not input_exists(text):
+        return None
+    return load_text(text, parse_special=parse_special, keep_crlf=keep_crlf, announce=announce)
+
+
+@dataclass(frozen=True)
+class Chunked:
+    """What importance is collected on: tokens in chunks of `size`, each a text of its own.
+
+    `sums` has been collected already, of a text that the model has written.
+    """
+
+    name: str
+    size: int
+    tokens: Sequence[int]
+    sums: Mapping[str, Sums] | None = None
+
+    @property
+    def count(self) -> int:
+        return len(self.tokens) // self.size
+
+
+def cut(
+    source: ModelSource,
+    text: NamedText | None,
+    ctx_size: int = CONTEXT,
+    chunks: int | None = None,
+    *,
+    progress: Progress | None = None,
+    announce: Announce | None = None,
+) -> Chunked:
+    """The first `chunks` chunks of a text (all, if not given); with None, of what the model writes itself.
+
+    Raises `UsageError` for a text that is too short for one.
+    """
+    if ctx_size < 1 or (chunks is not None and chunks < 1):
+        raise UsageError(f"a context of {ctx_size} and {chunks} chunks were asked for; at least 1 is needed")
+    size = min(ctx_size, source.sizes.context)
+    if text is None:
+        from .sample_text import sample
+
+        count = chunks or -(-SAMPLED_TOKENS // size)
+        inputs: list[dict[str, Sums]] = []
+
+        def observer() -> Observer:
+            inputs.append({})
+            return _add_to(inputs[-1])
+
+        first = source.tokenizer().bos
+        tokens = sample(from_source(source), first, count, size, observers=observer, progress=progress)
+        sums = {name: np.sum([of_some[name] for of_some in inputs], axis=0) for name in inputs[0]}
+        return Chunked(SAMPLED, size, tokens, sums)
+    tokenizer = source.tokenizer()
+    text = text.noting(special_note(text, tokenizer.tokens, tokenizer.types), announce)
+    tokens = encode_text(tokenizer, text.text, parse_special=text.parse_special)
+    count = min(len(tokens) // size, chunks or len(tokens))
+    if not count:
+        raise UsageError(
+            f"the text {text.name} has {len(tokens)} tokens; at least one chunk of {size} is needed",
+            "Take a longer text, or, with `dgpt2-quant imatrix`, a smaller --ctx-size.",
+        )
+    return Chunked(text.name, size, tokens[: count * size])
+
+
+def collect(
+    source: ModelSource, text: Chunked, *, partial: Path | None = None, progress: Progress | None = None
+) -> ImportanceMatrix:
+    """The importance matrix of a model over a text. With `partial`, a file to go on from and to save to."""
+    size, count, tokens = text.size, text.count, text.tokens
+    if text.sums is not None:
+        return _Collected("", count, text.sums).result(text.name, size, tokens)
+    reference = from_source(source)
+    collected = (
+        _resume(partial, [source.sha256(), _sha256_of(tokens), size, count]) if partial else _Collected("", 0, {})
+    )
+    saved = time.monotonic()
+
+    def of_chunk(chunk: int) -> dict[str, Sums]:
+        inputs: dict[str, Sums] = {}
+        with np.errstate(all="ignore"):  # what is not finite is refused where it is seen
+            reference.hidden(tokens[chunk * size : (chunk + 1) * size], observe=_add_to(inputs))
+        return inputs
+
+    try:
+        for inputs in in_parallel(of_chunk, range(collected.chunks, count)):
+            collected = collected.plus(inputs)
+            if progress:
+                progress(collected.chunks, count, f"importance of {collected.chunks * size} tokens")
+            if partial and time.monotonic() - saved > _SAVE_EVERY:
+                collected.save(partial)
+                saved = time.monotonic()
+    except KeyboardInterrupt:
+        if partial:
+            collected.save(partial)
+        raise
+    return collected.result(text.name, size, tokens)
+
+
+def uncollected(source: ModelSource, text: Chunked) -> ImportanceMatrix:
+    """As `collect` would return it, without having collected: to plan with."""
+    shapes = {tensor.name: tensor.shape for tensor in source.tensors}
+    empty = {name: np.zeros(shapes[name][1], np.float32) for name in multiplied(shapes)}
+    entries = {name: Statistics(zeros, zeros, 0.0) for name, zeros in empty.items()}
+    return ImportanceMatrix(entries, [text.name], text.count, text.size, text.tokens)
+
+
+def _sha256_of(tokens: Sequence[int]) -> str:
+    return hashlib.sha256(np.asarray(tokens, np.int32).tobytes()).hexdigest()
+
+
+def _add_to(sums: dict[str, Sums]) -> Observer:
+    """What is to be called with each matrix's name and input, shape (tokens, columns)."""
+
+    def observe(name: str, x: npt.NDArray[np.floating[Any]]) -> None:
+        both = np.stack([np.square(x).sum(axis=0, dtype=np.float64), x.sum(axis=0, dtype=np.float64)])
+        if not (np.abs(both) < _LARGEST).all():
+            raise CheckpointError(
+                f"what {name} is multiplied with is not finite, or nearly beyond float32",
+                "The weights before it are damaged; does the model write sensible text?",
+            )
+        sums[name] = sums.get(name, 0.0) + both
+
+    return observe
+
+
+@dataclass(frozen=True)
+class _Collected:
+    """What has been collected so far: by matrix, the sums of x² and of x, shape (2, columns).
+
+    `key` says of what: sums of something else are not gone on from.
+    """
+
+    key: str
+    chunks: int
+    sums: Mapping[str, Sums]
+
+    def plus(self, chunk: dict[str, Sums]) -> "_Collected":
+        """A new one, so that an interruption finds the sums of whole chunks."""
+        return _Collected(self.key, self.chunks + 1, {n: self.sums.get(n, 0.0) + both for n, both in chunk.items()})
+
+    def result(self, dataset: str, size: int, tokens: Sequence[int]) -> ImportanceMatrix:
+        entries = {}
+        for name, both in self.sums.items():
+            squares, values = both.astype(np.float32)
+            entries[name] = Statistics(squares, values, float(self.chunks * size))
+        return ImportanceMatrix(entries, [dataset], self.chunks, size, tokens)
+
+    def save(self, partial: Path) -> None:
+        """A kill leaves the file before or the new one."""
+        data = io.BytesIO()
+        arrays: dict[str, Any] = {"key": np.array(self.key), "chunks": np.array(self.chunks), **self.sums}
+        np.savez(data, **arrays)
+        with output_file(partial, overwrite=True) as file:
+            file.write(data.getvalue())
+
+
+def _resume(partial: Path, parts: Iterable[object]) -> _Collected:
+    """What is in the file, if it is of the same model, text and chunks; else nothing yet."""
+    key = hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).hexdigest()
+    if partial.is_file():
+        # whatever else lies there is not of this run, and is written over
+        with suppress(Exception), np.load(io.BytesIO(partial.read_bytes()), allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+            if str(arrays.pop("key")) == key:
+                return _Collected(key, int(arrays.pop("chunks")), arrays)
+    return _Collected(key, 0, {})

@@ -1,0 +1,82 @@
+"""A text to tokens without llama.cpp, which wants a GGUF file for it: with the tokenizers library.
+
+The same tokens as llama.cpp gives (its pre-tokenizer `gpt-2`); with `parse_special`, a special token's text is that
+token, and without it is letters, as there.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from dgpt2_quant.core.text import NamedText
+from dgpt2_quant.quantize.checkpoint.tokenizer import Tokenizer, TokenType
+
+_UNKNOWN = 2  # llama.cpp's LLAMA_TOKEN_TYPE_UNKNOWN, which it parses as it does control tokens
+# llama.cpp makes control tokens of these, whatever their type in the file (src/llama-vocab.cpp: the tokens that end a
+# text or a turn, and those of "fill in the middle", of which it takes one of a kind)
+_NAMES = """<|endoftext|> <|end_of_text|> <|im_end|> <|eot_id|> <|eom_id|> <|end|> <|return|> <|call|> <|calls|>
+<|flush|> <|tool_response> <turn|> <end_of_turn> <end_of_utterance> <eos> </s> <EOT> _<EOT> [EOT] [EOS] [e~[
+<|fim_prefix|> <|fim_suffix|> <|fim_middle|> <|fim_pad|> <|fim_repo|> <|file_sep|> <|repo_name|>
+<fim_prefix> <fim_suffix> <fim_middle> <fim_pad> <fim-prefix> <fim-suffix> <fim-middle> <fim-pad> <fim-repo> <reponame>
+<|code_prefix|> <|code_suffix|> <|code_middle|> <|prefix|> <|suffix|> <|middle|> <PRE> <SUF> <MID> <PAD> <REPO>"""
+_CONTROL_NAMES = frozenset(_NAMES.split())
+_SHOWN = 5  # special tokens that a note names
+
+
+def encode_text(tokenizer: Tokenizer, text: str, *, parse_special: bool = True) -> list[int]:
+    """The numbers of the text's tokens, none added to them."""
+    from tokenizers import Tokenizer as FastTokenizer
+    from tokenizers import models, pre_tokenizers
+
+    numbers = {token: number for number, token in enumerate(tokenizer.tokens)}
+    merges = [(left, right) for left, _, right in (merge.partition(" ") for merge in tokenizer.merges)]
+    # the library wants the parts and the result of each merge to be tokens; llama.cpp merges, and then spells out what
+    # is none
+    spelled = {piece for left, right in merges for piece in (left, right, left + right)} - numbers.keys()
+    extra = {piece: len(numbers) + index for index, piece in enumerate(sorted(spelled))}
+    fast = FastTokenizer(models.BPE({**numbers, **extra}, merges))
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    letters = {number: [numbers[letter] for letter in piece if letter in numbers] for piece, number in extra.items()}
+    added = {t for t, kind in zip(tokenizer.tokens, tokenizer.types, strict=False) if kind == TokenType.USER_DEFINED}
+    special = {*special_tokens(tokenizer.tokens, tokenizer.types)}
+    added = added | special if parse_special else added - special
+    ids: list[int] = []
+    for part, is_token in _split(text, added):
+        if is_token:
+            ids.append(numbers[part])
+            continue
+        for number in fast.encode(part, add_special_tokens=False).ids:
+            ids += letters.get(number, [number])
+    return ids
+
+
+def special_tokens(tokens: Sequence[str], types: Sequence[int]) -> list[str]:
+    """The texts that are tokens only where special ones are parsed, of a vocabulary and its types."""
+    kinds = (TokenType.CONTROL, _UNKNOWN)
+    return [t for t, kind in zip(tokens, types, strict=False) if kind in kinds or t in _CONTROL_NAMES]
+
+
+def special_note(text: NamedText, tokens: Sequence[str], types: Sequence[int]) -> str | None:
+    """A sentence on the special tokens that a text has in it, and how they are read; None where it has none."""
+    counts = {token: count for token in special_tokens(tokens, types) if token and (count := text.text.count(token))}
+    if not counts:
+        return None
+    how = "read as letters, as by llama-perplexity"
+    if text.parse_special:
+        how = "read as tokens, as by Transformers; --no-parse-special reads them as letters, as llama-perplexity does"
+    shown = ", ".join(list(counts)[:_SHOWN]) + (", ..." if len(counts) > _SHOWN else "")
+    total = sum(counts.values())
+    return f"{text.name}: {total:,} special token{'s' * (total > 1)} ({shown}), {how}"
+
+
+def _split(text: str, tokens: Iterable[str]) -> list[tuple[str, bool]]:
+    """The text in parts, and which are added tokens: the longest of these is looked for first in all of it."""
+    parts = [(text, False)]
+    for token in sorted(filter(None, tokens), key=lambda token: len(token.encode()), reverse=True):
+        before, parts = parts, []
+        for part, is_token in before:
+            if is_token:
+                parts.append((part, True))
+                continue
+            for piece in part.split(token):
+                parts += [(piece, False), (token, True)]
+            parts.pop()  # after the last piece there is no token
+    return parts

@@ -1,0 +1,191 @@
+"""A GGUF file of a GPT-2: what makes it a sound one, and how it is converted further.
+
+llama-quantize is the model: metadata are kept, known or not, and tensors that no recipe touches keep their type.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from dgpt2_quant.core.errors import GGUFError, UsageError
+from dgpt2_quant.core.ggml import dequantize
+from dgpt2_quant.core.gguf_file import GGUFHeader, TensorInfo, encode_value, read_header, require_file
+from dgpt2_quant.core.gpt2_gguf import SPLIT_AS_GPT2, check_begin_and_end, check_gpt2, check_tokens
+from dgpt2_quant.core.hyperparameters import Hyperparameters
+from dgpt2_quant.core.quant_types import TensorType
+from dgpt2_quant.core.read_at import read_at
+
+from .folder import file_sha256
+from .metadata import is_of_level
+from .naming import name_of_file
+from .rows import BlockReader, RowReader, from_bfloat16
+from .tokenizer import Tokenizer, TokenType
+
+_SOURCE = "dgpt2_quant.source.sha256"
+_PRE = "tokenizer.ggml.pre"
+# what old converters wrote, and what llama.cpp takes for a file without the key: it would split texts otherwise
+_SAME_AS_GPT2 = ("", "default", "gpt2", "gpt-2")
+_COMPARED_AT_ONCE = 1 << 24  # bytes
+
+
+@dataclass(frozen=True)
+class GGUFTensor:
+    """One tensor of a file."""
+
+    path: Path
+    info: TensorInfo
+
+    @property
+    def name(self) -> str:
+        return self.info.name
+
+    @property
+    def label(self) -> str:
+        return repr(self.info.name)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.info.shape
+
+    @property
+    def stored(self) -> TensorType:
+        return self.info.type
+
+    def read(self) -> npt.NDArray[np.floating[Any]]:
+        """float32, or float16 as stored. Raises `GGUFError` for blocks with a scale that is not finite."""
+        return self.reader()(0, self.rows).reshape(self.shape)
+
+    def reader(self) -> RowReader:
+        """For (first row, number of rows)."""
+        read_blocks = self.block_reader()
+        return lambda first, rows: self._decode(read_blocks(first, rows))
+
+    def block_reader(self) -> BlockReader:
+        """For (first row, number of rows). Raises `CheckpointError` when they can not be read."""
+        row_bytes = self.info.nbytes // self.rows
+
+        def read_blocks(first: int, rows: int) -> npt.NDArray[np.uint8]:
+            data = np.empty((rows, row_bytes), np.uint8)
+            read_at(self.path, self.info.start + first * row_bytes, data.reshape(-1).data)
+            return data
+
+        return read_blocks
+
+    @property
+    def rows(self) -> int:
+        """How many; a vector is one row."""
+        return prod(self.shape[:-1])
+
+    def _decode(self, blocks: npt.NDArray[np.uint8]) -> npt.NDArray[np.floating[Any]]:
+        if self.stored is TensorType.F16:
+            return blocks.view(np.float16)
+        if self.stored is TensorType.BF16:
+            return from_bfloat16(blocks.view(np.uint16))
+        return dequantize(self.label, blocks, self.stored, (len(blocks), self.shape[-1]))
+
+
+class GGUFModel:
+    """A GGUF file as a source of conversions."""
+
+    def __init__(self, name: str | None, header: GGUFHeader) -> None:
+        """Called `name`, in its metadata too; without one like the file, and the metadata keep theirs."""
+        self.name = name or name_of_file(header.path.stem)
+        self._names = {f"general.{key}": encode_value(name) for key in ("name", "basename")} if name else {}
+        self.sizes = Hyperparameters.from_metadata(header.metadata)
+        self._header = header
+        tensors = {name: GGUFTensor(header.path, info) for name, info in header.tensors.items()}
+        tied = "output.weight" not in tensors or _same(tensors["output.weight"], tensors["token_embd.weight"])
+        self.tensors = [tensors[name] for name in self.sizes.shapes(tied=tied)]
+
+    def sha256(self) -> str:
+        return file_sha256(self._header.path)
+
+    def origin(self) -> str:
+        """That of the checkpoint, if the file says it, which nobody has checked; else of the file."""
+        return str(self._header.metadata.get(_SOURCE) or self.sha256())
+
+    def metadata(self, sha256: str, level: dict[str, Any]) -> dict[str, Any]:
+        """The file's own, in their order and types, with the level's in the place of those of its level before."""
+        kept = {key: value for key, value in self._header.encoded.items() if not is_of_level(key)}
+        if was := self._quantized_as:
+            level = {**level, "dgpt2_quant.requantized_from": was}
+        if _SOURCE not in kept:
+            level = {**level, _SOURCE: sha256}
+        keys = list(self._header.encoded)
+        place = next((key for key in keys if is_of_level(key)), None)
+        before = keys[: keys.index(place)] if place else [key for key in kept if not key.startswith("tokenizer.")]
+        first = {key: kept[key] for key in before}
+        found = first | level | {key: value for key, value in kept.items() if key not in first}
+        found |= self._names
+        # without it llama.cpp splits texts otherwise, and so it is not run here either
+        return found if self.pre_tokenizer() not in _SAME_AS_GPT2 else {**found, _PRE: "gpt-2"}
+
+    def pre_tokenizer(self) -> str:
+        """How texts are split before the BPE. Raises `GGUFError` for a way that is not GPT-2's."""
+        pre = self._header.metadata.get(_PRE, "gpt-2")
+        if pre not in SPLIT_AS_GPT2 and pre not in _SAME_AS_GPT2:
+            raise GGUFError(
+                f"{self._header.path}: tokenizer.ggml.pre is {pre!r}; only GPT-2's way to split texts is known here",
+                "Convert the original checkpoint instead.",
+            )
+        return str(pre)
+
+    def tokenizer(self) -> Tokenizer:
+        metadata = read_header(self._header.path).metadata  # with its 100,000 strings, which no conversion needs
+        self.pre_tokenizer()
+        tokens = metadata["tokenizer.ggml.tokens"]
+        types = metadata.get("tokenizer.ggml.token_type", [TokenType.NORMAL] * len(tokens))
+        bos, eos = (metadata.get(f"tokenizer.ggml.{name}_token_id", 0) for name in ("bos", "eos"))
+        return Tokenizer(tokens, types, metadata["tokenizer.ggml.merges"], bos, eos)
+
+    @cached_property
+    def _quantized_as(self) -> str | None:
+        quantized = any(tensor.stored.is_quantized for tensor in self.tensors)
+        before = self._header.metadata.get("dgpt2_quant.requantized_from")
+        return (self._header.quant_type or "an unknown type") if quantized else before
+
+
+def open_gguf_model(
+    path: Path, *, revision: str | None = None, allow_requantize: bool = False, name: str | None = None
+) -> GGUFModel:
+    """Reads the head of a GPT-2's GGUF file.
+
+    Raises `ModelNotFoundError`, `GGUFError` for one that is no sound GPT-2, and `UsageError` for a quantized one
+    (without `allow_requantize`) or for a revision, which a file has not.
+    """
+    if revision is not None:
+        raise UsageError(f"a revision goes with a Hub name; {path} is a file", "Leave out --revision.")
+    path = require_file(path)
+    header = read_header(path, arrays=False)
+    if header.metadata.get("split.count", 1) != 1:
+        raise GGUFError(f"{path} is one of several parts", "Put them together with `llama-gguf-split --merge`.")
+    # all that is checked of a file that is run: what is taken here makes one
+    check_gpt2(header)
+    check_begin_and_end(header)
+    check_tokens(read_header(path))
+    model = GGUFModel(name, header)
+    model.pre_tokenizer()
+    quantized = next((tensor for tensor in model.tensors if tensor.stored.is_quantized), None)
+    if quantized and not allow_requantize:
+        raise UsageError(
+            f"{path} is quantized already ({quantized.label} is {quantized.stored.name}), and would lose quality twice",
+            "Convert the original checkpoint, or an F32 or F16 file of it; --allow-requantize does it all the same.",
+        )
+    return model
+
+
+def _same(head: GGUFTensor, embedding: GGUFTensor) -> bool:
+    if head.stored is not embedding.stored:
+        return False
+    parts = [np.empty(min(_COMPARED_AT_ONCE, head.info.nbytes), np.uint8) for _ in range(2)]
+    for begin in range(0, head.info.nbytes, _COMPARED_AT_ONCE):
+        size = min(_COMPARED_AT_ONCE, head.info.nbytes - begin)
+        for tensor, part in zip((head, embedding), parts, strict=True):
+            read_at(tensor.path, tensor.info.start + begin, part[:size].data)
+        if not np.array_equal(parts[0][:size], parts[1][:size]):
+            return False
+    return True

@@ -1,0 +1,138 @@
+"""The metadata of the files we write: what llama.cpp needs, and what a person or the Hub wants to know.
+
+Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; ours are under `dgpt2_quant.`.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from dgpt2_quant.core.gguf_file import EncodedValue, decode_value, encode_value
+from dgpt2_quant.core.hyperparameters import Hyperparameters
+from dgpt2_quant.core.quant_types import QuantType
+from dgpt2_quant.quantize.calibration.imatrix_file import ImportanceMatrix
+
+from .resolve import Source
+from .tokenizer import Tokenizer, TokenType, pad_texts
+
+_QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION in ggml.h: of the block formats
+_SCORES, _VOCABULARY = "tokenizer.ggml.scores", "gpt2.vocab_size"
+_LEVEL_KEYS = {f"general.{name}" for name in ("quantized_by", "file_type", "quantization_version")}
+_LEVEL_PREFIXES = ("dgpt2_quant.imatrix.", "dgpt2_quant.lean.", "dgpt2_quant.padding", "quantize.imatrix.")
+_LEVEL_KEYS |= {f"dgpt2_quant.{name}" for name in ("version", "type", "recipe", "tensor_types", "requantized_from")}
+
+
+def model_metadata(
+    source: Source, source_sha256: str, license: str | None, sizes: Hyperparameters, parameters: int
+) -> dict[str, Any]:
+    """What is the same for every level of a model."""
+    metadata: dict[str, Any] = {
+        "general.architecture": "gpt2",
+        "general.type": "model",
+        "general.name": source.name,
+        "general.basename": source.name,
+        "general.size_label": size_label(parameters),
+    }
+    if license:
+        metadata["general.license"] = license
+    if source.repository:
+        organization, _, name = source.repository.rpartition("/")
+        metadata |= {
+            "general.base_model.count": 1,
+            "general.base_model.0.name": name,
+            "general.base_model.0.organization": organization,
+            "general.base_model.0.repo_url": f"https://huggingface.co/{source.repository}",
+        }
+    metadata |= {"dgpt2_quant.source.sha256": source_sha256}
+    if source.commit:
+        metadata["dgpt2_quant.source.commit"] = source.commit
+    return metadata | sizes.to_metadata()
+
+
+def level_metadata(
+    quant_type: QuantType,
+    recipe: str,
+    overrides: Iterable[str] = (),
+    importance: ImportanceMatrix | None = None,
+    without: Iterable[str] = (),
+) -> dict[str, Any]:
+    """What tells one level's file from another's."""
+    metadata: dict[str, Any] = {
+        "general.quantized_by": "dgpt2-quant",
+        "general.file_type": quant_type.file_type,
+        "general.quantization_version": _QUANTIZATION_VERSION,
+        "dgpt2_quant.version": tool_version(),
+        "dgpt2_quant.type": quant_type.name,
+        "dgpt2_quant.recipe": recipe,
+    }
+    if by_hand := list(overrides):
+        metadata["dgpt2_quant.tensor_types"] = by_hand
+    if left_out := list(without):
+        metadata["dgpt2_quant.lean.without"] = left_out
+    if importance:
+        metadata |= {
+            "dgpt2_quant.imatrix.sha256": importance.sha256,
+            # llama-quantize's own; not the path, which is not the same on another machine
+            "quantize.imatrix.dataset": ", ".join(importance.datasets),
+            "quantize.imatrix.entries_count": len(importance.entries),
+            "quantize.imatrix.chunks_count": importance.chunk_count,
+        }
+    return metadata
+
+
+def is_of_level(key: str) -> bool:
+    """Whether a key of a file is about its level, and says nothing of one that is made from it."""
+    return key in _LEVEL_KEYS or key.startswith(_LEVEL_PREFIXES)
+
+
+def tokenizer_metadata(tokenizer: Tokenizer) -> dict[str, EncodedValue]:
+    """The token tables, encoded once for all levels: 100,000 strings in a GPT-2."""
+    values = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": tokenizer.tokens,
+        "tokenizer.ggml.token_type": [int(kind) for kind in tokenizer.types],
+        "tokenizer.ggml.merges": tokenizer.merges,
+        "tokenizer.ggml.bos_token_id": tokenizer.bos,
+        "tokenizer.ggml.eos_token_id": tokenizer.eos,
+        "tokenizer.ggml.add_bos_token": False,
+    }
+    return {key: encode_value(value) for key, value in values.items()}
+
+
+def with_pad_tokens(metadata: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """The metadata of a file with `count` unused tokens behind its own; merges and all other keys stay as they are.
+
+    `metadata` are those of either kind of source, encoded or not. A file without token types gets them.
+    """
+    tokens = _decoded(metadata["tokenizer.ggml.tokens"])
+    types = _decoded(metadata.get("tokenizer.ggml.token_type", [int(TokenType.NORMAL)] * len(tokens)))
+    found = {
+        **metadata,
+        "tokenizer.ggml.tokens": encode_value([*tokens, *pad_texts(tokens, count)]),
+        "tokenizer.ggml.token_type": encode_value([*types, *[int(TokenType.UNUSED)] * count]),
+    }
+    if _SCORES in found:  # of no meaning to a BPE, but llama.cpp wants as many as tokens
+        found[_SCORES] = encode_value([*map(float, _decoded(found[_SCORES])), *[0.0] * count])
+    if _VOCABULARY in found:
+        found[_VOCABULARY] = encode_value(len(tokens) + count)
+    return found
+
+
+def _decoded(value: Any) -> Any:
+    return decode_value(value) if isinstance(value, EncodedValue) else value
+
+
+def tool_version() -> str:
+    """The installed version of this project."""
+    from importlib.metadata import version  # late: it takes as long to import as half of the rest
+
+    return version("dgpt2-quant")
+
+
+def size_label(parameters: int) -> str:
+    """The parameter count as model names have it: 82M, 1.6B."""
+    if parameters >= 10**9:
+        return f"{parameters / 10**9:.1f}B"
+    if parameters >= 10**6:
+        return f"{parameters / 10**6:.0f}M"
+    return f"{max(1, round(parameters / 10**3))}K"

@@ -1,0 +1,52 @@
+"""What models and files are called: names from folders, file names from names, and back."""
+
+import re
+from pathlib import Path
+
+from dgpt2_quant.core.quant_types import QuantType, is_type
+
+from .model_card import card_base_model
+
+_SNAPSHOT = re.compile(r"[0-9a-f]{40}")  # of the Hub cache: models--OWNER--NAME/snapshots/COMMIT
+_SAYS_NOTHING = re.compile(r"[0-9a-f]{40}|checkpoint-\d+|snapshots|")
+_LONGEST = 120  # bytes; file systems take 255, and more is added to a name
+_OTHER_RECIPE = re.compile(r"(?<=.)\.(lean|search-[\w.+-]+(MB|bpw)|search-kld[\w.+-]+)$")  # than stock
+
+
+def folder_name(folder: Path) -> str:
+    """What the model in a folder is called: like the folder.
+
+    A Hub snapshot is called like its repository. A folder that is only a commit or `checkpoint-1500` is called like
+    the `base_model` of its model card, or else like the folder that it lies in.
+    """
+    if _SNAPSHOT.fullmatch(folder.name) and folder.parent.name == "snapshots":
+        repository = re.fullmatch(r"models--.+--(.+)", folder.parent.parent.name)
+        if repository:
+            return clean_name(repository[1])
+    if _SAYS_NOTHING.fullmatch(folder.name) and (base := card_base_model(folder)):
+        return clean_name(base.rstrip("/").split("/")[-1])
+    named = (path.name for path in (folder, *folder.parents) if not _SAYS_NOTHING.fullmatch(path.name))
+    return clean_name(next(named, ""))
+
+
+def clean_name(name: str) -> str:
+    """A name that can be part of a file's: `my model/v2` becomes `my-model-v2`."""
+    name = name.encode("utf-8", "replace").decode()  # a folder's name need not be Unicode
+    name = re.sub(r"[\s\x00-\x1f\x7f/\\:*?\"<>|]+", "-", name).strip(".-")
+    return name.encode()[:_LONGEST].decode(errors="ignore") or "model"
+
+
+def file_name(name: str, quant_type: QuantType, recipe: str) -> str:
+    """`distilgpt2.Q4_K_M.gguf` as the Hub's quantizers name them; `distilgpt2.lean.Q4_K_M.gguf` of another recipe."""
+    name = clean_name(name)
+    return quant_type.file_name(name if recipe == "stock" else f"{name}.{recipe}")
+
+
+def name_of_file(stem: str) -> str:
+    """`distilgpt2` for distilgpt2.F16.gguf and distilgpt2.lean.F16.gguf: recipe and type are no part of a name."""
+    for separator in (".", "-"):
+        name, _, level = stem.rpartition(separator)
+        if name and is_type(level):
+            stem = name
+            break
+    return _OTHER_RECIPE.sub("", stem)

@@ -1,0 +1,1 @@
+"""The recipe `lean`: the same formats as llama.cpp's, with a smaller error."""

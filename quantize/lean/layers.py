@@ -1,0 +1,152 @@
+"""The blocks' matrices, one after the other, each rounded for what those before it have left over.
+
+Two streams of activations go through the model over the calibration text: one as it was trained, one through what is
+quantized already, activations rounded as llama.cpp rounds them. Each matrix is rounded so that its outputs for the
+second stream come nearest to its outputs for the first.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+from dgpt2_quant.core.ggml import dequantize
+from dgpt2_quant.core.parallel import by_rows, in_parallel, mean_of, pieces
+from dgpt2_quant.core.progress import Progress
+from dgpt2_quant.core.quant_types import TensorType
+from dgpt2_quant.quantize.calibration.numpy_gpt2 import Reference
+from dgpt2_quant.quantize.recipes.lean_steps import Steps
+
+from .activation_rounding import as_multiplied
+from .block_codes import ROUNDABLE, Bytes
+from .gptq import SWEEPS, Factor, factor, quantize_rows, round_matrix
+from .layerwise import Array, Passage, names_of
+
+_TOKENS = 8192  # whose products are summed at once
+
+
+@dataclass(frozen=True)
+class Made:
+    """A tensor as it goes to the file: blocks, shape (rows, bytes of a row), and the weights they stand for."""
+
+    tensor_type: TensorType
+    blocks: Bytes
+    values: npt.NDArray[np.float32]
+
+
+def as_made(name: str, blocks: Bytes, tensor_type: TensorType, shape: tuple[int, ...]) -> Made:
+    return Made(tensor_type, blocks, dequantize(name, blocks, tensor_type, shape))
+
+
+def quantize_body(
+    trained: Reference,
+    lookup: Mapping[str, Array],
+    chunks: Sequence[Sequence[int]],
+    types: Mapping[str, TensorType],
+    outputs: Mapping[str, Factor],
+    steps: Steps,
+    progress: Progress | None = None,
+) -> dict[str, Made]:
+    """All matrices of the blocks, by name.
+
+    `lookup` has the quantized embedding and position table, `outputs` the factors of the matrices' outputs' side.
+    """
+    passage = Passage(trained, chunks)
+    inputs = passage.inputs()
+    state = passage.looked_up(lookup)
+    made: dict[str, Made] = {}
+
+    def pass_through(name: str, x: Array) -> Array:
+        weight, bias, kind = f"{name}.weight", trained.weights[f"{name}.bias"], types[f"{name}.weight"]
+        met = by_rows(lambda part: as_multiplied(part, kind), x, x.shape[1], out=x)
+        made[weight] = matrix = quantize_matrix(
+            weight, trained.weights[weight], (next(inputs), met), kind, outputs.get(weight), steps
+        )
+        if progress:
+            progress(len(made), 2 * passage.halves, name)
+
+        def outputs_of(part: Array) -> Array:
+            y: Array = part @ matrix.values.T
+            y += bias
+            return y
+
+        return by_rows(outputs_of, met, len(bias))
+
+    for half in range(passage.halves):
+        norm, first, second = names_of(half)
+        inner = pass_through(first, passage.normed(norm, state))
+        state += pass_through(second, passage.between(half, inner))
+    return made
+
+
+def quantize_matrix(
+    name: str,
+    weights: Array,
+    streams: tuple[Array, Array],
+    tensor_type: TensorType,
+    outputs: Factor | None,
+    steps: Steps,
+) -> Made:
+    """A matrix, from its inputs as trained and as met, each of the shape (tokens, columns).
+
+    Those met are as they are multiplied with it: what the tensor type makes of activations is done (activations.py).
+    """
+    return as_made(name, _rounded(name, weights, streams, tensor_type, outputs, steps), tensor_type, weights.shape)
+
+
+def _rounded(
+    name: str,
+    weights: Array,
+    streams: tuple[Array, Array],
+    tensor_type: TensorType,
+    outputs: Factor | None,
+    steps: Steps,
+) -> Bytes:
+    if not tensor_type.is_quantized:
+        return quantize_rows(name, weights, tensor_type)
+    if not steps.feedback or tensor_type not in ROUNDABLE:
+        return quantize_rows(name, weights, tensor_type, _mean_squares(streams[1]))
+    gram, late = _second_moments(weights, streams, compensation=steps.compensation)
+    inputs = factor(gram)
+    if late is not None:
+        # the least-squares matrix for these inputs: W + W E[(wanted - met) metᵀ] (E[met metᵀ])⁻¹, damped
+        weights = weights + inputs.solved(late)
+    sweeps = SWEEPS if steps.sweeps else 0
+    return round_matrix(name, np.asarray(weights, np.float32), tensor_type, inputs, outputs, sweeps=sweeps)
+
+
+def _second_moments(weights: Array, streams: Sequence[Array], *, compensation: bool) -> tuple[Array, Array | None]:
+    """E[met metᵀ], and W E[(wanted - met) metᵀ].
+
+    The difference is taken first: one of products would be noise for inputs that hardly change.
+    """
+    wanted, met = streams
+    few_rows = 2 * weights.shape[0] < weights.shape[1]  # then W goes first, which is less work
+
+    def gram(piece: slice) -> list[Array]:
+        return [met[piece].T @ met[piece]]
+
+    def late(piece: slice) -> list[Array]:
+        off = wanted[piece] - met[piece]
+        return [(weights @ off.T if few_rows else off.T) @ met[piece]]
+
+    some = pieces(len(met), _TOKENS)
+    parts = [partial(gram, piece) for piece in some] + [partial(late, piece) for piece in some if compensation]
+    sums = in_parallel(lambda part: part(), parts)
+    (grams,) = mean_of(islice(sums, len(some)), len(met))
+    if not compensation:
+        return grams, None
+    (lates,) = mean_of(sums, len(met))
+    return grams, lates if few_rows else weights @ lates
+
+
+def _mean_squares(x: Array) -> Array:
+    """By column."""
+
+    def of_piece(piece: slice) -> list[Array]:
+        return [np.square(x[piece]).sum(axis=0, dtype=np.float64)]
+
+    (mean,) = mean_of(in_parallel(of_piece, pieces(len(x))), len(x))
+    return mean

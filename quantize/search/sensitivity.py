@@ -1,0 +1,166 @@
+"""What each type does to each matrix, measured: the KL divergence of the model's predictions when only it is quantized.
+
+On a text of its own, in NumPy: the model is computed up to the matrix once; from there on again for each type, with the
+weights rounded as `lean` rounds them, but for the sweeps, and activations as llama.cpp does. Results are kept after
+every matrix, so that an interrupted search goes on, and one for another target has nothing left to measure.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+from dgpt2_quant.core.ggml import dequantize
+from dgpt2_quant.core.parallel import by_rows, in_parallel, pieces
+from dgpt2_quant.core.progress import Progress
+from dgpt2_quant.core.quant_types import TensorType
+from dgpt2_quant.quantize.calibration.numpy_gpt2 import Reference
+from dgpt2_quant.quantize.lean.activation_rounding import as_multiplied
+from dgpt2_quant.quantize.lean.gptq import factor, quantize_rows, round_matrix
+from dgpt2_quant.quantize.lean.layers import Made
+from dgpt2_quant.quantize.lean.layerwise import Array, Passage
+from dgpt2_quant.quantize.lean.model import LeanModel
+
+Effects = dict[str, dict[str, float]]
+"""The loss in nats a token, by the matrix's name and the type's. `LOOKUP` and `HEAD` are the embedding's two halves."""
+
+LOOKUP, HEAD = "lookup", "head"
+_POSITIONS = 128  # whose predictions are computed together
+
+
+class Predictions(Passage):
+    """The trained model on a text: its states before every half block, and the loss of states that differ."""
+
+    def __init__(self, reference: Reference, chunks: Sequence[Sequence[int]]) -> None:
+        super().__init__(reference, chunks)
+        self.states = [self.looked_up(reference.weights)]
+        for half in range(self.halves):
+            self.states.append(self.after(half, self.states[-1]))
+        head = reference.weights[reference.head]
+        self._wanted = by_rows(lambda x: _log_softmax(x @ head.T), self._scored(self.states[-1]), len(head), _POSITIONS)
+
+    def loss_from(self, half: int, x: Array) -> float:
+        """Of a state before a half block, when all behind it is as it was."""
+        for following in range(half, self.halves):
+            x = self.after(following, x)
+        return self.loss(x)
+
+    def loss(self, x: Array, head: Made | None = None) -> float:
+        """The mean KL divergence in nats, from the last state, over the second half of each chunk."""
+        hidden = self._scored(x)
+        kind = head.tensor_type if head else TensorType.F32
+        matrix = head.values if head else self.reference.weights[self.reference.head]
+
+        def divergence(piece: slice) -> float:
+            wanted = self._wanted[piece]
+            found = _log_softmax(as_multiplied(hidden[piece], kind) @ matrix.T)
+            return float(np.einsum("ij,ij->i", np.exp(wanted), wanted - found).sum(dtype=np.float64))
+
+        return sum(in_parallel(divergence, pieces(len(hidden), _POSITIONS))) / len(hidden)
+
+    def _scored(self, x: Array) -> Array:
+        """The final norm's outputs there."""
+        chunks = x.reshape(self.count, self.length, -1)[:, self.length // 2 :]
+        return self.reference.norm("output_norm", chunks.reshape(-1, x.shape[1]))
+
+
+def measure_effects(
+    model: LeanModel,
+    predictions: Predictions,
+    types: Callable[[str], Sequence[TensorType]],
+    known: Effects,
+    keep: Callable[[Effects], None],
+    progress: Progress | None = None,
+) -> Effects:
+    """Adds to `known` what it lacks of the `types` of each name; `keep` is called after each."""
+    names = [LOOKUP, HEAD, "position_embd.weight", *(["token_embd.weight"] if model.tied else [])]
+    names += [f"blk.{b}.{m}.weight" for b in range(model.source.sizes.layers) for m in _MATRICES]
+    inputs = Passage(model.reference, model.chunks).inputs()
+    for number, name in enumerate(names):
+        of_block = next(inputs) if name.startswith("blk.") else None
+        lacking = [kind for kind in types(name) if kind.name not in known.get(name, {})]
+        for kind, loss in _measured(model, predictions, name, lacking, of_block):
+            known.setdefault(name, {})[kind.name] = loss
+        if lacking:
+            keep(known)
+        if progress:
+            progress(number + 1, len(names), f"effect of quantizing {name}")
+    return known
+
+
+_MATRICES = ("attn_qkv", "attn_output", "ffn_up", "ffn_down")
+
+
+def _measured(
+    model: LeanModel, predictions: Predictions, name: str, types: Sequence[TensorType], inputs: Array | None
+) -> Iterator[tuple[TensorType, float]]:
+    if not types:
+        return
+    if inputs is not None:
+        yield from _of_block(model, predictions, name, types, inputs)
+        return
+    for kind in types:
+        yield kind, _of_embedding(model, predictions, name, kind)
+
+
+def _of_embedding(model: LeanModel, predictions: Predictions, name: str, kind: TensorType) -> float:
+    weights = model.reference.weights
+    if name == "position_embd.weight":
+        made = model.plain(name, weights[name], kind)
+        return predictions.loss_from(0, predictions.looked_up({**weights, name: made.values}))
+    if name == HEAD:
+        made = model.rounded(model.reference.head, kind, model.head_gram, sweeps=0)
+        return predictions.loss(predictions.states[-1], made)
+    both = model.head_gram + model.lookup_gram if name != LOOKUP else model.lookup_gram
+    made = model.rounded("token_embd.weight", kind, both, sweeps=0)
+    x = predictions.looked_up({**weights, "token_embd.weight": made.values})
+    for half in range(predictions.halves):
+        x = predictions.after(half, x)
+    return predictions.loss(x, None if name == LOOKUP else made)
+
+
+def _of_block(
+    model: LeanModel, predictions: Predictions, name: str, types: Sequence[TensorType], inputs: Array
+) -> Iterator[tuple[TensorType, float]]:
+    short = name.removesuffix(".weight")
+    weights, bias = model.reference.weights[name], model.reference.weights[f"{short}.bias"]
+    gram = factor(inputs.T @ inputs / np.float32(len(inputs)))
+    half = 2 * int(name.split(".")[1]) + ("ffn" in name)
+    for kind in types:
+        if model.can_feed_back(kind):
+            blocks = round_matrix(name, weights, kind, gram, model.outputs.get(name), sweeps=0)
+        else:
+            blocks = quantize_rows(name, weights, kind, np.square(inputs).mean(axis=0))
+        values = dequantize(name, blocks, kind, weights.shape)
+
+        def linear(called: str, x: Array, kind: TensorType = kind, values: Array = values) -> Array:
+            if called == short:
+                y: Array = as_multiplied(x, kind) @ values.T + bias
+                return y
+            return predictions.reference.linear(called, x)
+
+        yield kind, predictions.loss_from(half + 1, predictions.after(half, predictions.states[half], linear))
+
+
+def simulated_loss(predictions: Predictions, tensors: Mapping[str, Made | Array]) -> float:
+    """Of a whole quantized model, as `LeanModel.tensors` makes it."""
+    tables = {name: tensors[name] for name in ("token_embd.weight", "position_embd.weight")}
+    values = {name: table.values if isinstance(table, Made) else table for name, table in tables.items()}
+
+    def linear(name: str, x: Array) -> Array:
+        matrix, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
+        assert isinstance(matrix, Made)
+        assert not isinstance(bias, Made)
+        y: Array = as_multiplied(x, matrix.tensor_type) @ matrix.values.T + bias
+        return y
+
+    x = predictions.looked_up(values)
+    for half in range(predictions.halves):
+        x = predictions.after(half, x, linear)
+    head = tensors.get("output.weight", tensors["token_embd.weight"])
+    assert isinstance(head, Made)
+    return predictions.loss(x, head)
+
+
+def _log_softmax(logits: Array) -> Array:
+    shifted: Array = logits - logits.max(axis=1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return shifted

@@ -1,0 +1,1 @@
+"""Converted files that are kept in the cache."""

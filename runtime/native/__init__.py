@@ -1,0 +1,1 @@
+"""llama.cpp's C interface: the only folder that calls it."""

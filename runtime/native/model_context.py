@@ -1,0 +1,381 @@
+"""llama.cpp's models and contexts in Python's terms, over the low-level bindings of llama-cpp-python.
+
+Not over its `Llama` class, which cannot batch, defaults to half the cores, and keeps a matrix of all logits.
+"""
+
+import ctypes
+import os
+import threading
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from dgpt2_quant.core.errors import RuntimeFailure, UsageError
+
+from .batch_token import Fed, Logits, State, token_ids
+from .bindings import bindings, encoded, own
+from .calls import Owned, in_native_thread
+from .forks import check_fork
+from .huge_pages import LARGE
+
+MAX_BATCH = 512  # tokens that are decoded in one go; the logits of a whole batch are kept, so it bounds memory
+CELLS = 256  # llama.cpp rounds a cache up to a multiple
+F32, F16 = 0, 1  # enum ggml_type
+KV_TYPES = {"f32": F32, "f16": F16, "bf16": 30, "q8_0": 8}
+WITH_VOCABULARY = ("dry", "grammar")  # samplers whose first argument it is
+_BYTES = ctypes.POINTER(ctypes.c_uint8)
+
+
+class NativeModel:
+    """A loaded model and its vocabulary. Without `huge_pages` its file is mapped, so that processes share it."""
+
+    def __init__(self, path: Path, *, huge_pages: bool = True) -> None:
+        check_fork()
+        self.path = path
+        self.huge_pages = huge_pages
+        self.wants_huge_pages = huge_pages and path.is_file() and path.stat().st_size >= LARGE
+        self._lock = threading.Lock()
+        self._dry: tuple[tuple[Any, ...], Owned] | None = None
+        self._pieces: dict[int, tuple[bytes, bool]] = {}
+        self._owner: Owned | None = None
+        self._cancelled = False
+        try:
+            in_native_thread(self._load, self._cancel_loading)
+        except BaseException:
+            self.close()  # the error's traceback would keep it
+            raise
+        if self._owner is None:
+            raise RuntimeFailure(
+                f"llama.cpp can not load {path}", "Turn on the logger `dgpt2_quant.llama_cpp` to see its reason."
+            )
+        lib, handle = bindings(), self._owner.pointer
+        self.vocab: Any = lib.llama_model_get_vocab(handle)
+        self.vocabulary: int = lib.llama_vocab_n_tokens(self.vocab)
+        self.positions: int = lib.llama_model_n_ctx_train(handle)
+        self.width: int = lib.llama_model_n_embd(handle)
+        self.bos: int = lib.llama_vocab_bos(self.vocab)
+        self.eos: int = lib.llama_vocab_eos(self.vocab)
+        self.adds_bos: bool = lib.llama_vocab_get_add_bos(self.vocab)
+        self.real_vocabulary: int = self._without_padding()
+
+    def _load(self) -> None:
+        lib = bindings()
+        params = lib.llama_model_default_params()
+        # the CPU, even where the library was built with something else (on a Mac always with Metal)
+        no_devices = (ctypes.c_void_p * 1)(None)
+        params.devices = ctypes.cast(no_devices, ctypes.c_void_p)
+        params.n_gpu_layers = 0
+        params.load_mode = lib.LLAMA_LOAD_MODE_NONE if self.huge_pages else lib.LLAMA_LOAD_MODE_MMAP
+        params.progress_callback = goes_on = lib.llama_progress_callback(lambda _done, _data: not self._cancelled)
+        name, load = os.fsencode(self.path), lib.llama_model_load_from_file
+        self._owner = own(lambda: load(name, params), lib.llama_model_free, huge_pages=self.wants_huge_pages)
+        del goes_on  # C does not call it any more
+
+    def _cancel_loading(self) -> None:
+        self._cancelled = True
+
+    @property
+    def owner(self) -> Owned:
+        """Who holds this for the time of a call keeps the model in memory. Raises `RuntimeFailure` when closed."""
+        owner = self._owner
+        if owner is None:
+            raise RuntimeFailure(f"the model {self.path} is closed", "Load it again.")
+        return owner
+
+    def _without_padding(self) -> int:
+        """How many tokens there are before those of type UNUSED at the end: the vocabulary is padded with such."""
+        lib, count = bindings(), self.vocabulary
+        while count and lib.llama_vocab_get_attr(self.vocab, count - 1) & lib.LLAMA_TOKEN_ATTR_UNUSED:
+            count -= 1
+        return count or self.vocabulary
+
+    def sampler_step(self, name: str, *arguments: Any) -> Any:
+        """What `llama_sampler_init_NAME` makes of these arguments, to be freed by the caller."""
+        make = getattr(bindings(), f"llama_sampler_init_{name}")
+        if name not in WITH_VOCABULARY:
+            return make(*map(encoded, arguments))
+        owner = self.owner
+        arguments = self.vocab, *arguments
+        step = self._dry_step(arguments) if name == "dry" else make(*map(encoded, arguments))
+        del owner
+        return step
+
+    def _dry_step(self, arguments: tuple[Any, ...]) -> Any:
+        # it looks for its breakers in all tokens, which takes long; the last one is kept to be cloned
+        lib = bindings()
+        with self._lock:
+            if self._dry is None or self._dry[0] != arguments:
+                made = lib.llama_sampler_init_dry(*map(encoded, arguments))
+                self._dry = arguments, Owned(made, lib.llama_sampler_free)
+            return lib.llama_sampler_clone(self._dry[1].pointer)
+
+    def tokenize(self, text: str, special: bool, add_special: bool = False) -> list[int]:
+        """Token ids; with `special`, texts like `<|endoftext|>` become the tokens that they name.
+
+        With `add_special` the beginning-of-text token comes first, if the file says so (`add_bos_token`).
+        """
+        try:
+            data = text.encode("utf-8")
+        except UnicodeEncodeError as error:  # a lone surrogate
+            code, where = ord(text[error.start]), f"at index {error.start}"
+            if 0xDC80 <= code <= 0xDCFF:  # what Python makes of such a byte of the command line
+                raise UsageError(f"the text is not UTF-8: it has the byte 0x{code - 0xDC00:02x} {where}") from error
+            raise UsageError(f"the text has U+{code:04X} {where}, which is not a character") from error
+        capacity = len(data) + 8  # a token is at least one byte
+        tokens = (ctypes.c_int32 * capacity)()
+        owner = self.owner
+        count = bindings().llama_tokenize(self.vocab, data, len(data), tokens, capacity, False, special)
+        del owner
+        if count < 0:
+            raise RuntimeFailure(f"llama.cpp can not tokenize a text of {len(data)} bytes")
+        # not C's own: for a file that names no such token it would take number 11, a comma
+        return [self.bos, *tokens[:count]] if add_special and self.adds_bos else tokens[:count]
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """The tokens' text; control tokens have none, bytes that are no UTF-8 become U+FFFD."""
+        return b"".join(self.piece(token)[0] for token in tokens).decode("utf-8", "replace")
+
+    def piece(self, token: int) -> tuple[bytes, bool]:
+        """The bytes that a token stands for (none for a control token), and whether it ends a text."""
+        found = self._pieces.get(token)
+        if found is None:
+            (token,) = token_ids((token,), self.vocabulary)
+            owner = self.owner
+            ends = bool(bindings().llama_vocab_is_eog(self.vocab, token))
+            found = self._pieces[token] = self._read_token(token), ends
+            del owner
+        return found
+
+    def special_text(self, token: int) -> bytes:
+        """The text of a token, also of a control token: its name."""
+        owner = self.owner
+        found = self._read_token(token, special=True)
+        del owner
+        return found
+
+    def _read_token(self, token: int, special: bool = False) -> bytes:
+        to_piece, size = bindings().llama_token_to_piece, 256
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            count = to_piece(self.vocab, token, buffer, size, 0, special)
+            if count >= 0:
+                return buffer.raw[:count]
+            size = -count  # it says how much it needs
+
+    @cached_property
+    def ends(self) -> list[int]:
+        """All tokens that end a text, but for pad tokens."""
+        owner, is_end = self.owner, bindings().llama_vocab_is_eog
+        found = [token for token in range(self.real_vocabulary) if is_end(self.vocab, token)]
+        del owner
+        return found
+
+    def close(self) -> None:
+        """Frees it, after its contexts and the calls that use it have ended. Again is fine."""
+        self._owner = self._dry = None
+
+
+class NativeContext:
+    """The state of decoding: `slots` sequences, each with a KV cache of its own of `positions` cells.
+
+    At most `batch` tokens are decoded in one go.
+    `flash_attention` and `kv_type` (a ggml type's number) change sums and memory; see docs/runtime.md.
+    """
+
+    def __init__(
+        self,
+        model: NativeModel,
+        positions: int,
+        *,
+        slots: int = 1,
+        batch: int = MAX_BATCH,
+        threads: int = 1,
+        flash_attention: bool = False,
+        kv_type: int = F16,
+        embeddings: bool = False,
+    ) -> None:
+        lib = bindings()
+        params = lib.llama_context_default_params()
+        params.n_ctx = -(-positions // CELLS) * CELLS * slots  # llama.cpp divides it by the slots and rounds up
+        params.n_seq_max = slots
+        params.n_batch = params.n_ubatch = max(min(positions, batch), slots)
+        params.n_threads = params.n_threads_batch = threads
+        name = "ENABLED" if flash_attention else "DISABLED"
+        params.flash_attn_type = getattr(lib, f"LLAMA_FLASH_ATTN_TYPE_{name}")
+        params.type_k = params.type_v = kv_type
+        params.embeddings = embeddings
+        params.no_perf = True
+        params.offload_kqv = params.op_offload = False
+        self.vocabulary = model.vocabulary
+        self.width = model.width
+        self.positions = positions
+        self.slots, self.threads = slots, threads
+        self.batch_size: int = params.n_batch
+        self._decode = lib.llama_decode
+        self._make_batch(lib)
+        # as a number, for which no object has to be made; a view takes ten times as long to make as to find again
+        self._logits_address = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(
+            ctypes.cast(lib.llama_get_logits, ctypes.c_void_p).value or 0
+        )
+        self._forget_views()
+        self._real_vocabulary = model.real_vocabulary
+        self._owner: Owned | None = None
+        try:
+            in_native_thread(lambda: self._make(model, params))
+        except BaseException:
+            self.close()  # the error's traceback would keep it
+            raise
+        if self._owner is None:
+            what = f"a context of {positions} positions for {slots} sequence{'s' * (slots > 1)}"
+            raise RuntimeFailure(f"llama.cpp can not set up {what}", "Is there enough memory?")
+        self._memory: Any = lib.llama_get_memory(self.owner.pointer)
+
+    def _make(self, model: NativeModel, params: Any) -> None:
+        lib, owner = bindings(), model.owner
+        self._owner = own(
+            lambda: lib.llama_init_from_model(owner.pointer, params),
+            lib.llama_free,
+            owner,
+            huge_pages=model.wants_huge_pages,
+        )
+
+    def _make_batch(self, lib: Any) -> None:
+        """The arrays of a `llama_batch`, in memory of Python's: it cannot be freed while they are written to."""
+        size = self.batch_size
+        integers = ctypes.c_int32 * size
+        self._tokens, self._positions, self._slots = integers(), integers(), integers()
+        self._scored = (ctypes.c_int8 * size)()
+        of_each = ctypes.POINTER(ctypes.c_int32)
+        addresses = (ctypes.addressof(self._slots) + 4 * index for index in range(size))
+        self._batch = lib.llama_batch(
+            n_tokens=0,
+            token=self._tokens,
+            pos=self._positions,
+            n_seq_id=integers(*[1] * size),
+            seq_id=(of_each * size)(*(ctypes.cast(address, of_each) for address in addresses)),
+            logits=self._scored,
+        )
+
+    def _forget_views(self) -> None:
+        self._view: tuple[int, npt.NDArray[np.float32]] = 0, np.empty((0, 0), np.float32)
+        self._rows: tuple[int, list[Logits]] = 0, []  # likewise, each by itself and without pad tokens
+        self._is_in_place = False  # whether a single row would be where the first of them is
+
+    @property
+    def owner(self) -> Owned:
+        """Held for the time of a call, it keeps the context in memory. Raises `RuntimeFailure` when that is closed."""
+        if self._owner is None:
+            raise RuntimeFailure("the model was closed meanwhile", "Load it again.")
+        return self._owner
+
+    def decode(self, tokens: Sequence[int], position: int, slot: int = 0, scored_from: int | None = None) -> None:
+        """Appends at most `batch_size` tokens at `position`; logits are kept of the last, or from an index on."""
+        if len(tokens) > self.batch_size:
+            raise RuntimeFailure(f"{len(tokens)} tokens at once; this context takes {self.batch_size}")
+        first_scored = len(tokens) - 1 if scored_from is None else scored_from
+        for index, token in enumerate(tokens):
+            self._tokens[index] = token
+            self._positions[index] = position + index
+            self._slots[index] = slot
+            self._scored[index] = index >= first_scored
+        self._is_in_place = False
+        self._run(len(tokens), position + len(tokens) - 1)
+
+    def decode_each(self, feeds: Sequence[Fed]) -> list[Logits]:
+        """Appends a token to each of some sequences, by ascending slot, or several to one. Returns their logits,
+        without pad tokens: views until the next decode, and perhaps more rows of earlier ones behind them."""
+        # a decode empties the caches: what is called or made here costs several times what it seems to
+        last = count = 0
+        for feed in feeds:
+            self._tokens[count] = feed.token
+            self._positions[count] = position = feed.next_position
+            self._slots[count] = feed.slot
+            self._scored[count] = 1
+            last = position if position > last else last
+            count += 1
+        owner = self._run(count, last)
+        # on the CPU they are there by now, one row where it was; the order of several is mended when they are asked for
+        if count > 1 or not self._is_in_place:
+            address = self._logits_address(owner.pointer)
+            if self._rows[0] != address or len(self._rows[1]) < count:
+                self._rows = address, list(self.logits(count)[:, : self._real_vocabulary])
+            self._is_in_place = True
+        return self._rows[1]
+
+    def _run(self, count: int, last_position: int) -> Owned:
+        if last_position >= self.positions:  # behind them llama.cpp reads beyond the position table
+            raise RuntimeFailure(f"position {last_position} is beyond the context of {self.positions}")
+        self._batch.n_tokens = count
+        owner = self._owner or self.owner
+        status = self._decode(owner.pointer, self._batch)
+        if status:
+            raise RuntimeFailure(f"llama_decode failed with status {status} at position {last_position}")
+        return owner
+
+    def logits(self, rows: int) -> npt.NDArray[np.float32]:
+        """The logits of the last decode's `rows` scored tokens, (rows, vocabulary): a view until the next decode."""
+        address = self._logits_address(self.owner.pointer)
+        if self._view[0] != address or len(self._view[1]) != rows:
+            self._view = address, self._array(address, rows, self.vocabulary)
+        return self._view[1]
+
+    def embeddings(self, rows: int) -> npt.NDArray[np.float32]:
+        """The final norm's output for the last decode's tokens, (rows, width): a view until the next decode."""
+        pointer = bindings().llama_get_embeddings(self.owner.pointer)
+        return self._array(ctypes.addressof(pointer.contents), rows, self.width)
+
+    def _array(self, address: int, rows: int, columns: int) -> npt.NDArray[np.float32]:
+        """Numbers of C's as an array, which keeps this context in memory for as long as anyone looks at it."""
+        return np.asarray(_Numbers(self._owner, address, rows, columns))
+
+    def keep(self, positions: int, slot: int = 0) -> None:
+        """Forgets all but the first `positions` tokens of a sequence."""
+        owner = self._owner
+        if owner is not None:
+            bindings().llama_memory_seq_rm(self._memory, slot, positions, -1)
+
+    def forget(self) -> None:
+        """Empties all sequences."""
+        for slot in range(self.slots):
+            self.keep(0, slot)
+
+    def copy(self, source: int, target: int) -> None:
+        """Makes the sequence in the slot `target` the same as the one in `source`, cell by cell."""
+        self.restore(target, self.save(source))
+
+    def save(self, slot: int) -> State:
+        """A sequence's cells as llama.cpp writes them."""
+        lib, owner = bindings(), self.owner
+        state = np.empty(lib.llama_state_seq_get_size(owner.pointer, slot), np.uint8)
+        if lib.llama_state_seq_get_data(owner.pointer, state.ctypes.data_as(_BYTES), len(state), slot) != len(state):
+            raise RuntimeFailure(f"llama.cpp can not save the sequence {slot}")
+        return state
+
+    def restore(self, slot: int, state: State) -> None:
+        """Puts saved cells into a slot, in place of what is there."""
+        lib, owner = bindings(), self.owner
+        lib.llama_memory_seq_rm(self._memory, slot, 0, -1)
+        if not lib.llama_state_seq_set_data(owner.pointer, state.ctypes.data_as(_BYTES), len(state), slot):
+            raise RuntimeFailure(f"llama.cpp can not restore the sequence {slot}")
+
+    def set_threads(self, threads: int) -> None:
+        """From the next decode on."""
+        owner = self.owner
+        bindings().llama_set_n_threads(owner.pointer, threads, threads)
+        self.threads = threads
+
+    def close(self) -> None:
+        """Frees it, unless a call or an array still uses it: then when that ends. Again is fine."""
+        self._owner = None
+        self._forget_views()
+
+
+class _Numbers:
+    """Memory of C's by NumPy's array interface (https://numpy.org/doc/stable/reference/arrays.interface.html)."""
+
+    def __init__(self, owner: Owned | None, address: int, rows: int, columns: int) -> None:
+        self.owner = owner
+        self.__array_interface__ = {"version": 3, "shape": (rows, columns), "typestr": "<f4", "data": (address, False)}

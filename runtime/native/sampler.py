@@ -1,0 +1,72 @@
+"""Chains of llama.cpp's samplers, which get the candidates for the next token."""
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from dgpt2_quant.core.errors import RuntimeFailure, UsageError
+
+from .bindings import TOKEN_DATA, bindings
+from .calls import Owned
+from .model_context import WITH_VOCABULARY, NativeModel
+
+
+class NativeSampler:
+    """A chain of samplers; each entry is a function's name behind `llama_sampler_init_`, and its arguments."""
+
+    def __init__(self, model: NativeModel, steps: Sequence[tuple[Any, ...]]) -> None:
+        lib = bindings()
+        chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+        # of the model only where it reads the vocabulary: a text that nobody ends must not keep the model in memory
+        keeps = [model.owner] if any(name in WITH_VOCABULARY for name, *_ in steps) else []
+        self._owner: Owned | None = Owned(chain, lib.llama_sampler_free, *keeps)
+        for name, *arguments in steps:
+            step = model.sampler_step(name, *arguments)
+            if not step:  # only a grammar can be wrong
+                self.close()
+                raise UsageError(f"llama.cpp can not read the {name}", "It writes to stderr where it is wrong.")
+            lib.llama_sampler_chain_add(chain, step)
+        self._array = lib.llama_token_data_array()
+        self._apply = lib.llama_sampler_apply
+        self._accept = lib.llama_sampler_accept
+        self._reserve(128)
+
+    @property
+    def owner(self) -> Owned:
+        """Held for the time of a call, it keeps the chain in memory. Raises `RuntimeFailure` when it is closed."""
+        if self._owner is None:
+            raise RuntimeFailure("the text has ended, so its next token cannot be chosen")
+        return self._owner
+
+    def apply(self, ids: npt.NDArray[np.intp], logits: npt.NDArray[np.float32]) -> int:
+        """Hands these tokens to the chain. What it left of them is in `ids`, `logits` and `probabilities`.
+
+        Returns the index of the chosen one there, or -1. The three are valid until the next call.
+        """
+        size = len(ids)
+        if size > len(self.ids):
+            self._reserve(size)
+        self.ids[:size] = ids
+        self.logits[:size] = logits
+        array = self._array
+        array.size = size
+        array.selected = -1
+        array.sorted = False
+        owner = self.owner
+        self._apply(owner.pointer, ctypes.byref(array))
+        return int(array.selected)
+
+    def _reserve(self, size: int) -> None:
+        candidates = np.empty(size, TOKEN_DATA)
+        self.ids, self.logits, self.probabilities = (candidates[name] for name in ("id", "logit", "p"))
+        self._array.data = candidates.ctypes.data_as(ctypes.POINTER(bindings().llama_token_data))
+
+    def accept(self, token: int) -> None:
+        """Lets penalties and grammars know what was chosen."""
+        owner = self.owner
+        self._accept(owner.pointer, token)
+
+    def close(self) -> None:
+        self._owner = None

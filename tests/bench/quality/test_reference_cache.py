@@ -1,0 +1,141 @@
+"""Reference logits that are computed once: found again, thrown out when there is no room, never wrong."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from dgpt2_quant.bench.quality.compare_files import compare
+from dgpt2_quant.bench.quality.reference_cache import ReferenceCache
+from dgpt2_quant.bench.quality.windows import Cut, Window
+from dgpt2_quant.core.text import load_text
+
+VOCABULARY = 10
+WINDOWS = [Window(range(start, start + 6), 2) for start in (0, 6, 12)]
+SIZE = 4 * VOCABULARY * 9
+Logits = npt.NDArray[np.float32]
+
+
+class Computed(list[int]):
+    """The first tokens of the windows that were computed."""
+
+    def __call__(self, window: Window) -> Logits:
+        self.append(window.tokens[0])
+        return np.random.default_rng(window.tokens[0]).random((3, VOCABULARY), np.float32)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "reference.gguf"
+    path.write_bytes(b"some weights")
+    return path
+
+
+def rows(
+    file: Path, compute: Callable[[Window], Logits], limit: int = 10 * SIZE, windows: Sequence[Window] = WINDOWS
+) -> list[Logits]:
+    return [row.copy() for row in ReferenceCache(limit).rows(file, windows, VOCABULARY, compute)]
+
+
+def kept() -> list[Path]:
+    return sorted(ReferenceCache().folder.glob("*"))
+
+
+def test_the_second_time_nothing_is_computed(file: Path) -> None:
+    computed = Computed()
+    first = rows(file, computed)
+    assert computed == [0, 6, 12]
+    again = rows(file, computed)
+    assert computed == [0, 6, 12]
+    assert all(np.array_equal(one, other) for one, other in zip(first, again, strict=True))
+    assert [path.stat().st_size for path in kept()] == [SIZE]
+
+
+@pytest.mark.parametrize("limit", [0, SIZE - 1])
+def test_what_does_not_fit_is_computed_each_time(file: Path, limit: int) -> None:
+    computed = Computed()
+    for _ in range(2):
+        assert len(rows(file, computed, limit)) == 3
+    assert computed == [0, 6, 12] * 2
+    assert kept() == []
+
+
+def test_other_content_other_tokens_other_windows_are_other_logits(file: Path) -> None:
+    computed = Computed()
+    rows(file, computed)
+    file.write_bytes(b"other weights")
+    rows(file, computed)
+    rows(file, computed, windows=[Window(range(6), 3), *WINDOWS[1:]])
+    rows(file, computed, windows=[Window([0, 9, 2, 3, 4, 5], 2), *WINDOWS[1:]])
+    assert computed == [0, 6, 12] * 4
+    file.rename(file.with_name("elsewhere.gguf"))
+    rows(file.with_name("elsewhere.gguf"), computed)
+    assert len(computed) == 12  # the name says nothing
+
+
+def test_the_oldest_go_first(file: Path) -> None:
+    computed = Computed()
+    for number in range(3):
+        file.write_bytes(bytes([number]))
+        rows(file, computed, 2 * SIZE)
+        for path in kept():
+            if path.stat().st_mtime > 1e9:
+                os.utime(path, (number + 1, number + 1))
+    assert len(kept()) == 2
+    computed.clear()
+    file.write_bytes(bytes([2]))
+    rows(file, computed, 2 * SIZE)
+    assert computed == []
+    file.write_bytes(bytes([0]))
+    rows(file, computed, 2 * SIZE)
+    assert computed == [0, 6, 12]
+
+
+def test_half_a_file_is_not_believed(file: Path) -> None:
+    computed = Computed()
+    rows(file, computed)
+    (path,) = kept()
+    path.write_bytes(path.read_bytes()[:-4])
+    rows(file, computed)
+    assert computed == [0, 6, 12] * 2
+    assert path.stat().st_size == SIZE
+
+
+def test_an_interruption_leaves_nothing(file: Path) -> None:
+    computed = Computed()
+    some = ReferenceCache().rows(file, WINDOWS, VOCABULARY, computed)
+    next(some)
+    some.close()
+    assert kept() == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_cache_that_can_not_be_written(file: Path) -> None:
+    ReferenceCache().folder.parent.mkdir(parents=True, exist_ok=True)
+    ReferenceCache().folder.parent.chmod(0o500)
+    computed = Computed()
+    assert len(rows(file, computed)) == 3
+    assert computed == [0, 6, 12]
+
+
+def test_a_cache_that_is_no_folder(file: Path) -> None:
+    ReferenceCache().folder.parent.mkdir(parents=True, exist_ok=True)
+    ReferenceCache().folder.write_text("a file is in the way")
+    computed = Computed()
+    assert len(rows(file, computed)) == 3
+    assert computed == [0, 6, 12]
+
+
+def test_a_comparison_is_the_same_from_the_cache(short_files: dict[str, Path]) -> None:
+    text, cut = load_text().text[:2000], Cut(context=64)
+    files = short_files["F32"], [short_files["Q4_0"]]
+    none = compare(*files, text, cut=cut, threads=1, cache_bytes=0)
+    assert kept() == []
+    first, again = (compare(*files, text, cut=cut, threads=1) for _ in range(2))
+    assert len(kept()) == 1
+    for found in (first, again):
+        assert np.array_equal(found.levels[0].kld, none.levels[0].kld)
+        assert np.array_equal(found.base.nll, none.base.nll)
+        assert np.array_equal(found.noise.scores.kld, none.noise.scores.kld)

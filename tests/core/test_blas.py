@@ -1,0 +1,113 @@
+"""NumPy's BLAS has one thread while files are computed, whoever else sets it, and its own number afterwards."""
+
+import logging
+import threading
+from collections.abc import Iterator
+
+import pytest
+from dgpt2_quant.core import blas
+from dgpt2_quant.core.errors import RuntimeFailure
+from dgpt2_quant.core.parallel import calculating, in_parallel
+from threadpoolctl import ThreadpoolController, threadpool_info, threadpool_limits
+
+
+def blas_threads(_: object = None) -> set[int]:
+    return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+
+@pytest.fixture(autouse=True)
+def three() -> Iterator[None]:
+    """Threads of the BLAS, before and after."""
+    with threadpool_limits(3, user_api="blas"):
+        yield
+        assert blas_threads() == {3}
+
+
+def test_one_inside_and_as_before_afterwards() -> None:
+    with calculating(2):
+        assert blas_threads() == {1}
+        with calculating(5):
+            assert blas_threads() == {1}
+        assert blas_threads() == {1}
+        assert set().union(*in_parallel(blas_threads, range(4))) == {1}
+    assert blas_threads() == {3}
+
+
+def test_blocks_that_overlap_share_the_limit() -> None:
+    """The one that began first ends first: the other keeps its limit, and the last restores."""
+    inside, go_on = threading.Event(), threading.Event()
+    found: list[set[int]] = []
+
+    def other() -> None:
+        with calculating(1):
+            inside.set()
+            assert go_on.wait(20)
+            found.extend(in_parallel(blas_threads, range(3)))
+
+    thread = threading.Thread(target=other)
+    with calculating(1):
+        thread.start()
+        assert inside.wait(20)
+    assert blas_threads() == {1}
+    go_on.set()
+    thread.join(20)
+    assert found == [{1}] * 3
+    assert blas_threads() == {3}
+
+
+def test_a_limit_of_another_thread_is_overruled() -> None:
+    """threadpoolctl lets only one thread of the process set OpenBLAS, the first that did."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with threadpool_limits(2, user_api="blas"):
+            inside.set()
+            assert go_on.wait(20)
+
+    with threadpool_limits(None):  # ends this thread's own control
+        pass
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert inside.wait(20)
+    before = blas_threads()
+    with calculating(2):
+        assert blas_threads() == {1}
+        assert [*in_parallel(blas_threads, range(3))] == [{1}] * 3
+    assert blas_threads() == before
+    go_on.set()
+    thread.join(20)
+
+
+def test_what_sets_it_meanwhile_is_overruled_for_the_next_product() -> None:
+    with calculating(2):
+        with threadpool_limits(2, user_api="blas"):
+            assert [*in_parallel(blas_threads, range(3))] == [{1}] * 3
+        assert [*in_parallel(blas_threads, range(3))] == [{1}] * 3
+
+
+class Deaf:
+    """A BLAS that does not obey."""
+
+    internal_api, version, num_threads = "deaf", "1.0", 4
+
+    def set_num_threads(self, threads: int) -> None:
+        pass
+
+
+def test_one_that_does_not_obey_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blas, "_libraries", lambda: [Deaf()])
+    with pytest.raises(RuntimeFailure, match=r"BLAS \(deaf 1.0\) stays at 4 threads") as caught, calculating(1):
+        pass
+    assert "OPENBLAS_NUM_THREADS=1" in caught.value.hint
+
+
+def test_one_that_is_not_known_is_named_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    blas._libraries.cache_clear()
+    monkeypatch.setattr(ThreadpoolController, "select", lambda *_, **__: ThreadpoolController._from_controllers([]))
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            with calculating(1):
+                assert [*in_parallel(abs, [-1])] == [1]
+    blas._libraries.cache_clear()
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "cannot be limited to one thread" in message

@@ -1,0 +1,192 @@
+"""Threads that end early: by an error, by Ctrl-C at any line, and where the system starts none."""
+
+import _thread
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from dgpt2_quant.core.errors import RuntimeFailure
+from dgpt2_quant.core.workers import Cancelled, Workers, check_cancelled, require_threads
+
+from ..quantize.checkpoints import make_checkpoint
+
+# Calls `work` again and again, and interrupts it in the main thread at the first line of these files, the second, ...
+# until it comes to its end. Prints how often it was interrupted.
+PROGRAM = """
+import faulthandler, gc, sys, threading
+from dgpt2_quant.quantize.convert import convert
+from dgpt2_quant.core.parallel import calculating, in_parallel
+from dgpt2_quant.core.workers import Workers
+
+FILES = tuple(f"quantize/{name}.py" for name in ("workers", "parallel", "stream"))
+moment = lines = 0
+
+def traced(frame, event, argument):
+    global lines
+    if not frame.f_code.co_filename.endswith(FILES):
+        return None
+    lines += event == "line"
+    if lines == moment:
+        sys.settrace(None)
+        raise KeyboardInterrupt  # as a signal's handler does
+    return traced
+
+interrupted = 0
+while True:
+    moment, lines = moment + {step}, 0
+    faulthandler.dump_traceback_later(30, exit=True)  # where it hangs
+    sys.settrace(traced)
+    try:
+        {work}
+    except KeyboardInterrupt:
+        interrupted += 1
+    else:
+        assert lines < moment, "it was not heard"
+        break
+    finally:
+        sys.settrace(None)
+while gc.collect() and len(sys._current_frames()) > 1:  # no thread is left behind; else the time above runs out
+    pass
+print(interrupted)
+"""
+ALL_OF_IT = """
+        with calculating(2):
+            assert [*in_parallel(abs, range(9))] == [*range(9)]
+            with Workers(1) as workers:
+                assert workers.submit(abs, -1).result() == 1
+"""
+
+
+def interrupted(work: str, *arguments: str | Path, step: int = 1) -> int:
+    program = PROGRAM.replace("{work}", work.strip()).replace("{step}", str(step))
+    child = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
+    assert child.returncode == 0, child.stderr
+    return int(child.stdout)
+
+
+def test_after_an_interrupt_at_any_line_nothing_hangs() -> None:
+    assert interrupted(ALL_OF_IT) > 50
+
+
+def test_a_conversion_interrupted_at_any_line_ends(tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "model", layers=1)
+    work = "convert(sys.argv[1], type='q8_0', output=sys.argv[2], overwrite=True)"
+    assert interrupted(work, model, tmp_path / "it.gguf", step=29) > 10
+
+
+def test_results_are_those_of_the_functions_in_their_order() -> None:
+    def fail(number: int) -> int:
+        if number == 3:
+            raise TimeoutError("its own")
+        return -number
+
+    with Workers(3) as workers:
+        assert [*workers.map(abs, [-1, 2, -3])] == [1, 2, 3]
+        found = workers.map(fail, range(9))
+        assert [next(found) for _ in range(3)] == [0, -1, -2]
+        with pytest.raises(TimeoutError, match="its own"):
+            next(found)
+        job = workers.submit(lambda: 5)
+        assert (job.result(), job.result()) == (5, 5)
+
+
+def test_an_error_ends_what_runs_and_drops_what_waits() -> None:
+    begun, told = threading.Event(), []
+
+    def long() -> None:
+        try:
+            while True:
+                begun.set()
+                check_cancelled()
+        except Cancelled:
+            told.append("cancelled")
+            raise
+
+    jobs = []
+
+    def fail() -> None:
+        with Workers(2) as workers:
+            jobs.append(workers.submit(long))
+            jobs.append(workers.submit(jobs[0].result))  # a job that waits for another one
+            jobs.extend(workers.submit(told.append, "begun") for _ in range(9))
+            assert begun.wait(20)
+            raise ValueError("of the block")
+
+    with pytest.raises(ValueError, match="of the block"):
+        fail()
+    for job in jobs:
+        with pytest.raises(Cancelled):
+            job.result()
+    assert told == ["cancelled"]
+
+
+# a stack of 8 GiB for each thread, of 4 GiB in all: no thread can be started, and nothing else fails
+NO_THREADS = "ulimit -s 8388608 && ulimit -v 4194304"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sets the limits of Linux")
+@pytest.mark.parametrize("verb", ["run hello -m storybook", "convert storybook -t q8_0", "perplexity -m storybook"])
+def test_where_no_thread_can_be_started_the_program_says_so(verb: str, tmp_path: Path) -> None:
+    program = "import sys; from dgpt2_quant.cli.main import main; sys.exit(main())"
+    command = f"{NO_THREADS} && exec {sys.executable} -c '{program}' {verb}"
+    child = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert child.returncode == 1, child.stderr
+    assert child.stderr.splitlines()[0] == "Error: the system refuses to start another thread"
+    assert len(child.stderr.splitlines()) == 2  # and a hint
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sets the limits of Linux")
+@pytest.mark.parametrize("verb", ["run hello -m storybook", "convert storybook -t q8_0"])
+def test_where_libraries_do_not_fit_the_memory_the_program_says_so(verb: str, tmp_path: Path) -> None:
+    """No traceback, and no "Interrupted.", which OpenBLAS's own SIGINT would give. It has a sentence for this, too."""
+    program = "import sys; from dgpt2_quant.cli.main import main; sys.exit(main())"
+    for kilobytes in range(100_000, 500_000, 100_000):
+        command = f"ulimit -v {kilobytes} && exec {sys.executable} -c '{program}' {verb}"
+        child = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert child.returncode == 1, child.stderr
+        assert "Traceback" not in child.stderr
+        assert re.search("^(Error: |OpenBLAS error: Memory)", child.stderr, re.MULTILINE)
+
+
+def test_threads_that_cannot_be_started_are_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    def refuse(*arguments: object) -> None:
+        started.append(arguments)
+        if len(started) % 3 == 0:
+            raise RuntimeError("can't start new thread")
+        start(*arguments)
+
+    start = _thread.start_new_thread
+    monkeypatch.setattr(_thread, "start_new_thread", refuse)
+    for attempt in (Workers(3).__enter__, lambda: require_threads(3)):
+        with pytest.raises(RuntimeFailure, match="refuses to start another thread") as caught:
+            attempt()
+        assert "ulimit -u" in caught.value.hint
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_ctrl_c_is_heard_while_the_source_is_hashed(tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "model", layers=1)
+    large = model / "special_tokens_map.json"  # which is hashed and nothing else
+    with large.open("wb") as file:
+        file.truncate(1 << 36)  # with holes: takes a minute or so to hash, and no room
+    program = "import sys; from dgpt2_quant.cli.main import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, "convert", str(model), "-t", "q8_0", "-o", str(tmp_path / "out")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:
+        opened = Path(f"/proc/{child.pid}/fd")
+        while child.poll() is None and not any(link.exists() and link.samefile(large) for link in opened.iterdir()):
+            time.sleep(0.01)
+        child.send_signal(2)
+        pressed = time.monotonic()
+        assert child.stderr is not None
+        said = child.stderr.read()
+        assert child.wait(20) == 130, said
+    assert time.monotonic() - pressed < 2
+    assert said == "Interrupted.\n"
+    assert not [*(tmp_path / "out").glob("*")]

@@ -1,0 +1,83 @@
+"""A vocabulary with pad tokens, in a tokenizer and in the metadata of a checkpoint or of a GGUF file."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dgpt2_quant.core.errors import GGUFError
+from dgpt2_quant.core.gguf_file import EncodedValue, decode_value, encode_value
+from dgpt2_quant.core.hyperparameters import Hyperparameters
+from dgpt2_quant.quantize.checkpoint.metadata import tokenizer_metadata, with_pad_tokens
+from dgpt2_quant.quantize.checkpoint.source import open_model
+from dgpt2_quant.quantize.checkpoint.tokenizer import Tokenizer, TokenType, padded_tokenizer
+
+SMALL = Tokenizer(["a", "b", "[PAD3]", "[PAD3]_", "ab"], [TokenType.NORMAL] * 5, ["a b"], 0, 4)
+
+
+def values(metadata: dict[str, Any]) -> dict[str, Any]:
+    return {key: decode_value(value) for key, value in metadata.items()}
+
+
+def test_a_tokenizer() -> None:
+    padded = padded_tokenizer(SMALL, 3)
+    assert padded.tokens == [*SMALL.tokens, "[PAD5]", "[PAD6]", "[PAD7]"]
+    assert padded.types == [TokenType.NORMAL] * 5 + [TokenType.UNUSED] * 3
+    assert (padded.merges, padded.bos, padded.eos) == (SMALL.merges, 0, 4)
+    assert padded_tokenizer(SMALL, 0) == SMALL
+
+
+def test_no_text_comes_twice() -> None:
+    tokens = ["a", "[PAD3]", "[PAD4]_"]
+    padded = padded_tokenizer(Tokenizer(tokens, [TokenType.NORMAL] * 3, [], 0, 0), 3)
+    assert padded.tokens == [*tokens, "[PAD3]_", "[PAD4]", "[PAD5]"]
+
+
+def test_the_two_ways_are_one() -> None:
+    assert with_pad_tokens(tokenizer_metadata(SMALL), 3) == tokenizer_metadata(padded_tokenizer(SMALL, 3))
+
+
+def test_of_a_checkpoint_and_of_its_file(storybook_files: dict[str, Path]) -> None:
+    for source in (open_model("storybook"), open_model(str(storybook_files["F32"]))):
+        plain = source.metadata("0" * 64, {})
+        padded = with_pad_tokens(plain, 3)
+        assert list(padded) == list(plain)
+        changed = {key for key, value in plain.items() if padded[key] != value}
+        assert changed == {"tokenizer.ggml.tokens", "tokenizer.ggml.token_type"}
+        tokens, types = (decode_value(padded[f"tokenizer.ggml.{name}"]) for name in ("tokens", "token_type"))
+        assert tokens[:8189] == source.tokenizer().tokens
+        assert tokens[8189:] == ["[PAD8189]", "[PAD8190]", "[PAD8191]"]
+        assert types[8189:] == [5, 5, 5]
+        assert len(types) == source.sizes.padded(3).vocabulary == 8192
+
+
+def test_what_else_counts_the_tokens_follows() -> None:
+    metadata = {
+        "tokenizer.ggml.tokens": ["a", "b"],
+        "tokenizer.ggml.scores": encode_value([0.5, -1.0]),
+        "gpt2.vocab_size": encode_value(2),
+    }
+    found = values(with_pad_tokens(metadata, 1))
+    assert found == {
+        "tokenizer.ggml.tokens": ["a", "b", "[PAD2]"],
+        "tokenizer.ggml.token_type": [1, 1, 5],  # the file had none
+        "tokenizer.ggml.scores": [0.5, -1.0, 0.0],
+        "gpt2.vocab_size": 3,
+    }
+
+
+def test_nothing_but_the_vocabulary_grows() -> None:
+    sizes = Hyperparameters(2, 64, 4, 256, 64, 100, 1e-5)
+    shapes, padded = sizes.shapes(), sizes.padded(4).shapes()
+    assert {name for name in shapes if shapes[name] != padded[name]} == {"token_embd.weight"}
+    assert padded["token_embd.weight"] == (104, 64)
+
+
+@pytest.mark.parametrize("value", ["text", True, 7, 1 << 40, 0.5, ["a", ""], [1, -2], [0.25, 1.5]], ids=str)
+def test_values_come_back(value: Any) -> None:
+    assert decode_value(encode_value(value)) == value
+
+
+@pytest.mark.parametrize("data", [b"", b"\x08\0\0\0\xff", b"\x63\0\0\0"])
+def test_bytes_that_are_no_value_are_refused(data: bytes) -> None:
+    with pytest.raises(GGUFError):
+        decode_value(EncodedValue(data))

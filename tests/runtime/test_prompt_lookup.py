@@ -1,0 +1,291 @@
+"""Guesses from earlier in the text: they save decodes, and are never believed."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from dgpt2_quant.core.errors import UsageError
+from dgpt2_quant.runtime import Completion, Model, Scheduler
+from dgpt2_quant.runtime.native.model_context import CELLS
+from dgpt2_quant.runtime.prompt_lookup import Lookup
+from dgpt2_quant.runtime.sequence import Draft
+
+PROMPT = "Once upon a time"
+STORY = (Path(__file__).parents[2] / "demo" / "evaluation.txt").read_text("utf-8")
+
+
+def write(model: Model, prompt: str | list[int] = PROMPT, **options: Any) -> tuple[Completion, int]:
+    """A text, the likeliest one unless something else is asked for, and how many decodes it took behind its prompt."""
+    before = model._single.totals.steps
+    ((found,),) = model.generate([prompt], **{"temperature": 0, "max_tokens": 80, "ignore_eos": True, **options})
+    return found, model._single.totals.steps - before
+
+
+@pytest.fixture(scope="module")
+def storybook(storybook_files: dict[str, Path]) -> Iterator[Model]:
+    """In 8 bits: thousands of decodes read a quarter of the bytes."""
+    with Model.load(storybook_files["Q8_0"], threads=1) as model:
+        yield model
+
+
+def check_likeliest(model: Model, prompt: str | list[int], completion: Completion) -> None:
+    """Each token is the likeliest behind those before it, up to how a row's last bits depend on the way to it."""
+    begin = model.tokenize(prompt) if isinstance(prompt, str) else prompt
+    rows = model.logits([*begin, *completion.token_ids[:-1]])[len(begin) - 1 :]
+    lead = rows.max(axis=1) - rows[np.arange(len(rows)), list(completion.token_ids)]
+    assert lead.max() < 0.3
+
+
+class TestGuesses:
+    @pytest.mark.parametrize(
+        ("tokens", "expected"),
+        [
+            ([], []),
+            ([1, 2, 3, 4, 5], []),
+            ([1, 2, 3, 4, 5, 6, 7, 8, 2, 3, 4, 5], []),
+            ([1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4, 5], [6, 7, 8]),
+            ([1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5, 7, 9, 9, 1, 2, 3, 4, 5], [7, 9, 9]),  # the last time counts
+            ([7] * 5, []),
+            ([7] * 6, [7, 7, 7]),
+            ([1, 2] * 4, [1, 2, 1]),
+            ([1, 2, 3, 4] * 2 + [1], [2, 3, 4]),
+        ],
+    )
+    def test_what_came_behind_the_last_five(self, tokens: list[int], expected: list[int]) -> None:
+        for cut in {0, len(tokens) // 2, len(tokens)}:  # of the prompt, or chosen since
+            lookup, chosen = Lookup(tokens[:cut]), tokens[cut:]
+            lookup.guesses(chosen[: len(chosen) // 2], 3)  # asked before, or not
+            assert list(lookup.guesses(chosen, 3)) == expected
+            assert list(lookup.guesses(chosen, 1)) == expected[:1]
+            assert list(lookup.guesses(chosen, 0)) == list(lookup.guesses(chosen, -1)) == []
+
+
+class TestTexts:
+    def test_what_repeats_itself_takes_fewer_decodes(self, storybook: Model) -> None:
+        plain, steps = write(storybook, lookup=0)
+        assert steps == 79
+        guessed, fewer = write(storybook)
+        assert fewer < 60
+        assert guessed == plain
+        assert guessed.token_ids == plain.token_ids
+
+    def test_only_greedy_texts_are_guessed_unless_asked_for(
+        self, storybook: Model, storybook_files: dict[str, Path]
+    ) -> None:
+        assert write(storybook, temperature=0.8, seed=1)[1] == 79
+        assert write(storybook, temperature=0.8, top_k=1)[1] < 60
+        prompt = storybook.tokenize("The king said that the queen was here, and the king said that the queen was") * 2
+        with Model.load(storybook_files["F32"], threads=1) as exact:  # rounding must not decide what is drawn
+            plain, _ = write(exact, prompt, temperature=0.5, seed=1, lookup=0)
+            guessed, fewer = write(exact, prompt, temperature=0.5, seed=1, lookup=3)
+        assert (guessed.token_ids, fewer < 79) == (plain.token_ids, True)
+
+    @pytest.mark.parametrize("flash_attention", ["auto", True, False])
+    @pytest.mark.parametrize("length", [1, 120, 126, CELLS - 3, 400])
+    def test_at_every_depth(self, short_files: dict[str, Path], flash_attention: Any, length: int) -> None:
+        with Model.load(short_files["Q8_0"], threads=1, flash_attention=flash_attention) as model:
+            prompt = [(31 * index) % 997 for index in range(length)]
+            found, fewer = write(model, prompt)
+            assert len(found.token_ids) == 80
+            assert fewer < 79
+            check_likeliest(model, prompt, found)
+            assert write(model, prompt) == (found, fewer)
+
+    @pytest.mark.parametrize("lookup", [1, 3, 31])
+    @pytest.mark.parametrize("right", [0.0, 0.7, 1.0])
+    def test_guesses_of_any_quality(
+        self, storybook: Model, monkeypatch: pytest.MonkeyPatch, lookup: int, right: float
+    ) -> None:
+        plain, _ = write(storybook, lookup=0)
+        guess_from(monkeypatch, plain.token_ids, right)
+        guessed, steps = write(storybook, lookup=lookup)
+        assert guessed.token_ids == plain.token_ids
+        assert guessed.text == plain.text
+        if right == 0:
+            assert steps == 79
+        if right == 1:
+            assert steps == -(-79 // (1 + lookup))
+        assert write(storybook, lookup=0) == (plain, 79)  # nothing is left of them
+
+    @pytest.mark.parametrize("begin", [125, 126, 127, 128, CELLS - 3, CELLS - 2, CELLS - 1, 2 * CELLS - 6])
+    def test_right_and_wrong_guesses_where_contexts_change(
+        self, storybook: Model, monkeypatch: pytest.MonkeyPatch, begin: int
+    ) -> None:
+        prompt = storybook.tokenize(STORY)[:begin]
+        plain, _ = write(storybook, prompt, lookup=0, max_tokens=14)
+        guess_from(monkeypatch, plain.token_ids, 0.6)
+        found = [write(storybook, prompt, max_tokens=14)[0] for _ in range(3)]
+        assert len({completion.token_ids for completion in found}) == 1
+        check_likeliest(storybook, prompt, found[0])
+
+    def test_a_shorter_text_is_the_beginning_of_a_longer_one(self, short_files: dict[str, Path]) -> None:
+        with Model.load(short_files["Q4_0"], threads=1) as model:
+            whole = write(model)[0].token_ids
+            for count in range(1, 80, 9):
+                assert write(model, max_tokens=count)[0].token_ids == whole[:count]
+
+    def test_threads_and_what_was_before_change_nothing(self, short_files: dict[str, Path]) -> None:
+        found = []
+        for threads in (1, 2):
+            with Model.load(short_files["Q4_K_M"], threads=threads) as model:
+                found.append(write(model, max_tokens=300))
+                write(model, "The king", max_tokens=50)
+                found.append(write(model, max_tokens=300))
+        assert found[1:] == found[:1] * 3
+        assert len({completion.token_ids for completion, _ in found}) == 1
+
+    def test_a_scheduler_of_one_writes_the_same(self, storybook: Model) -> None:
+        texts = [write(storybook, prompt)[0] for prompt in (PROMPT, "The king")]
+        with Scheduler(storybook, parallel=1) as scheduler:
+            tickets = [scheduler.submit(p, temperature=0, max_tokens=80, ignore_eos=True) for p in (PROMPT, "The king")]
+            for ticket, text in zip(tickets, texts, strict=True):
+                events = list(ticket)
+                assert events[-1].completion == text
+                assert "".join(event.text for event in events) == text.text
+                assert [token for event in events for token in event.token_ids] == list(text.token_ids)
+            assert scheduler.stats.totals.decode_tokens == 2 * 79
+            assert scheduler.stats.totals.steps < 2 * 60
+
+    def test_several_together_are_not_guessed(self, storybook: Model) -> None:
+        storybook.generate([PROMPT, "The king"], max_tokens=40)  # so that there is an engine for several
+        assert storybook._several is not None
+        totals = storybook._several.totals
+        before = totals.steps, totals.decode_tokens
+        storybook.generate([PROMPT, "The king"], temperature=0, max_tokens=40, ignore_eos=True)
+        assert (totals.steps - before[0], totals.decode_tokens - before[1]) == (39, 2 * 39)
+
+    @pytest.mark.parametrize("steps", range(30, 42, 2))
+    def test_others_that_come_and_go_meanwhile(self, storybook: Model, steps: int) -> None:
+        def draft(prompt: str, max_tokens: int) -> Draft:
+            return storybook.make_draft(prompt, temperature=0, max_tokens=max_tokens, ignore_eos=True)
+
+        engine = storybook.new_engine(3, storybook.positions)
+        first, second, given_up = draft(PROMPT, 100), draft("The king", 12), draft("My dear", 60)
+        engine.add(first)
+        for _ in range(steps):
+            engine.step()
+        engine.add(second)
+        engine.add(given_up)
+        for _ in range(4):
+            engine.step()
+        engine.cancel(given_up)
+        while not engine.idle:
+            engine.step()
+        assert engine.totals.steps < 100
+        assert engine.totals.decode_tokens == 99 + 11 + max(0, len(given_up.token_ids) - 1)
+        for found, count in (first, 100), (second, 12):
+            assert found.completion is not None
+            assert found.completion.tokens == count
+            check_likeliest(storybook, found.request.prompt, found.completion)
+        engine.context.close()
+
+
+class TestEnds:
+    @pytest.fixture(autouse=True)
+    def _all_guesses_are_right(self, storybook: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+        plain, _ = write(storybook, lookup=0, max_tokens=120)
+        guess_from(monkeypatch, plain.token_ids, 1)
+
+    @pytest.mark.parametrize("max_tokens", range(1, 7))
+    def test_max_tokens(self, storybook: Model, max_tokens: int) -> None:
+        found, _ = write(storybook, max_tokens=max_tokens)
+        assert (found.tokens, found.finish_reason) == (max_tokens, "length")
+        assert found == write(storybook, max_tokens=max_tokens, lookup=0)[0]
+
+    @pytest.mark.parametrize("stop", [" daughter", "King's d", "was so", "beautiful that she was"])
+    def test_stop_texts(self, storybook: Model, stop: str) -> None:
+        found, _ = write(storybook, stop=stop)
+        assert found.finish_reason == "stop"
+        assert found == write(storybook, stop=stop, lookup=0)[0]
+
+    def test_what_is_streamed(self, storybook: Model) -> None:
+        before = storybook._single.totals.steps
+        generation = storybook.stream(PROMPT, temperature=0, max_tokens=80, logprobs=2)
+        pieces = list(generation)
+        assert generation.completion is not None
+        assert "".join(pieces) == generation.completion.text
+        assert len(pieces) == 80  # one for each token, although
+        assert storybook._single.totals.steps - before == 20
+        plain, _ = write(storybook, lookup=0, logprobs=2)
+        assert generation.completion.logprobs is not None
+        assert plain.logprobs is not None
+        for one, other in zip(generation.completion.logprobs, plain.logprobs, strict=True):
+            assert (one.token, list(one.top)) == (other.token, list(other.top))
+            assert one.logprob == pytest.approx(other.logprob, abs=0.01)
+        timing = generation.timing
+        assert (timing.decode_tokens, timing.decoded) == (80, 79)
+        assert timing.decode_tps == pytest.approx(79 / timing.decode_seconds)
+
+    def test_penalties_and_a_grammar_know_each_token_once(self, storybook: Model) -> None:
+        for settings in (
+            {"repeat_penalty": 1.3},
+            {"grammar": 'root ::= [ a-zA-Z,.\']{1,60} "!"'},
+            {"logit_bias": {5: 2.0}},
+        ):
+            assert write(storybook, **settings)[0] == write(storybook, **settings, lookup=0)[0]
+
+    def test_the_last_position(self, short_files: dict[str, Path]) -> None:
+        for size in (20, 21, 22, 23, 24):
+            with Model.load(short_files["F32"], ctx_size=size, threads=1) as model:
+                found, _ = write(model, max_tokens=100)
+                assert found.tokens == size - len(model.tokenize(PROMPT)) + 1
+                assert found == write(model, max_tokens=100, lookup=0)[0]
+
+    def test_a_failure_while_rows_are_ahead(self, storybook: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+        expected = write(storybook)[0]
+
+        def fails(draft: Draft, logits: Any) -> str:
+            raise OSError("no more")
+
+        stream = storybook.stream(PROMPT, temperature=0, max_tokens=80)
+        with Scheduler(storybook, parallel=1) as scheduler:
+            for engine in (storybook._single, scheduler._worker.engine):
+                with monkeypatch.context() as patch:
+                    if engine is storybook._single:
+                        next(stream), next(stream)
+                        assert engine._ahead
+                        patch.setattr(Draft, "advance", fails)
+                        with pytest.raises(OSError, match="no more"):
+                            next(stream)
+                    else:
+                        ticket = scheduler.submit(PROMPT, temperature=0, max_tokens=200)
+                        next(ticket), next(ticket)
+                        patch.setattr(Draft, "advance", fails)
+                        with pytest.raises(OSError, match="no more"):
+                            ticket.result(10)
+                        assert ticket.timing.to_json()["decode_tps"] is None  # nobody knows how long
+                assert not engine._settled or not engine._ahead
+            ticket = scheduler.submit(PROMPT, temperature=0, max_tokens=80, ignore_eos=True)
+            assert ticket.result(10) == write(storybook)[0] == expected
+
+    def test_one_that_is_given_up(self, storybook: Model) -> None:
+        expected = write(storybook)[0]
+        for count in range(1, 6):
+            for _ in itertools.islice(storybook.stream(PROMPT, temperature=0, max_tokens=80), count):
+                pass
+            assert write(storybook)[0] == expected
+        with Scheduler(storybook, parallel=1) as scheduler:
+            ticket = scheduler.submit(PROMPT, temperature=0, max_tokens=120, ignore_eos=True)
+            next(ticket)
+            ticket.cancel()
+            assert expected.text.startswith(ticket.result(20).text[: len(expected.text)])
+
+
+@pytest.mark.parametrize("lookup", [-1, 32, 1.5, "3", True, 10**30])
+def test_impossible_numbers(storybook: Model, lookup: Any) -> None:
+    with pytest.raises(UsageError, match="lookup is"):
+        storybook.generate(PROMPT, lookup=lookup)
+
+
+def guess_from(monkeypatch: pytest.MonkeyPatch, tokens: Sequence[int], right: float) -> None:
+    """From now on guesses are the text's own next tokens, each with that probability, and otherwise others."""
+    generator = np.random.default_rng(5)
+
+    def guesses(_lookup: Lookup, chosen: Sequence[int], count: int) -> Sequence[int]:
+        following = tokens[len(chosen) :][:count] if count > 0 else ()
+        return [token if generator.random() < right else (token + 7) % 1000 for token in following]
+
+    monkeypatch.setattr(Lookup, "guesses", guesses)
