@@ -13,10 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from dgpt2_quant.quantize.checkpoint.metadata import tool_version
-
 from .errors import DgptQuantError
 from .paths import user_path
+from .versions import tool_version
 
 Parsed = TypeVar("Parsed")
 _log = logging.getLogger(__name__)
@@ -32,18 +31,18 @@ def cache_folder() -> Path:
 
 @functools.cache
 def made_by(*packages: str) -> str:
-    """The version, and a hash of all that decides an entry: the code of `quantize` and of other packages of ours that
-    are named, and the versions of llama-cpp-python and NumPy.
+    """The version, and a hash of all that decides an entry: the code of `core`, of `quantize` and of the other packages
+    that are named, and the versions of llama-cpp-python and NumPy.
 
     A hash of the code, not a number that somebody has to raise: a number would be forgotten. Reading it takes 1 ms.
     """
     from importlib.metadata import version
 
-    here = Path(__file__).parent
+    ours = Path(__file__).parents[1]
     digest = hashlib.sha256("".join(f"{name} {version(name)}\n" for name in _DEPENDENCIES).encode())
-    for package in (here.name, *packages):
-        for path in sorted((here.parent / package).glob("*.py")):  # none in an installation of bytecode alone
-            digest.update(f"{package}/{path.name}\n".encode() + path.read_bytes())
+    for package in ("core", "quantize", *packages):
+        for path in sorted((ours / package).rglob("*.py")):  # none in an installation of bytecode alone
+            digest.update(f"{path.relative_to(ours)}\n".encode() + path.read_bytes())
     return f"{tool_version()}-{digest.hexdigest()[:12]}"
 
 

@@ -86,6 +86,13 @@ KEYS = {
     "gpt2.attention.layer_norm_epsilon": "norm_epsilon",
 }
 
+PAD_MULTIPLE = 8  # rows that llama.cpp's repacked kernels take at a time
+
+
+def pad_count(vocabulary: int, multiple: int = PAD_MULTIPLE) -> int:
+    """How many rows fill the vocabulary up to a multiple: 3 for 8,189."""
+    return -vocabulary % multiple
+
 
 def block_of(name: str) -> int | None:
     """The number of the block that a tensor belongs to; None outside of the blocks."""

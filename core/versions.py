@@ -28,3 +28,10 @@ def check_layout(what: str, found: object, expected: object) -> None:
             f"the installed llama.cpp library does not match its Python bindings: {what} is {found}, not {expected}",
             f"Install them again: `pip install --force-reinstall {PACKAGE}=={SUPPORTED}`.",
         )
+
+
+def tool_version() -> str:
+    """The installed version of this project."""
+    from importlib.metadata import version  # late: it takes as long to import as half of the rest
+
+    return version("dgpt2-quant")

@@ -51,7 +51,7 @@ def __getattr__(name: str) -> Any:
 
         found: Any = version("dgpt2-quant")
     else:
-        module = "runtime" if name in _FROM_RUNTIME else "quantize.errors"
+        module = "runtime" if name in _FROM_RUNTIME else "core.errors"
         found = getattr(import_module(f"{__name__}.{module}"), name)
     globals()[name] = found  # the next access does not come here
     return found

@@ -1,83 +1,98 @@
-"""The house's rules: who imports whom, what no module is called, how long a file may be, and fresh documents."""
+"""The architecture: which folder may import which, where C is called, and what a file must look like."""
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parent.parent
-MAY_IMPORT = {
-    "quantize": set(),
-    "runtime": {"quantize"},
-    "bench": {"quantize", "runtime"},
-    "cli": {"quantize", "runtime", "bench"},
+CHECKPOINT = {"core"}
+CALIBRATION = {*CHECKPOINT, "quantize/checkpoint"}
+RECIPES = {*CALIBRATION, "quantize/calibration"}
+LEAN = {*RECIPES, "quantize/recipes"}
+SEARCH = {*LEAN, "quantize/lean"}
+QUANTIZE = {*SEARCH, "quantize/search"}
+STORE = {*QUANTIZE, "quantize"}
+CONVERTER = {*STORE, "quantize/store"}
+RUNNER = {"core", "runtime", "runtime/native"}
+MEASURES = {*CONVERTER, *RUNNER, "bench/document", "bench/data"}
+VERBS = {*MEASURES, "bench", "bench/quality", "bench/speed", "bench/tasks", "bench/report"}
+MAY_IMPORT = {  # a folder: the other folders whose modules it may import
+    "core": set(),
+    "quantize/checkpoint": CHECKPOINT,
+    "quantize/calibration": CALIBRATION,
+    "quantize/recipes": RECIPES,
+    "quantize/lean": LEAN,
+    "quantize/search": SEARCH,
+    "quantize": QUANTIZE,
+    "quantize/store": STORE,
+    "runtime/native": {"core"},
+    "runtime": {"core", "runtime/native"},
+    "bench/document": {"core"},
+    "bench/data": {*CONVERTER, *RUNNER},
+    "bench/quality": MEASURES,
+    "bench/speed": MEASURES,
+    "bench/tasks": {*MEASURES, "bench/quality"},
+    "bench/report": {"core", "bench/document"},
+    "bench": VERBS - {"bench"},
+    "cli": VERBS,
     "demo": set(),
+    "dgpt2_quant": {*VERBS, "cli"},
 }
-# what runtime takes from quantize
-GROUND_FLOOR = {
-    "errors",
-    "quant_types",
-    "gguf_file",
-    "gpt2_file",
-    "hyperparameters",
-    "cores",
-    "llama_cpp_version",
-    "workers",
+EXCEPT = {"runtime/pipeline.py": {"quantize/store"}}  # takes the names of models
+C_FILES = {
+    "core/ggml.py",
+    "runtime/native/bindings.py",
+    "runtime/native/model_context.py",
+    "runtime/native/sampler.py",
+    "runtime/native/huge_pages.py",  # asks the system for memory
+    "bench/speed/peer_worker.py",  # runs llama-cpp-python's own class, to be compared with
 }
-# and what turns a model's name into a file, for the one module that takes names
-FACADE = {"pipeline.py": {"store"}}
-MODULES = sorted(path for folder in [*MAY_IMPORT, "dgpt2_quant"] for path in (ROOT / folder).glob("*.py"))
+MODULES = sorted(path for folder in MAY_IMPORT for path in (ROOT / folder).glob("*.py"))
 
 
-def imports(path: Path) -> list[tuple[str, int]]:
-    """Every module that a file imports absolutely, with the line."""
-    found = []
+def imports(path: Path) -> Iterator[str]:
+    """The modules that a file imports by their absolute names."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
-            found += [(alias.name, node.lineno) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            found.append((node.module, node.lineno))
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 1, f"{path}:{node.lineno} reaches out of its folder with a relative import"
-    return found
+            inside = node.level == 1
+            assert inside, f"{path}:{node.lineno}: imports of other folders are absolute"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_arrows_run_downhill(path: Path) -> None:
-    folder = path.parent.name
-    for module, line in imports(path):
-        top, *rest = module.split(".")
-        assert top not in MAY_IMPORT, f"{path}:{line} would load a second copy: say dgpt2_quant.{module}"
-        if top == "dgpt2_quant":
-            allowed = MAY_IMPORT.get(folder, MAY_IMPORT.keys())  # the root package knows all
-            assert rest[0] in allowed, f"{path}:{line}: {folder} may not know {rest[0]}"
-            if folder == "runtime":
-                assert rest[1] in GROUND_FLOOR | FACADE.get(path.name, set()), (
-                    f"{path}:{line}: not of quantize's ground floor"
-                )
+def folder_of(module: str) -> str:
+    """The folder that `dgpt2_quant.a.b.c` lies in, as `a/b`."""
+    parts = module.split(".")[1:]
+    while parts and not (ROOT.joinpath(*parts) / "__init__.py").exists():
+        parts.pop()
+    return "/".join(parts)
 
 
-def test_each_c_library_is_touched_in_one_file() -> None:
-    touching = {
-        f"{p.parent.name}/{p.name}" for p in MODULES for module, _ in imports(p) if module in ("ctypes", "llama_cpp")
-    }
-    ours = {
-        "core/ggml.py",
-        "runtime/native/bindings.py",
-        "runtime/native/model_context.py",
-        "runtime/native/sampler.py",
-    }
-    # the first asks the system for memory; the second runs llama-cpp-python's own class, to be measured against
-    assert touching == ours | {"runtime/native/huge_pages.py", "bench/speed/peer_worker.py"}
+def test_folders_import_only_what_the_table_allows() -> None:
+    assert list(TopologicalSorter(MAY_IMPORT).static_order())  # raises CycleError: no two folders need each other
+    for path in MODULES:
+        name, folder = str(path.relative_to(ROOT)), str(path.parent.relative_to(ROOT))
+        for module in imports(path):
+            top = module.split(".")[0]
+            assert top not in MAY_IMPORT or top == "dgpt2_quant", f"{name}: {module} would be loaded twice"
+            if top == "dgpt2_quant":
+                allowed = {folder, *MAY_IMPORT[folder], *EXCEPT.get(name, ())}
+                assert folder_of(module) in allowed, f"{name} may not import {module}"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_files_are_short_and_named_like_no_standard_module(path: Path) -> None:
-    assert len(path.read_text("utf-8").splitlines()) <= 400
-    assert path.stem not in sys.stdlib_module_names
-    assert ast.get_docstring(ast.parse(path.read_text("utf-8"))), "says what it is for"
+def test_files_are_short_and_documented_and_call_c_only_in_the_listed_ones() -> None:
+    for path in MODULES:
+        name, text = str(path.relative_to(ROOT)), path.read_text("utf-8")
+        assert len(text.splitlines()) <= 400, name
+        assert path.stem not in sys.stdlib_module_names, name
+        assert ast.get_docstring(ast.parse(text)), f"{name} has no docstring"
+        calls_c = not {"ctypes", "llama_cpp"}.isdisjoint(imports(path))
+        assert calls_c == (name in C_FILES), name
 
 
 def test_generated_documents_are_fresh() -> None:

@@ -3,7 +3,6 @@
 A block of Python that cannot run here has a comment with the reason before it: `<!-- not run: downloads -->`.
 """
 
-import ast
 import json
 import re
 import shlex
@@ -22,7 +21,6 @@ from dgpt2_quant.core.quant_types import find_types
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 TOOLS = sorted((ROOT / "tools").glob("*.py"))
-PACKAGES = ("quantize", "runtime", "bench", "cli", "demo")
 
 
 class Example(NamedTuple):
@@ -127,7 +125,8 @@ def test_what_the_documents_name_is_there() -> None:
 # What they import, they find imported: one process does it for all. Each then runs in a child of its own.
 RUN_TOOLS = """
 import contextlib, io, json, os, runpy, sys
-import dgpt2_quant.bench.bench, dgpt2_quant.bench.report.write_report, dgpt2_quant.cli.main, dgpt2_quant.quantize.convert
+import dgpt2_quant.bench.bench, dgpt2_quant.bench.report.write_report
+import dgpt2_quant.cli.main, dgpt2_quant.quantize.convert
 import typer.testing
 for call in json.loads(sys.argv[1]):
     ours, theirs = os.pipe()
@@ -159,42 +158,3 @@ def test_tools_explain_themselves(tmp_path: Path) -> None:
             assert said.startswith("usage: "), tool
     assert json.loads(answers[-1][2].splitlines()[-1])["llama.cpp"]["kld_mean"] < 1e-4
     assert list(tmp_path.iterdir()) == []
-
-
-def mapped() -> dict[str, list[str]]:
-    """The files that CONTRIBUTING.md's map names, by their folder; patterns as they stand there."""
-    found: dict[str, list[str]] = {}
-    folder = ""
-    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8").partition("## The map of the house")[2].partition("\n## ")[0]
-    for line in text.splitlines():
-        if top := re.match(r" {4}([\w/]+)/ ", line):
-            folder = top[1]
-            found[folder] = []
-        elif line.startswith("      "):
-            names = re.match(r"(?:[\w*]+\.(?:py|c)\s+)+", line.strip() + " ")
-            assert names, f"CONTRIBUTING.md's map: {line.strip()!r} names no file"
-            found[folder] += names[0].split()
-    return found
-
-
-def test_the_map_names_files_that_are_there() -> None:
-    for folder, names in mapped().items():
-        assert (ROOT / folder).is_dir(), f"CONTRIBUTING.md's map names the folder {folder}/, which is not there"
-        for name in names:
-            assert any((ROOT / folder).glob(name)), f"CONTRIBUTING.md's map names {folder}/{name}, which is not there"
-
-
-def test_every_module_is_on_the_map() -> None:
-    """In the folders whose files it names."""
-    named = {folder: names for folder, names in mapped().items() if names}
-    assert {"quantize", "runtime", "bench"} <= set(named)
-    for package in PACKAGES:
-        assert package in mapped(), f"CONTRIBUTING.md's map lacks the folder {package}/"
-    missing = []
-    for folder, names in named.items():
-        there = {path for name in names for path in (ROOT / folder).glob(name)}
-        for path in sorted({*(ROOT / folder).glob("*.py"), *(ROOT / folder).glob("*.c")} - there):
-            if path.name != "__init__.py":
-                said = (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").partition("\n")[0]
-                missing.append(f"below {folder}/:      {path.name:26} {said}")
-    assert not missing, "CONTRIBUTING.md's map lacks lines:\n" + "\n".join(missing)

@@ -15,7 +15,8 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ("bench", "cli", "demo", "dgpt2_quant", "quantize", "runtime", "pyproject.toml", "README.md", "LICENSE")
+FOLDERS = ("bench", "cli", "core", "demo", "dgpt2_quant", "quantize", "runtime")
+SOURCES = (*FOLDERS, "pyproject.toml", "README.md", "LICENSE")
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +56,10 @@ def test_the_wheel_has_one_import_name_and_all_files(wheel: Path) -> None:
     names = ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"dgpt2_quant"}
     expected = {
-        str(Path("dgpt2_quant", folder.removeprefix("dgpt2_quant"), path.name))
-        for folder in ("bench", "cli", "demo", "dgpt2_quant", "quantize", "runtime")
-        for path in (ROOT / folder).iterdir()
-        if path.is_file()
+        str(Path("dgpt2_quant", folder.removeprefix("dgpt2_quant"), path.relative_to(ROOT / folder)))
+        for folder in FOLDERS
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
     }
     assert {name for name in names if ".dist-info" not in name} == expected
 

@@ -1,4 +1,5 @@
-"""Writes what in the documents comes from the code or from a measurement: `docs/cli.md`, and tables in other pages.
+"""Writes what in the documents comes from the code or from a measurement: `docs/cli.md`, `docs/map.md`, and tables
+in other pages.
 
 usage: generate_docs.py [--check]
 
@@ -7,6 +8,7 @@ With --check it writes nothing, and fails when something is stale. Benchmarks ar
 """
 
 import argparse
+import ast
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -31,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    pages = {ROOT / "docs" / "cli.md": cli_page()}
+    pages = {ROOT / "docs" / "cli.md": cli_page(), ROOT / "docs" / "map.md": map_page()}
     pages |= {path: filled(path, tables()) for path in PAGES_WITH_TABLES}
     stale = [path for path, text in pages.items() if not path.is_file() or path.read_text("utf-8") != text]
     if check and stale:
@@ -56,6 +58,29 @@ def cli_page() -> str:
         " `Hint:`;\n`DGPT2_QUANT_DEBUG=1` shows the traceback too. stdout has nothing but the result.\n"
     )
     return "\n".join(parts)
+
+
+FOLDERS = ("dgpt2_quant", "core", "quantize", "runtime", "bench", "cli", "demo", "tools")
+
+
+def map_page() -> str:
+    """A line on each file: the first sentence of its docstring."""
+    lines = ["# The map", "", "Generated from the docstrings by `make docs`; a test fails when it is stale."]
+    for top in FOLDERS:
+        inside = sorted(path.parent for path in (ROOT / top).rglob("__init__.py"))
+        for folder in inside or [ROOT / top]:
+            about = first_line(folder / "__init__.py") if inside else "Run by hand or by CI; each answers --help."
+            lines += ["", f"## {folder.relative_to(ROOT)}/", "", about, "", "| file | |", "| --- | --- |"]
+            files = [path for path in sorted(folder.glob("*.py")) if path.name != "__init__.py"]
+            lines += [f"| `{path.name}` | {first_line(path)} |" for path in files]
+            if not files:
+                del lines[-3:]
+    return "\n".join([*lines, ""])
+
+
+def first_line(path: Path) -> str:
+    found = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
+    return found.partition("\n\n")[0].replace("\n", " ").replace("|", "\\|")
 
 
 def tables() -> dict[str, list[str]]:

@@ -7,9 +7,8 @@ from typing import Any
 from dgpt2_quant.bench.document.format_numbers import percent, small
 from dgpt2_quant.bench.report.markdown import markdown_table
 from dgpt2_quant.core.gguf_file import tensor_bytes
-from dgpt2_quant.core.hyperparameters import Hyperparameters
+from dgpt2_quant.core.hyperparameters import Hyperparameters, pad_count
 from dgpt2_quant.core.quant_types import find_type
-from dgpt2_quant.quantize.lean.padding import pad_count
 from dgpt2_quant.quantize.recipes.tensor_types import tensor_types
 
 EQUAL = "Q4_K_M"  # the stock type at whose KL divergence sizes are compared

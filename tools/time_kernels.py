@@ -3,8 +3,8 @@
 usage: time_kernels.py FOLDER [--tensor-type T ...] [--level L ...] [--rounds N] [--threads N] [--cached]
 
 FOLDER is a checkpoint, for example one that random_distilgpt2.py wrote. Its matrices are timed at the tensor types as
-the search times them (bench/speed/kernel_times.py). Then its files of the levels are made and timed in turns, by what `bench`
-measures speed with; `ratio` is predicted / measured seconds a token. The last line is JSON.
+the search times them (bench/speed/kernel_times.py). Then its files of the levels are made and timed in turns, by
+what `bench` measures speed with; `ratio` is predicted / measured seconds a token. The last line is JSON.
 """
 
 import argparse

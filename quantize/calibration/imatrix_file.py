@@ -97,6 +97,16 @@ class ImportanceMatrix:
         """Of the file that `encode` makes: what a converted model says it was made with."""
         return hashlib.sha256(self.encode()).hexdigest()
 
+    def metadata(self) -> dict[str, Any]:
+        """What a converted file states of it."""
+        return {
+            "dgpt2_quant.imatrix.sha256": self.sha256,
+            # llama-quantize's own; not the path, which is not the same on another machine
+            "quantize.imatrix.dataset": ", ".join(self.datasets),
+            "quantize.imatrix.entries_count": len(self.entries),
+            "quantize.imatrix.chunks_count": self.chunk_count,
+        }
+
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Raises `UsageError` when it was collected on a model of other shapes."""
         for name in self.entries.keys() & shapes.keys():

@@ -4,12 +4,13 @@ Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; ours are under 
 """
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from dgpt2_quant.core.gguf_file import EncodedValue, decode_value, encode_value
 from dgpt2_quant.core.hyperparameters import Hyperparameters
 from dgpt2_quant.core.quant_types import QuantType
-from dgpt2_quant.quantize.calibration.imatrix_file import ImportanceMatrix
+from dgpt2_quant.core.versions import tool_version
 
 from .resolve import Source
 from .tokenizer import Tokenizer, TokenType, pad_texts
@@ -52,10 +53,10 @@ def level_metadata(
     quant_type: QuantType,
     recipe: str,
     overrides: Iterable[str] = (),
-    importance: ImportanceMatrix | None = None,
     without: Iterable[str] = (),
+    importance: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """What tells one level's file from another's."""
+    """What distinguishes one quant type's file from another's; `importance` is `ImportanceMatrix.metadata()`."""
     metadata: dict[str, Any] = {
         "general.quantized_by": "dgpt2-quant",
         "general.file_type": quant_type.file_type,
@@ -68,15 +69,7 @@ def level_metadata(
         metadata["dgpt2_quant.tensor_types"] = by_hand
     if left_out := list(without):
         metadata["dgpt2_quant.lean.without"] = left_out
-    if importance:
-        metadata |= {
-            "dgpt2_quant.imatrix.sha256": importance.sha256,
-            # llama-quantize's own; not the path, which is not the same on another machine
-            "quantize.imatrix.dataset": ", ".join(importance.datasets),
-            "quantize.imatrix.entries_count": len(importance.entries),
-            "quantize.imatrix.chunks_count": importance.chunk_count,
-        }
-    return metadata
+    return metadata | dict(importance)
 
 
 def is_of_level(key: str) -> bool:
@@ -120,13 +113,6 @@ def with_pad_tokens(metadata: Mapping[str, Any], count: int) -> dict[str, Any]:
 
 def _decoded(value: Any) -> Any:
     return decode_value(value) if isinstance(value, EncodedValue) else value
-
-
-def tool_version() -> str:
-    """The installed version of this project."""
-    from importlib.metadata import version  # late: it takes as long to import as half of the rest
-
-    return version("dgpt2-quant")
 
 
 def size_label(parameters: int) -> str:

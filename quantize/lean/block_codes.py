@@ -39,9 +39,6 @@ _LEAST_SCALE = 1e-30
 _HALVES = np.arange(2 * _UNEVEN[0], 2 * _UNEVEN[-1] + 1, dtype=np.float32) / 2
 _NEAREST = _UNEVEN[np.searchsorted((_UNEVEN[1:] + _UNEVEN[:-1]) / 2, _HALVES, "right")]
 
-ROUNDABLE = tuple(_RANGE)
-"""The tensor types whose codes can be set here; the codebooks of the smaller IQ types are C's business."""
-
 
 class Grid:
     """What the weights of some rows can be, given their blocks' scales: `offset + scale * level`.

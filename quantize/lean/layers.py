@@ -17,10 +17,11 @@ from dgpt2_quant.core.parallel import by_rows, in_parallel, mean_of, pieces
 from dgpt2_quant.core.progress import Progress
 from dgpt2_quant.core.quant_types import TensorType
 from dgpt2_quant.quantize.calibration.numpy_gpt2 import Reference
+from dgpt2_quant.quantize.recipes.lean_mix import ROUNDABLE
 from dgpt2_quant.quantize.recipes.lean_steps import Steps
 
 from .activation_rounding import as_multiplied
-from .block_codes import ROUNDABLE, Bytes
+from .block_codes import Bytes
 from .gptq import SWEEPS, Factor, factor, quantize_rows, round_matrix
 from .layerwise import Array, Passage, names_of
 

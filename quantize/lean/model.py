@@ -12,22 +12,22 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from dgpt2_quant.core.hyperparameters import Hyperparameters
+from dgpt2_quant.core.hyperparameters import Hyperparameters, pad_count
 from dgpt2_quant.core.parallel import in_parallel
 from dgpt2_quant.core.progress import Progress
 from dgpt2_quant.core.quant_types import TensorType
 from dgpt2_quant.quantize.calibration.imatrix_file import ImportanceMatrix
 from dgpt2_quant.quantize.calibration.numpy_gpt2 import Reference, from_source
 from dgpt2_quant.quantize.checkpoint.source import ModelSource
+from dgpt2_quant.quantize.recipes.lean_mix import ROUNDABLE
 from dgpt2_quant.quantize.recipes.lean_steps import steps_without
 
-from .block_codes import ROUNDABLE
 from .equalize import Weights, with_centred_embedding, with_even_inputs
 from .fisher import LOOKUP, Fisher, fisher
 from .gptq import SWEEPS, Factor, factor, quantize_rows, round_matrix
 from .layers import Made, as_made, quantize_body
 from .padded_source import PaddedSource, ready_tensor
-from .padding import NO_PADDING, Padding, least_likely, pad_count
+from .padding import NO_PADDING, Padding, least_likely
 
 Array = npt.NDArray[np.floating[Any]]
 _FISHER_TOKENS = 4096  # of the calibration text: gradients cost twice a forward pass, and their means settle soon

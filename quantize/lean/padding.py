@@ -12,8 +12,6 @@ import numpy as np
 import numpy.typing as npt
 from dgpt2_quant.quantize.calibration.numpy_gpt2 import Array
 
-PAD_MULTIPLE = 8  # rows that llama.cpp's repacked kernels take at a time
-
 
 @dataclass(frozen=True)
 class Padding:
@@ -31,11 +29,6 @@ class Padding:
 
 
 NO_PADDING = Padding(0, 0)
-
-
-def pad_count(vocabulary: int, multiple: int = PAD_MULTIPLE) -> int:
-    """How many rows fill the vocabulary up to a multiple: 3 for 8,189."""
-    return -vocabulary % multiple
 
 
 def least_likely(rows: Array, mean_hidden: Array) -> int:

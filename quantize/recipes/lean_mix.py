@@ -13,6 +13,12 @@ from dgpt2_quant.core.quant_types import QuantType, TensorType
 Prefer = Literal["quality", "speed", "size"]
 PREFERENCES: tuple[Prefer, ...] = get_args(Prefer)
 
+ROUNDABLE = (
+    *(TensorType.Q4_0, TensorType.Q4_1, TensorType.Q5_0, TensorType.Q5_1, TensorType.Q8_0),
+    *(TensorType.Q2_K, TensorType.Q3_K, TensorType.Q4_K, TensorType.Q5_K, TensorType.Q6_K),
+    *(TensorType.IQ4_NL, TensorType.IQ4_XS),
+)
+"""The tensor types whose codes GPTQ chooses (`lean/block_codes`); the codebooks of the smaller IQ types are C's."""
 POSITION_TYPE = TensorType.Q8_0  # it is only looked up
 _FASTEST = {TensorType.Q4_0, TensorType.IQ4_NL, TensorType.Q4_K}
 _HEADS = {

@@ -10,16 +10,14 @@ from typing import Any
 from dgpt2_quant.core.atomic_file import output_file
 from dgpt2_quant.core.errors import UsageError
 from dgpt2_quant.core.gguf_file import require_file
-from dgpt2_quant.core.hyperparameters import block_of, multiplied
+from dgpt2_quant.core.hyperparameters import block_of, multiplied, pad_count
 from dgpt2_quant.core.json_text import to_json_text
 from dgpt2_quant.core.quant_types import QUANT_TYPES, QuantType, TensorType, find_type
 from dgpt2_quant.quantize.calibration.imatrix_file import ImportanceMatrix, Statistics
 from dgpt2_quant.quantize.checkpoint.naming import clean_name
 from dgpt2_quant.quantize.checkpoint.source import ModelSource
-from dgpt2_quant.quantize.lean.block_codes import ROUNDABLE
-from dgpt2_quant.quantize.lean.padding import pad_count
 
-from .lean_mix import Prefer
+from .lean_mix import ROUNDABLE, Prefer
 from .lean_steps import steps_without
 from .plan import Plan, refuse_idle
 from .tensor_types import RECIPES, Override, applied_overrides, fitting, lacking_importance, tensor_types

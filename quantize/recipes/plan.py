@@ -62,8 +62,8 @@ class Plan:
 
     def metadata(self) -> dict[str, Any]:
         """What distinguishes this file from others of the same source: what is in it, not what was asked for."""
-        importance = self.importance if self.uses_importance else None
-        return level_metadata(self.quant_type, self.recipe, map(str, self.overrides), importance, self.without)
+        importance = self.importance.metadata() if self.importance and self.uses_importance else {}
+        return level_metadata(self.quant_type, self.recipe, map(str, self.overrides), self.without, importance)
 
 
 def make_plan(

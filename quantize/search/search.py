@@ -26,9 +26,8 @@ from dgpt2_quant.core.sizes import parse_bytes
 from dgpt2_quant.quantize.calibration.imatrix_file import ImportanceMatrix
 from dgpt2_quant.quantize.checkpoint.naming import clean_name
 from dgpt2_quant.quantize.checkpoint.source import ModelSource
-from dgpt2_quant.quantize.lean.block_codes import ROUNDABLE
 from dgpt2_quant.quantize.lean.model import LeanModel
-from dgpt2_quant.quantize.recipes.lean_mix import Prefer, find_preference
+from dgpt2_quant.quantize.recipes.lean_mix import ROUNDABLE, Prefer, find_preference
 from dgpt2_quant.quantize.recipes.lean_plan import Recipe, nominal_level, plan_of_recipe
 from dgpt2_quant.quantize.recipes.plan import Plan
 

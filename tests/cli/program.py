@@ -19,7 +19,8 @@ TOOL = str(Path(sys.executable).with_name("dgpt2-quant"))
 # Reads a line, a job; answers with the exit status. The child ends as any Python program ends.
 FORKING = """
 import gc, json, os, resource, sys
-import dgpt2_quant.bench.bench, dgpt2_quant.bench.report.write_report, dgpt2_quant.quantize.convert, dgpt2_quant.runtime, rich
+import dgpt2_quant.bench.bench, dgpt2_quant.bench.report.write_report, dgpt2_quant.quantize.convert
+import dgpt2_quant.runtime, rich
 import typer._adapters, typer.rich_utils
 from dgpt2_quant.cli.main import main
 from dgpt2_quant.runtime.native.model_context import bindings

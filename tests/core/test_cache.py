@@ -41,11 +41,12 @@ def everything(folder: Path) -> set[str]:
 
 def test_changed_code_makes_new_files(model: Path, tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
-    shutil.copytree(root / "quantize", tmp_path / "code" / "dgpt2_quant" / "quantize")
+    for package in ("core", "quantize"):
+        shutil.copytree(root / package, tmp_path / "code" / "dgpt2_quant" / package)
     child = f"""
 import sys
 sys.path.insert(0, {str(tmp_path / "code")!r})
-from dgpt2_quant.quantize import store
+from dgpt2_quant.quantize.store import model_files as store
 assert store.__file__.startswith({str(tmp_path)!r})
 print(store.model_file({str(model)!r}, type="q8_0")[1])
 """
@@ -57,7 +58,7 @@ print(store.model_file({str(model)!r}, type="q8_0")[1])
 
     first = made()
     assert made() == first
-    with (tmp_path / "code" / "dgpt2_quant" / "quantize" / "stock.py").open("a") as file:
+    with (tmp_path / "code" / "dgpt2_quant" / "quantize" / "recipes" / "stock.py").open("a") as file:
         file.write("# a mistake less\n")
     assert made() != first
 

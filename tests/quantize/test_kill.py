@@ -36,7 +36,9 @@ FORKING = """
 import gc, json, os, select, signal, sys, time
 from dgpt2_quant.quantize.convert import convert
 from dgpt2_quant.core.errors import DgptQuantError
-from dgpt2_quant.quantize import ggml, importance, tokenizer
+from dgpt2_quant.core import ggml
+from dgpt2_quant.quantize.calibration import imatrix_file
+from dgpt2_quant.quantize.checkpoint import tokenizer
 
 def child(job, output, start, said):
     signal.signal(signal.SIGINT, signal.default_int_handler)

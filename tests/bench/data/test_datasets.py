@@ -376,7 +376,7 @@ def test_from_the_hub_over_http(tmp_path: Path) -> None:
     """In a process of its own: huggingface_hub reads its settings when it is imported."""
     packed = zipped(tmp_path / "king.zip", {"wiki.test.raw": CONTENT}).read_bytes()
     code = (
-        "from dataclasses import replace\nfrom dgpt2_quant.bench import datasets\n"
+        "from dataclasses import replace\nfrom dgpt2_quant.bench.data import datasets\n"
         "sets = datasets.DATASETS\nsets['wikitext2'] = replace(sets['wikitext2'], sha256=None)\n"
         "print(datasets.load_bench_text('wikitext2').sha256)"
     )

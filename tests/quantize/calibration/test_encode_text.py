@@ -144,8 +144,10 @@ def test_a_merge_whose_result_is_no_token_is_what_it_is_to_llama_cpp(tmp_path: P
 
 def test_what_is_imported_for_it_is_among_the_requirements() -> None:
     """An installation that is no development environment has only these."""
-    root = Path(__file__).parents[2]
-    imported = re.findall(r"^ +from (\w+) import", (root / "quantize" / "encode_text.py").read_text(), re.MULTILINE)
+    root = Path(__file__).parents[3]
+    imported = re.findall(
+        r"^ +from (\w+) import", (root / "quantize" / "calibration" / "encode_text.py").read_text(), re.MULTILINE
+    )
     required = tomllib.loads((root / "pyproject.toml").read_text())["project"]["dependencies"]
     assert set(imported) <= {re.split(r"\W", requirement)[0] for requirement in required}
 

@@ -317,11 +317,11 @@ def test_a_folder_that_is_only_a_folder_needs_no_words(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("installed", [True, False])
 def test_storybook_is_found_as_data_and_needs_no_other_package(tmp_path: Path, installed: bool) -> None:
-    package, demo = tmp_path / "dgpt2_quant" / "quantize", tmp_path / "dgpt2_quant" / "demo"
-    package.mkdir(parents=True)
-    demo.mkdir()
-    for name in ("resolve", "errors"):
-        shutil.copy(Path(__file__).parents[2] / "quantize" / f"{name}.py", package)
+    package, demo = tmp_path / "dgpt2_quant", tmp_path / "dgpt2_quant" / "demo"
+    demo.mkdir(parents=True)
+    for name in ("quantize/checkpoint/resolve", "quantize/checkpoint/naming", "core/errors"):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(Path(__file__).parents[3] / f"{name}.py", package / f"{name}.py")
     (demo / "__init__.py").write_text("raise RuntimeError('imported')")
     if installed:
         (demo / "config.json").write_text("{}")

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dgpt2_quant.core.gguf_file import read_header
+from dgpt2_quant.core.hyperparameters import pad_count
 from dgpt2_quant.core.text import load_text
 from dgpt2_quant.quantize.calibration.collect import imatrix
 from dgpt2_quant.quantize.calibration.imatrix_file import read_importance
 from dgpt2_quant.quantize.calibration.numpy_gpt2 import softmax
 from dgpt2_quant.quantize.convert import ConvertedFile, convert
-from dgpt2_quant.quantize.lean.padding import Padding, least_likely, pad_count
+from dgpt2_quant.quantize.lean.padding import Padding, least_likely
 from dgpt2_quant.runtime import Model
 from dgpt2_quant.runtime.native.model_context import NativeModel
 from dgpt2_quant.runtime.native.sampler import NativeSampler
