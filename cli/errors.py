@@ -8,6 +8,7 @@ import traceback
 import typer
 from dgpt2_quant.core.errors import DgptQuantError
 
+from .flags import in_flags
 from .streams import ReaderGoneError
 
 INTERRUPTED = 128 + signal.SIGINT
@@ -34,9 +35,9 @@ def report(error: BaseException) -> int:
     if os.environ.get("DGPT2_QUANT_DEBUG") == "1":
         traceback.print_exception(error)
     message, hint, status = _explained(error)
-    typer.echo(f"Error: {message}", err=True)
+    typer.echo(f"Error: {in_flags(message)}", err=True)
     if hint:
-        typer.echo(f"Hint: {hint}", err=True)
+        typer.echo(f"Hint: {in_flags(hint)}", err=True)
     return status
 
 

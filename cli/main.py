@@ -16,6 +16,7 @@ from dgpt2_quant.core.workers import require_threads
 
 from .bench import bench
 from .cache import cache
+from .command import Command
 from .compare import compare
 from .convert import convert
 from .demo import demo
@@ -25,7 +26,6 @@ from .features import features
 from .imatrix import imatrix
 from .inspect_file import inspect
 from .list_types import types
-from .once import OnceCommand
 from .perplexity import perplexity
 from .report import report as merge_report
 from .run import run
@@ -122,4 +122,4 @@ def _guarded(verb: Callable[..., None]) -> Callable[..., None]:
 
 
 for _name, _verb in VERBS.items():
-    app.command(_name, cls=OnceCommand)(_guarded(_verb))
+    app.command(_name, cls=Command)(_guarded(_verb))

@@ -7,6 +7,8 @@ import typer
 from dgpt2_quant.bench.document.blocks import is_number
 from dgpt2_quant.core.json_text import to_json_text
 
+from .flags import in_flags
+
 
 def print_json(document: Any) -> None:
     """One document, UTF-8; NaN and infinity, which JSON has not, become null."""
@@ -24,8 +26,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def note(text: str) -> None:
-    """A remark that is no data: to stderr."""
-    typer.echo(text, err=True)
+    """Prints a remark that is not data: to stderr, with flags for the library's parameters."""
+    typer.echo(in_flags(text), err=True)
 
 
 def megabytes(count: int) -> str:

@@ -146,7 +146,7 @@ def convert(
     if not saved:
         check_recipe(str(recipe))
     if is_stock and (prefer or without):
-        raise UsageError("--prefer and --without are for the recipe lean", "Add --recipe lean.")
+        raise UsageError("`prefer` and `without` are for the recipe lean, not stock", "Set `recipe` to lean.")
     if imatrix is not None and calibrate is not None:
         raise UsageError("an importance matrix was given, and a text to collect one over", "Leave one of the two out.")
     for quant_type in quant_types:

@@ -1,12 +1,14 @@
-"""Refuses an option that takes one value and was given more than once: of two values, one would be lost silently."""
+"""How every verb is parsed and called: no option twice, and messages that name its flags."""
 
 from typing import Any
 
 from typer.core import TyperCommand, TyperOption
 
+from .flags import use_flags_of
 
-class OnceCommand(TyperCommand):
-    """A command whose options have one value each, but for those that are declared as lists."""
+
+class Command(TyperCommand):
+    """Refuses an option that takes one value and is given twice: one of the two would be lost silently."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parses as ever, and raises a usage error for a second value. `--json --json` loses nothing."""
@@ -17,3 +19,7 @@ class OnceCommand(TyperCommand):
                 name = max(option.opts, key=len)
                 ctx.fail(f"{name} was given {given.count(option)} times; it takes one value.")
         return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        use_flags_of(self.params)
+        return super().invoke(ctx)
