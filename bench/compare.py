@@ -83,7 +83,7 @@ class Comparison(TypedDict):
     changes: list[Change]
 
 
-def compare_documents(
+def compare(
     old: BenchJson,
     new: BenchJson,
     *,

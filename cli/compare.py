@@ -57,10 +57,10 @@ def compare(
     single tensors at one level lower cost more. With a tolerance for speed, slower is worse too. Documents of other
     models, texts or references are an error.
     """
-    from dgpt2_quant.bench.compare import compare_documents
+    from dgpt2_quant.bench.compare import compare
     from dgpt2_quant.bench.document.read import read_document
 
-    comparison = compare_documents(
+    comparison = compare(
         read_document(old),
         read_document(new),
         kld_tolerance=kld_tolerance,
@@ -79,11 +79,11 @@ def compare(
 
 def _print(comparison: "Comparison") -> None:
     from dgpt2_quant.bench.document.blocks import visible
-    from dgpt2_quant.bench.document.format_numbers import level_name
+    from dgpt2_quant.bench.document.format_numbers import full_name
 
     rows: dict[str, list[str]] = {}
     for one in comparison["changes"]:
-        name = visible(level_name(one["type"], one["recipe"]))
+        name = visible(full_name(one["type"], one["recipe"]))
         rows.setdefault(name, [name]).append(_cell(one))
     if rows:
         print_table(["new", *_FIGURES.values()], list(rows.values()))

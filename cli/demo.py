@@ -33,7 +33,8 @@ def demo(
 
     Takes less than a minute and no network.
     """
-    from dgpt2_quant.bench.bench import Settings, Subject, measure_levels
+    from dgpt2_quant.bench.bench import bench_files
+    from dgpt2_quant.bench.measure import Settings, Subject
     from dgpt2_quant.bench.report.write_report import COLUMNS, refuse_reports, remarks, table_rows, write_report
     from dgpt2_quant.bench.speed.grid import Grid
     from dgpt2_quant.core.quant_types import DEMO_TYPES, find_type
@@ -71,7 +72,7 @@ def demo(
         (base,) = convert(source.name, type=reference, output=scratch)
         subject = Subject(source.name, source_sha256(source.folder), Path(base.path), list(levels.values()))
         settings = Settings(rounds=3, grid=Grid.none())  # a demo is short
-        document = measure_levels(subject, load_text(), settings, progress=progress, announce=note)
+        document = bench_files(subject, load_text(), settings, progress=progress, announce=note)
     print_table(COLUMNS, table_rows(document))
     for remark in remarks(document):
         typer.echo(remark)

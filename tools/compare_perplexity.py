@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dgpt2_quant.bench.perplexity import perplexity
-from dgpt2_quant.bench.quality.compare_files import compare
+from dgpt2_quant.bench.quality.compare_files import compare_files
 from dgpt2_quant.bench.quality.divergence import divergence, resampled
 from dgpt2_quant.core.text import load_text
 
@@ -123,7 +123,7 @@ def side_by_side(path: Path, theirs: Theirs, rounds: int) -> dict[str, Any]:
 def divergences(reference: Path, files: list[Path], theirs: Theirs, base: Path) -> list[dict[str, Any]]:
     """Each figure of each file as ours, theirs (as it prints them)."""
     theirs.run(reference, "-f", theirs.text, "--kl-divergence-base", base)
-    quality = compare(reference, files, load_text(theirs.text).text, threads=theirs.threads)
+    quality = compare_files(reference, files, load_text(theirs.text).text, threads=theirs.threads)
     draws = resampled(quality)
     found = []
     for number, path in enumerate(files):

@@ -14,9 +14,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from dgpt2_quant.bench.bench import Settings, Subject, measure_levels
-from dgpt2_quant.bench.compare import Change, compare_documents
+from dgpt2_quant.bench.bench import bench_files
+from dgpt2_quant.bench.compare import Change, compare
 from dgpt2_quant.bench.document.schema import BenchJson
+from dgpt2_quant.bench.measure import Settings, Subject
 from dgpt2_quant.bench.speed.grid import Grid
 from dgpt2_quant.core.gguf_file import read_header
 from dgpt2_quant.core.text import load_text
@@ -43,7 +44,7 @@ def main() -> None:
         folder = Path(scratch)
         base, *files = (Path(file.path) for file in convert("storybook", type=["f32", *LEVELS], output=folder))
         same = [measured(base, files[0], arguments.rounds) for _ in range(arguments.runs + 1)]
-        found = [compare_documents(old, new, speed_tolerance=SPEED_TOLERANCE) for old, new in pairwise(same)]
+        found = [compare(old, new, speed_tolerance=SPEED_TOLERANCE) for old, new in pairwise(same)]
         speeds = [change for comparison in found for change in comparison["changes"] if is_speed(change)]
         planted = [row for level, file in zip(LEVELS, files, strict=True) for row in plant(base, level, file, folder)]
     print(
@@ -62,7 +63,7 @@ def main() -> None:
 
 def measured(base: Path, file: Path, rounds: int) -> BenchJson:
     subject = Subject("storybook", "0" * 64, base, [file])
-    return measure_levels(subject, load_text(), Settings(rounds=rounds, grid=Grid.none()))
+    return bench_files(subject, load_text(), Settings(rounds=rounds, grid=Grid.none()))
 
 
 def is_speed(change: Change) -> bool:
@@ -76,7 +77,7 @@ def plant(base: Path, level: str, file: Path, folder: Path) -> list[dict[str, An
         kind = LOWER[read_header(file).tensors[tensor].type.name]
         override = f"{tensor.replace('.', chr(92) + '.')}={kind}"
         (changed,) = convert("storybook", type=level, tensor_type=[override], output=folder / f"{level}.{tensor}")
-        comparison = compare_documents(sound, measured(base, Path(changed.path), 1))
+        comparison = compare(sound, measured(base, Path(changed.path), 1))
         worse = {change["figure"]: change for change in comparison["changes"]}
         rows.append(
             {

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from dgpt2_quant.bench.document.environment import describe_environment
 from dgpt2_quant.bench.quality.bootstrap import Bootstrap
-from dgpt2_quant.bench.quality.compare_files import compare
+from dgpt2_quant.bench.quality.compare_files import compare_files
 from dgpt2_quant.bench.quality.divergence import divergence, resampled
 from dgpt2_quant.bench.quality.windows import LLAMA_CPP
 from dgpt2_quant.core.atomic_file import output_file, refuse_existing
@@ -220,7 +220,9 @@ class Judge:
             group = contestants[first : first + _AT_ONCE]
             paths = [Path(one.file.path) for one in group]
             for text in self.texts:
-                quality = compare(self.reference, paths, text.text, threads=threads, cache_bytes=0, progress=show)
+                quality = compare_files(
+                    self.reference, paths, text.text, threads=threads, reference_cache=0, progress=show
+                )
                 text.draws = text.draws or resampled(quality)
                 text.about = {
                     "name": text.key,
@@ -228,7 +230,7 @@ class Judge:
                     "scored_sha256": hashlib.sha256(text.text.encode()).hexdigest(),
                     "tokens": len(quality.tokens),
                     "tokens_scored": sum(quality.lengths),
-                    "context": quality.cut.context,
+                    "context": quality.windowing.context,
                     "perplexity": float(np.exp(quality.base.nll.mean())),
                 }
                 for number, one in enumerate(group):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dgpt2_quant.bench.document.environment import describe_environment
-from dgpt2_quant.bench.quality.compare_files import compare
+from dgpt2_quant.bench.quality.compare_files import compare_files
 from dgpt2_quant.bench.quality.divergence import divergence, resampled
 from dgpt2_quant.core.atomic_file import output_file, refuse_existing
 from dgpt2_quant.core.json_text import to_json_text
@@ -65,12 +65,12 @@ def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     for part, types in PARTS.items():
         for name in types:
             both, weights = made(arguments.model, part, name, importance, folder)
-            quality = compare(
+            quality = compare_files(
                 Path(reference.path),
                 [both, weights],
                 text.text,
                 threads=arguments.threads,
-                cache_bytes=0,
+                reference_cache=0,
                 progress=show,
             )
             draws, scored = resampled(quality), sum(quality.lengths)

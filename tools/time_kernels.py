@@ -17,7 +17,7 @@ from pathlib import Path
 
 from dgpt2_quant.bench.speed.grid import Grid
 from dgpt2_quant.bench.speed.kernel_times import TimeModel, token_times
-from dgpt2_quant.bench.speed.rounds import measure
+from dgpt2_quant.bench.speed.rounds import measure_speed
 from dgpt2_quant.core.gguf_file import read_header
 from dgpt2_quant.core.hyperparameters import Hyperparameters
 from dgpt2_quant.core.quant_types import TensorType
@@ -75,7 +75,7 @@ def print_table(model: TimeModel) -> None:
 def check(model: TimeModel, files: dict[str, Path], rounds: int, threads: int) -> dict[str, dict[str, object]]:
     """Milliseconds a token, predicted and measured, near the beginning of a text."""
     paths = list(files.values())
-    speeds = measure(
+    speeds = measure_speed(
         paths[0], paths, rounds=rounds, threads=threads, grid=Grid.none(), prompt_tokens=8, decode_tokens=32
     )
     found: dict[str, dict[str, object]] = {}

@@ -53,14 +53,14 @@ def ratio_interval(interval: Interval) -> str:
     return f"{interval['value']:.4f} ({interval['low']:.4f} to {interval['high']:.4f})"
 
 
-def level_name(type: str, recipe: str) -> str:
+def full_name(type: str, recipe: str) -> str:
     """A level's name: its type, and its recipe when that is not the usual one."""
     return type if recipe == "stock" else f"{type} {recipe}"
 
 
 def name_of(result: Result) -> str:
     """As pairs call it."""
-    return level_name(result["type"], result["recipe"])
+    return full_name(result["type"], result["recipe"])
 
 
 def label(result: Result) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from dgpt2_quant.bench.document.levels import read_levels
+from dgpt2_quant.bench.document.files import read_files
 from dgpt2_quant.core.errors import UsageError
 from dgpt2_quant.runtime.model import Model
 
@@ -56,7 +56,7 @@ class PeerSpec:
 
 def peers_for(checkpoint: Path, files: Sequence[Path]) -> list[PeerSpec]:
     """`llama_cpp.Llama` on each GGUF file; Transformers and CTranslate2 on the checkpoint's folder."""
-    specs = [_worker("llama_cpp.Llama", level.name, level.path) for level in read_levels(files)]
+    specs = [_worker("llama_cpp.Llama", level.name, level.path) for level in read_files(files)]
     for library, precision in (
         ("Transformers", "F32"),
         ("Transformers", "BF16"),
@@ -74,7 +74,7 @@ def llama_bench_for(files: Sequence[Path], folder: Path) -> list[PeerSpec]:
         raise UsageError(f"there is no llama-bench in {folder}", "Name the folder of llama.cpp's programs: build/bin.")
     return [
         PeerSpec("llama-bench", level.name, (str(program.resolve()), "-m", str(level.path.resolve())), True)
-        for level in read_levels(files)
+        for level in read_files(files)
     ]
 
 

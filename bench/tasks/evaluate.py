@@ -30,7 +30,7 @@ from .crows_pairs import CrowsPairs
 from .lambada import Lambada
 from .metrics import Probe, Scores, Settings, summarize
 from .schema import LevelJson, TaskJson, TaskModel
-from .text import TEST_BYTES, BitsPerByte, WikiText, window_cut
+from .text import TEST_BYTES, BitsPerByte, WikiText, text_windowing
 
 REFERENCE = "F16"
 
@@ -111,7 +111,7 @@ def evaluate(
         with Model.load(path, ctx_size=ctx_size, threads=threads_or_all(threads)) as loaded:
             for name in names:
                 scores[name][level] = probes[name].measure(loaded, _reporter(progress, f"{name}, {level}"))
-                window = window_cut(loaded, settings) if TASKS[name].text else None
+                window = text_windowing(loaded, settings) if TASKS[name].text else None
                 contexts[name] = (window.context, window.stride) if window else (loaded.positions, None)
     environment = describe_environment(threads)
     return [

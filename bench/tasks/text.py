@@ -15,7 +15,7 @@ import numpy as np
 from dgpt2_quant.bench.data.special_tokens import token_bytes
 from dgpt2_quant.bench.quality.compare_files import window_nll
 from dgpt2_quant.bench.quality.logit_rows import on_threads
-from dgpt2_quant.bench.quality.windows import Cut
+from dgpt2_quant.bench.quality.windows import Windowing
 from dgpt2_quant.core.archive import DataFile
 from dgpt2_quant.core.errors import UsageError
 from dgpt2_quant.core.text import as_text
@@ -91,8 +91,8 @@ def score_text(
     tokens = model.tokenize(text, special=settings.parse_special)
     if not tokens:
         raise UsageError("the text is empty", "Take a longer text.")
-    cut = window_cut(model, settings)
-    windows = cut.windows([first_token(model), *tokens])[: settings.limit]
+    windowing = text_windowing(model, settings)
+    windows = windowing.windows([first_token(model), *tokens])[: settings.limit]
     values = np.zeros((len(windows), 3 + len(measures)))
     of = token_bytes(model)
     sizes = {token: len(of(token)) for token in set(tokens)}
@@ -108,13 +108,16 @@ def score_text(
     return values
 
 
-def window_cut(model: Model, settings: Settings) -> Cut:
-    """How a text is cut for this model: windows of its whole context, that overlap by half of it, unless said
-    otherwise. Raises `UsageError`."""
-    cut = Cut("strided", settings.context or model.positions, settings.stride).fitted(model.positions)
-    if cut.stride == cut.context:  # each window's first token would have nothing before it, and no probability
-        raise UsageError(f"the stride is {cut.stride}; with a context of {cut.context} it goes up to {cut.context - 1}")
-    return cut
+def text_windowing(model: Model, settings: Settings) -> Windowing:
+    """The windows of a text: the model's whole context with a stride of half of it, unless the settings say otherwise.
+
+    Raises `UsageError` for impossible values.
+    """
+    found = Windowing("strided", settings.context or model.positions, settings.stride).fitted(model.positions)
+    if found.stride == found.context:  # the first token of each window would have no predecessor, and no probability
+        limit = found.context - 1
+        raise UsageError(f"`stride` must be 1-{limit} for a context of {found.context}, not {found.stride}")
+    return found
 
 
 def characters(text: str) -> Measure:

@@ -180,7 +180,7 @@ def test_a_busy_machine_is_announced(
         monkeypatch.setattr(matrix.Watch, "so_far", lambda _, share=share: Usage(1, 0, 1, share))
         said: list[str] = []
         with pytest.raises(ZeroDivisionError):
-            matrix.measure_levels(subject, load_text(run.text), announce=said.append)
+            matrix.bench_files(subject, load_text(run.text), announce=said.append)
         assert [line.partition(" (")[0] for line in said] == ["Other programs use this machine"] * busy
 
 

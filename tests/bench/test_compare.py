@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dgpt2_quant.bench.compare import compare_documents
+from dgpt2_quant.bench.compare import compare
 from dgpt2_quant.core.errors import ResultError, UsageError
 from dgpt2_quant.core.gguf_file import read_header
 from dgpt2_quant.core.text import load_text
@@ -23,7 +23,7 @@ def with_row(**changed: Any) -> Any:
 
 def worse(new: Any, old: Any = OLD, **tolerances: float) -> list[str]:
     """The figures that are worse; the verdict, the reasons and the single changes have to agree."""
-    found = compare_documents(old, new, **tolerances)
+    found = compare(old, new, **tolerances)
     assert found["worse"] == bool(found["reasons"])
     figures = [change["figure"] for change in found["changes"] if change["worse"]]
     assert len(found["reasons"]) >= len(figures)
@@ -31,7 +31,7 @@ def worse(new: Any, old: Any = OLD, **tolerances: float) -> list[str]:
 
 
 def test_the_same_is_not_worse() -> None:
-    found = compare_documents(OLD, OLD)
+    found = compare(OLD, OLD)
     assert (found["worse"], found["reasons"], found["notes"], found["missing"], found["added"]) == (
         False,
         [],
@@ -64,7 +64,7 @@ def test_better_is_not_worse() -> None:
 
 
 def test_top1_is_shown_and_not_compared() -> None:
-    found = compare_documents(OLD, with_row(top1_agreement=0.5))
+    found = compare(OLD, with_row(top1_agreement=0.5))
     (shown,) = [c for c in found["changes"] if c["figure"] == "top1_agreement" and c["type"] == "Q4_0"]
     assert (shown["new"], shown["compared"], found["worse"]) == (0.5, False, False)
 
@@ -108,7 +108,7 @@ def test_a_noise_floor_opens_the_gate_only_so_far() -> None:
     ],
 )
 def test_a_noise_floor_that_grew_is_a_reason(old: float | None, new: float | None, told: bool) -> None:
-    found = compare_documents(with_floor(old), with_floor(new))
+    found = compare(with_floor(old), with_floor(new))
     assert found["worse"] is told
     assert [reason.split(" is ")[0] for reason in found["reasons"]] == ["The noise floor"] * told
 
@@ -119,7 +119,7 @@ def test_lost_bits_have_to_be_paid_for() -> None:
     assert worse(with_row(bits_per_weight=fewer, kld_mean=0.00122)) == ["bits_per_weight"]  # luck
     gained: dict[str, Any] = {"bits_per_weight": fewer, "kld_mean": 0.0012}
     assert worse(with_row(**gained)) == []
-    assert "fewer bits per weight, and is nearer" in compare_documents(OLD, with_row(**gained))["notes"][0]
+    assert "fewer bits per weight, and is nearer" in compare(OLD, with_row(**gained))["notes"][0]
     assert worse(with_row(**gained, perplexity=20.51)) == ["bits_per_weight"]
     assert worse(with_row(**gained, kld_p99=0.0458)) == ["bits_per_weight"]
     assert worse(with_row(bits_per_weight=4.6)) == []
@@ -140,13 +140,13 @@ def test_speed_is_compared_by_its_ratio_and_on_demand() -> None:
 def test_disturbed_timings_are_told_and_not_compared(which: int) -> None:
     documents = [with_row(), with_row(decode_ratio=rate(1.0))]
     documents[which]["results"][1]["disturbed"] = True
-    found = compare_documents(*documents, speed_tolerance=0.1)
+    found = compare(*documents, speed_tolerance=0.1)
     assert not found["worse"]
     assert found["notes"] == ["Q4_0: other processes disturbed a timing; its speeds are not compared."]
 
 
 def test_missing_and_new_levels() -> None:
-    found = compare_documents(OLD, document(result("Q8_0"), result("Q4_0", recipe="lean")))
+    found = compare(OLD, document(result("Q8_0"), result("Q4_0", recipe="lean")))
     assert found["worse"]
     assert (found["missing"], found["added"]) == (["Q4_0"], ["Q4_0 lean"])
     assert found["reasons"] == ["Q4_0 is missing in the new document."]
@@ -154,7 +154,7 @@ def test_missing_and_new_levels() -> None:
 
 
 def test_reasons_are_sentences() -> None:
-    (reason,) = compare_documents(OLD, with_row(kld_mean=0.0015))["reasons"]
+    (reason,) = compare(OLD, with_row(kld_mean=0.0015))["reasons"]
     assert reason == "Q4_0: mean KL divergence 0.00150, 0.00123 before, +21.95 %."
 
 
@@ -162,7 +162,7 @@ def test_reasons_are_sentences() -> None:
 def test_another_perplexity_of_the_reference_is_told(by: float) -> None:
     new = with_row()
     new["reference"] = {**new["reference"], "perplexity": 20.4 * by}
-    (reason,) = compare_documents(OLD, new)["reasons"]
+    (reason,) = compare(OLD, new)["reasons"]
     assert reason.startswith("The reference's own perplexity is")
 
 
@@ -173,14 +173,14 @@ def test_what_can_not_be_compared(part: str, key: str) -> None:
     new: Any = with_row()
     new[part] = {**new[part], key: "other"}
     with pytest.raises(ResultError, match=rf"side by side: {part}\.{key} is .* in one and 'other'"):
-        compare_documents(OLD, new)
+        compare(OLD, new)
 
 
 @pytest.mark.parametrize("tolerance", [-0.1, float("nan"), float("inf"), -1])
 def test_tolerances_that_are_none(tolerance: float) -> None:
     for name in ("kld_tolerance", "ppl_tolerance", "size_tolerance", "speed_tolerance"):
         with pytest.raises(UsageError, match="tolerance of"):
-            compare_documents(OLD, OLD, **{name: tolerance})
+            compare(OLD, OLD, **{name: tolerance})
 
 
 # In each pair a tensor is stored one level lower than the mix has it. The second one's KL divergence is *lower* than
@@ -230,5 +230,5 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.mark.parametrize(("level", "tensor"), PLANTED)
 def test_one_tensor_at_one_level_lower_is_caught(level: str, tensor: str, measured: Any) -> None:
     good, again, planted = measured(level), measured(level), measured(level, tensor)
-    assert not compare_documents(good, again)["worse"]
-    assert compare_documents(good, planted)["worse"]
+    assert not compare(good, again)["worse"]
+    assert compare(good, planted)["worse"]

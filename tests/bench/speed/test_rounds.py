@@ -13,7 +13,7 @@ from dgpt2_quant.bench.speed import timing
 from dgpt2_quant.bench.speed.disturbance import Usage
 from dgpt2_quant.bench.speed.energy import EnergyMeter
 from dgpt2_quant.bench.speed.grid import Grid, Point
-from dgpt2_quant.bench.speed.rounds import Speeds, make_prompt, measure
+from dgpt2_quant.bench.speed.rounds import Speeds, make_prompt, measure_speed
 from dgpt2_quant.bench.speed.timing import Sample, time_point, time_text
 from dgpt2_quant.core.errors import GGUFError, UsageError
 from dgpt2_quant.core.quant_types import TensorType
@@ -67,7 +67,7 @@ def check(rate: RateJson, rounds: int) -> None:
 
 
 def run(files: dict[str, Path], levels: Sequence[str], **options: Any) -> Speeds:
-    return measure(files["F32"], [files[level] for level in levels], threads=1, **{"grid": NONE} | options)
+    return measure_speed(files["F32"], [files[level] for level in levels], threads=1, **{"grid": NONE} | options)
 
 
 def test_a_real_run(short_files: dict[str, Path]) -> None:
@@ -221,7 +221,7 @@ def test_files_are_mapped_where_memory_is_short(
 
     monkeypatch.setattr(Model, "load", watched)
     monkeypatch.setattr(speed_module, "ram_bytes", lambda: memory)
-    measure(short_files["F32"], [short_files["Q4_0"]], rounds=1, grid=NONE)
+    measure_speed(short_files["F32"], [short_files["Q4_0"]], rounds=1, grid=NONE)
     assert loaded == [huge_pages] * 2
 
 
@@ -236,7 +236,7 @@ def test_wrong_arguments(short_files: dict[str, Path], tmp_path: Path, monkeypat
     with pytest.raises(UsageError, match="0 rounds were asked for"):
         run(short_files, [], rounds=0)
     with pytest.raises(UsageError, match="0 threads"):
-        measure(short_files["F32"], [], threads=0)
+        measure_speed(short_files["F32"], [], threads=0)
     for patience in (-1, float("nan"), float("inf")):
         with pytest.raises(UsageError, match="the patience is"):
             run(short_files, [], patience=patience)
@@ -245,7 +245,7 @@ def test_wrong_arguments(short_files: dict[str, Path], tmp_path: Path, monkeypat
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF")
     with pytest.raises(GGUFError, match=r"broken\.gguf"):
-        measure(short_files["Q4_0"], [broken], rounds=1, threads=1)
+        measure_speed(short_files["Q4_0"], [broken], rounds=1, threads=1)
     assert turns == []
 
 
@@ -356,5 +356,5 @@ def test_a_file_that_ends_every_text_at_once_is_timed_all_the_same(
         assert list(generation) == []
         assert generation.completion
         assert generation.completion.finish_reason == "eos"
-    found = measure(silent, [], rounds=2, threads=1, grid=NONE)
+    found = measure_speed(silent, [], rounds=2, threads=1, grid=NONE)
     check(found.reference.decode_tps, 2)

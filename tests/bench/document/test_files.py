@@ -5,7 +5,7 @@ from pathlib import Path
 
 import gguf
 import pytest
-from dgpt2_quant.bench.document.levels import read_levels
+from dgpt2_quant.bench.document.files import read_files
 from dgpt2_quant.core.errors import GGUFError, UsageError
 
 
@@ -22,7 +22,7 @@ def foreign(path: Path, file_type: int | None = None) -> Path:
 
 
 def names(*files: Path) -> list[str]:
-    return [level.name for level in read_levels(files)]
+    return [level.name for level in read_files(files)]
 
 
 def test_by_type_where_the_recipe_is_the_usual_one(storybook_files: dict[str, Path]) -> None:
@@ -52,10 +52,10 @@ def test_by_the_path_where_the_files_names_are_the_same_too(tmp_path: Path) -> N
 def test_one_that_is_named_twice_is_refused(tmp_path: Path) -> None:
     path = foreign(tmp_path / "theirs.gguf", 2)
     with pytest.raises(UsageError, match=r"theirs\.gguf is named twice"):
-        read_levels([path, path])
+        read_files([path, path])
 
 
 def test_what_is_no_gguf_file(tmp_path: Path) -> None:
     (tmp_path / "no.gguf").write_bytes(b"text")
     with pytest.raises(GGUFError, match=r"no\.gguf"):
-        read_levels([tmp_path / "no.gguf"])
+        read_files([tmp_path / "no.gguf"])
