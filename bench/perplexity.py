@@ -1,4 +1,4 @@
-"""Perplexity of one file on a text, by llama.cpp's method or the strided one of Transformers' documentation."""
+"""Perplexity of a model on a text, by llama.cpp's method or the strided one of Transformers' documentation."""
 
 import time
 from collections.abc import Callable
@@ -41,12 +41,12 @@ def perplexity(
     progress: Progress | None = None,
     announce: Callable[[str], None] | None = None,
 ) -> PerplexityJson:
-    """Scores a text in windows of `ctx_size` tokens: a bundled one by name, a data set by name, or an input.
+    """Scores a text in windows of `ctx_size` tokens. `text` is a bundled text, a data set, or an input.
 
-    An input is a UTF-8 file, a pipe, or `-` for stdin, plain or packed. Special tokens in it are parsed, unless
-    `parse_special` is false (llama-perplexity's meaning); CRLF line ends become LF, unless `keep_crlf` is true.
-    `method` is llama.cpp, or strided (the default where a `stride` is given; half of the context where it is not).
-    `per_token` is a file for one line of JSON a scored token. Raises `DgptQuantError`.
+    An input is a UTF-8 file, a pipe, or `-` for stdin, plain or compressed. Special tokens in it are parsed unless
+    `parse_special` is false (as in llama-perplexity); CRLF becomes LF unless `keep_crlf` is true. `method` is llama.cpp
+    or strided, the default with a `stride`, which is half of the context if omitted. `per_token` is a file for one line
+    of JSON per scored token. Raises `DgptQuantError`.
     """
     per_token = check_per_token(per_token, overwrite=overwrite)
     windowing = Windowing(method or ("strided" if stride is not None else "llama.cpp"), ctx_size, stride)
@@ -60,7 +60,7 @@ def perplexity(
         windowing = windowing.fitted(loaded.positions)
         tokens = loaded.tokenize(source.text, special=source.parse_special)
         windows = windowing.windows(tokens)
-        loaded.score(windows[0].tokens[:1])  # makes the context: what is timed is the scoring alone
+        loaded.score(windows[0].tokens[:1])  # creates the context, which is not timed
         parts: list[FloatArray] = []
         seconds = 0.0
         for number, window in enumerate(windows):
