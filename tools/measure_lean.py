@@ -234,7 +234,7 @@ class Judge:
                     "perplexity": float(np.exp(quality.base.nll.mean())),
                 }
                 for number, one in enumerate(group):
-                    found, base = quality.levels[number], quality.base
+                    found, base = quality.files[number], quality.base
                     figures = figures_of(divergence(quality, number, text.draws))
                     one.scores[text.key] = Scores(found.kld, found.top == base.top, figures)
             for path in paths:

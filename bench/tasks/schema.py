@@ -7,9 +7,9 @@ from dgpt2_quant.bench.document.schema import Environment
 
 class MetricJson(TypedDict):
     """A metric with its 95 % interval by bootstrap over the items, and its change from F16 on the same items (this
-    file's value minus F16's), with an interval by paired bootstrap. Null if unknown: an interval of a single item (of a single
-    template for card-prompts), a change if MODEL is one file, and a perplexity that overflows a double (above 1.8e308)
-    or has no words, with its interval and change."""
+    file's value minus F16's), with an interval by paired bootstrap. Null if unknown: an interval of a single item (of a
+    single template for card-prompts), a change if MODEL is one file, and a perplexity that overflows a double (above
+    1.8e308) or has no words, with its interval and change."""
 
     value: float | None
     low: float | None

@@ -119,7 +119,7 @@ def test_lost_bits_have_to_be_paid_for() -> None:
     assert worse(with_row(bits_per_weight=fewer, kld_mean=0.00122)) == ["bits_per_weight"]  # luck
     gained: dict[str, Any] = {"bits_per_weight": fewer, "kld_mean": 0.0012}
     assert worse(with_row(**gained)) == []
-    assert "fewer bits per weight, and is nearer" in compare(OLD, with_row(**gained))["notes"][0]
+    assert "fewer bits per weight, but is nearer" in compare(OLD, with_row(**gained))["notes"][0]
     assert worse(with_row(**gained, perplexity=20.51)) == ["bits_per_weight"]
     assert worse(with_row(**gained, kld_p99=0.0458)) == ["bits_per_weight"]
     assert worse(with_row(bits_per_weight=4.6)) == []
@@ -142,7 +142,7 @@ def test_disturbed_timings_are_told_and_not_compared(which: int) -> None:
     documents[which]["results"][1]["disturbed"] = True
     found = compare(*documents, speed_tolerance=0.1)
     assert not found["worse"]
-    assert found["notes"] == ["Q4_0: other processes disturbed a timing; its speeds are not compared."]
+    assert found["notes"] == ["Q4_0: other programs disturbed a timing; its speeds are not compared."]
 
 
 def test_missing_and_new_levels() -> None:
@@ -172,14 +172,14 @@ def test_another_perplexity_of_the_reference_is_told(by: float) -> None:
 def test_what_can_not_be_compared(part: str, key: str) -> None:
     new: Any = with_row()
     new[part] = {**new[part], key: "other"}
-    with pytest.raises(ResultError, match=rf"side by side: {part}\.{key} is .* in one and 'other'"):
+    with pytest.raises(ResultError, match=rf"cannot be compared: {part}\.{key} is .* in one and 'other'"):
         compare(OLD, new)
 
 
 @pytest.mark.parametrize("tolerance", [-0.1, float("nan"), float("inf"), -1])
 def test_tolerances_that_are_none(tolerance: float) -> None:
     for name in ("kld_tolerance", "ppl_tolerance", "size_tolerance", "speed_tolerance"):
-        with pytest.raises(UsageError, match="tolerance of"):
+        with pytest.raises(UsageError, match="_tolerance` must be 0 or more"):
             compare(OLD, OLD, **{name: tolerance})
 
 

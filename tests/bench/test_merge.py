@@ -129,7 +129,7 @@ def test_another_perplexity_of_the_reference_is_refused(by: float, refused: bool
         assert len(merge(two)["results"]) == 3
         return
     with pytest.raises(
-        ResultError, match=r"a\.json and .*b\.json can not .*: reference\.perplexity is 20\.4000 in one"
+        ResultError, match=r"a\.json and .*b\.json cannot be compared: reference\.perplexity is 20\.4000 in one"
     ):
         merge(two)
 
@@ -138,7 +138,7 @@ def test_another_perplexity_of_the_reference_is_refused(by: float, refused: bool
 def test_the_same_level_with_another_quality_is_refused(key: str, two: tuple[Path, Path], tmp_path: Path) -> None:
     good = result("Q4_0", bytes=5)
     later = write(tmp_path / "later.json", document({**good, key: good[key] * 1.02}))  # type: ignore[literal-required]
-    with pytest.raises(ResultError, match=rf"Q4_0 is in .*a\.json and in .*later\.json, and not the same: .*{key}"):
+    with pytest.raises(ResultError, match=rf"Q4_0 differs between .*a\.json and .*later\.json: .*{key}"):
         merge([two[0], later])
 
 
@@ -156,12 +156,12 @@ def test_the_same_level_with_another_quality_is_refused(key: str, two: tuple[Pat
 )
 def test_what_does_not_belong_together_is_refused(key: str, value: Any, two: tuple[Path, Path]) -> None:
     write(two[1], changed(json.loads(two[1].read_text()), key, value))
-    with pytest.raises(ResultError, match=rf"a\.json and .*b\.json can not be laid side by side: {re.escape(key)} is"):
+    with pytest.raises(ResultError, match=rf"a\.json and .*b\.json cannot be compared: {re.escape(key)} is"):
         merge(two)
 
 
 def test_no_files_at_all() -> None:
-    with pytest.raises(UsageError, match="no results"):
+    with pytest.raises(UsageError, match="`results` is empty"):
         merge([])
 
 
@@ -194,14 +194,14 @@ def test_keys_that_older_documents_lack(key: str, value: Any, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
-        ("schema_version", 2, "schema version 2; this dgpt2-quant knows those up to 1"),
-        ("schema_version", "1", "no schema_version"),
-        ("schema_version", ..., "no schema_version"),
-        ("runs", ..., "has no runs: it is not whole, or of an older version"),
-        ("results[1].kld_interval", ..., r"has no results\[1\]\.kld_interval"),
+        ("schema_version", 2, "schema version 2; this version of dgpt2-quant reads up to 1"),
+        ("schema_version", "1", "lacks schema_version"),
+        ("schema_version", ..., "lacks schema_version"),
+        ("runs", ..., "lacks runs: it is incomplete, or of an older version"),
+        ("results[1].kld_interval", ..., r"lacks results\[1\]\.kld_interval"),
         ("results[0].kld_interval.low", None, r"results\[0\]\.kld_interval\.low is not a number"),
         ("results[0].bytes", 1.5, r"results\[0\]\.bytes is not a whole number"),
-        ("results[0].bytes", 0, r"results\[0\]\.bytes is 0, which it can not be"),
+        ("results[0].bytes", 0, r"results\[0\]\.bytes is 0, which is impossible"),
         ("results[0].perplexity", -3.0, r"perplexity is -3\.0, which"),
         ("results[0].perplexity", True, "perplexity is not a number"),
         ("results[0].perplexity", 10**400, "perplexity is out of range"),
@@ -216,15 +216,15 @@ def test_keys_that_older_documents_lack(key: str, value: Any, tmp_path: Path) ->
         ("results[1].run", -1, r"run is -1"),
         ("results", [], "results is empty"),
         ("results[1].type", "Q4_0", r"results\[1\] is Q4_0, and so is results\[0\]"),
-        ("results[0].kld_mean", 5e-324, r"results\[0\]\.kld_mean is 5e-324, which is out of range: it is 0, or 1e-30"),
-        ("results[0].kld_mean", 1e15, r"kld_mean is 10*\.0, which is out of range: it is 1e\+06 nats at most"),
-        ("results[0].kld_interval.high", 1e7, r"kld_interval\.high is .* out of range"),
-        ("results[0].kld_p99", 10**7, r"kld_p99 is .* out of range"),
-        ("results[0].worst[0].kld", 1e7, r"worst\[0\]\.kld is .* out of range"),
-        ("noise_floor.kld_mean", 1e-31, r"noise_floor\.kld_mean is .* out of range"),
-        ("pairs[0].kld_difference.low", -1e7, r"kld_difference\.low is .* out of range"),
-        ("reference.perplexity", 5e-324, r"reference\.perplexity is 5e-324, which is out of range: it is 1e-09"),
-        ("results[0].decode_ratio.min", 1e-300, r"decode_ratio\.min is .* out of range"),
+        ("results[0].kld_mean", 5e-324, r"results\[0\]\.kld_mean must be 0, or 1e-30 nats or more, not 5e-324"),
+        ("results[0].kld_mean", 1e15, r"kld_mean must be at most 1e\+06 nats, not 10*\.0"),
+        ("results[0].kld_interval.high", 1e7, r"kld_interval\.high must be "),
+        ("results[0].kld_p99", 10**7, r"kld_p99 must be "),
+        ("results[0].worst[0].kld", 1e7, r"worst\[0\]\.kld must be "),
+        ("noise_floor.kld_mean", 1e-31, r"noise_floor\.kld_mean must be "),
+        ("pairs[0].kld_difference.low", -1e7, r"kld_difference\.low must be "),
+        ("reference.perplexity", 5e-324, r"reference\.perplexity must be 1e-09 or more, not 5e-324"),
+        ("results[0].decode_ratio.min", 1e-300, r"decode_ratio\.min must be "),
         ("noise_floor.kld_mean", None, r"noise_floor\.kld_mean is not a number"),
         ("peers[0].load_ms", "soon", r"peers\[0\]\.load_ms is not a number"),
     ],
@@ -263,13 +263,13 @@ SOUND = json.dumps(GOOD)
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"", "not sound JSON"),
-        (b"{'a': 1}", "not sound JSON"),
-        (b"\xff\xfe{}", "not sound JSON"),
-        (b"[]", "holds no JSON object"),
-        (b"null", "holds no JSON object"),
-        (b"[" * 200_000, "not sound JSON"),
-        (b'{"schema_version": 1' + b"0" * 5000 + b"}", "not sound JSON"),
+        (b"", "not valid JSON"),
+        (b"{'a': 1}", "not valid JSON"),
+        (b"\xff\xfe{}", "not valid JSON"),
+        (b"[]", "is not a JSON object"),
+        (b"null", "is not a JSON object"),
+        (b"[" * 200_000, "not valid JSON"),
+        (b'{"schema_version": 1' + b"0" * 5000 + b"}", "not valid JSON"),
         (SOUND.replace('"loadavg": 0.25', '"loadavg": NaN').encode(), "loadavg is out of range"),
         (SOUND.replace('"loadavg": 0.25', '"loadavg": 1e999').encode(), "loadavg is out of range"),
     ],
@@ -286,9 +286,9 @@ def test_what_is_no_document(content: bytes, says: str, tmp_path: Path) -> None:
     [
         (lambda folder: folder / "none.json", "there is no file"),
         (lambda folder: folder, "is a folder"),
-        (lambda folder: Path(os.devnull), "is no regular file"),
-        (lambda folder: folder / "a\0b", "not sound JSON|can not be read"),
-        (lambda folder: folder / ("x" * 300), "can not be read"),
+        (lambda folder: Path(os.devnull), "is not a regular file"),
+        (lambda folder: folder / "a\0b", "not valid JSON|cannot be read"),
+        (lambda folder: folder / ("x" * 300), "cannot be read"),
     ],
     ids=["absent", "folder", "device", "null", "long"],
 )
@@ -302,4 +302,4 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     tool = Path(sys.executable).with_name("dgpt2-quant")
     done = subprocess.run([tool, "compare", pipe, pipe], capture_output=True, text=True, timeout=20, check=False)
     assert done.returncode == 1
-    assert f"{pipe} is no regular file" in done.stderr
+    assert f"{pipe} is not a regular file" in done.stderr

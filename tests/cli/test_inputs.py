@@ -201,8 +201,8 @@ def test_a_prompt_on_stdin_loses_its_last_line_end(end: bytes, short_files: dict
     [
         (["run", "-", "--grammar-file", "-"], 2, "stdin (-) was read already"),
         (["run", "-", "--grammar-file", "/dev/stdin"], 2, "stdin (-) was read already"),
-        (["perplexity", "--per-token", "-"], 2, "--per-token takes a file"),
-        (["bench", "--per-token", "-"], 2, "--per-token takes a file"),
+        (["perplexity", "--per-token", "-"], 2, "--per-token must be a file"),
+        (["bench", "--per-token", "-"], 2, "--per-token must be a file"),
         (["imatrix", "--text", "-", "-o", "-"], 2, "cannot go to stdout"),
         (["perplexity", "--text", "/dev/zero"], 2, "/dev/zero is binary"),
         (["perplexity", "--text", "/"], 1, "cannot read the text '/': Is a directory"),

@@ -201,7 +201,7 @@ class TestBenchText:
         assert "ggml-org/ci/resolve/main/wikitext-2-raw-v1.zip" in raised.value.hint
 
     def test_other_names(self) -> None:
-        with pytest.raises(UsageError, match="lambada is no running text"):
+        with pytest.raises(UsageError, match="lambada is not running text"):
             load_bench_text("lambada")
         with pytest.raises(ModelNotFoundError) as raised:
             load_bench_text("wikitext")
@@ -215,7 +215,7 @@ def test_every_data_set_offline_says_what_to_get(name: str) -> None:
     dataset = DATASETS[name]
     assert dataset.wanted in raised.value.hint
     assert dataset.page in raised.value.hint
-    assert "--data FILE" in raised.value.hint
+    assert "`data`" in raised.value.hint
     assert (dataset.url is None) != (dataset.repository is None)
 
 
@@ -305,10 +305,10 @@ class TestDownload:
         self, server: Server, path: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         monkeypatch.setitem(datasets.DATASETS, "king", Dataset("king.zip", "king.txt", url=f"{server.url}{path}"))
-        with pytest.raises(ModelNotFoundError, match="can not download the data set king") as raised:
+        with pytest.raises(ModelNotFoundError, match="cannot download the data set king") as raised:
             load_dataset("king")
         assert "king.txt from http" in raised.value.hint
-        assert "--data FILE" in raised.value.hint
+        assert "`data`" in raised.value.hint
         assert not [found for found in (tmp_path / "cache").rglob("*") if found.is_file()]
 
     @pytest.mark.parametrize(
@@ -326,7 +326,7 @@ class TestDownload:
     ) -> None:
         with serving({"/king": content}) as server:
             monkeypatch.setitem(datasets.DATASETS, "king", replace(dataset, url=f"{server.url}/king"))
-            with pytest.raises(ModelNotFoundError, match=f"can not download the data set king: .*{dataset.file}"):
+            with pytest.raises(ModelNotFoundError, match=f"cannot download the data set king: .*{dataset.file}"):
                 load_dataset("king")
         assert not [found for found in (tmp_path / "cache").rglob("*") if found.is_file()]
 
@@ -354,13 +354,13 @@ class TestDownload:
 
     def test_no_server(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(datasets.DATASETS, "king", Dataset("king.txt", url="http://127.0.0.1:9/king.txt"))
-        with pytest.raises(ModelNotFoundError, match="can not download the data set king: ConnectError"):
+        with pytest.raises(ModelNotFoundError, match="cannot download the data set king: ConnectError"):
             load_dataset("king")
 
     def test_another_content_than_the_published_one(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
         dataset = Dataset("king.zip", "king.txt", url=f"{server.url}/king.zip", sha256="0" * 64)
         monkeypatch.setitem(datasets.DATASETS, "king", dataset)
-        with pytest.raises(UsageError, match=f"is not the king.txt that was published: .* is {SHA256}") as raised:
+        with pytest.raises(UsageError, match=f"is not the published king.txt: .* is {SHA256}") as raised:
             load_dataset("king")
         assert "Delete " in raised.value.hint
 

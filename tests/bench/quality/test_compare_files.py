@@ -69,10 +69,10 @@ def test_each_token_by_the_logits(short_files: dict[str, Path]) -> None:
             rows, targets = slice(row, row + 31), window.targets
             index = np.arange(31)
             assert quality.base.nll[rows] == pytest.approx(-p[index, targets], abs=1e-6)
-            assert quality.levels[0].nll[rows] == pytest.approx(-q[index, targets], abs=1e-6)
-            assert quality.levels[0].kld[rows] == pytest.approx((np.exp(p) * (p - q)).sum(axis=-1), abs=1e-6)
+            assert quality.files[0].nll[rows] == pytest.approx(-q[index, targets], abs=1e-6)
+            assert quality.files[0].kld[rows] == pytest.approx((np.exp(p) * (p - q)).sum(axis=-1), abs=1e-6)
             assert np.array_equal(quality.base.top[rows], p.argmax(axis=-1))
-            assert np.array_equal(quality.levels[0].top[rows], q.argmax(axis=-1))
+            assert np.array_equal(quality.files[0].top[rows], q.argmax(axis=-1))
             row += 31
     assert row == len(quality.base.nll) > 90
 
@@ -86,7 +86,7 @@ def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
 def test_threads_change_nothing(short_files: dict[str, Path]) -> None:
     files = short_files["F32"], [short_files["Q4_0"]]
     one, two = (compare_files(*files, TEXT[:3000], threads=threads) for threads in (1, 2))
-    assert np.array_equal(one.levels[0].kld, two.levels[0].kld)
+    assert np.array_equal(one.files[0].kld, two.files[0].kld)
     assert np.array_equal(one.base.nll, two.base.nll)
 
 
@@ -94,7 +94,7 @@ def test_windows_that_overlap(short_files: dict[str, Path]) -> None:
     windowing = Windowing("strided", 64, 16)
     quality = compare_files(short_files["F32"], [short_files["Q8_0"]], TEXT[:900], windowing=windowing, threads=1)
     assert quality.windowing == windowing
-    assert len(quality.base.nll) == len(quality.levels[0].kld) == len(quality.tokens) - 1
+    assert len(quality.base.nll) == len(quality.files[0].kld) == len(quality.tokens) - 1
     assert quality.lengths[:3] == [63, 16, 16]
 
 
@@ -114,7 +114,7 @@ def test_a_special_token_in_the_text_is_one_token_or_letters(
 
 
 def test_a_text_shorter_than_a_chunk_is_refused(short_files: dict[str, Path]) -> None:
-    with pytest.raises(UsageError, match="the text has 4 tokens; at least one chunk of 512"):
+    with pytest.raises(UsageError, match="the text has 4 tokens, and needs at least one chunk of 512"):
         compare_files(short_files["Q4_0"], [], "Once upon a time", threads=1)
 
 
@@ -153,13 +153,13 @@ def test_pad_tokens_of_a_level_take_part_in_the_softmax(short_files: dict[str, P
     largest = logits.max(axis=1, keepdims=True)
     log_totals = largest[:, 0] + np.log(np.exp(logits - largest).sum(axis=1))
     expected = log_totals - logits[np.arange(len(window.targets)), window.targets]
-    assert quality.levels[0].nll[: len(expected)] == pytest.approx(expected, abs=1e-3)
-    assert (quality.levels[0].kld > 1).all()
-    assert (quality.levels[0].top >= 8189).all()
+    assert quality.files[0].nll[: len(expected)] == pytest.approx(expected, abs=1e-3)
+    assert (quality.files[0].kld > 1).all()
+    assert (quality.files[0].top >= 8189).all()
 
 
 def test_pad_tokens_of_a_reference_have_no_part_in_it(short_files: dict[str, Path], tmp_path: Path) -> None:
     plain, padded = short_files["F32"], with_padding(short_files["F32"], tmp_path / "padded.gguf")
     alone, turned = (compare_files(file, [plain], TEXT[:900], windowing=SHORT, threads=1) for file in (plain, padded))
     assert turned.base.nll == pytest.approx(alone.base.nll, abs=1e-5)
-    assert turned.levels[0].kld.max() < 1e-9
+    assert turned.files[0].kld.max() < 1e-9

@@ -35,7 +35,7 @@ def test_a_line_for_each_scored_token(quality: Quality, short_files: dict[str, P
             assert line["reference"]["top"] == model.token_bytes(int(quality.base.top[index])).decode(
                 "utf-8", "replace"
             )
-            assert line["levels"]["Q4_0"]["kld"] == quality.levels[1].kld[index]
+            assert line["levels"]["Q4_0"]["kld"] == quality.files[1].kld[index]
             assert set(line["levels"]) == {"Q8_0", "Q4_0"}
     places = [(line["window"], line["position"]) for line in found]
     assert places == sorted(set(places))
@@ -45,8 +45,8 @@ def test_a_line_for_each_scored_token(quality: Quality, short_files: dict[str, P
 
 def test_the_worst_tokens(quality: Quality, short_files: dict[str, Path]) -> None:
     with Model.load(short_files["F32"], threads=1) as model:
-        found = worst(quality, quality.levels[1], TokenTexts(model, quality.windows), 7)
-    assert [row["kld"] for row in found] == sorted(quality.levels[1].kld.tolist(), reverse=True)[:7]
+        found = worst(quality, quality.files[1], TokenTexts(model, quality.windows), 7)
+    assert [row["kld"] for row in found] == sorted(quality.files[1].kld.tolist(), reverse=True)[:7]
     for row in found:
         assert row["before"] + row["token"] in TEXT or "\ufffd" in row["before"] + row["token"]
         assert 0 < row["level_p"] < 1

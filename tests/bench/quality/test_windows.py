@@ -61,16 +61,16 @@ def test_every_token_is_scored_once(count: int, context: int, stride: int) -> No
 @pytest.mark.parametrize(
     ("windowing", "positions", "message"),
     [
-        (Windowing(context=3), 512, "3 positions are too few"),
-        (Windowing(context=512), 2, "2 positions are too few"),
-        (Windowing("strided", 64, 65), 512, "the stride is 65; with a context of 64 it goes from 1 to 64"),
-        (Windowing("strided", 64, 0), 512, "the stride is 0"),
-        (Windowing("strided", 64, 64), 32, "the stride is 64; with a context of 32"),
-        (Windowing("llama.cpp", 64, 8), 512, "has no stride"),
-        (Windowing("sliding", 64), 512, "the method is 'sliding'; there are llama.cpp, strided"),  # type: ignore[arg-type]
+        (Windowing(context=3), 512, "a context of 3 positions is too short"),
+        (Windowing(context=512), 2, "a context of 2 positions is too short"),
+        (Windowing("strided", 64, 65), 512, "`stride` must be 1-64 for a context of 64, not 65"),
+        (Windowing("strided", 64, 0), 512, "`stride` must be .* not 0"),
+        (Windowing("strided", 64, 64), 32, "`stride` must be 1-32 for a context of 32, not 64"),
+        (Windowing("llama.cpp", 64, 8), 512, "`stride` needs the strided method"),
+        (Windowing("sliding", 64), 512, "`method` must be one of llama.cpp, strided, not 'sliding'"),  # type: ignore[arg-type]
     ],
 )
-def test_what_can_not_be_cut(windowing: Windowing, positions: int, message: str) -> None:
+def test_impossible_windowings_are_refused(windowing: Windowing, positions: int, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         windowing.fitted(positions)
 
@@ -83,8 +83,8 @@ def test_windows_are_never_longer_than_the_model() -> None:
 @pytest.mark.parametrize(
     ("windowing", "count", "message"),
     [
-        (Windowing(), 511, "the text has 511 tokens; at least one chunk of 512"),
-        (Windowing("strided", 512, 256), 2, "the text has 2 tokens; at least 3"),
+        (Windowing(), 511, "the text has 511 tokens, and needs at least one chunk of 512"),
+        (Windowing("strided", 512, 256), 2, "the text has 2 tokens, and needs at least 3"),
         (Windowing(context=4), 7, "one chunk of 4 tokens scores too few"),
     ],
 )

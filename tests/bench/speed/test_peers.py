@@ -410,5 +410,5 @@ def test_what_a_llama_bench_has_started_ends_with_it(
 
 
 def test_no_llama_bench(short_files: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="there is no llama-bench in"):
+    with pytest.raises(UsageError, match="`llama_cpp_bin` must be a folder with llama-bench"):
         llama_bench_for([short_files["Q4_0"]], tmp_path)

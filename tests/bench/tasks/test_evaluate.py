@@ -214,7 +214,7 @@ def test_a_gguf_file_is_measured_alone(storybook_files: dict[str, Path], tmp_pat
     assert there["metrics"]["bits_per_byte"]["change_against_f16"] is not None
 
 
-def test_a_figure_that_is_no_number_is_a_dash(storybook_files: dict[str, Path], tmp_path: Path) -> None:
+def test_unknown_figures_are_a_dash(storybook_files: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("x" * 600)
     [document] = evaluate(str(storybook_files["F32"]), task="wikitext2", data=tmp_path / "x.txt", threads=1)
     check(document, TaskJson)
@@ -224,9 +224,9 @@ def test_a_figure_that_is_no_number_is_a_dash(storybook_files: dict[str, Path], 
     assert float(rows["token perplexity"][0]) > 1
 
 
-def test_a_packed_file_is_not_both_parts_of_a_group(tmp_path: Path) -> None:
+def test_a_compressed_file_cannot_be_both_parts_of_a_group(tmp_path: Path) -> None:
     (tmp_path / "cbt.txt.gz").write_bytes(gzip.compress(CBT_FILE.content))
-    with pytest.raises(UsageError, match="cbt takes 2 files"):
+    with pytest.raises(UsageError, match="for cbt, which takes 2 files"):
         run("cbt", data=tmp_path / "cbt.txt.gz", type="f16", limit=1)
 
 
@@ -246,18 +246,18 @@ def test_a_smaller_context(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"task": "lambda"}, "no task 'lambda'"),
+        ({"task": "lambda"}, "`task` must be one of .* not 'lambda'"),
         ({"task": "bpb"}, "bpb needs a text"),
-        ({"task": "bpb", "data": "lambada"}, "lambada is no running text"),
-        ({"task": "card-prompts", "data": "x.csv"}, "card-prompts brings its own data"),
-        ({"task": "cbt", "data": __file__}, "cbt takes 2 files"),
+        ({"task": "bpb", "data": "lambada"}, "lambada is not running text"),
+        ({"task": "card-prompts", "data": "x.csv"}, "the data of card-prompts is built in"),
+        ({"task": "cbt", "data": __file__}, "for cbt, which takes 2 files"),
         ({"task": "lambada", "stride": 5}, "lambada has no windows"),
-        ({"task": "lambada", "limit": 0}, "--limit is 0"),
-        ({"task": "wikitext2", "ctx_size": 0}, "--ctx-size is 0"),
-        ({"task": "wikitext2", "stride": -1}, "--stride is -1"),
+        ({"task": "lambada", "limit": 0}, "`limit` must be 1 or more, not 0"),
+        ({"task": "wikitext2", "ctx_size": 0}, "`ctx_size` must be 1 or more, not 0"),
+        ({"task": "wikitext2", "stride": -1}, "`stride` must be 1 or more, not -1"),
     ],
 )
-def test_what_can_not_be_is_told_before_the_work(options: dict[str, Any], says: str) -> None:
+def test_wrong_arguments_are_refused_before_the_work(options: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError, match=says):
         evaluate("storybook", **options)
 
@@ -270,7 +270,7 @@ def test_data_that_is_missing_is_told_before_the_work(tmp_path: Path, cache: Pat
 
 
 def test_a_gguf_file_has_a_type_already(storybook_files: dict[str, Path]) -> None:
-    with pytest.raises(UsageError, match="--type says nothing"):
+    with pytest.raises(UsageError, match="`type` has no effect"):
         evaluate(str(storybook_files["Q8_0"]), task="card-prompts", type="q4_0")
 
 

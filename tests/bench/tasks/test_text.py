@@ -126,12 +126,12 @@ def test_the_end_of_a_file_begins_with_a_whole_character() -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        (Settings(context=64, stride=64), "the stride is 64; with a context of 64 it goes up to 63"),
-        (Settings(context=64, stride=65), "stride is 65"),
-        (Settings(context=2), "positions are too few"),
+        (Settings(context=64, stride=64), "`stride` must be 1-63 for a context of 64, not 64"),
+        (Settings(context=64, stride=65), "`stride` must be .* not 65"),
+        (Settings(context=2), "a context of 2 positions is too short"),
     ],
 )
-def test_windows_that_can_not_be(model: Model, settings: Settings, says: str) -> None:
+def test_impossible_windows_are_refused(model: Model, settings: Settings, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         BitsPerByte(file(STORY), settings).measure(model, lambda *_: None)
 
