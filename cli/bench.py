@@ -95,6 +95,7 @@ def bench(
     bench.json, report.md and report.html with plots.
 
     Default types: f16 q8_0 q5_k_m q4_k_m q4_0, or none with --file.
+
     Example: dgpt2-quant bench -m storybook -t q8_0 -t q4_k
     """
     from dgpt2_quant.bench.bench import bench as run_bench

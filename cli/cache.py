@@ -34,6 +34,7 @@ def cache(
     The cache has converted models, calibrations, measured effects, reference logits, downloaded data sets and hashes.
     It is in DGPT2_QUANT_CACHE, by default ~/.cache/dgpt2-quant. Other files in it are never removed. When converted
     models exceed DGPT2_QUANT_CACHE_LIMIT (default 10GB), the least recently used are removed.
+
     Example: dgpt2-quant cache clear --older-than 30d
     """
     from dgpt2_quant.core.cache import cache_folder

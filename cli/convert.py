@@ -119,6 +119,7 @@ def convert(
 
     The source is read once for several types. --recipe lean writes better files of the same formats; --target-size 48MB
     chooses the tensor types by measurement.
+
     Example: dgpt2-quant convert -t q4_k -t q8_0 -o models/
     """
     from dgpt2_quant.core.errors import UsageError

@@ -39,9 +39,11 @@ def features(
     offline: OfflineOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Print the features of a text: the hidden states after the final norm.
+    """Print the hidden states of a text.
 
-    These are the `last_hidden_state` of GPT2Model, in float32. Without --output they are printed, one line per row.
+    These are the hidden states after the final norm, GPT2Model's `last_hidden_state`, in float32. Without --output they
+    are printed, one line per row.
+
     Example: dgpt2-quant features "Once upon a time" -m storybook --pooling mean
     """
     import numpy as np

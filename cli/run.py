@@ -113,6 +113,7 @@ def run(
     """Generate text from a prompt.
 
     Prints the prompt and its continuation. A checkpoint is converted first; the file is kept in the cache.
+
     Example: dgpt2-quant run "Once upon a time" -m storybook --seed 1
     """
     from dgpt2_quant.quantize.store.model_files import model_file

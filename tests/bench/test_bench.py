@@ -98,7 +98,7 @@ def check(value: Any, hint: Any, where: str = "bench.json") -> None:
         assert not isinstance(value, float) or math.isfinite(value), f"{where} is {value!r}"
 
 
-def test_every_key_is_there_and_no_other(run: Run) -> None:
+def test_the_document_has_exactly_the_keys_of_the_schema(run: Run) -> None:
     check(run.document, BenchJson)
 
 
@@ -126,7 +126,7 @@ def test_what_was_measured(run: Run) -> None:
     assert 512 <= text["tokens"] < 1024
 
 
-def test_the_rows_are_those_of_the_files(run: Run) -> None:
+def test_results_match_the_files(run: Run) -> None:
     large, small = run.document["results"]
     for row in (large, small):
         header = read_header(Path(row["path"]))

@@ -69,7 +69,7 @@ def test_top1_is_shown_and_not_compared() -> None:
     assert (shown["new"], shown["compared"], found["worse"]) == (0.5, False, False)
 
 
-def test_rounding_of_another_processor_is_no_loss() -> None:
+def test_rounding_of_another_processor_is_allowed() -> None:
     old, new = (document(result("F16", kld_mean=kld, kld_p99=8 * kld)) for kld in (1e-6, 1.9e-6))
     assert worse(new, old) == []
     assert worse(document(result("F16", kld_mean=3e-6, kld_p99=8e-6)), old) == ["kld_mean"]
@@ -87,7 +87,7 @@ def with_floor(noise: float | None, **row: Any) -> Any:
     return {**with_row(**row), "noise_floor": floor}
 
 
-def test_a_noise_floor_opens_the_gate_only_so_far() -> None:
+def test_the_allowance_of_a_noise_floor_is_limited() -> None:
     high = with_floor(1.0)
     assert worse(with_floor(1.0, kld_mean=0.00123 * 1.01 + 9e-5), high) == []
     assert worse(with_floor(1.0, kld_mean=0.00123 * 1.01 + 1.1e-4), high) == ["kld_mean"]
@@ -107,13 +107,13 @@ def test_a_noise_floor_opens_the_gate_only_so_far() -> None:
         (1e-9, None, False),
     ],
 )
-def test_a_noise_floor_that_grew_is_a_reason(old: float | None, new: float | None, told: bool) -> None:
+def test_a_grown_noise_floor_is_worse(old: float | None, new: float | None, told: bool) -> None:
     found = compare(with_floor(old), with_floor(new))
     assert found["worse"] is told
     assert [reason.split(" is ")[0] for reason in found["reasons"]] == ["The noise floor"] * told
 
 
-def test_lost_bits_have_to_be_paid_for() -> None:
+def test_lost_bits_without_a_gain_are_worse() -> None:
     fewer = 4.567 - 0.006
     assert worse(with_row(bits_per_weight=fewer)) == ["bits_per_weight"]
     assert worse(with_row(bits_per_weight=fewer, kld_mean=0.00122)) == ["bits_per_weight"]  # luck
@@ -125,7 +125,7 @@ def test_lost_bits_have_to_be_paid_for() -> None:
     assert worse(with_row(bits_per_weight=4.6)) == []
 
 
-def test_speed_is_compared_by_its_ratio_and_on_demand() -> None:
+def test_speed_is_compared_by_ratio_if_a_tolerance_is_given() -> None:
     slow = with_row(decode_ratio=rate(2.4), decode_tps=rate(1.0))  # of rounds from 2.16 to 2.64, 2.7 to 3.3 before
     assert worse(slow) == []
     assert worse(slow, speed_tolerance=0.1) == ["decode_ratio"]
@@ -137,7 +137,7 @@ def test_speed_is_compared_by_its_ratio_and_on_demand() -> None:
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_disturbed_timings_are_told_and_not_compared(which: int) -> None:
+def test_disturbed_timings_are_reported_not_compared(which: int) -> None:
     documents = [with_row(), with_row(decode_ratio=rate(1.0))]
     documents[which]["results"][1]["disturbed"] = True
     found = compare(*documents, speed_tolerance=0.1)
@@ -145,7 +145,7 @@ def test_disturbed_timings_are_told_and_not_compared(which: int) -> None:
     assert found["notes"] == ["Q4_0: other programs disturbed a timing; its speeds are not compared."]
 
 
-def test_missing_and_new_levels() -> None:
+def test_missing_and_new_files() -> None:
     found = compare(OLD, document(result("Q8_0"), result("Q4_0", recipe="lean")))
     assert found["worse"]
     assert (found["missing"], found["added"]) == (["Q4_0"], ["Q4_0 lean"])
@@ -159,7 +159,7 @@ def test_reasons_are_sentences() -> None:
 
 
 @pytest.mark.parametrize("by", [0.998, 1.002])
-def test_another_perplexity_of_the_reference_is_told(by: float) -> None:
+def test_another_perplexity_of_the_reference_is_worse(by: float) -> None:
     new = with_row()
     new["reference"] = {**new["reference"], "perplexity": 20.4 * by}
     (reason,) = compare(OLD, new)["reasons"]
@@ -169,7 +169,7 @@ def test_another_perplexity_of_the_reference_is_told(by: float) -> None:
 @pytest.mark.parametrize(
     ("part", "key"), [("model", "source_sha256"), ("text", "sha256"), ("text", "context"), ("reference", "type")]
 )
-def test_what_can_not_be_compared(part: str, key: str) -> None:
+def test_documents_that_cannot_be_compared(part: str, key: str) -> None:
     new: Any = with_row()
     new[part] = {**new[part], key: "other"}
     with pytest.raises(ResultError, match=rf"cannot be compared: {part}\.{key} is .* in one and 'other'"):
@@ -177,7 +177,7 @@ def test_what_can_not_be_compared(part: str, key: str) -> None:
 
 
 @pytest.mark.parametrize("tolerance", [-0.1, float("nan"), float("inf"), -1])
-def test_tolerances_that_are_none(tolerance: float) -> None:
+def test_invalid_tolerances(tolerance: float) -> None:
     for name in ("kld_tolerance", "ppl_tolerance", "size_tolerance", "speed_tolerance"):
         with pytest.raises(UsageError, match="_tolerance` must be 0 or more"):
             compare(OLD, OLD, **{name: tolerance})
@@ -228,7 +228,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.parametrize(("level", "tensor"), PLANTED)
-def test_one_tensor_at_one_level_lower_is_caught(level: str, tensor: str, measured: Any) -> None:
+def test_one_tensor_with_a_lower_type_is_caught(level: str, tensor: str, measured: Any) -> None:
     good, again, planted = measured(level), measured(level), measured(level, tensor)
     assert not compare(good, again)["worse"]
     assert compare(good, planted)["worse"]

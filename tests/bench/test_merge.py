@@ -87,7 +87,7 @@ def test_a_single_run_keeps_its_order_and_gets_new_advice(two: tuple[Path, Path]
     assert merged["advice"]
 
 
-def test_the_same_level_twice_is_the_later_one(two: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_later_of_two_equal_files_is_kept(two: tuple[Path, Path], tmp_path: Path) -> None:
     again = result("Q4_0", bytes=5, decode_tps=rate(999.0), kld_mean=0.00123 * 1.005)
     later = write(tmp_path / "later.json", document(again, environment=FAST, runs=[FAST]))
     merged = merge([two[0], later])
@@ -99,7 +99,7 @@ def test_the_same_level_twice_is_the_later_one(two: tuple[Path, Path], tmp_path:
     assert only["results"][0]["run"] == 0
 
 
-def test_another_recipe_is_another_level(two: tuple[Path, Path], tmp_path: Path) -> None:
+def test_another_recipe_is_another_row(two: tuple[Path, Path], tmp_path: Path) -> None:
     lean = write(tmp_path / "lean.json", document(result("Q4_0", recipe="lean", bytes=4, kld_mean=0.5)))
     merged = merge([two[0], lean])
     assert len(merged["results"]) == 3
@@ -107,7 +107,7 @@ def test_another_recipe_is_another_level(two: tuple[Path, Path], tmp_path: Path)
     assert "Q4_0 lean" not in str(merged["pairs"])
 
 
-def test_the_reference_is_of_the_first_run_that_is_left(two: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_reference_is_from_the_first_used_run(two: tuple[Path, Path], tmp_path: Path) -> None:
     def measured(name: str, cpu: str, speed: float, *levels: Any) -> Path:
         run = environment(cpu=cpu)
         reference = {**document()["reference"], "decode_tps": rate(speed), "perplexity": 20.4 * (1 + speed / 1e6)}
@@ -135,7 +135,7 @@ def test_another_perplexity_of_the_reference_is_refused(by: float, refused: bool
 
 
 @pytest.mark.parametrize("key", ["kld_mean", "perplexity"])
-def test_the_same_level_with_another_quality_is_refused(key: str, two: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_same_file_with_another_quality_is_refused(key: str, two: tuple[Path, Path], tmp_path: Path) -> None:
     good = result("Q4_0", bytes=5)
     later = write(tmp_path / "later.json", document({**good, key: good[key] * 1.02}))  # type: ignore[literal-required]
     with pytest.raises(ResultError, match=rf"Q4_0 differs between .*a\.json and .*later\.json: .*{key}"):
@@ -154,7 +154,7 @@ def test_the_same_level_with_another_quality_is_refused(key: str, two: tuple[Pat
         ("reference.tokens_scored", 6_119),
     ],
 )
-def test_what_does_not_belong_together_is_refused(key: str, value: Any, two: tuple[Path, Path]) -> None:
+def test_documents_that_do_not_match_are_refused(key: str, value: Any, two: tuple[Path, Path]) -> None:
     write(two[1], changed(json.loads(two[1].read_text()), key, value))
     with pytest.raises(ResultError, match=rf"a\.json and .*b\.json cannot be compared: {re.escape(key)} is"):
         merge(two)
@@ -168,7 +168,7 @@ def test_no_files_at_all() -> None:
 GOOD = document(result("Q4_0"), result("Q8_0"), peers=[peer("A")])
 
 
-def test_a_sound_document_is_read_as_it_is(tmp_path: Path) -> None:
+def test_a_valid_document_is_read_unchanged(tmp_path: Path) -> None:
     assert read_document(write(tmp_path / "a.json", GOOD)) == GOOD
     more = changed(changed(GOOD, "later", 1), "results[0].later", {"x": []})
     assert read_document(write(tmp_path / "a.json", more)) == GOOD  # what is not known is left out
@@ -239,7 +239,7 @@ def test_a_broken_document_is_one_sentence(key: str, value: Any, says: str, tmp_
 @pytest.mark.parametrize(
     "key", ["noise_floor", "results[0].disturbed", "results[0].nll_correlation", "peers[0].load_ms"]
 )
-def test_what_may_be_unknown(key: str, tmp_path: Path) -> None:
+def test_figures_that_may_be_null(key: str, tmp_path: Path) -> None:
     known, unknown = (
         read_document(write(tmp_path / name, part)) for name, part in (("a", GOOD), ("b", changed(GOOD, key, None)))
     )
@@ -252,7 +252,7 @@ def test_signed_figures(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [0, 0.0, 1e-30, 1e6])
-def test_divergences_at_the_ends_of_their_range(value: float, tmp_path: Path) -> None:
+def test_divergences_at_the_limits(value: float, tmp_path: Path) -> None:
     path = write(tmp_path / "a.json", changed(GOOD, "results[0].kld_mean", value))
     assert read_document(path)["results"][0]["kld_mean"] == value
 
@@ -275,7 +275,7 @@ SOUND = json.dumps(GOOD)
     ],
     ids=["empty", "python", "utf-16", "list", "null", "deep", "long", "nan", "infinite"],
 )
-def test_what_is_no_document(content: bytes, says: str, tmp_path: Path) -> None:
+def test_invalid_documents(content: bytes, says: str, tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_bytes(content)
     with pytest.raises(ResultError, match=rf"bad\.json .*{says}"):
         read_document(tmp_path / "bad.json")
@@ -292,12 +292,12 @@ def test_what_is_no_document(content: bytes, says: str, tmp_path: Path) -> None:
     ],
     ids=["absent", "folder", "device", "null", "long"],
 )
-def test_what_can_not_be_read(name: Callable[[Path], Path], says: str, tmp_path: Path) -> None:
+def test_unreadable_files(name: Callable[[Path], Path], says: str, tmp_path: Path) -> None:
     with pytest.raises(ResultError, match=says):
         read_document(name(tmp_path))
 
 
-def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_is_refused(tmp_path: Path) -> None:
     os.mkfifo(pipe := tmp_path / "pipe")
     tool = Path(sys.executable).with_name("dgpt2-quant")
     done = subprocess.run([tool, "compare", pipe, pipe], capture_output=True, text=True, timeout=20, check=False)

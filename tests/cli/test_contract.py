@@ -247,7 +247,7 @@ def test_a_prompt_from_echo_has_no_line_end(storybook_files: dict[str, Path]) ->
     assert dgpt2(*call, stdin=b"The king\n").stdout == dgpt2(*call, stdin=b"The king").stdout
 
 
-def test_a_full_disk_behind_stdout_is_said() -> None:
+def test_a_full_disk_is_reported() -> None:
     result = subprocess.run(f"'{TOOL}' types > /dev/full", shell=True, capture_output=True, check=False)
     assert result.returncode == 1
     assert result.stderr.decode().startswith("Error: ")

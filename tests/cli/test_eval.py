@@ -32,7 +32,7 @@ def test_the_document_of_a_task(storybook_files: dict[str, Path], passages: Path
     }  # fmt: skip
 
 
-def test_the_table_for_people(passages: Path) -> None:
+def test_the_printed_table(passages: Path) -> None:
     call = ("eval", "-m", "storybook", "-t", "q4_0", "--task", "lambada", "--data", passages, "--threads", "1")
     result = dgpt2(*call)
     assert result.returncode == 0, result.stderr.decode()

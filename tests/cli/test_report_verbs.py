@@ -60,7 +60,7 @@ def test_compare_in_json(folder: Path) -> None:
     assert set(found["changes"][0]) == {"type", "recipe", "figure", "old", "new", "change", "compared", "worse"}
 
 
-def test_the_verdict_stands_when_nobody_reads_the_table(folder: Path) -> None:
+def test_the_exit_status_without_a_reader(folder: Path) -> None:
     read, write = os.pipe()
     os.close(read)
     call = [TOOL, "compare", "good.json"]
@@ -113,7 +113,7 @@ def test_report_merges_runs(folder: Path) -> None:
     assert json.loads(last.stdout) == json.loads((folder / "out/all/bench.json").read_text("utf-8"))
 
 
-def test_report_makes_a_folder_of_its_own(folder: Path) -> None:
+def test_report_creates_a_folder_by_default(folder: Path) -> None:
     assert run("report", "good.json", folder=folder).returncode == 0
     assert len(list(folder.glob("dgpt2-quant-report/*/report.html"))) == 1
 

@@ -74,7 +74,7 @@ def test_a_special_token_stops_and_is_shown(model: Path) -> None:
     ],
     ids=str,
 )
-def test_what_would_be_ignored_is_refused(arguments: tuple[str, ...], says: str, model: Path) -> None:
+def test_options_without_effect_are_refused(arguments: tuple[str, ...], says: str, model: Path) -> None:
     done = dgpt2("run", "x", "-m", model, "-n", "1", *arguments)
     assert (done.returncode, done.stdout) == (2, b"")
     assert says in done.stderr.decode()
@@ -90,7 +90,7 @@ def test_what_would_be_ignored_is_refused(arguments: tuple[str, ...], says: str,
     ],
     ids=str,
 )
-def test_what_changes_nothing_is_noted(arguments: tuple[str, ...], says: str, model: Path) -> None:
+def test_options_without_effect_are_reported(arguments: tuple[str, ...], says: str, model: Path) -> None:
     done = dgpt2("run", "x", "-m", model, "-n", "1", *arguments)
     assert done.returncode == 0
     assert says in done.stderr.decode()

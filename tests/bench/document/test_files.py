@@ -25,11 +25,11 @@ def names(*files: Path) -> list[str]:
     return [level.name for level in read_files(files)]
 
 
-def test_by_type_where_the_recipe_is_the_usual_one(storybook_files: dict[str, Path]) -> None:
+def test_named_by_type_for_recipe_stock(storybook_files: dict[str, Path]) -> None:
     assert names(storybook_files["Q4_0"], storybook_files["Q8_0"]) == ["Q4_0", "Q8_0"]
 
 
-def test_by_the_files_name_behind_another_that_is_called_the_same(
+def test_named_by_file_if_the_name_is_taken(
     storybook_files: dict[str, Path], tmp_path: Path
 ) -> None:
     mine = Path(shutil.copy(storybook_files["Q4_0"], tmp_path / "mine.gguf"))
@@ -38,24 +38,24 @@ def test_by_the_files_name_behind_another_that_is_called_the_same(
     assert names(mine, own) == ["Q4_0", f"Q4_0 {own.name}"]
 
 
-def test_by_the_files_name_where_no_recipe_is_told(tmp_path: Path) -> None:
+def test_named_by_file_without_a_recipe(tmp_path: Path) -> None:
     assert names(foreign(tmp_path / "theirs.gguf", 2)) == ["Q4_0 theirs.gguf"]
     assert names(foreign(tmp_path / "old.gguf")) == ["old old.gguf"]
 
 
-def test_by_the_path_where_the_files_names_are_the_same_too(tmp_path: Path) -> None:
+def test_named_by_path_if_the_file_name_is_taken(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     files = [foreign(folder / "theirs.gguf", 2) for folder in (tmp_path, tmp_path / "other")]
     assert names(*files) == ["Q4_0 theirs.gguf", f"Q4_0 {files[1]}"]
 
 
-def test_one_that_is_named_twice_is_refused(tmp_path: Path) -> None:
+def test_a_file_named_twice_is_refused(tmp_path: Path) -> None:
     path = foreign(tmp_path / "theirs.gguf", 2)
     with pytest.raises(UsageError, match=r"theirs\.gguf is named twice"):
         read_files([path, path])
 
 
-def test_what_is_no_gguf_file(tmp_path: Path) -> None:
+def test_a_broken_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "no.gguf").write_bytes(b"text")
     with pytest.raises(GGUFError, match=r"no\.gguf"):
         read_files([tmp_path / "no.gguf"])

@@ -22,7 +22,7 @@ TEXT = load_text("evaluation").text[:6000]
 SHORT = Windowing(context=64)
 
 
-def test_better_levels_come_out_better(short_files: dict[str, Path]) -> None:
+def test_higher_quant_types_score_better(short_files: dict[str, Path]) -> None:
     seen: list[tuple[int, int, str]] = []
     levels = ("F32", "F16", "Q8_0", "Q5_K_M", "Q4_0")
     files = [short_files[level] for level in levels]
@@ -57,7 +57,7 @@ def test_better_levels_come_out_better(short_files: dict[str, Path]) -> None:
     assert 0.99 < floor["top1_agreement"] <= 1
 
 
-def test_each_token_by_the_logits(short_files: dict[str, Path]) -> None:
+def test_scores_match_the_logits(short_files: dict[str, Path]) -> None:
     quality = compare_files(short_files["F32"], [short_files["Q4_0"]], TEXT[:900], windowing=SHORT, threads=1)
     row = 0
     with (
@@ -104,7 +104,7 @@ def test_chunks_are_never_longer_than_the_model(short_files: dict[str, Path]) ->
 
 
 @pytest.mark.parametrize(("parse_special", "more"), [(True, 1), (False, 8)])
-def test_a_special_token_in_the_text_is_one_token_or_letters(
+def test_special_tokens_are_parsed_or_read_as_letters(
     parse_special: bool, more: int, short_files: dict[str, Path]
 ) -> None:
     text = "<|endoftext|>" + TEXT[:900]
@@ -140,7 +140,7 @@ def with_padding(file: Path, target: Path) -> Path:
     return rewrite(file, target, metadata=metadata, tensors=tensors)
 
 
-def test_pad_tokens_of_a_level_take_part_in_the_softmax(short_files: dict[str, Path], tmp_path: Path) -> None:
+def test_pad_tokens_of_a_file_are_in_the_softmax(short_files: dict[str, Path], tmp_path: Path) -> None:
     plain, padded = short_files["F32"], with_padding(short_files["F32"], tmp_path / "padded.gguf")
     with Model.load(padded, threads=1) as model:
         assert (model.vocabulary, model.real_vocabulary) == (8192, 8189)
@@ -158,7 +158,7 @@ def test_pad_tokens_of_a_level_take_part_in_the_softmax(short_files: dict[str, P
     assert (quality.files[0].top >= 8189).all()
 
 
-def test_pad_tokens_of_a_reference_have_no_part_in_it(short_files: dict[str, Path], tmp_path: Path) -> None:
+def test_pad_tokens_of_a_reference_are_ignored(short_files: dict[str, Path], tmp_path: Path) -> None:
     plain, padded = short_files["F32"], with_padding(short_files["F32"], tmp_path / "padded.gguf")
     alone, turned = (compare_files(file, [plain], TEXT[:900], windowing=SHORT, threads=1) for file in (plain, padded))
     assert turned.base.nll == pytest.approx(alone.base.nll, abs=1e-5)

@@ -53,7 +53,7 @@ def test_the_worst_tokens(quality: Quality, short_files: dict[str, Path]) -> Non
         assert 0 < row["reference_p"] < 1
 
 
-def test_of_one_file_alone(short_files: dict[str, Path], tmp_path: Path) -> None:
+def test_per_token_of_perplexity(short_files: dict[str, Path], tmp_path: Path) -> None:
     text, target = tmp_path / "tale.txt", tmp_path / "tokens.jsonl"
     text.write_text(TEXT, "utf-8")
     options = {"text": text, "ctx_size": 64, "threads": 1, "per_token": target}

@@ -41,11 +41,11 @@ def test_windows_that_overlap() -> None:
     assert scored(9, 4, 2) == [(1, 1), (2, 2), (3, 3), (4, 2), (5, 3), (6, 2), (7, 3), (8, 2)]
 
 
-def test_a_stride_of_one_gives_all_the_context_there_is() -> None:
+def test_a_stride_of_one_gives_the_full_context() -> None:
     assert scored(6, 3, 1) == [(1, 1), (2, 2), (3, 2), (4, 2), (5, 2)]
 
 
-def test_a_stride_of_the_whole_context_leaves_out_what_nothing_precedes() -> None:
+def test_a_stride_of_the_whole_context_skips_first_tokens() -> None:
     assert [token for token, _ in scored(9, 4, 4)] == [1, 2, 3, 5, 6, 7]
 
 
@@ -98,6 +98,6 @@ def test_one_short_window_by_the_strided_method() -> None:
     assert (window.first, window.targets.tolist()) == (0, [1, 2])
 
 
-def test_they_compare_by_value() -> None:
+def test_windows_compare_by_value() -> None:
     options: dict[str, Any] = {"method": "strided", "context": 8, "stride": 2}
     assert Windowing(**options).windows(range(20)) == Windowing(**options).windows(range(20))

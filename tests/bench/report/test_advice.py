@@ -49,7 +49,7 @@ def test_recommendations(rows: list[Any], smallest: str | None, fastest: str | N
     assert found["fastest_disturbed"] is False
 
 
-def test_a_choice_by_disturbed_speeds_says_so() -> None:
+def test_advice_mentions_disturbed_speeds() -> None:
     calm, loud = row("Q8_0", 1.0, 8, 300), row("Q4_0", 1.0, 4, 400, disturbed=True)
     worse = row("Q5_0", 1.5, 9, 200, kld_mean=0.004, disturbed=True)  # by the speed of none of them it is dominated
     unknown = row("Q4_0", 1.0, 4, 400, disturbed=None)

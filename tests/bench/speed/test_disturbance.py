@@ -57,7 +57,7 @@ def watch(proc: Proc, clock: list[float], threads: int = 2) -> Watch:
     return watch
 
 
-def test_what_a_block_used(proc: Proc, clock: list[float]) -> None:
+def test_usage_of_a_block(proc: Proc, clock: list[float]) -> None:
     block = watch(proc, clock)
     proc.thread(1, 9_000_000_000, 1_250_000_000)
     proc.thread(2, 9_000_000_000, 2_500_000_000)
@@ -71,7 +71,7 @@ def test_what_a_block_used(proc: Proc, clock: list[float]) -> None:
     assert usage.others == pytest.approx(4.5 - 1)  # less our own
 
 
-def test_a_thread_that_ended_is_no_trouble(proc: Proc, clock: list[float]) -> None:
+def test_ended_threads_are_ignored(proc: Proc, clock: list[float]) -> None:
     block = watch(proc, clock)
     gone = proc.folder / "self" / "task" / "2"
     (gone / "schedstat").unlink()
@@ -120,7 +120,7 @@ def test_limits(usage: Usage, disturbed: bool | None) -> None:
     assert usage.disturbed is disturbed
 
 
-def test_what_no_short_block_shows_is_seen_in_all_of_them() -> None:
+def test_short_blocks_are_added_up() -> None:
     short = Usage(0.2, 0.0, 0.1, 0.1 * 2 * OTHERS)
     assert short.disturbed is False
     assert any_disturbed([short]) is False
@@ -157,7 +157,7 @@ def test_real_neighbours() -> None:
     assert usage.disturbed is True
 
 
-def test_our_own_work_and_that_of_our_children_is_not_that_of_others(tmp_path: Path) -> None:
+def test_our_own_cpu_time_is_not_that_of_others(tmp_path: Path) -> None:
     proc = Proc(tmp_path)  # as if nobody had used anything
     work = "import time\nend = time.process_time() + 0.3\nwhile time.process_time() < end: pass"
     with Watch(1, proc.folder) as block:

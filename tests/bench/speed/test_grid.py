@@ -18,12 +18,12 @@ def test_the_usual_points() -> None:
     ]
 
 
-def test_on_one_thread_none_is_there_twice() -> None:
+def test_points_are_unique_on_one_thread() -> None:
     points = Grid().points(1024, 1)
     assert len(points) == len(set(points)) == 6
 
 
-def test_a_small_model_gets_what_fits() -> None:
+def test_points_fit_a_small_model() -> None:
     points = Grid().points(64, 1)
     assert max(point.depth + point.tokens for point in points) <= 64
     assert [point.tokens for point in points if point.measure == "prompt"] == [16, 64]
@@ -31,7 +31,7 @@ def test_a_small_model_gets_what_fits() -> None:
         assert all(1 < point.tokens <= positions - point.depth for point in Grid().points(positions, 2))
 
 
-def test_what_was_asked_for() -> None:
+def test_given_values() -> None:
     grid = Grid(prompt_sizes=(512, 1), depths=(), batches=(16,), thread_counts=(3,))
     assert grid.points(512, 2) == [
         Point("prompt", 512, 0, 1, 2),

@@ -109,7 +109,7 @@ def test_a_real_run(short_files: dict[str, Path]) -> None:
     assert (found.peers, found.skipped_peers) == ([], [])
 
 
-def test_everyone_in_every_round_in_turn(short_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rounds_are_interleaved(short_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     turns = Turns().watch(monkeypatch)
     found = run(short_files, ["Q8_0", "F32", "Q4_0"], rounds=3, prompt_tokens=16)
     assert turns.names == ["F32", "Q8_0", "Q4_0"] * 4  # the reference once; the first round warms up
@@ -127,7 +127,7 @@ def test_everyone_in_every_round_in_turn(short_files: dict[str, Path], monkeypat
     assert found.files[2].disturbed is False
 
 
-def test_the_grid_has_rounds_of_its_own(short_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_grid_has_separate_rounds(short_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     turns = Turns().watch(monkeypatch)
     grid = Grid(prompt_sizes=(16,), depths=(), batches=(4,), thread_counts=())
     found = run(short_files, ["Q4_0"], rounds=5, grid=grid)
@@ -150,7 +150,7 @@ def test_a_disturbed_turn_is_repeated(short_files: dict[str, Path], monkeypatch:
     assert found.reference.disturbed is False
 
 
-def test_what_stays_disturbed_is_marked(short_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_turn_that_stays_disturbed_is_marked(short_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     turns = Turns([QUIET] * 2 + [LOUD] * 3).watch(monkeypatch)
     found = run(short_files, ["Q4_0"], rounds=5)
     assert turns.names[2:6] == ["F32", "F32", "F32", "Q4_0"]
@@ -158,7 +158,7 @@ def test_what_stays_disturbed_is_marked(short_files: dict[str, Path], monkeypatc
     assert found.files[0].disturbed is False
 
 
-def test_a_busy_machine_does_not_take_for_ever(short_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repetitions_are_limited(short_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     turns = Turns([LOUD] * 1000).watch(monkeypatch)
     found = run(short_files, ["Q4_0"], rounds=6)
     assert len(turns) == 2 + 12 + 12 // 3  # a third more
@@ -201,7 +201,7 @@ def test_a_disturbed_turn_ends_early(batch: int, short_files: dict[str, Path], m
             assert sample.decode_tps == pytest.approx(texts.timing.decoded / texts.timing.decode_seconds)
 
 
-def test_where_the_machine_does_not_tell(short_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_disturbance(short_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     turns = Turns([UNKNOWN] * 9).watch(monkeypatch)
     assert run(short_files, ["Q4_0"], rounds=2).files[0].disturbed is None
     assert len(turns) == 6
@@ -268,7 +268,7 @@ def watched(monkeypatch: pytest.MonkeyPatch, model: Model, method: str) -> list[
     return calls
 
 
-def test_a_prompt_is_never_cached_and_decoding_is_all_that_is_timed_as_such(
+def test_prompts_are_not_cached_and_decoding_is_timed_alone(
     short_files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(timing, "TEXT_SECONDS", 0.2)
@@ -339,7 +339,7 @@ def test_energy_of_a_decoded_token(short_files: dict[str, Path], tmp_path: Path)
         assert time_point(model, Point("prompt", 3, 0, 1, 1), [1, 2, 3], 1, Growing(tmp_path)).joules_per_token is None
 
 
-def test_a_file_that_ends_every_text_at_once_is_timed_all_the_same(
+def test_a_file_that_ends_every_text_at_once_is_timed(
     short_files: dict[str, Path], tmp_path: Path
 ) -> None:
     # the final norm gives the same vector everywhere, so one token is always the likeliest
