@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from dgpt2_quant.quantize.describe import Description
 
 _WHERE_FROM = {
-    "set by hand": "dgpt2_quant.tensor_types",
+    "set manually": "dgpt2_quant.tensor_types",
     "requantized": "dgpt2_quant.requantized_from",
     "source commit": "dgpt2_quant.source.commit",
     "source sha256": "dgpt2_quant.source.sha256",

@@ -53,7 +53,7 @@ def advise(document: BenchJson) -> list[str]:
         return []
     return [
         *_what_to_ship(document),
-        *_not_told_apart_from_reference(document),
+        *_equal_to_reference(document),
         *_at_the_floor(document),
         *_dominated(results),
         *_same_for_less(document),
@@ -105,7 +105,7 @@ def _fastest(good: Sequence[Result], smallest: Result, base: str) -> str:
     return line + "."
 
 
-def _not_told_apart_from_reference(document: BenchJson) -> list[str]:
+def _equal_to_reference(document: BenchJson) -> list[str]:
     base = document["reference"]["type"]
     same = [
         row

@@ -214,9 +214,9 @@ def _batch(document: BenchJson) -> Any:
 def _peers(document: BenchJson) -> Any:
     if not document["peers"]:
         return None
-    bars: list[tuple[str, RateJson, str, str]] = [
-        (drawable(label(row)), row["decode_ratio"], BLUE, "") for row in _shown_beside_peers(document)
-    ]
+    names = _chosen_curves(document, [label(row) for row in document["results"]])
+    rows = [row for row in document["results"] if label(row) in names]
+    bars: list[tuple[str, RateJson, str, str]] = [(drawable(label(row)), row["decode_ratio"], BLUE, "") for row in rows]
     for peer in document["peers"]:
         hatch = "////" if peer["sane"] is False else ""
         bars.append((drawable(f"{peer['name']} {peer['precision']}", 30), peer["decode_ratio"], ORANGE, hatch))
@@ -238,11 +238,6 @@ def _peers(document: BenchJson) -> Any:
     doubtful = any(hatch for *_, hatch in bars)
     draw_legend(axes, [("s", BLUE, "these files"), ("s", ORANGE, "peers" + ", hatched: output not sane" * doubtful)])
     return figure
-
-
-def _shown_beside_peers(document: BenchJson) -> list[Result]:
-    names = set(_chosen_curves(document, [label(row) for row in document["results"]]))
-    return [row for row in document["results"] if label(row) in names]
 
 
 def _chosen_curves(document: BenchJson, names: Sequence[str]) -> list[str]:

@@ -255,17 +255,13 @@ def environment_section(document: BenchJson) -> Section:
 
 def _machine(run: Environment) -> str:
     memory = f", {run['ram_bytes'] / 2**30:.0f} GiB" if run["ram_bytes"] else ""
+    seconds, asked = run.get("disturbed_seconds", 0.0), run.get("rounds_asked")
+    disturbed = f", {seconds:.0f} s of disturbed timings ({asked} rounds requested)" if seconds else ""
     return (
         f"{run['cpu']}, {run['cores']} cores, {run['threads']} threads{memory}, {run['os']},"
-        f" load {run['loadavg']} before the run{_disturbance(run)};"
+        f" load {run['loadavg']} before the run{disturbed};"
         f" dgpt2-quant {run['dgpt2_quant']}, llama-cpp-python {run['llama_cpp_python']}, Python {run['python']}"
     )
-
-
-def _disturbance(run: Environment) -> str:
-    """How long disturbed timings took; empty on a quiet machine, and for documents without this figure."""
-    seconds, asked = run.get("disturbed_seconds", 0.0), run.get("rounds_asked")
-    return f", {seconds:.0f} s of disturbed timings ({asked} rounds requested)" if seconds else ""
 
 
 def _or_unknown(value: float | None, form: str) -> str:

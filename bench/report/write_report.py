@@ -13,7 +13,7 @@ from dgpt2_quant.bench.document.format_numbers import (
     speed,
     with_error,
 )
-from dgpt2_quant.bench.document.schema import BenchJson, Result
+from dgpt2_quant.bench.document.schema import BenchJson
 from dgpt2_quant.core.atomic_file import output_file, refuse_existing
 from dgpt2_quant.core.json_text import to_json_text
 
@@ -83,7 +83,22 @@ def _write(path: Path, content: bytes, overwrite: bool) -> None:
 
 def table_rows(document: BenchJson) -> list[list[str]]:
     """One row per file, for `COLUMNS`."""
-    return [_row(result) for result in document["results"]]
+    return [
+        [
+            label(result),
+            f"{result['bytes'] / 1e6:.2f}",
+            f"{result['bits_per_weight']:.2f}",
+            with_error(result["perplexity"], result["perplexity_stderr"]),
+            small(result["kld_mean"]),
+            small(result["kld_p999"]),
+            percent(result["top1_agreement"]),
+            speed(result["prompt_tps"], result["disturbed"]),
+            speed(result["decode_tps"], result["disturbed"]),
+            marked(f"{result['load_ms']:.0f}", result.get("load_disturbed")),
+            f"{result['peak_rss_bytes'] / 1e6:.0f}",
+        ]
+        for result in document["results"]
+    ]
 
 
 def remarks(document: BenchJson) -> list[str]:
@@ -119,22 +134,6 @@ def report_sections(document: BenchJson, *, with_plots: bool) -> list[Section]:
         *worst_sections(document),
         _method_section(document),
         environment_section(document),
-    ]
-
-
-def _row(result: Result) -> list[str]:
-    return [
-        label(result),
-        f"{result['bytes'] / 1e6:.2f}",
-        f"{result['bits_per_weight']:.2f}",
-        with_error(result["perplexity"], result["perplexity_stderr"]),
-        small(result["kld_mean"]),
-        small(result["kld_p999"]),
-        percent(result["top1_agreement"]),
-        speed(result["prompt_tps"], result["disturbed"]),
-        speed(result["decode_tps"], result["disturbed"]),
-        marked(f"{result['load_ms']:.0f}", result.get("load_disturbed")),
-        f"{result['peak_rss_bytes'] / 1e6:.0f}",
     ]
 
 

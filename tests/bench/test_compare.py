@@ -95,7 +95,7 @@ def test_the_allowance_of_a_noise_floor_is_limited() -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "worse"),
     [
         (1e-9, 9e-6, False),
         (1e-9, 1.1e-5, True),
@@ -107,10 +107,10 @@ def test_the_allowance_of_a_noise_floor_is_limited() -> None:
         (1e-9, None, False),
     ],
 )
-def test_a_grown_noise_floor_is_worse(old: float | None, new: float | None, told: bool) -> None:
+def test_a_grown_noise_floor_is_worse(old: float | None, new: float | None, worse: bool) -> None:
     found = compare(with_floor(old), with_floor(new))
-    assert found["worse"] is told
-    assert [reason.split(" is ")[0] for reason in found["reasons"]] == ["The noise floor"] * told
+    assert found["worse"] is worse
+    assert [reason.split(" is ")[0] for reason in found["reasons"]] == ["The noise floor"] * worse
 
 
 def test_lost_bits_without_a_gain_are_worse() -> None:

@@ -50,7 +50,7 @@ def pipe(tmp_path: Path) -> Iterator[Pipe]:
             return path
 
         yield make
-        for path in (tmp_path / "pipe").iterdir():  # a writer that no reader came to would wait for ever
+        for path in (tmp_path / "pipe").iterdir():  # a writer without a reader would wait for ever
             os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
         with suppress(BrokenPipeError):
             for one in written:

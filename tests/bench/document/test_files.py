@@ -1,4 +1,4 @@
-"""What the files of a benchmark are called."""
+"""Names of the files of a benchmark."""
 
 import shutil
 from pathlib import Path
@@ -10,7 +10,7 @@ from dgpt2_quant.core.errors import GGUFError, UsageError
 
 
 def foreign(path: Path, file_type: int | None = None) -> Path:
-    """A file of another program: it tells no recipe."""
+    """A file of another program, without a recipe."""
     writer = gguf.GGUFWriter(path, "gpt2")
     if file_type is not None:
         writer.add_file_type(file_type)

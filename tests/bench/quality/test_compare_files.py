@@ -1,4 +1,4 @@
-"""Files compared on a text: the better level comes out better, and each figure is that of its logits."""
+"""Files compared on a text: higher quant types score better, and scores match the logits."""
 
 from pathlib import Path
 
@@ -126,7 +126,7 @@ def test_another_vocabulary_is_refused(short_files: dict[str, Path], tmp_path: P
 
 
 def with_padding(file: Path, target: Path) -> Path:
-    """The same model with three pad tokens behind the real ones, which would win each time."""
+    """The same model with three pad tokens after the real ones, which are always the likeliest."""
     header = read_header(file)
     embedding = header.tensors["token_embd.weight"]
     count, width = embedding.shape

@@ -1,4 +1,4 @@
-"""Reference logits that are computed once: found again, thrown out when there is no room, never wrong."""
+"""The cache of reference logits: reading, removal of old entries, and broken entries."""
 
 import os
 from collections.abc import Callable, Sequence

@@ -66,9 +66,9 @@ def test_advice_mentions_disturbed_speeds() -> None:
 
 def test_skipped_rounds_are_reported() -> None:
     measured = row("Q4_0", 1.0, 4, 400, decode_ratio=rate(4.0, rounds=2))
-    for asked, told in ((2, False), (5, True)):
+    for asked, reported in ((2, False), (5, True)):
         said = advice(measured, runs=[environment(rounds_asked=asked, disturbed_seconds=61.0)])
-        assert ("The machine was busy: 2 of 5 rounds were measured." in said) is told
+        assert ("The machine was busy: 2 of 5 rounds were measured." in said) is reported
     assert "The machine was busy" not in advice(measured)  # an older document, which does not say
 
 
@@ -121,18 +121,18 @@ def test_dominated_files() -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "told"), [(-0.001, 0.002, True), (-0.002, -0.001, True), (0.0001, 0.002, False)]
+    ("low", "high", "advised"), [(-0.001, 0.002, True), (-0.002, -0.001, True), (0.0001, 0.002, False)]
 )
-def test_of_two_equal_files_the_smaller_is_advised(low: float, high: float, told: bool) -> None:
+def test_of_two_equal_files_the_smaller_is_advised(low: float, high: float, advised: bool) -> None:
     rows = [row("Q4_K_M", 1.0, 5, 4), row("Q4_K_S", 1.0, 4, 3)]
     sentence = "Use Q4_K_S instead of Q4_K_M: smaller, and not measurably further"
-    assert (sentence in advice(*rows, pairs=[pair("Q4_K_M", "Q4_K_S", low, high)])) is told
-    assert (sentence in advice(*rows, pairs=[pair("Q4_K_S", "Q4_K_M", -high, -low)])) is told
+    assert (sentence in advice(*rows, pairs=[pair("Q4_K_M", "Q4_K_S", low, high)])) is advised
+    assert (sentence in advice(*rows, pairs=[pair("Q4_K_S", "Q4_K_M", -high, -low)])) is advised
     assert sentence not in advice(*rows)  # no pair, no verdict
     lean = row("Q4_K_S", 1.0, 3, 3, recipe="lean")
     for named in ("Q4_K_S", "Q4_K_S lean"):
         said = advice(*rows, lean, pairs=[pair("Q4_K_M", "Q4_K_S", 0.1, 0.2), pair("Q4_K_S", named, low, high)])
-        assert ("Use Q4_K_S lean instead of Q4_K_S:" in said) is (told and named == "Q4_K_S lean")
+        assert ("Use Q4_K_S lean instead of Q4_K_S:" in said) is (advised and named == "Q4_K_S lean")
 
 
 def test_files_that_perplexity_does_not_distinguish_from_the_reference() -> None:

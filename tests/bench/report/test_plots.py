@@ -23,7 +23,7 @@ ALL = document(*LEVELS, peers=[peer("Other $x$", sane=False)])
 
 
 def drawn(svg: bytes) -> str:
-    """The texts of a drawing: matplotlib writes them beside the outlines, as comments."""
+    """The texts of a drawing, which matplotlib writes as comments next to the outlines."""
     parser = ET.XMLParser(target=ET.TreeBuilder(insert_comments=True))
     return "\n".join(str(node.text) for node in ET.fromstring(svg, parser).iter() if node.tag is ET.Comment)
 

@@ -61,7 +61,7 @@ def cells(line: str) -> list[str]:
 
 
 def tables(text: str, title: str) -> list[dict[str, str]]:
-    """The rows of the first table behind a title, by their columns."""
+    """The rows of the first table after a title, by their columns."""
     lines = text[text.index(f"# {title}\n") :].splitlines()
     start = next(index for index, line in enumerate(lines) if line.startswith("|"))
     stop = next(index for index, line in enumerate(lines) if index > start and not line.startswith("|"))

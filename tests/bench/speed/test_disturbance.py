@@ -137,7 +137,7 @@ def test_several_blocks() -> None:
     assert any_disturbed([]) is None
 
 
-@pytest.mark.skipif(not Path("/proc/self/schedstat").is_file(), reason="the system does not tell who waits")
+@pytest.mark.skipif(not Path("/proc/self/schedstat").is_file(), reason="the system does not report waiting times")
 def test_real_neighbours() -> None:
     neighbours = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3 * CORES)]
     try:

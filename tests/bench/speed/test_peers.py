@@ -201,7 +201,7 @@ def test_a_peer_that_fails_later_has_no_row(short_files: dict[str, Path], fake: 
 
 def test_a_missing_program(short_files: dict[str, Path]) -> None:
     (skipped,) = run(short_files, PeerSpec("Gone", "F32", ("/nonexistent/program",))).skipped_peers
-    assert skipped["reason"].startswith("it can not be started: ")
+    assert skipped["reason"].startswith("it cannot be started: ")
 
 
 def test_processes_of_a_peer_end_with_it(fake: Callable[..., PeerSpec]) -> None:

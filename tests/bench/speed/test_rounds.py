@@ -272,7 +272,7 @@ def test_prompts_are_not_cached_and_decoding_is_timed_alone(
     short_files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(timing, "TEXT_SECONDS", 0.2)
-    monkeypatch.setattr(draft, "Lookup", None)  # whoever asks for guesses fails: each token is to take a decode
+    monkeypatch.setattr(draft, "Lookup", None)  # drafting would fail: each token must take a decode
     with Model.load(short_files["Q4_0"], threads=1) as model:
         streams, batches = watched(monkeypatch, model, "stream"), watched(monkeypatch, model, "batch")
         prompt = list(range(1, 41))

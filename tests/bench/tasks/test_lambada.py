@@ -80,7 +80,7 @@ def test_a_perplexity_that_overflows(model: Model) -> None:
     task = Lambada(jsonl("The fox said " + "qz" * 200), Settings())
     scores = task.measure(model, lambda *_: None)
     found = summarize(task.metrics, scores, scores)
-    assert scores.parts[0][0, 0] > 710  # nats; e to this is no double
+    assert scores.parts[0][0, 0] > 710  # nats; exp of this overflows a double
     assert set(found["perplexity"].values()) == {None}
     assert (found["accuracy"]["value"], found["accuracy"]["change_against_f16"]) == (0, 0)
 

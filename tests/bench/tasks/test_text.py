@@ -98,7 +98,7 @@ def test_measures_of_windows_add_up(model: Model) -> None:
         assert part[:, 3].sum() == pytest.approx(len(WIKI.encode()))
         assert part[:, 4].sum() == pytest.approx(len(WIKI.split()))
         assert (part[:, 1:] > 0).all()
-    assert plain[:, 2].tolist() == pytest.approx(plain[:, 3].tolist())  # as it is, so many bytes are so many bytes
+    assert plain[:, 2].tolist() == pytest.approx(plain[:, 3].tolist())  # without detokenizing, the bytes are equal
     assert joined[:, 2].sum() < joined[:, 3].sum()
     assert all(done <= total for done, total in done)
 
