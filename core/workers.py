@@ -159,7 +159,7 @@ def _pass_through(lock: Any) -> None:
 def no_more_threads() -> RuntimeFailure:
     """What to raise from a `RuntimeError` of a thread that could not be started."""
     return RuntimeFailure(
-        "the system cannot start another thread",
+        "the system refuses to start another thread",
         "Raise the limit of processes (`ulimit -u`, a container's pids limit) or of memory (`ulimit -v`).",
     )
 

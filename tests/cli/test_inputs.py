@@ -15,7 +15,6 @@ import pytest
 import typer.main
 from dgpt2_quant.bench.bench import bench
 from dgpt2_quant.bench.perplexity import perplexity
-from dgpt2_quant.bench.speed.grid import Grid
 from dgpt2_quant.bench.tasks.evaluate import evaluate
 from dgpt2_quant.cli.main import app
 from dgpt2_quant.core.text import load_text
@@ -109,7 +108,8 @@ def test_imatrix_and_calibrate_take_a_pipe(file: Path, pipe: Pipe, tmp_path: Pat
 
 def test_bench_takes_a_pipe(file: Path, pipe: Pipe, tmp_path: Path) -> None:
     model = str(make_checkpoint(tmp_path / "tiny", layers=1, context=512))
-    found = bench(model, type="q8_0", text=pipe("tale.txt", TEXT), rounds=1, grid=Grid.none(), threads=1)
+    no_grid = {"prompt_sizes": (), "depths": (), "batches": (), "thread_counts": ()}
+    found = bench(model, type="q8_0", text=pipe("tale.txt", TEXT), rounds=1, threads=1, **no_grid)
     right = perplexity(model, type="f32", text=file, threads=1)
     text: Any = found["text"]
     assert {key: text[key] for key in right["text"]} == right["text"]

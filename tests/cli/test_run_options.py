@@ -83,7 +83,7 @@ def test_options_without_effect_are_refused(arguments: tuple[str, ...], says: st
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--ctx-size", "4096"), "--ctx-size 4096 is more than the 512 positions"),
+        (("--ctx-size", "4096"), "--ctx-size 4096 is more than this model's 512 positions"),
         (("--mirostat-tau", "3"), "--mirostat-tau has no effect without --mirostat 2"),
         (("--repeat-last-n", "9"), "--repeat-last-n has no effect without a penalty"),
         (("--lookup", "3", "--num-return-sequences", "2"), "--lookup has no effect without a single text"),

@@ -156,8 +156,8 @@ def test_random_tokens_are_not_sane(short_files: dict[str, Path], fake: Callable
         ("300.0", "float('nan')", "it answered nan for prompt_tps"),
         ('"decode_tps": 30.0', '"decode_tps": -30.0', r"it answered -30\.0 for decode_tps"),
         ('"decode_tps": 30.0', '"decode_tps": 0', "it answered 0 for decode_tps"),
-        ('[1] * asked["tokens"]', "[1]", r"it was asked for 4 tokens and answered \[1\]"),
-        ('[1] * asked["tokens"]', '["a"] * 4', "it was asked for 4 tokens and answered"),
+        ('[1] * asked["tokens"]', "[1]", r"it should generate 4 tokens, and answered \[1\]"),
+        ('[1] * asked["tokens"]', '["a"] * 4', "it should generate 4 tokens, and answered"),
         ('"peak_rss_bytes": 1000', '"peak_rss_bytes": None', "it answered None for peak_rss_bytes"),
     ],
 )
