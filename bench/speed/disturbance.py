@@ -64,7 +64,7 @@ class Watch:
         self._proc = proc
 
     def __enter__(self) -> Self:
-        self._before = _waits(self._proc), _busy(self._proc), _own(), time.perf_counter()
+        self._before = _waits(self._proc), _busy(self._proc), own_cpu_seconds(), time.perf_counter()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -74,7 +74,7 @@ class Watch:
         """The usage from the start of the block until now."""
         waits, busy, own, clock = self._before
         seconds = time.perf_counter() - clock
-        own_now, busy_now, waits_now = _own(), _busy(self._proc), _waits(self._proc)
+        own_now, busy_now, waits_now = own_cpu_seconds(), _busy(self._proc), _waits(self._proc)
         waited = others = None
         if waits is not None and waits_now is not None:  # a thread that started in the block had not waited before
             waited = sum(wait - waits.get(thread, 0.0) for thread, wait in waits_now.items())
@@ -132,7 +132,7 @@ def _busy(proc: Path) -> float | None:
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
-def _own() -> float:
+def own_cpu_seconds() -> float:
     """CPU seconds of this process, and of its children that have ended."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + children.ru_utime + children.ru_stime

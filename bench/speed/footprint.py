@@ -23,8 +23,8 @@ from .disturbance import Watch
 
 PROMPT_TOKENS = 64
 DECODE_TOKENS = 32
-_TIMEOUT = 600  # seconds, after which a child is taken to hang
-_DISTURBED_SECONDS = 5.0  # after which a disturbed child is the last one
+TIMEOUT = 600  # seconds, after which a child is taken to hang
+DISTURBED_SECONDS = 5.0  # after which a disturbed child is the last one
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,15 @@ def measure_footprint(
         report(f"load time and memory, {path.name}")
     while len(results) < children:
         try:
-            child = run_child(command, timeout=_TIMEOUT, waiting=waiting)
+            child = run_child(command, timeout=TIMEOUT, waiting=waiting)
         except subprocess.TimeoutExpired as error:
-            raise RuntimeFailure(f"measuring {path} took more than {_TIMEOUT} s") from error
+            raise RuntimeFailure(f"measuring {path} took more than {TIMEOUT} s") from error
         if child.returncode:
             said = child.stderr.decode("utf-8", "replace").strip()[-500:]
             reason = said or f"the process ended with status {child.returncode}"
             raise RuntimeFailure(f"measuring {path} failed: {reason}")
         results.append(json.loads(child.stdout))
-        if results[-1]["disturbed"] and time.monotonic() - started > _DISTURBED_SECONDS:
+        if results[-1]["disturbed"] and time.monotonic() - started > DISTURBED_SECONDS:
             break
     found = [result["disturbed"] for result in results]
     return Footprint(

@@ -19,7 +19,7 @@ from .child_process import WAIT_SECONDS, Waiting, end_group, run_child
 _WAIT_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 _LONGEST_LINE = 1 << 20
 _LAST_WORDS = 300
-_END_TIMEOUT = 10.0  # seconds from the end of its output to its exit
+END_TIMEOUT = 10.0  # seconds from the end of its output to its exit
 
 
 class PeerFailed(Exception):
@@ -94,7 +94,7 @@ class Worker:
 
     def _end(self) -> str:
         try:
-            return _ended(self._process.wait(_END_TIMEOUT))
+            return _ended(self._process.wait(END_TIMEOUT))
         except subprocess.TimeoutExpired:
             return "it has closed its output"
 

@@ -29,7 +29,7 @@ from .timing import TEXT_SECONDS, Sample
 LOAD_TIMEOUT = 900.0  # seconds, in which CTranslate2 converts the checkpoint
 ANSWER_TIMEOUT = 300.0
 # Threads of Intel's OpenMP spin for 0.2 s after their work (KMP_BLOCKTIME), those of libgomp for some milliseconds.
-_SETTLE = 0.25
+SETTLE_SECONDS = 0.25
 # The first token, and at least half of all, must be among the reference's 10 likeliest tokens. The same weights
 # quantized to 4 bits chose the first or second in the median, at most the 4th with an untrained model; random tokens
 # are thousands of ranks away.
@@ -110,7 +110,7 @@ class Peer:
             return self._bench(len(prompt), tokens)
         self._worker.ask({"prompt": list(prompt), "tokens": tokens, "seconds": TEXT_SECONDS})
         found = self._worker.answer(ANSWER_TIMEOUT, self._waiting)
-        time.sleep(_SETTLE)
+        time.sleep(SETTLE_SECONDS)
         written = found.get("tokens")
         if not isinstance(written, list) or len(written) != tokens or not all(type(one) is int for one in written):
             raise PeerFailed(f"it should generate {tokens} tokens, and answered {shortened(written)}")

@@ -84,7 +84,7 @@ class _Sums:
         )
 
 
-def _give_up(watch: Watch, seconds: float) -> Callable[[], bool]:
+def give_up_if_disturbed(watch: Watch, seconds: float) -> Callable[[], bool]:
     """Whether a turn that takes `seconds` on a quiet machine is disturbed and has taken long enough."""
     look = time.perf_counter() + _DISTURBED * seconds
 
@@ -102,7 +102,7 @@ def time_text(model: Model, prompt: Sequence[int], tokens: int, threads: int, me
     """Times a prompt, then `tokens` tokens after it; the model has `threads` threads."""
     sums, repetition = _Sums(meter), 0
     with Watch(threads) as watch:
-        end, give_up = time.perf_counter() + TEXT_SECONDS, _give_up(watch, TEXT_SECONDS)
+        end, give_up = time.perf_counter() + TEXT_SECONDS, give_up_if_disturbed(watch, TEXT_SECONDS)
         while not repetition or time.perf_counter() < end:
             fresh = _varied(model, prompt, repetition)
             sums.read_prompt(model, fresh)
@@ -122,7 +122,7 @@ def time_point(model: Model, point: Point, prompt: Sequence[int], threads: int, 
         # two tokens: after a deep prompt the first step copies the cache to another context
         _finished(model, prompt, 2)
     with Watch(threads) as watch:
-        end, give_up = time.perf_counter() + POINT_SECONDS, _give_up(watch, POINT_SECONDS)
+        end, give_up = time.perf_counter() + POINT_SECONDS, give_up_if_disturbed(watch, POINT_SECONDS)
         while not repetition or time.perf_counter() < end:
             if point.measure == "prompt":
                 sums.read_prompt(model, _varied(model, prompt, repetition))

@@ -29,9 +29,7 @@ def test_named_by_type_for_recipe_stock(storybook_files: dict[str, Path]) -> Non
     assert names(storybook_files["Q4_0"], storybook_files["Q8_0"]) == ["Q4_0", "Q8_0"]
 
 
-def test_named_by_file_if_the_name_is_taken(
-    storybook_files: dict[str, Path], tmp_path: Path
-) -> None:
+def test_named_by_file_if_the_name_is_taken(storybook_files: dict[str, Path], tmp_path: Path) -> None:
     mine = Path(shutil.copy(storybook_files["Q4_0"], tmp_path / "mine.gguf"))
     own = storybook_files["Q4_0"]
     assert names(own, mine, storybook_files["Q8_0"]) == ["Q4_0", "Q4_0 mine.gguf", "Q8_0"]

@@ -46,7 +46,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> li
     now = [0.0]
     if "proc" in request.fixturenames:
         monkeypatch.setattr(disturbance.time, "perf_counter", lambda: now[0])
-        monkeypatch.setattr(disturbance, "_own", lambda: now[0] / 10)
+        monkeypatch.setattr(disturbance, "own_cpu_seconds", lambda: now[0] / 10)
     return now
 
 

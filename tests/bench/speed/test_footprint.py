@@ -43,7 +43,7 @@ def test_a_child_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     python.write_text(f"#!/bin/sh\nsleep 999 &\necho $! >{tmp_path}/pid\nwait\n")
     python.chmod(0o755)
     monkeypatch.setattr(footprint.sys, "executable", str(python))
-    monkeypatch.setattr(footprint, "_TIMEOUT", 0.5)
+    monkeypatch.setattr(footprint, "TIMEOUT", 0.5)
     monkeypatch.setattr(children, "WAIT_SECONDS", 0.1)
     said: list[str] = []
     with pytest.raises(RuntimeFailure, match=r"measuring .*slow\.gguf took more than 0\.5 s"):
@@ -60,7 +60,7 @@ def test_on_a_busy_machine_one_child_is_enough(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(footprint.sys, "executable", str(python))
     assert measure_footprint(tmp_path / "x.gguf").disturbed is True
     assert (tmp_path / "calls").read_text() == "x\n" * 3  # it is quick
-    monkeypatch.setattr(footprint, "_DISTURBED_SECONDS", 0.0)
+    monkeypatch.setattr(footprint, "DISTURBED_SECONDS", 0.0)
     assert measure_footprint(tmp_path / "x.gguf") == footprint.Footprint(1.0, 2.0, 3, True)
     assert (tmp_path / "calls").read_text() == "x\n" * 4
 

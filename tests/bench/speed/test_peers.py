@@ -44,7 +44,7 @@ QUICK: dict[str, Any] = {"rounds": 2, "threads": 1, "grid": Grid.none(), "prompt
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "TEXT_SECONDS", 0.0)
     monkeypatch.setattr(peers, "TEXT_SECONDS", 0.0)
-    monkeypatch.setattr(peers, "_SETTLE", 0.0)
+    monkeypatch.setattr(peers, "SETTLE_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def test_a_failing_peer_is_skipped_with_its_stderr(
     new: str,
     reason: str,
 ) -> None:
-    monkeypatch.setattr(peer_process, "_END_TIMEOUT", 0.2)
+    monkeypatch.setattr(peer_process, "END_TIMEOUT", 0.2)
     found = run(short_files, fake(old, new, "Bad"), fake())
     assert [row["name"] for row in found.peers] == ["Fake"]  # the others go on
     (skipped,) = found.skipped_peers

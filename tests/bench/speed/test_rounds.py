@@ -23,7 +23,7 @@ from dgpt2_quant.runtime import sequence as draft
 from ...runtime.gguf_edit import rewrite
 
 NONE = Grid.none()
-GIVE_UP = timing._give_up
+GIVE_UP = timing.give_up_if_disturbed
 QUIET, LOUD, UNKNOWN = Usage(1, 0, 1, 0), Usage(1, 0.9, 1, 0), Usage(1, None, 1, None)
 
 
@@ -32,7 +32,9 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Times everything once."""
     monkeypatch.setattr(timing, "TEXT_SECONDS", 0.0)
     monkeypatch.setattr(timing, "POINT_SECONDS", 0.0)
-    monkeypatch.setattr(timing, "_give_up", lambda *_: lambda: False)  # also where the tests' machine is busy
+    monkeypatch.setattr(
+        timing, "give_up_if_disturbed", lambda *_: lambda: False
+    )  # also where the tests' machine is busy
 
 
 class Turns(list[tuple[str, tuple[int, ...]]]):
@@ -190,7 +192,7 @@ def test_a_quiet_machine_needs_no_patience(short_files: dict[str, Path], monkeyp
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_disturbed_turn_ends_early(batch: int, short_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "_give_up", GIVE_UP)
+    monkeypatch.setattr(timing, "give_up_if_disturbed", GIVE_UP)
     with Model.load(short_files["Q4_0"], threads=1) as model:
         batches = watched(monkeypatch, model, "batch")
         for usage, tokens in ((LOUD, 5), (QUIET, 40), (UNKNOWN, 40)):
@@ -339,9 +341,7 @@ def test_energy_of_a_decoded_token(short_files: dict[str, Path], tmp_path: Path)
         assert time_point(model, Point("prompt", 3, 0, 1, 1), [1, 2, 3], 1, Growing(tmp_path)).joules_per_token is None
 
 
-def test_a_file_that_ends_every_text_at_once_is_timed(
-    short_files: dict[str, Path], tmp_path: Path
-) -> None:
+def test_a_file_that_ends_every_text_at_once_is_timed(short_files: dict[str, Path], tmp_path: Path) -> None:
     # the final norm gives the same vector everywhere, so one token is always the likeliest
     vectors = {"output_norm.weight": np.zeros(256), "output_norm.bias": np.linspace(-1, 1, 256)}
     weights = {name: ((256,), TensorType.F32, vector.astype("<f4").tobytes()) for name, vector in vectors.items()}
