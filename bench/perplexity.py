@@ -71,7 +71,7 @@ def perplexity(
                 progress(number + 1, len(windows), "perplexity")
         if per_token is not None:
             texts = TokenTexts(loaded, windows)
-            tops = (rows.expected(logits(loaded, window), window.targets, for_blocks) for window in windows)
+            tops = (rows.reference_rows(logits(loaded, window), window.targets, for_blocks) for window in windows)
             write_lines(lines_alone(tops, texts), per_token, overwrite=overwrite)
     result = summarize(np.concatenate(parts))
     return {

@@ -20,7 +20,7 @@ from dgpt2_quant.core.progress import Progress
 from dgpt2_quant.runtime.model import Model
 from dgpt2_quant.runtime.scoring import Visitor
 
-from .logit_rows import Base, Expected, FloatArray, ForBlocks, Found, Logits
+from .logit_rows import FileScores, FloatArray, ForBlocks, Logits, ReferenceRows, TokenScores
 from .reference_cache import LIMIT, ReferenceCache
 from .windows import LLAMA_CPP, Window, Windowing
 
@@ -33,7 +33,7 @@ class Noise:
     """The reference's own scores of the first tokens, computed in another way, which `how` describes."""
 
     how: str
-    scores: Found
+    scores: FileScores
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Quality:
     tokens: Sequence[int]
     windowing: Windowing
     windows: list[Window]
-    base: Base
-    files: list[Found]
+    base: TokenScores
+    files: list[FileScores]
     noise: Noise
 
     @property
@@ -86,9 +86,9 @@ def compare_files(
         windows = windowing.windows(tokens)
         noisy = min(len(windows), _NOISE_WINDOWS)
         for_blocks = stack.enter_context(rows.on_threads(count))
-        expected: list[Base] = []
-        found: list[list[Found]] = [[] for _ in compared]
-        noise: list[Found] = []
+        expected: list[TokenScores] = []
+        found: list[list[FileScores]] = [[] for _ in compared]
+        noise: list[FileScores] = []
         other = 2 if count == 1 else 1  # threads
         cache = ReferenceCache(reference_cache)
         real = base.real_vocabulary
@@ -96,8 +96,8 @@ def compare_files(
         stack.enter_context(closing(kept))
         steps = len(windows) * len(files)
         for number, (window, of_base) in enumerate(zip(windows, kept, strict=True)):
-            wanted = rows.expected(of_base, window.targets, for_blocks)
-            expected.append(Base(wanted.nll, wanted.top, wanted.top_p))
+            wanted = rows.reference_rows(of_base, window.targets, for_blocks)
+            expected.append(TokenScores(wanted.nll, wanted.top, wanted.top_p))
             for index, (model, scores) in enumerate(zip(compared, found, strict=True)):
                 if progress:
                     progress(number * len(files) + index, steps, f"perplexity and KL divergence, {files[index].name}")
@@ -112,9 +112,9 @@ def compare_files(
         tokens,
         windowing,
         windows,
-        Base(*_joined([(part.nll, part.top, part.top_p) for part in expected])),
-        [Found(*_joined([(part.nll, part.kld, part.top) for part in scores])) for scores in found],
-        Noise(how, Found(*_joined([(part.nll, part.kld, part.top) for part in noise]))),
+        TokenScores(*_joined([(part.nll, part.top, part.top_p) for part in expected])),
+        [FileScores(*_joined([(part.nll, part.kld, part.top) for part in scores])) for scores in found],
+        Noise(how, FileScores(*_joined([(part.nll, part.kld, part.top) for part in noise]))),
     )
 
 
@@ -149,7 +149,9 @@ def window_nll(model: Model, window: Window, for_blocks: ForBlocks) -> FloatArra
     return found
 
 
-def scored(model: Model, window: Window, wanted: Expected, for_blocks: ForBlocks, batch: int | None = None) -> Found:
+def scored(
+    model: Model, window: Window, wanted: ReferenceRows, for_blocks: ForBlocks, batch: int | None = None
+) -> FileScores:
     """A model's scores of a window, compared with the reference's."""
     result = rows.no_scores(len(window.targets))
     visit(model, window, lambda start, part: rows.compare(part, wanted, start, result, for_blocks), batch)

@@ -54,8 +54,8 @@ def nll(rows: Logits, targets: IntArray, for_blocks: ForBlocks) -> FloatArray:
 
 
 @dataclass(frozen=True)
-class Base:
-    """The reference's scores per token: negative log-likelihood in nats, likeliest token, and its probability."""
+class TokenScores:
+    """A model's scores per token: negative log-likelihood in nats, likeliest token, and its probability."""
 
     nll: FloatArray
     top: IntArray
@@ -63,7 +63,7 @@ class Base:
 
 
 @dataclass(frozen=True)
-class Expected(Base):
+class ReferenceRows(TokenScores):
     """The reference's rows of one window: target tokens, logits, `weights` = exp(logits - the row's largest), and
     `totals`, the sums of the weights."""
 
@@ -74,7 +74,7 @@ class Expected(Base):
 
 
 @dataclass(frozen=True)
-class Found:
+class FileScores:
     """A file's scores per token: `nll` and `kld` from the reference, in nats, and the likeliest token `top`."""
 
     nll: FloatArray
@@ -82,7 +82,7 @@ class Found:
     top: IntArray
 
 
-def expected(rows: Logits, targets: IntArray, for_blocks: ForBlocks) -> Expected:
+def reference_rows(rows: Logits, targets: IntArray, for_blocks: ForBlocks) -> ReferenceRows:
     """Scores of the reference from its logits, (rows, vocabulary), which may be read-only."""
     count = len(targets)
     weights = np.empty_like(rows)
@@ -98,15 +98,15 @@ def expected(rows: Logits, targets: IntArray, for_blocks: ForBlocks) -> Expected
         totals[block] = weight.sum(axis=-1, dtype=np.float64)
 
     for_blocks(count, compute)
-    return Expected(np.log(totals) - came, top, 1 / totals, targets, rows, weights, totals)
+    return ReferenceRows(np.log(totals) - came, top, 1 / totals, targets, rows, weights, totals)
 
 
-def no_scores(count: int) -> Found:
+def no_scores(count: int) -> FileScores:
     """Empty scores, which `compare` fills."""
-    return Found(np.empty(count), np.empty(count), np.empty(count, np.int64))
+    return FileScores(np.empty(count), np.empty(count), np.empty(count, np.int64))
 
 
-def compare(rows: Logits, reference: Expected, start: int, result: Found, for_blocks: ForBlocks) -> None:
+def compare(rows: Logits, reference: ReferenceRows, start: int, result: FileScores, for_blocks: ForBlocks) -> None:
     """Compares a file's logits, (rows, all tokens), with the reference's, (rows, vocabulary), from row `start`.
 
     With d = l' - l, the file's logits minus the reference's, p the reference's probabilities and m = sum(p d),

@@ -14,7 +14,7 @@ from dgpt2_quant.core.paths import user_path
 from dgpt2_quant.runtime.model import Model
 
 from .compare_files import Quality
-from .logit_rows import Base, Found
+from .logit_rows import FileScores, TokenScores
 from .windows import Window
 
 WORST = 5
@@ -66,7 +66,7 @@ def check_per_token(path: str | Path | None, *, overwrite: bool = False) -> Path
     return found
 
 
-def worst(quality: Quality, file: Found, texts: TokenTexts, count: int = WORST) -> list[WrongToken]:
+def worst(quality: Quality, file: FileScores, texts: TokenTexts, count: int = WORST) -> list[WrongToken]:
     """The tokens with the largest KL divergence, the largest first."""
     order = np.argsort(-file.kld, kind="stable")[:count]
     return [
@@ -97,7 +97,7 @@ def lines(quality: Quality, names: Sequence[str], texts: TokenTexts) -> Iterator
         }
 
 
-def lines_alone(windows: Iterable[Base], texts: TokenTexts) -> Iterator[dict[str, Any]]:
+def lines_alone(windows: Iterable[TokenScores], texts: TokenTexts) -> Iterator[dict[str, Any]]:
     """The same for one file without a reference, from its scores of each window."""
     index = 0
     for found in windows:
@@ -113,5 +113,5 @@ def write_lines(documents: Iterator[dict[str, Any]], path: Path, *, overwrite: b
             file.write(json.dumps(document, ensure_ascii=False).encode() + b"\n")
 
 
-def _scores(texts: TokenTexts, scores: Base | Found, index: int) -> dict[str, Any]:
+def _scores(texts: TokenTexts, scores: TokenScores | FileScores, index: int) -> dict[str, Any]:
     return {"nll": float(scores.nll[index]), "top": texts.of(int(scores.top[index]))}

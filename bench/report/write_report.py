@@ -117,12 +117,12 @@ def remarks(document: BenchJson) -> list[str]:
 
 def report_sections(document: BenchJson, *, with_plots: bool) -> list[Section]:
     """The sections of the whole report, the advice first."""
-    count = len(document["results"])
+    count, base = len(document["results"]), document["reference"]["type"]
     plots: list[Text | Picture] = [Picture(name, CAPTIONS[name]) for name in PLOTS]
     if not with_plots:
         plots = [Text("The plots need matplotlib: pip install 'dgpt2-quant[report]'")]
     return [
-        Section(f"{document['model']['name']}: {count} quantized file{'s' if count != 1 else ''}", level=1),
+        Section(f"{document['model']['name']}: {count} file{'s' if count != 1 else ''} compared with {base}", level=1),
         Section("Advice", [Items(remarks(document))]),
         Section("All files", [Table(COLUMNS, table_rows(document))]),
         Section("Plots", plots),

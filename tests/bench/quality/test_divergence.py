@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from dgpt2_quant.bench.quality.compare_files import Noise, Quality
 from dgpt2_quant.bench.quality.divergence import divergence, noise_floor, pairs, resampled, summarize
-from dgpt2_quant.bench.quality.logit_rows import Base, Found
+from dgpt2_quant.bench.quality.logit_rows import FileScores, TokenScores
 from dgpt2_quant.bench.quality.windows import Window, Windowing
 from dgpt2_quant.core.errors import RuntimeFailure
 
 NONE: list[float] = []
 
 
-def quality(base: Base, *levels: Found, noise: Found | None = None) -> Quality:
+def quality(base: TokenScores, *levels: FileScores, noise: FileScores | None = None) -> Quality:
     """Of one window that has all tokens."""
     count = len(base.nll)
     window = Window(range(count + 1), 0)
@@ -22,14 +22,14 @@ def quality(base: Base, *levels: Found, noise: Found | None = None) -> Quality:
     )
 
 
-def base(nll: list[float], top: list[int] | None = None, top_p: list[float] | None = None) -> Base:
+def base(nll: list[float], top: list[int] | None = None, top_p: list[float] | None = None) -> TokenScores:
     count = len(nll)
-    return Base(np.array(nll), np.array(top or [0] * count), np.array(top_p or [0.5] * count))
+    return TokenScores(np.array(nll), np.array(top or [0] * count), np.array(top_p or [0.5] * count))
 
 
-def found(nll: list[float], kld: list[float] | None = None, top: list[int] | None = None) -> Found:
+def found(nll: list[float], kld: list[float] | None = None, top: list[int] | None = None) -> FileScores:
     count = len(nll)
-    return Found(np.array(nll), np.array(kld or [0.0] * count), np.array(top or [0] * count))
+    return FileScores(np.array(nll), np.array(kld or [0.0] * count), np.array(top or [0] * count))
 
 
 def test_figures_of_known_values() -> None:

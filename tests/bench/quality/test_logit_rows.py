@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from dgpt2_quant.bench.quality import logit_rows as rows
-from dgpt2_quant.bench.quality.logit_rows import Found
+from dgpt2_quant.bench.quality.logit_rows import FileScores
 
 ROWS, VOCABULARY = 60, 300
 Logits = npt.NDArray[np.float32]
@@ -28,11 +28,11 @@ def probabilities(logits: Logits) -> npt.NDArray[np.float64]:
 
 def compared(
     reference: Logits, level: Logits, targets: Targets, *, threads: int = 1, cuts: tuple[int, ...] = ()
-) -> Found:
+) -> FileScores:
     """All rows of a level, handed over in parts."""
     result = rows.no_scores(len(targets))
     with rows.on_threads(threads) as for_blocks:
-        wanted = rows.expected(reference, targets, for_blocks)
+        wanted = rows.reference_rows(reference, targets, for_blocks)
         for start, end in zip((0, *cuts), (*cuts, len(targets)), strict=True):
             rows.compare(level[start:end], wanted, start, result, for_blocks)
     return result
@@ -63,7 +63,7 @@ def test_pad_tokens_take_their_share_of_the_probability() -> None:
 def test_expected_matches_the_definition() -> None:
     reference, _, targets = random_pair()
     with rows.on_threads(2) as for_blocks:
-        found = rows.expected(reference, targets, for_blocks)
+        found = rows.reference_rows(reference, targets, for_blocks)
         alone = rows.nll(reference, targets, for_blocks)
     p = probabilities(reference)
     assert found.nll == pytest.approx(-np.log(p[np.arange(ROWS), targets]), abs=1e-6)

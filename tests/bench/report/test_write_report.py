@@ -97,7 +97,7 @@ def test_rows_for_the_columns() -> None:
 def test_the_sections_and_their_order() -> None:
     titles = [line.lstrip("# ") for line in markdown().splitlines() if line.startswith("#")]
     assert titles == [
-        "tiny: 2 quantized files",
+        "tiny: 2 files compared with F32",
         "Advice",
         "All files",
         "Plots",
@@ -114,7 +114,7 @@ def test_the_sections_and_their_order() -> None:
     bare = document(result("Q4_0", by_confidence=[], worst=[], speed=[]), pairs=[], noise_floor=None)
     left_out = {"Which differences are real", "By the reference's confidence", "Speed by setting", "Peers"}
     assert not any(f"# {title}\n" in markdown(bare) for title in left_out | {"Worst tokens"})
-    assert "# tiny: 1 quantized file\n" in markdown(bare)
+    assert "# tiny: 1 file compared with F32\n" in markdown(bare)
 
 
 def test_the_quality_table_ends_with_the_noise_floor() -> None:
