@@ -35,9 +35,12 @@ from dgpt2_quant.quantize.calibration.collect import SAMPLED, imatrix
 from dgpt2_quant.quantize.calibration.encode_text import encode_text
 from dgpt2_quant.quantize.calibration.imatrix_file import ImportanceMatrix, read_importance
 from dgpt2_quant.quantize.checkpoint.source import ModelSource, open_model
-from dgpt2_quant.quantize.convert import ConvertedFile, convert, write_files
-from dgpt2_quant.quantize.recipes.lean_plan import Recipe, plan_of_recipe
+from dgpt2_quant.quantize.convert import convert, prepare
+from dgpt2_quant.quantize.converted_file import ConvertedFile
 from dgpt2_quant.quantize.recipes.lean_steps import STEPS
+from dgpt2_quant.quantize.recipes.plan import plan_of_recipe
+from dgpt2_quant.quantize.recipes.recipe_file import Recipe
+from dgpt2_quant.quantize.write import write_files
 from lean_tables import EQUAL, print_tables, targets
 
 STOCK = ("q3_k_m", "q4_0", "q4_k_m", "q5_k_m", "q6_k")
@@ -183,11 +186,12 @@ class Workshop:
             name = "-".join(without) if len(without) == 1 else "all"
             plans = {
                 self.folder / name / f"{one.beside}.gguf": plan_of_recipe(
-                    self.source, replace(one.recipe, without=without), self.importance
+                    self.source, replace(one.recipe, skip_steps=without), self.importance.entries
                 )
                 for one in searched
             }
-            files = write_files(self.source, plans, threads=self.threads, progress=show)
+            prepared = prepare(self.source, plans, self.importance, threads=self.threads, progress=show)
+            files = write_files(self.source, plans, prepared, self.importance, threads=self.threads, progress=show)
             yield [
                 Contestant(f"{one.name}, without {name}", "ablated", file, one.beside, without)
                 for one, file in zip(searched, files, strict=True)

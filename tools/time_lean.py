@@ -34,7 +34,8 @@ from dgpt2_quant.core.json_text import to_json_text
 from dgpt2_quant.quantize.calibration.collect import SAMPLED_TOKENS
 from dgpt2_quant.quantize.calibration.encode_text import encode_text
 from dgpt2_quant.quantize.checkpoint.source import open_model
-from dgpt2_quant.quantize.convert import ConvertedFile, convert
+from dgpt2_quant.quantize.convert import convert
+from dgpt2_quant.quantize.converted_file import ConvertedFile
 from dgpt2_quant.runtime import Model
 from lean_tables import BYTES_RATIO, SPEED_RATIO, seconds_table, speeds_table
 from measure_lean import show
@@ -51,7 +52,6 @@ STAGES = (  # what a stage is called, by what the progress says
     (r"importance of", "importance matrix"),
     (r"gradients", "gradients"),
     (r"effect of", "effects of types"),
-    (r"kernel times", "kernel times"),
     (r"blk\.\d+\.\w+$", "rounding"),
     (r".*\.(weight|bias)$", "writing"),
 )

@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 from dgpt2_quant.core.atomic_file import output_file, refuse_existing
 from dgpt2_quant.core.errors import CheckpointError, UsageError
-from dgpt2_quant.core.hyperparameters import multiplied
 from dgpt2_quant.core.parallel import calculating, in_parallel
 from dgpt2_quant.core.paths import user_path
 from dgpt2_quant.core.progress import Progress
@@ -196,14 +195,6 @@ def collect(
             collected.save(partial)
         raise
     return collected.result(text.name, size, tokens)
-
-
-def uncollected(source: ModelSource, text: Chunked) -> ImportanceMatrix:
-    """As `collect` would return it, without having collected: to plan with."""
-    shapes = {tensor.name: tensor.shape for tensor in source.tensors}
-    empty = {name: np.zeros(shapes[name][1], np.float32) for name in multiplied(shapes)}
-    entries = {name: Statistics(zeros, zeros, 0.0) for name, zeros in empty.items()}
-    return ImportanceMatrix(entries, [text.name], text.count, text.size, text.tokens)
 
 
 def _sha256_of(tokens: Sequence[int]) -> str:

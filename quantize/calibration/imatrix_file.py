@@ -99,13 +99,7 @@ class ImportanceMatrix:
 
     def metadata(self) -> dict[str, Any]:
         """What a converted file states of it."""
-        return {
-            "dgpt2_quant.imatrix.sha256": self.sha256,
-            # llama-quantize's own; not the path, which is not the same on another machine
-            "quantize.imatrix.dataset": ", ".join(self.datasets),
-            "quantize.imatrix.entries_count": len(self.entries),
-            "quantize.imatrix.chunks_count": self.chunk_count,
-        }
+        return importance_metadata(self.sha256, self.datasets, len(self.entries), self.chunk_count)
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Raises `UsageError` when it was collected on a model of other shapes."""
@@ -133,6 +127,17 @@ class ImportanceMatrix:
         raise UsageError(
             f"the importance matrix {why}", "It was made for another model; collect one with `dgpt2-quant imatrix`."
         )
+
+
+def importance_metadata(sha256: str, datasets: Sequence[str], entries: int, chunks: int) -> dict[str, Any]:
+    """What a converted file states of its importance matrix."""
+    return {
+        "dgpt2_quant.imatrix.sha256": sha256,
+        # llama-quantize's own; not the path, which is not the same on another machine
+        "quantize.imatrix.dataset": ", ".join(datasets),
+        "quantize.imatrix.entries_count": entries,
+        "quantize.imatrix.chunks_count": chunks,
+    }
 
 
 def merged(matrices: Iterable[ImportanceMatrix]) -> ImportanceMatrix:

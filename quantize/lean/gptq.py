@@ -109,7 +109,7 @@ def round_matrix(
     *,
     sweeps: int = SWEEPS,
 ) -> Bytes:
-    """Blocks of a matrix, shape (rows, bytes of a row), in any of `lean_mix.ROUNDABLE`.
+    """Blocks of a matrix, shape (rows, bytes of a row), in any of `tensor_types.ROUNDABLE`.
 
     `weights` has the shape (rows, columns), `inputs` is the factor of H and `outputs` that of G (None: rows have
     nothing to do with each other). Raises as `ggml.quantize`.

@@ -17,8 +17,8 @@ from dgpt2_quant.core.parallel import by_rows, in_parallel, mean_of, pieces
 from dgpt2_quant.core.progress import Progress
 from dgpt2_quant.core.quant_types import TensorType
 from dgpt2_quant.quantize.calibration.numpy_gpt2 import Reference
-from dgpt2_quant.quantize.recipes.lean_mix import ROUNDABLE
 from dgpt2_quant.quantize.recipes.lean_steps import Steps
+from dgpt2_quant.quantize.recipes.tensor_types import ROUNDABLE
 
 from .activation_rounding import as_multiplied
 from .block_codes import Bytes
@@ -29,7 +29,7 @@ _TOKENS = 8192  # whose products are summed at once
 
 
 @dataclass(frozen=True)
-class Made:
+class QuantizedTensor:
     """A tensor as it goes to the file: blocks, shape (rows, bytes of a row), and the weights they stand for."""
 
     tensor_type: TensorType
@@ -37,8 +37,8 @@ class Made:
     values: npt.NDArray[np.float32]
 
 
-def as_made(name: str, blocks: Bytes, tensor_type: TensorType, shape: tuple[int, ...]) -> Made:
-    return Made(tensor_type, blocks, dequantize(name, blocks, tensor_type, shape))
+def as_quantized(name: str, blocks: Bytes, tensor_type: TensorType, shape: tuple[int, ...]) -> QuantizedTensor:
+    return QuantizedTensor(tensor_type, blocks, dequantize(name, blocks, tensor_type, shape))
 
 
 def quantize_body(
@@ -49,7 +49,7 @@ def quantize_body(
     outputs: Mapping[str, Factor],
     steps: Steps,
     progress: Progress | None = None,
-) -> dict[str, Made]:
+) -> dict[str, QuantizedTensor]:
     """All matrices of the blocks, by name.
 
     `lookup` has the quantized embedding and position table, `outputs` the factors of the matrices' outputs' side.
@@ -57,7 +57,7 @@ def quantize_body(
     passage = Passage(trained, chunks)
     inputs = passage.inputs()
     state = passage.looked_up(lookup)
-    made: dict[str, Made] = {}
+    made: dict[str, QuantizedTensor] = {}
 
     def pass_through(name: str, x: Array) -> Array:
         weight, bias, kind = f"{name}.weight", trained.weights[f"{name}.bias"], types[f"{name}.weight"]
@@ -89,12 +89,12 @@ def quantize_matrix(
     tensor_type: TensorType,
     outputs: Factor | None,
     steps: Steps,
-) -> Made:
+) -> QuantizedTensor:
     """A matrix, from its inputs as trained and as met, each of the shape (tokens, columns).
 
     Those met are as they are multiplied with it: what the tensor type makes of activations is done (activations.py).
     """
-    return as_made(name, _rounded(name, weights, streams, tensor_type, outputs, steps), tensor_type, weights.shape)
+    return as_quantized(name, _rounded(name, weights, streams, tensor_type, outputs, steps), tensor_type, weights.shape)
 
 
 def _rounded(

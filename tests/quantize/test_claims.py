@@ -52,7 +52,7 @@ def test_nothing_is_claimed_where_nothing_is_quantized(
         said, _ = claims(folder, tmp_path, quant_type, **options)
     assert said == {}
     assert (tmp_path / "it.gguf").read_bytes() == Path(plain[0].path).read_bytes()
-    assert any("set by hand change nothing" in text for text in caplog.messages)
+    assert any("`tensor_type` changes nothing" in text for text in caplog.messages)
     assert any("importance matrix changes nothing" in text for text in caplog.messages)
     assert any("lean changes nothing" in text for text in caplog.messages) is (recipe == "lean")
 

@@ -14,8 +14,10 @@ from dgpt2_quant.core.quant_types import QUANT_TYPES
 from dgpt2_quant.quantize.checkpoint.folder import source_sha256
 from dgpt2_quant.quantize.checkpoint.resolve import Source, resolve
 from dgpt2_quant.quantize.checkpoint.source import CheckpointModel
-from dgpt2_quant.quantize.convert import ConvertedFile, convert, write_files
+from dgpt2_quant.quantize.convert import convert, prepare
+from dgpt2_quant.quantize.converted_file import ConvertedFile
 from dgpt2_quant.quantize.recipes.plan import make_plan
+from dgpt2_quant.quantize.write import write_files
 from dgpt2_quant.runtime.native.bindings import _log_callback, _quiet, bindings
 
 from .checkpoints import make_checkpoint
@@ -72,7 +74,8 @@ def test_the_metadata_names_the_model_and_where_it_is_from(results: list[Convert
 def test_a_model_of_the_hub_is_named_as_what_it_was_made_from(tmp_path: Path) -> None:
     source = Source("tiny", make_checkpoint(tmp_path / "snapshot"), "owner/tiny", "c" * 40)
     model = CheckpointModel(source)
-    (result,) = write_files(model, {tmp_path / "it.gguf": make_plan(model, QUANT_TYPES["Q8_0"])})
+    plans = {tmp_path / "it.gguf": make_plan(model, QUANT_TYPES["Q8_0"])}
+    (result,) = write_files(model, plans, prepare(model, plans))
     metadata = read_header(Path(result.path)).metadata
     assert metadata["general.name"] == "tiny"
     assert metadata["general.base_model.count"] == 1
@@ -167,12 +170,16 @@ def test_overwrite_replaces(tmp_path: Path, results: list[ConvertedFile]) -> Non
 @pytest.mark.parametrize(
     ("call", "message", "hint"),
     [
-        ({"type": []}, "no quantization type", "--type q4_k"),
+        ({"type": []}, "`type` must name at least one quant type", "q4_k"),
         ({"type": ["q4_k_x"]}, "'q4_k_x'", "q4_k"),
         ({"type": ["f16"], "recipe": "magic"}, "'magic'", ""),
         ({"type": ["f16"], "threads": 0}, "0 threads were asked for", ""),
         ({"type": ["f16"], "threads": -1}, "-1 threads were asked for", ""),
-        ({"type": ["f16", "q8_0"], "output": "one.gguf"}, "one.gguf is one file, but 2 types", "folder"),
+        (
+            {"type": ["f16", "q8_0"], "output": "one.gguf"},
+            "must be a folder for 2 types, not the file one.gguf",
+            "folder",
+        ),
     ],
 )
 def test_a_wrong_call_is_a_usage_error(

@@ -10,7 +10,8 @@ from dgpt2_quant.quantize.calibration import calibration
 from dgpt2_quant.quantize.calibration import collect as calibrate
 from dgpt2_quant.quantize.checkpoint.naming import clean_name, folder_name, name_of_file
 from dgpt2_quant.quantize.checkpoint.resolve import resolve
-from dgpt2_quant.quantize.convert import ConvertedFile, convert
+from dgpt2_quant.quantize.convert import convert
+from dgpt2_quant.quantize.converted_file import ConvertedFile
 
 from ..checkpoints import make_checkpoint
 

@@ -8,7 +8,7 @@ import pytest
 from dgpt2_quant.core.ggml import dequantize, quantize
 from dgpt2_quant.core.quant_types import TensorType
 from dgpt2_quant.quantize.lean.block_codes import Grid, read_grid, with_codes
-from dgpt2_quant.quantize.recipes.lean_mix import ROUNDABLE
+from dgpt2_quant.quantize.recipes.tensor_types import ROUNDABLE
 
 ROWS, COLUMNS = 6, 512
 SHAPE = (ROWS, COLUMNS)

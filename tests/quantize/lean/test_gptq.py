@@ -10,7 +10,7 @@ from dgpt2_quant.core.ggml import dequantize, quantize
 from dgpt2_quant.core.quant_types import TensorType
 from dgpt2_quant.quantize.lean.block_codes import read_grid
 from dgpt2_quant.quantize.lean.gptq import DAMPING, Factor, factor, round_matrix
-from dgpt2_quant.quantize.recipes.lean_mix import ROUNDABLE
+from dgpt2_quant.quantize.recipes.tensor_types import ROUNDABLE
 
 ROWS, COLUMNS = 24, 256
 RANDOM = np.random.default_rng(0)

@@ -11,7 +11,8 @@ from dgpt2_quant.core.text import load_text
 from dgpt2_quant.quantize.calibration.collect import imatrix
 from dgpt2_quant.quantize.calibration.imatrix_file import read_importance
 from dgpt2_quant.quantize.calibration.numpy_gpt2 import softmax
-from dgpt2_quant.quantize.convert import ConvertedFile, convert
+from dgpt2_quant.quantize.convert import convert
+from dgpt2_quant.quantize.converted_file import ConvertedFile
 from dgpt2_quant.quantize.lean.padding import Padding, least_likely
 from dgpt2_quant.runtime import Model
 from dgpt2_quant.runtime.native.model_context import NativeModel

@@ -11,7 +11,8 @@ from dgpt2_quant.core.gguf_file import read_header
 from dgpt2_quant.core.quant_types import TensorType
 from dgpt2_quant.quantize import convert as convert_module
 from dgpt2_quant.quantize.calibration.collect import imatrix
-from dgpt2_quant.quantize.convert import ConvertedFile, convert
+from dgpt2_quant.quantize.convert import convert
+from dgpt2_quant.quantize.converted_file import ConvertedFile
 from dgpt2_quant.quantize.recipes.lean_plan import nominal_level, read_recipe
 from dgpt2_quant.quantize.search import search as module
 from dgpt2_quant.quantize.search.search import find_target

@@ -1,23 +1,25 @@
-"""Plans of the recipe `lean`, and recipes in files of their own, which come from anybody."""
+"""Recipe files, from any hand, and plans of the recipe `lean`."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import pytest
-from dgpt2_quant.core.errors import DgptQuantError, ModelNotFoundError, OutputError, UsageError
+from dgpt2_quant.core.errors import ModelNotFoundError, OutputError, UsageError
 from dgpt2_quant.core.gguf_file import read_header
-from dgpt2_quant.core.quant_types import QUANT_TYPES, TensorType, find_type
+from dgpt2_quant.core.quant_types import QUANT_TYPES, TensorType
 from dgpt2_quant.quantize.calibration.collect import imatrix
-from dgpt2_quant.quantize.calibration.imatrix_file import ImportanceMatrix, read_importance
+from dgpt2_quant.quantize.calibration.imatrix_file import read_importance
 from dgpt2_quant.quantize.checkpoint.source import ModelSource, open_model
 from dgpt2_quant.quantize.convert import convert
-from dgpt2_quant.quantize.recipes.lean_mix import PREFERENCES, body_type, find_preference, head_type
-from dgpt2_quant.quantize.recipes.lean_plan import Recipe, make_lean_plan, nominal_level, plan_of_recipe, read_recipe
-from dgpt2_quant.quantize.recipes.lean_steps import STEPS, Steps, steps_without
+from dgpt2_quant.quantize.recipes.plan import make_lean_plan, plan_of_recipe
+from dgpt2_quant.quantize.recipes.recipe_file import Recipe, nearest_type, read_recipe
+from dgpt2_quant.quantize.recipes.tensor_types import find_preference
 
 from ..checkpoints import TOKENS, make_checkpoint
 
+Names = Collection[str]
 MATRICES = [f"blk.0.{name}.weight" for name in ("attn_output", "attn_qkv", "ffn_down", "ffn_up")]
 TYPES = dict(
     zip(
@@ -45,8 +47,8 @@ def source(folder: Path) -> ModelSource:
 
 
 @pytest.fixture
-def importance(folder: Path) -> ImportanceMatrix:
-    return read_importance(folder / "it.gguf")
+def importance(folder: Path) -> Names:
+    return read_importance(folder / "it.gguf").entries.keys()
 
 
 def document(**changed: Any) -> dict[str, Any]:
@@ -61,9 +63,9 @@ def written(path: Path, content: Any) -> Path:
 
 
 class TestRecipeFiles:
-    """What is written is read again; what is no recipe is told from one."""
+    """Reading and writing."""
 
-    def test_a_round_trip(self, tmp_path: Path) -> None:
+    def test_a_written_recipe_is_read_again(self, tmp_path: Path) -> None:
         RECIPE.write(tmp_path / "mine.json")
         assert read_recipe(tmp_path / "mine.json") == RECIPE
         plain = Recipe("plain.json", QUANT_TYPES["Q4_0"], TYPES)
@@ -71,7 +73,7 @@ class TestRecipeFiles:
         assert read_recipe(str(tmp_path / "plain.json")) == plain
         assert (tmp_path / "plain.json").read_text().endswith("}\n")
 
-    def test_an_existing_file_is_not_replaced_unasked(self, tmp_path: Path) -> None:
+    def test_an_existing_file_is_replaced_only_with_overwrite(self, tmp_path: Path) -> None:
         RECIPE.write(tmp_path / "mine.json")
         with pytest.raises(OutputError, match="exists already"):
             RECIPE.write(tmp_path / "mine.json")
@@ -117,9 +119,9 @@ class TestRecipeFiles:
         ],
         ids=lambda content: str(content)[:60],
     )
-    def test_what_is_no_recipe_is_refused(self, content: Any, tmp_path: Path) -> None:
+    def test_other_content_is_refused(self, content: Any, tmp_path: Path) -> None:
         path = written(tmp_path / "bad.json", content)
-        with pytest.raises(UsageError, match=r"bad\.json is no recipe of this tool") as caught:
+        with pytest.raises(UsageError, match=r"bad\.json is not a recipe of this tool") as caught:
             read_recipe(path)
         assert len(caught.value.message) < 500
         assert caught.value.hint
@@ -127,7 +129,7 @@ class TestRecipeFiles:
             convert("no/such/model", recipe=path)  # before anything is looked for
 
     @pytest.mark.parametrize("name", ["gone.json", "folder.json", "a\0.json", "x" * 300 + ".json"])
-    def test_a_file_that_is_not_there_is_said(self, name: str, tmp_path: Path) -> None:
+    def test_a_missing_file_is_reported(self, name: str, tmp_path: Path) -> None:
         (tmp_path / "folder.json").mkdir()
         with pytest.raises(ModelNotFoundError, match="there is no file"):
             read_recipe(tmp_path / name)
@@ -136,14 +138,15 @@ class TestRecipeFiles:
 class TestPlansOfRecipes:
     """A recipe and a model."""
 
-    def test_the_types_are_the_recipes(self, source: ModelSource, importance: ImportanceMatrix) -> None:
+    def test_the_plan_has_the_types_of_the_recipe(self, source: ModelSource, importance: Names) -> None:
         plan = plan_of_recipe(source, RECIPE, importance)
         assert {name: kind for name, kind in plan.types.items() if kind is not TensorType.F32} == TYPES
         assert plan.shapes["token_embd.weight"] == (len(TOKENS) + 2, 32)
-        assert (plan.quant_type.name, plan.without, plan.importance) == ("Q5_1", ("gradients",), importance)
+        assert (plan.quant_type.name, plan.skip_steps, plan.pads) == ("Q5_1", ("gradients",), 2)
+        assert plan.uses_importance
 
-    def test_one_more_for_the_output_splits_the_embedding(
-        self, source: ModelSource, importance: ImportanceMatrix, folder: Path, tmp_path: Path
+    def test_a_type_for_the_output_splits_the_embedding(
+        self, source: ModelSource, importance: Names, folder: Path, tmp_path: Path
     ) -> None:
         recipe = Recipe("split.json", QUANT_TYPES["Q4_0"], {**TYPES, "output.weight": TensorType.Q8_0}, ("padding",))
         plan = plan_of_recipe(source, recipe, importance)
@@ -158,9 +161,7 @@ class TestPlansOfRecipes:
         assert {name: tensors[name].type for name in recipe.types} == recipe.types
         assert (file.type, Path(file.path).name) == ("Q4_0", "tiny.split.Q4_0.gguf")
 
-    def test_types_that_do_not_divide_the_rows_are_replaced(
-        self, source: ModelSource, importance: ImportanceMatrix
-    ) -> None:
+    def test_types_that_do_not_divide_the_rows_are_replaced(self, source: ModelSource, importance: Names) -> None:
         recipe = Recipe("k.json", QUANT_TYPES["Q4_K_M"], dict.fromkeys(TYPES, TensorType.Q4_K))
         found = plan_of_recipe(source, recipe, importance).types
         assert {found[name] for name in TYPES} == {TensorType.Q5_0}
@@ -170,21 +171,24 @@ class TestPlansOfRecipes:
         [
             ({"blk.0.ffn_up.weight": None}, r"mine\.json has no type for blk\.0\.ffn_up\.weight"),
             ({"position_embd.weight": None}, r"has no type for position_embd\.weight"),
-            ({"blk.1.ffn_up.weight": TensorType.Q4_0}, r"names 'blk\.1\.ffn_up\.weight', which the model has not"),
-            ({"\ud800" * 1000: TensorType.Q4_0}, r"names '(\\ud800)+.{1,5}, which the model has not"),
+            (
+                {"blk.1.ffn_up.weight": TensorType.Q4_0},
+                r"names 'blk\.1\.ffn_up\.weight', which the model does not have",
+            ),
+            ({"\ud800" * 1000: TensorType.Q4_0}, r"names '(\\ud800)+.{1,5}, which the model does not have"),
             ({"blk.0.ffn_up.weight": TensorType.Q1_0}, "Q1_0 has blocks of 128"),
         ],
         ids=lambda value: str(list(value))[:40] if isinstance(value, dict) else "",
     )
-    def test_one_for_another_model_is_refused(
-        self, types: Any, message: str, source: ModelSource, importance: ImportanceMatrix
+    def test_a_recipe_for_another_model_is_refused(
+        self, types: Any, message: str, source: ModelSource, importance: Names
     ) -> None:
         changed = {name: kind for name, kind in {**TYPES, **types}.items() if kind is not None}
         with pytest.raises(UsageError, match=message) as caught:
             plan_of_recipe(source, Recipe("mine.json", QUANT_TYPES["Q4_0"], changed), importance)
         caught.value.message.encode()  # it can be printed
 
-    def test_one_for_a_deeper_model_is_refused(self, folder: Path, importance: ImportanceMatrix) -> None:
+    def test_a_recipe_for_a_shallower_model_is_refused(self, folder: Path, importance: Names) -> None:
         with pytest.raises(UsageError, match=r"has no type for output\.weight"):
             plan_of_recipe(open_model(str(folder / "two")), RECIPE, importance)
 
@@ -193,77 +197,49 @@ class TestPlansOfRecipes:
         [{"type": "q4_0"}, {"tensor_type": ["ffn=q8_0"]}, {"prefer": "size"}, {"without": ["sweeps"]}],
         ids=str,
     )
-    def test_nothing_can_be_said_besides(self, options: dict[str, Any], folder: Path, tmp_path: Path) -> None:
+    def test_settings_that_a_recipe_decides_are_refused(
+        self, options: dict[str, Any], folder: Path, tmp_path: Path
+    ) -> None:
         path = written(tmp_path / "mine.json", document())
-        with pytest.raises(UsageError):
+        with pytest.raises(UsageError, match="cannot be combined with the recipe file"):
             convert(str(folder / "tiny"), recipe=path, imatrix=folder / "it.gguf", output=tmp_path / "out", **options)
         assert not (tmp_path / "out").exists()
 
 
-class TestLevels:
-    """What a level's matrices get."""
+class TestLeanPlans:
+    """Plans of the recipe `lean`."""
 
-    @pytest.mark.parametrize("level", [level for level in QUANT_TYPES.values() if level.base.is_quantized], ids=str)
-    def test_every_level_has_a_plan(
-        self, level: Any, source: ModelSource, importance: ImportanceMatrix, folder: Path
+    @pytest.mark.parametrize("quant_type", [t for t in QUANT_TYPES.values() if t.base.is_quantized], ids=str)
+    def test_every_quant_type_has_a_plan(
+        self, quant_type: Any, source: ModelSource, importance: Names, folder: Path
     ) -> None:
-        if level.base is TensorType.Q1_0:  # its blocks do not divide rows of 32, and have no replacement
+        if quant_type.base is TensorType.Q1_0:  # its blocks do not divide rows of 32, and have no replacement
             with pytest.raises(UsageError, match="Q1_0 has blocks of 128"):
-                make_lean_plan(source, level, importance)
+                make_lean_plan(source, quant_type, importance)
             return
         sizes = [
-            make_lean_plan(source, level, importance, prefer=find_preference(prefer)).data_bytes
+            make_lean_plan(source, quant_type, importance, prefer=find_preference(prefer)).data_bytes
             for prefer in ("size", None, "quality")
         ]
         assert sizes[0] <= sizes[1] <= sizes[2]
 
-    def test_the_blocks_get_the_levels_own_type(self) -> None:
-        for level in QUANT_TYPES.values():
-            assert body_type(level) is (TensorType.Q8_0 if level.name == "MXFP4_MOE" else level.base)
-
-    def test_preferences_order_the_embeddings_types(self) -> None:
-        for level in QUANT_TYPES.values():
-            if not level.base.is_quantized:
-                continue
-            bits = {prefer: head_type(level, prefer).bits_per_weight for prefer in (*PREFERENCES, None)}
-            assert bits["size"] <= bits[None] <= bits["quality"], level
-            assert bits["speed"] <= bits["quality"]
-        assert head_type(find_type("q5_k"), "speed") is TensorType.Q4_K
-        assert head_type(find_type("q4_k")) is head_type(find_type("q3_k")) is TensorType.Q5_K
-        assert head_type(find_type("q4_k_s")) is head_type(find_type("q3_k_s")) is TensorType.Q4_K
-        assert head_type(find_type("q4_0"), "speed") is TensorType.Q4_0
-
-    def test_a_mix_is_called_by_the_level_of_its_bits(self, source: ModelSource, importance: ImportanceMatrix) -> None:
+    def test_a_mix_is_named_by_the_quant_type_of_its_bits(self, source: ModelSource, importance: Names) -> None:
         shapes = plan_of_recipe(source, RECIPE, importance).shapes
-        for name, level in {"Q2_K": "Q2_K", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "Q6_K": "Q6_K", "F16": "Q8_0"}.items():
-            assert nominal_level(dict.fromkeys(TYPES, TensorType[name]), shapes).name == level
+        for name, wanted in {
+            "Q2_K": "Q2_K",
+            "Q4_K": "Q4_K_M",
+            "Q5_K": "Q5_K_M",
+            "Q6_K": "Q6_K",
+            "F16": "Q8_0",
+        }.items():
+            assert nearest_type(dict.fromkeys(TYPES, TensorType[name]), shapes).name == wanted
         mixed = dict.fromkeys(TYPES, TensorType.Q2_K) | {"token_embd.weight": TensorType.Q8_0}
-        assert nominal_level(mixed, shapes).name == "Q5_K_M"  # the embedding is the half of it
+        assert nearest_type(mixed, shapes).name == "Q5_K_M"  # the embedding is the half of it
 
-    def test_without_padding_the_vocabulary_stays(self, source: ModelSource, importance: ImportanceMatrix) -> None:
-        plan = make_lean_plan(source, QUANT_TYPES["Q4_0"], importance, without=("padding",))
+    def test_without_padding_the_vocabulary_stays(self, source: ModelSource, importance: Names) -> None:
+        plan = make_lean_plan(source, QUANT_TYPES["Q4_0"], importance, skip_steps=("padding",))
         assert plan.shapes["token_embd.weight"] == (len(TOKENS), 32)
 
-    def test_an_importance_matrix_of_another_model_is_refused(self, folder: Path, importance: ImportanceMatrix) -> None:
+    def test_an_importance_matrix_of_another_model_is_refused(self, folder: Path, importance: Names) -> None:
         with pytest.raises(UsageError, match=r"has no entry for blk\.1\."):
             make_lean_plan(open_model(str(folder / "two")), QUANT_TYPES["Q4_0"], importance)
-
-
-class TestSteps:
-    """Names of what can be left out."""
-
-    def test_all_are_on_until_left_out(self) -> None:
-        assert Steps().left_out == ()
-        assert steps_without(["sweeps", "padding", "sweeps"]).left_out == ("padding", "sweeps")
-        assert steps_without(STEPS).left_out == STEPS
-
-    @pytest.mark.parametrize("name", ["", "Sweeps", "left_out", "sweeps "])
-    def test_others_are_refused(self, name: str) -> None:
-        with pytest.raises(UsageError, match=f"no step {name!r} to leave out; there are padding, centring, scaling"):
-            steps_without(["sweeps", name])
-
-
-def test_preferences_are_words() -> None:
-    assert [find_preference(name) for name in (None, *PREFERENCES)] == [None, *PREFERENCES]
-    with pytest.raises(DgptQuantError, match="'Size' can not be preferred"):
-        find_preference("Size")
