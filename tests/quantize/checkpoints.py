@@ -1,7 +1,7 @@
-"""Tiny random GPT-2 checkpoints in Hugging Face layout, in every shape that the Hub has them in.
+"""Tiny random GPT-2 checkpoints in Hugging Face layout, in all variants that the Hub has.
 
-The weights are written by the safetensors library (BF16, which NumPy has not, by hand), so that what reads them is
-compared with the format's own implementation.
+The safetensors library writes the weights (except BF16, which NumPy lacks), so that our reader is tested against the
+format's own implementation.
 """
 
 import json
@@ -20,7 +20,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def printable_bytes() -> list[str]:
-    """The 256 bytes as GPT-2 spells them: what is printable stands for itself, the rest begins at U+0100."""
+    """The 256 bytes as GPT-2 spells them: printable ones as themselves, the others from U+0100 on."""
     itself = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = iter(range(256, 512))
     return [chr(byte) if byte in itself else chr(next(others)) for byte in range(256)]

@@ -1,7 +1,6 @@
-"""A Hugging Face Hub on 127.0.0.1, with the routes and headers that huggingface_hub downloads a model with.
+"""A Hugging Face Hub on 127.0.0.1, with the routes and headers that huggingface_hub needs to download a model.
 
-Downloads are tested against it over real HTTP, so that what the library sends, retries and raises is its own
-doing. Routes and headers are those that huggingface_hub's `hf_api.py` and `file_download.py` use.
+Downloads are tested over real HTTP, with the requests, retries and errors of the library itself. Routes and headers are those that huggingface_hub's `hf_api.py` and `file_download.py` use.
 """
 
 import hashlib
@@ -19,7 +18,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass(frozen=True)
 class Refusal:
-    """An answer other than 200: the status, and the headers in which the Hub says why."""
+    """An answer other than 200: the status, and the Hub's headers with the reason."""
 
     status: int
     code: str = ""

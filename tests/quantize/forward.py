@@ -28,7 +28,7 @@ class Output(NamedTuple):
 
 
 def forward(folder: Path, tokens: Sequence[int], **config: Any) -> Output:
-    """What the checkpoint computes; `config` goes before its `config.json`."""
+    """The outputs of the checkpoint; `config` goes before its `config.json`."""
     config = {**json.loads((folder / "config.json").read_bytes()), **config}
     weights = read_weights(folder)
     heads, epsilon = config["n_head"], config.get("layer_norm_epsilon", 1e-5)

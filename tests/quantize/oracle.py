@@ -1,4 +1,4 @@
-"""llama.cpp's own quantizer, called in this process: what our files are compared with."""
+"""llama.cpp's own quantizer, called in this process: the oracle for our files."""
 
 import ctypes
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ def llama_quantize(
     overrides: Sequence[tuple[str, TensorType]] = (),
     allow_requantize: bool = False,
 ) -> bool:
-    """Whether it made the file. `importance` are mean squares by the matrix's name."""
+    """Whether it wrote the file. `importance` are mean squares by the matrix's name."""
     llama_cpp = bindings()  # its log goes to a logger that nobody listens to
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = QUANT_TYPES[level].file_type

@@ -1,4 +1,4 @@
-"""A random GPT-2 as the NumPy reference computes it, without a file, as small as one likes."""
+"""A small random GPT-2 for the NumPy reference, without a file."""
 
 import numpy as np
 from dgpt2_quant.core.hyperparameters import Hyperparameters
