@@ -1,4 +1,4 @@
-"""The options of a search: the tensor types that each matrix can get, their bytes, and the budget for all of them."""
+"""The options of a search: the tensor types that each matrix can get, their costs, and the budget for all of them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,10 +23,8 @@ SEARCHED_TYPES = tuple(
         key=lambda kind: kind.bits_per_weight,
     )
 )
-FAST_TYPES = (TensorType.IQ4_NL, TensorType.Q4_K, TensorType.Q6_K, TensorType.Q8_0, TensorType.F16)
-"""The types for `prefer="speed"`. Left out are those for which a type with more bits is faster on x86: llama.cpp's
-kernels for Q4_K, IQ4_NL, Q6_K and Q8_0 take half of the time per byte (docs/decisions.md)."""
-
+_FAST_TYPES = {TensorType.Q4_K, TensorType.IQ4_NL, TensorType.Q6_K, TensorType.Q8_0, TensorType.F16}
+_SLOWER = 2  # llama.cpp's kernels for all other types take about twice the time per byte on x86 (docs/decisions.md)
 _POSITION_TYPES = (TensorType.Q5_1, TensorType.Q8_0, TensorType.F16)
 _FEWER, _MORE = 2.1, 4.1  # bits per weight around the mean that is aimed at: types beyond are hardly ever chosen
 _EIGHT = TensorType.Q8_0.bits_per_weight  # is always among them
@@ -42,7 +40,7 @@ class Options:
         self._source, self._importance, self._model = source, importance, model
         self.shapes = model.sizes.shapes(tied=model.tied)
         matrices = {name: shape for name, shape in self.shapes.items() if len(shape) == 2}
-        smallest = {name: _possible(name, shape, SEARCHED_TYPES)[0] for name, shape in matrices.items()}
+        smallest = {name: _possible(name, shape)[0] for name, shape in matrices.items()}
         least = sum(self._bytes(name, kind) for name, kind in smallest.items())
         self.fixed_bytes = self.file_bytes(self.recipe(smallest)) - least + _SLACK
         self._aim: float | None = None  # the mean bits per weight of a size
@@ -55,13 +53,10 @@ class Options:
             vectors = sum(shape[0] for shape in self.shapes.values() if len(shape) == 1)
             weights = vectors + sum(shape[0] * shape[1] for shape in matrices.values())
             self.budget = target.bits_per_weight * weights / 8 - 4 * vectors
-        self._candidates = SEARCHED_TYPES
-        if target.prefer == "speed" and (self._aim is None or self._aim >= FAST_TYPES[0].bits_per_weight):
-            self._candidates = FAST_TYPES
 
     def types_of(self, name: str) -> list[TensorType]:
         """The types of a matrix that matter for the target; `name` may be `LOOKUP` or `HEAD`."""
-        possible = _possible(name, self.shapes.get(name, self.shapes[_EMBEDDING]), self._candidates)
+        possible = _possible(name, self.shapes.get(name, self.shapes[_EMBEDDING]))
         return possible if self._aim is None or name == _POSITION else _around(self._aim, possible)
 
     def groups(self, effects: Effects) -> list[list[Option]]:
@@ -89,6 +84,7 @@ class Options:
             Option(
                 {_EMBEDDING: lookup, _OUTPUT: output},
                 self._bytes(_EMBEDDING, lookup) + self._bytes(_EMBEDDING, output) + (_ENTRY if self._model.tied else 0),
+                self._time(_EMBEDDING, output),
                 effects[LOOKUP][lookup.name] + effects[HEAD][output.name],
             )
             for lookup in kinds
@@ -97,15 +93,21 @@ class Options:
         return tied + split
 
     def _option(self, name: str, kind: TensorType, effects: Effects) -> Option:
-        return Option({name: kind}, self._bytes(name, kind), effects[name][kind.name])
+        return Option({name: kind}, self._bytes(name, kind), self._time(name, kind), effects[name][kind.name])
 
     def _bytes(self, name: str, kind: TensorType) -> int:
         return padded(tensor_bytes(self.shapes[name], kind))
 
+    def _time(self, name: str, kind: TensorType) -> float:
+        """The relative time of a token; the position table is only looked up."""
+        if name == _POSITION:
+            return 0.0
+        return tensor_bytes(self.shapes[name], kind) * (1 if kind in _FAST_TYPES else _SLOWER)
 
-def _possible(name: str, shape: tuple[int, ...], candidates: Sequence[TensorType]) -> list[TensorType]:
-    """Those whose blocks divide a row."""
-    kinds = _POSITION_TYPES if name == _POSITION else candidates
+
+def _possible(name: str, shape: tuple[int, ...]) -> list[TensorType]:
+    """The types whose blocks divide a row."""
+    kinds = _POSITION_TYPES if name == _POSITION else SEARCHED_TYPES
     return [kind for kind in kinds if shape[1] % kind.block == 0]
 
 
@@ -121,9 +123,9 @@ def _around(aim: float, kinds: Sequence[TensorType]) -> list[TensorType]:
 
 
 def _undominated(options: Sequence[Option]) -> list[Option]:
-    """Without those that lose as much as one with no more bytes."""
+    """Without those that another option is no worse than in all costs."""
     left: list[Option] = []
-    for option in sorted(options, key=lambda o: (o.bytes, o.loss)):
-        if not left or option.loss < left[-1].loss:
+    for option in sorted(options, key=lambda o: (o.bytes, o.time, o.loss)):
+        if not any(o.time <= option.time and o.loss <= option.loss for o in left):
             left.append(option)
     return left

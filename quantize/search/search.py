@@ -30,8 +30,9 @@ from dgpt2_quant.quantize.checkpoint.source import ModelSource, open_model
 from dgpt2_quant.quantize.lean.model import LeanModel
 from dgpt2_quant.quantize.recipes.lean_steps import steps_without
 from dgpt2_quant.quantize.recipes.recipe_file import Recipe
+from dgpt2_quant.quantize.recipes.tensor_types import Prefer
 
-from .knapsack import Allocation, allocate, lower_bound
+from .knapsack import Allocation, Amount, allocate, lower_bound
 from .options import Options
 from .sensitivity import Effects, Predictions, measure_effects, simulated_loss
 from .target import Target, find_target
@@ -39,6 +40,7 @@ from .target import Target, find_target
 _HELD_BACK = 4  # chunks of the calibration text that losses are measured on, and nothing else is computed on
 _CANDIDATES = 3  # mixes that are measured as a whole for a size
 _NEARLY = 1.25  # times the least loss: the most that `prefer` may cost
+_MINIMISED: dict[Prefer | None, Amount] = {None: "loss", "quality": "loss", "speed": "time", "size": "bytes"}
 _TRIES = 6  # to keep a limit of loss
 _CLOSE = 0.93  # of the limit: near enough
 
@@ -123,44 +125,45 @@ def _within_bytes(
     options: Options, effects: Effects, target: Target, measured: Callable[[Allocation], float]
 ) -> Measured:
     """The best of some mixes, each the best with another option of the embedding."""
-    groups = options.groups(effects)
-    best = allocate(groups, "loss", options.budget)
+    groups, budget = options.groups(effects), options.budget
+    best = allocate(groups, "loss", {"bytes": budget})
     if best is None:
         least = sum(min(option.bytes for option in group) for group in groups) + options.fixed_bytes
         raise UsageError(
             f"the target is too small: the smallest file of the searched types has {least:,} bytes",
             "Choose a larger target, or a type of fewer bits: `dgpt2-quant convert -t iq2_xs --calibrate TEXTFILE`.",
         )
-    limit = _NEARLY * max(best.total("loss"), 1e-12)
-    mixes = [allocate([[option], *groups[1:]], "loss", options.budget) for option in groups[0]]
-    near = [mix for mix in mixes if mix and mix.total("loss") <= limit]
-    if target.prefer == "size":
-        for number, mix in enumerate(near):
-            smaller = allocate([[mix.options[0]], *groups[1:]], "bytes", limit)
-            if smaller and smaller.total("bytes") < mix.total("bytes"):
-                near[number] = smaller
-    near.sort(key=lambda mix: mix.total("bytes" if target.prefer == "size" else "loss"))
-    tried = near[:_CANDIDATES] or [best]
+    limit, minimise = _NEARLY * max(best.total("loss"), 1e-12), _MINIMISED[target.prefer]
+    mixes = []
+    for embedding in groups[0]:
+        chosen = [[embedding], *groups[1:]]
+        mix = allocate(chosen, "loss", {"bytes": budget})
+        if mix and mix.total("loss") <= limit:
+            if minimise != "loss":
+                mix = allocate(chosen, minimise, {"bytes": budget, "loss": limit}) or mix
+            mixes.append(mix)
+    tried = sorted(mixes, key=lambda mix: mix.total(minimise))[:_CANDIDATES] or [best]
     losses = [measured(mix) for mix in tried]
-    number = 0 if target.prefer == "size" else losses.index(min(losses))
-    return tried[number], losses[number], losses, lower_bound(groups, "loss", options.budget)
+    number = losses.index(min(losses)) if minimise == "loss" else 0
+    return tried[number], losses[number], losses, lower_bound(groups, "loss", {"bytes": budget})
 
 
 def _within_loss(
     options: Options, effects: Effects, target: Target, measured: Callable[[Allocation], float]
 ) -> Measured:
-    """The smallest mix whose measured loss keeps the limit."""
+    """The smallest, or fastest, mix whose measured loss keeps the limit."""
     groups = options.groups(effects)
+    minimise: Amount = "time" if target.prefer == "speed" else "bytes"
     wanted = limit = target.max_kld or 0.0
     kept: tuple[Allocation, float] | None = None
     losses: list[float] = []
     for _ in range(_TRIES):
-        found = allocate(groups, "bytes", limit)
+        found = allocate(groups, minimise, {"loss": limit})
         if found is None:
             break
         losses.append(measured(found))
         if losses[-1] <= wanted:
-            if kept is None or found.total("bytes") < kept[0].total("bytes"):
+            if kept is None or found.total(minimise) < kept[0].total(minimise):
                 kept = found, losses[-1]
             if losses[-1] >= _CLOSE * wanted:
                 break
@@ -173,7 +176,7 @@ def _within_loss(
             f"no mix of types has a mean KL divergence of at most {wanted:g}; the nearest has {best:.3g}",
             "Choose a higher limit, or convert to f16.",
         )
-    return *kept, losses, lower_bound(groups, "bytes", kept[0].total("loss"))
+    return *kept, losses, lower_bound(groups, minimise, {"loss": kept[0].total("loss")})
 
 
 def _split(importance: ImportanceMatrix) -> tuple[list[Sequence[int]], ImportanceMatrix]:

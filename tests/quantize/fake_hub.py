@@ -1,6 +1,7 @@
 """A Hugging Face Hub on 127.0.0.1, with the routes and headers that huggingface_hub needs to download a model.
 
-Downloads are tested over real HTTP, with the requests, retries and errors of the library itself. Routes and headers are those that huggingface_hub's `hf_api.py` and `file_download.py` use.
+Downloads are tested over real HTTP, with the requests, retries and errors of the library itself. Routes and
+headers are those that huggingface_hub's `hf_api.py` and `file_download.py` use.
 """
 
 import hashlib
