@@ -1,6 +1,6 @@
-"""The metadata of the files we write: what llama.cpp needs, and what a person or the Hub wants to know.
+"""Builds the metadata of GGUF files: the keys that llama.cpp needs, and those for people and the Hub.
 
-Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; ours are under `dgpt2_quant.`.
+Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; this project's own begin with `dgpt2_quant.`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -25,7 +25,7 @@ _LEVEL_KEYS |= {f"dgpt2_quant.{name}" for name in ("version", "type", "recipe", 
 def model_metadata(
     source: Source, source_sha256: str, license: str | None, sizes: Hyperparameters, parameters: int
 ) -> dict[str, Any]:
-    """What is the same for every level of a model."""
+    """The metadata that all quant types of a model share."""
     metadata: dict[str, Any] = {
         "general.architecture": "gpt2",
         "general.type": "model",
@@ -56,7 +56,7 @@ def level_metadata(
     without: Iterable[str] = (),
     importance: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """What distinguishes one quant type's file from another's; `importance` is `ImportanceMatrix.metadata()`."""
+    """The metadata of one quant type; `importance` is `ImportanceMatrix.metadata()`."""
     metadata: dict[str, Any] = {
         "general.quantized_by": "dgpt2-quant",
         "general.file_type": quant_type.file_type,
@@ -73,12 +73,12 @@ def level_metadata(
 
 
 def is_of_level(key: str) -> bool:
-    """Whether a key of a file is about its level, and says nothing of one that is made from it."""
+    """Whether a key belongs to the quant type, and so does not apply to files converted from this one."""
     return key in _LEVEL_KEYS or key.startswith(_LEVEL_PREFIXES)
 
 
 def tokenizer_metadata(tokenizer: Tokenizer) -> dict[str, EncodedValue]:
-    """The token tables, encoded once for all levels: 100,000 strings in a GPT-2."""
+    """The token tables, encoded once for all quant types: 100,000 strings in a GPT-2."""
     values = {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "gpt-2",
@@ -93,9 +93,9 @@ def tokenizer_metadata(tokenizer: Tokenizer) -> dict[str, EncodedValue]:
 
 
 def with_pad_tokens(metadata: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """The metadata of a file with `count` unused tokens behind its own; merges and all other keys stay as they are.
+    """Adds `count` unused tokens at the end of the token tables; merges and all other keys are unchanged.
 
-    `metadata` are those of either kind of source, encoded or not. A file without token types gets them.
+    `metadata` may be encoded or not. A file without token types gets them.
     """
     tokens = _decoded(metadata["tokenizer.ggml.tokens"])
     types = _decoded(metadata.get("tokenizer.ggml.token_type", [int(TokenType.NORMAL)] * len(tokens)))
@@ -104,7 +104,7 @@ def with_pad_tokens(metadata: Mapping[str, Any], count: int) -> dict[str, Any]:
         "tokenizer.ggml.tokens": encode_value([*tokens, *pad_texts(tokens, count)]),
         "tokenizer.ggml.token_type": encode_value([*types, *[int(TokenType.UNUSED)] * count]),
     }
-    if _SCORES in found:  # of no meaning to a BPE, but llama.cpp wants as many as tokens
+    if _SCORES in found:  # a BPE does not use them, but llama.cpp needs one per token
         found[_SCORES] = encode_value([*map(float, _decoded(found[_SCORES])), *[0.0] * count])
     if _VOCABULARY in found:
         found[_VOCABULARY] = encode_value(len(tokens) + count)
@@ -116,7 +116,7 @@ def _decoded(value: Any) -> Any:
 
 
 def size_label(parameters: int) -> str:
-    """The parameter count as model names have it: 82M, 1.6B."""
+    """The parameter count as in model names: 82M, 1.6B."""
     if parameters >= 10**9:
         return f"{parameters / 10**9:.1f}B"
     if parameters >= 10**6:
