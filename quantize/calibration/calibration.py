@@ -1,6 +1,6 @@
-"""Where the importance matrix of a conversion comes from: a file, a text, or what the model writes itself.
+"""Provides the importance matrix of a conversion: from a file, from a text, or from text that the model generates.
 
-The last takes a while, and is kept in the cache for the next level.
+The last is slow, so its result is cached for further conversions.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ def read_given(
     keep_crlf: bool = False,
     announce: Announce | None = None,
 ) -> NamedText | str | None:
-    """The text, read before a model is looked for, `sampled` for the model's own, or None for none.
+    """Reads the inputs before a model is opened: the text, `sampled` for generated text, or None.
 
     Raises `DgptQuantError` for a file or a text that cannot be read.
     """
@@ -40,7 +40,7 @@ def read_given(
 
 
 class Calibration:
-    """What was asked for: at most one of a file and a text (`calibrate.SAMPLED`: the model's own)."""
+    """The importance matrix of `source`: from the file `imatrix`, or over `text` (`SAMPLED`: generated text)."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Calibration:
         self._source, self._imatrix, self._text, self._announce = source, imatrix, text, announce
 
     def planned(self) -> ImportanceMatrix | None:
-        """As it will be, but for the numbers, without having collected them; None where none was asked for.
+        """The matrix as far as it is known without collecting: its numbers are zeros. None if none was requested.
 
         Raises `DgptQuantError`.
         """
@@ -68,7 +68,7 @@ class Calibration:
 
     @calculating()
     def collected(self, progress: Progress | None = None) -> ImportanceMatrix | None:
-        """The matrix itself. Raises `DgptQuantError`."""
+        """The matrix, collected if necessary. Raises `DgptQuantError`."""
         if self._imatrix is not None or self._text is None:
             return self.planned()
         if not isinstance(self._text, str):
@@ -79,12 +79,12 @@ class Calibration:
         if found := read_entry(kept, self._checked):
             return found
         made = collect(source, cut(source, None, progress=progress), progress=progress)
-        with contextlib.suppress(DgptQuantError):  # it only saves time
+        with contextlib.suppress(DgptQuantError):  # the cache is optional
             made.write(kept, overwrite=True)
         return made
 
     def _checked(self, path: Path) -> ImportanceMatrix:
-        """What lies in the cache. Raises `DgptQuantError` for what this model cannot have left there."""
+        """Reads a cache entry. Raises `DgptQuantError` if it does not fit this model."""
         found = read_importance(path)
         found.check({tensor.name: tensor.shape for tensor in self._source.tensors})
         found.check_text(self._source.sizes.vocabulary, self._source.sizes.context)

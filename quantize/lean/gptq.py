@@ -1,12 +1,11 @@
-"""Rounding with error feedback: a weight's rounding error is made good by the weights that are rounded after it.
+"""GPTQ: rounds a matrix column by column and spreads each error over the columns that are left.
 
-For a matrix W with inputs x, rounded to Q, the loss is E[tr((W - Q) x xᵀ (W - Q)ᵀ G)]: H = E[x xᵀ] says how errors in
-the columns of a row work together, and G = E[g gᵀ], of the gradients g of the log-likelihood by the matrix's outputs,
-how those in the rows do. After a column is rounded, its error is spread over the columns that follow, through the
-Cholesky factor of the inverse of H (GPTQ, Frantar et al. 2022, arXiv:2210.17323), and after a group of rows, over the
-rows that follow, through that of G (both sides: YAQA, Tseng et al. 2025, arXiv:2505.22988). Then every column is
-rounded again, given all the others, some times over (coordinate descent: Behdin et al. 2023, arXiv:2309.01885). Scales
-stay as the C quantizer chose them, and so do the block formats.
+For a matrix W with inputs x, rounded to Q, the loss is E[tr((W - Q) x xᵀ (W - Q)ᵀ G)]. H = E[x xᵀ] couples errors in the
+columns of a row; G = E[g gᵀ], with the gradients g of the log-likelihood by the matrix's outputs, couples errors in the
+rows. After a column is rounded, its error is spread over the remaining columns through the Cholesky factor of H⁻¹
+(GPTQ, Frantar et al. 2022, arXiv:2210.17323); after a group of rows, over the remaining rows through that of G⁻¹ (both
+sides: YAQA, Tseng et al. 2025, arXiv:2505.22988). Then some sweeps of coordinate descent round every column again,
+given all others (Behdin et al. 2023, arXiv:2309.01885). Scales and block formats are those of the C quantizer.
 """
 
 from dataclasses import dataclass
@@ -25,22 +24,22 @@ from .block_codes import Bytes, Grid, read_grid, with_codes
 Array = npt.NDArray[np.float32]
 Matrix = npt.NDArray[np.floating]
 
-DAMPING = 0.03  # of the mean of the diagonal, added to it: directions that calibration hardly saw
-_COLUMNS = 64  # rounded before their errors are carried on to all the others
-_GROUPS = 16  # of rows: what is left to gain from more of them is within the noise
-_STEPS = 24_576  # columns that are rounded for all groups: as each is a step of its own, wide matrices get fewer groups
-_LEAST_ROWS = 16  # of a group
-_SOLVED = 256  # rows that a thread takes at once
-_QUANTIZED = 1 << 15  # weights that a thread takes at once
-_AT_ONCE = 1 << 21  # weights: the columns of so many stay in the cache
-SWEEPS = 2  # of coordinate descent; a third brings a quarter of what the first does
+DAMPING = 0.03  # times the mean of the diagonal, added to it: for directions that calibration hardly saw
+_COLUMNS = 64  # rounded before their errors are applied to all others
+_GROUPS = 16  # of rows; more gain less than the noise
+_STEPS = 24_576  # columns over all groups: each is a step of its own, so wide matrices get fewer groups
+_LEAST_ROWS = 16  # per group
+_SOLVED = 256  # rows per task
+_QUANTIZED = 1 << 15  # weights per task
+_AT_ONCE = 1 << 21  # weights per task, whose columns fit the cache
+SWEEPS = 2  # of coordinate descent; a third gains a quarter of what the first does
 
 
 @dataclass(frozen=True)
 class Factor:
-    """How errors along one side of a matrix work together, and are made good by those behind.
+    """A damped Gram matrix (H or G) and the Cholesky factor of its inverse.
 
-    `gram` is damped, and in the `order` of treatment, as is `upper`, the Cholesky factor of its inverse.
+    `gram` and `upper` (the factor) are permuted by `order`, the order of rounding.
     """
 
     order: npt.NDArray[np.intp]
@@ -49,27 +48,27 @@ class Factor:
 
     @cached_property
     def remaining(self) -> Array:
-        """What an error weighs when all others make it good as far as they can: 1 / diagonal of the inverse."""
+        """1 / diagonal of the inverse: the loss of a unit error after all others compensate for it."""
         weights: Array = 1 / np.square(self.upper).sum(axis=0)
         return weights[np.argsort(self.order)]
 
     def solved(self, left: Array) -> Array:
-        """What gives `left`, shape (rows, n), when it is multiplied with the damped matrix."""
+        """Solves X · gram = `left` for X, shape (rows, n)."""
         ordered = left[:, self.order]
         solved = by_rows(lambda rows: (rows @ self.upper.T) @ self.upper, ordered, left.shape[1], _SOLVED)
         return solved[:, np.argsort(self.order)]
 
 
 def factor(gram: Matrix) -> Factor:
-    """Of a symmetric matrix, shape (n, n), positive semidefinite; what weighs most goes first.
+    """Factors a symmetric positive semidefinite matrix, shape (n, n), ordered by decreasing diagonal.
 
-    Raises `CheckpointError` for one with a value that is not finite.
+    Raises `CheckpointError` for values that are not finite.
     """
     diagonal = np.diag(gram).astype(np.float64)
-    if not np.isfinite(diagonal).all():  # no other element is larger
+    if not np.isfinite(diagonal).all():  # no element is larger than the diagonal's largest
         raise CheckpointError(
             "the model's activations on the calibration text are not finite",
-            "Its weights are damaged; does it write sensible text?",
+            "Its weights are damaged: does it generate sensible text?",
         )
     weight = diagonal.mean()
     order = np.argsort(-diagonal, kind="stable")
@@ -82,7 +81,7 @@ def factor(gram: Matrix) -> Factor:
 
 
 def _inverse_of_upper(matrix: Array) -> Array:
-    """Of an upper triangular matrix, by its quarters: a tenth of the time of a general inverse."""
+    """Inverts an upper triangular matrix by quarters, in a tenth of the time of a general inverse."""
     inverse = np.zeros_like(matrix)
 
     def fill(first: int, end: int) -> None:
@@ -109,10 +108,10 @@ def round_matrix(
     *,
     sweeps: int = SWEEPS,
 ) -> Bytes:
-    """Blocks of a matrix, shape (rows, bytes of a row), in any of `lean_mix.ROUNDABLE`.
+    """Rounds a matrix to any of `lean_mix.ROUNDABLE`; returns its blocks, shape (rows, bytes of a row).
 
-    `weights` has the shape (rows, columns), `inputs` is the factor of H and `outputs` that of G (None: rows have
-    nothing to do with each other). Raises as `ggml.quantize`.
+    `weights` has shape (rows, columns), `inputs` is the factor of H and `outputs` that of G (None: rows are rounded
+    independently). Raises as `ggml.quantize`.
     """
     rows, columns = weights.shape
     made = np.empty((rows, tensor_type.row_bytes(columns)), np.uint8)
@@ -137,7 +136,7 @@ def round_matrix(
 
 
 def quantize_rows(name: str, weights: Array, tensor_type: TensorType, weighing: Array | None = None) -> Bytes:
-    """As the C quantizer rounds, some rows at a time: all of a large matrix would take minutes in some types."""
+    """Quantizes with the C quantizer, some rows per task: a large matrix takes minutes in some types."""
     some = evenly(len(weights), max(1, _QUANTIZED // weights.shape[1]))
     return np.concatenate(
         [*in_parallel(lambda piece: quantize(name, weights[piece], [tensor_type], weighing)[0], some)]
@@ -145,7 +144,7 @@ def quantize_rows(name: str, weights: Array, tensor_type: TensorType, weighing: 
 
 
 def _round_rows(name: str, weights: Array, tensor_type: TensorType, inputs: Factor, sweeps: int) -> tuple[Bytes, Array]:
-    """The blocks, and what they are off: weights less what the blocks stand for."""
+    """The blocks, and their error: weights minus decoded weights."""
     blocks = quantize_rows(name, weights, tensor_type, inputs.remaining)
     grid = read_grid(name, blocks, tensor_type, (len(weights), weights.shape[1]), inputs.order)
     wanted = weights.T[inputs.order]
@@ -163,7 +162,7 @@ def _round_rows(name: str, weights: Array, tensor_type: TensorType, inputs: Fact
 
 
 def _feed_errors(wanted: Array, grid: Grid, upper: Array) -> Array:
-    """Levels, shape (columns, rows), for what is wanted, of that shape, less the grid's offset."""
+    """The GPTQ pass: levels, shape (columns, rows), for `wanted`, the weights minus the grid's offset."""
     columns, rows = wanted.shape
     levels, errors = np.empty_like(wanted), np.empty_like(wanted)
     fed = np.empty(rows, np.float32)
@@ -186,10 +185,9 @@ def _feed_errors(wanted: Array, grid: Grid, upper: Array) -> Array:
 
 
 def _round_again(levels: Array, off: Array, step: Array, grid: Grid, gram: Array) -> None:
-    """Every column's levels once more: the nearest to what would be best for it, with all others as they are.
+    """A sweep of coordinate descent: each column's level becomes the best one, given all others.
 
-    `off` is what they stand for less what is wanted, and is kept up to date; `step` what a level less changes of the
-    slope's half.
+    `off`, decoded minus wanted weights, is updated; `step` is the change of a level that cancels a slope of 1.
     """
     columns, rows = levels.shape
     best = np.empty(rows, np.float32)
