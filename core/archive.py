@@ -61,7 +61,7 @@ def is_packed(content: bytes | bytearray) -> bool:
     return content.startswith((_GZIP, _ZIP))
 
 
-def packing_of(content: bytes) -> Packing | None:
+def detect_packing(content: bytes) -> Packing | None:
     """The packing of an input: ZIP, .tar.gz, gzip, or None."""
     if content.startswith(_ZIP):
         return "zip"
@@ -78,7 +78,7 @@ def packing_of(content: bytes) -> Packing | None:
     return "tar"
 
 
-def unpacked(
+def unpack(
     shown: str, name: str, content: bytes, packing: Packing, member: str | None, prefer: Collection[str]
 ) -> DataFile:
     """Implements `Input.file`; `shown` names the archive in messages, `name` is that of an input packed by gzip."""
@@ -100,12 +100,12 @@ def unpacked(
         ) from error
 
 
-def too_large(what: str) -> UsageError:
+def too_large_error(what: str) -> UsageError:
     """The error for an input of more than `MOST_BYTES`."""
     return UsageError(f"{what} has more than {MOST_BYTES >> 20} MiB", "Take a part of it, for example with `head -c`.")
 
 
-def no_text(what: str, content: bytes | bytearray, error: UnicodeDecodeError | None = None) -> UsageError:
+def not_text_error(what: str, content: bytes | bytearray, error: UnicodeDecodeError | None = None) -> UsageError:
     """The error for content with a NUL byte, or not in UTF-8 (as `error` reports)."""
     if kinds := [kind for start, kind in _KINDS.items() if content.startswith(start)]:
         return UsageError(f"{what} is {kinds[0]}, not UTF-8 text", "Unpack it, or convert it with iconv.")
@@ -141,7 +141,7 @@ def _from_tar(shown: str, file: IO[bytes], member: str | None, prefer: Collectio
             assert inside is not None  # isfile() is true
             with inside:
                 return DataFile(member, _read(inside, f"{info.name} in {shown}"))
-    raise _not_held(shown, names, member)
+    raise _member_error(shown, names, member)
 
 
 def _members(shown: str, file: IO[bytes]) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
@@ -175,10 +175,10 @@ def _choose(shown: str, names: list[str], member: str | None, prefer: Collection
         found = [name for name in names if PurePosixPath(name).name == member]
     if len(found) == 1:
         return found[0]
-    raise _not_held(shown, names, member)
+    raise _member_error(shown, names, member)
 
 
-def _not_held(shown: str, names: list[str], member: str | None) -> UsageError:
+def _member_error(shown: str, names: list[str], member: str | None) -> UsageError:
     """The error for an archive with no wanted member, or several."""
     there = ", ".join(name[:80] for name in names[:5]) + (", ..." if len(names) > 5 else "")
     if member is None and not names:
@@ -197,5 +197,5 @@ def _read(file: IO[bytes] | gzip.GzipFile, what: str) -> bytes:
     """Reads all of it, up to the limit, whatever size the archive claims."""
     content = file.read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
-        raise too_large(what)
+        raise too_large_error(what)
     return content

@@ -23,7 +23,7 @@ _before: list[tuple[Any, int]] = []  # each library and its original thread coun
 
 
 @contextmanager
-def one_thread_each() -> Iterator[None]:
+def single_threaded_blas() -> Iterator[None]:
     """Limits products to one thread inside the block; the last of nested blocks restores the original counts.
 
     Raises `RuntimeFailure` if the limit has no effect. Logs one warning for a BLAS that cannot be limited.
@@ -34,7 +34,7 @@ def one_thread_each() -> Iterator[None]:
             _holders.add(holder)
             if not _before:
                 _before.extend((library, library.num_threads) for library in _libraries())
-            limit_here()
+            limit_this_thread()
         yield
     finally:
         with _lock:
@@ -45,7 +45,7 @@ def one_thread_each() -> Iterator[None]:
                     _set_threads(library, threads)
 
 
-def limit_here() -> None:
+def limit_this_thread() -> None:
     """Limits the calling thread where the limit is per thread. Raises `RuntimeFailure` if it has no effect."""
     for library in _libraries():
         if library.num_threads != 1:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from .blas import limit_here, one_thread_each
+from .blas import limit_this_thread, single_threaded_blas
 from .cores import threads_or_all
 from .workers import Workers, check_cancelled
 
@@ -34,7 +34,7 @@ def calculating(threads: int | None = None) -> Iterator[None]:
     if _pool.get() is not None:
         yield
         return
-    with one_thread_each(), Workers(threads_or_all(threads)) as pool:
+    with single_threaded_blas(), Workers(threads_or_all(threads)) as pool:
         token = _pool.set(pool)
         try:
             yield
@@ -53,7 +53,7 @@ def in_parallel(function: Callable[[Item], Result], items: Iterable[Item]) -> It
         return function(item)
 
     def compute_limited(item: Item) -> Result:
-        limit_here()
+        limit_this_thread()
         return function(item)
 
     pool = _pool.get()

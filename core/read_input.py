@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
-from .archive import MOST_BYTES, DataFile, Packing, is_packed, no_text, packing_of, too_large, unpacked
+from .archive import MOST_BYTES, DataFile, Packing, detect_packing, is_packed, not_text_error, too_large_error, unpack
 from .errors import ModelNotFoundError, UsageError
 from .paths import user_path
 
@@ -33,7 +33,7 @@ class Input:
 
     @cached_property
     def packing(self) -> Packing | None:
-        return packing_of(self.content)
+        return detect_packing(self.content)
 
     def file(self, member: str | None = None, *, prefer: Collection[str] = ()) -> DataFile:
         """The unpacked content; of an archive the `member` of that name, in any folder.
@@ -43,7 +43,7 @@ class Input:
         """
         if self.packing is None:
             return DataFile(self.name, self.content)
-        return unpacked(self.shown, self.name, self.content, self.packing, member, prefer)
+        return unpack(self.shown, self.name, self.content, self.packing, member, prefer)
 
 
 def read_input(path: str | Path, what: str = "text", *, announce: Announce | None = None) -> Input:
@@ -99,9 +99,9 @@ def _read(file: BinaryIO, shown: str, what: str, announce: Announce | None) -> b
             continue
         content += piece
         if b"\0" in piece and not is_packed(content):  # /dev/zero does not end
-            raise no_text(shown, content)
+            raise not_text_error(shown, content)
         if len(content) > MOST_BYTES:
-            raise too_large(shown)
+            raise too_large_error(shown)
         if not piece or (terminal and len(piece) < _PIECE):  # a further read would need a second Ctrl-D
             return bytes(content)
 

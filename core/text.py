@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
-from .archive import DataFile, no_text
+from .archive import DataFile, not_text_error
 from .errors import ModelNotFoundError, UsageError
 from .read_input import Announce, input_exists, read_input
 
@@ -82,9 +82,9 @@ def as_text(file: DataFile, *, parse_special: bool = True, keep_crlf: bool = Fal
     try:
         text = file.content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise no_text(file.name, file.content, error) from error
+        raise not_text_error(file.name, file.content, error) from error
     if "\0" in text:
-        raise no_text(file.name, file.content)
+        raise not_text_error(file.name, file.content)
     notes = []
     if text.startswith(_MARK):
         text = text.removeprefix(_MARK)

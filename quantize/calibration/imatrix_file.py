@@ -159,7 +159,7 @@ def merged(matrices: Iterable[ImportanceMatrix]) -> ImportanceMatrix:
 def read_importance(path: str | Path) -> ImportanceMatrix:
     """Reads a file of this tool or of llama-imatrix.
 
-    Raises `ModelNotFoundError` if it does not exist, and `GGUFError` for a broken file, the old `.dat` format, and other
+    Raises `ModelNotFoundError` if it does not exist, and `GGUFError` for a broken file, the old `.dat` format and other
     kinds of files.
     """
     path = require_file(user_path(path), "Create one with `dgpt2-quant imatrix`.")

@@ -61,7 +61,7 @@ class Reference:
         return self.hidden(tokens) @ self.weights[self.head].T
 
     def _attention(self, name: str, x: Array, observe: Observer | None) -> Array:
-        mixed = attend(self._linear(f"{name}.attn_qkv", x, observe), self.sizes.heads)
+        mixed = attention(self._linear(f"{name}.attn_qkv", x, observe), self.sizes.heads)
         return self._linear(f"{name}.attn_output", mixed, observe)
 
     def _linear(self, name: str, x: Array, observe: Observer | None) -> Array:
@@ -89,7 +89,7 @@ def normalize(x: Array, gain: Array, bias: Array, epsilon: float) -> Array:
     return y
 
 
-def attend(fused: Array, heads: int) -> Array:
+def attention(fused: Array, heads: int) -> Array:
     """Causal attention of one sequence: fused QKV, shape (length, 3 x width), to shape (length, width)."""
     length, width = len(fused), fused.shape[1] // 3
     # (3, heads, length, head width)
@@ -97,11 +97,13 @@ def attend(fused: Array, heads: int) -> Array:
     mixed = np.empty((length, heads, width // heads), fused.dtype)
     for first in range(0, length, _QUERIES):
         end = min(length, first + _QUERIES)
-        mixed[first:end] = (shares(query[:, first:end], key[:, :end]) @ value[:, :end]).transpose(1, 0, 2)
+        mixed[first:end] = (attention_probabilities(query[:, first:end], key[:, :end]) @ value[:, :end]).transpose(
+            1, 0, 2
+        )
     return mixed.reshape(length, width)
 
 
-def shares(query: Array, key: Array) -> Array:
+def attention_probabilities(query: Array, key: Array) -> Array:
     """Causal attention probabilities, shape (heads, queries, keys); queries are those of the last positions.
 
     `query` and `key` have shape (heads, length, head width).

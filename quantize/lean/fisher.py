@@ -19,7 +19,7 @@ import numpy.typing as npt
 from dgpt2_quant.core.parallel import in_parallel, pieces
 from dgpt2_quant.core.progress import Progress
 from dgpt2_quant.core.workers import check_cancelled
-from dgpt2_quant.quantize.calibration.numpy_gpt2 import Reference, gelu, shares, softmax
+from dgpt2_quant.quantize.calibration.numpy_gpt2 import Reference, attention_probabilities, gelu, softmax
 from dgpt2_quant.quantize.calibration.sample_text import draw
 
 Array = npt.NDArray[np.floating[Any]]
@@ -136,17 +136,18 @@ class _Attention:
         self.norm = _Norm(reference, f"{name}.attn_norm", x)
         fused = reference.linear(f"{name}.attn_qkv", self.norm.y)
         self.query, self.key, self.value = fused.reshape(self.split).transpose(1, 2, 0, 3)
-        self.shares = shares(self.query, self.key)
-        mixed = (self.shares @ self.value).transpose(1, 0, 2).reshape(length, width)
+        self.probabilities = attention_probabilities(self.query, self.key)
+        mixed = (self.probabilities @ self.value).transpose(1, 0, 2).reshape(length, width)
         self.y: Array = reference.linear(f"{name}.attn_output", mixed)
 
     def backward(self, g: Array, found: dict[str, Array]) -> Array:
         found[f"{self.name}.attn_output.weight"] = g
         length, _, heads, size = self.split
         g = (g @ self.weights[f"{self.name}.attn_output.weight"]).reshape(length, heads, size).transpose(1, 0, 2)
-        by_shares = g @ self.value.transpose(0, 2, 1)
-        by_scores = self.shares * (by_shares - (by_shares * self.shares).sum(axis=-1, keepdims=True)) / sqrt(size)
-        three = by_scores @ self.key, by_scores.transpose(0, 2, 1) @ self.query, self.shares.transpose(0, 2, 1) @ g
+        by_probabilities = g @ self.value.transpose(0, 2, 1)
+        p = self.probabilities
+        by_scores = p * (by_probabilities - (by_probabilities * p).sum(axis=-1, keepdims=True)) / sqrt(size)
+        three = by_scores @ self.key, by_scores.transpose(0, 2, 1) @ self.query, p.transpose(0, 2, 1) @ g
         fused = np.stack(three).transpose(2, 0, 1, 3).reshape(length, -1)
         found[f"{self.name}.attn_qkv.weight"] = fused
         return self.norm.backward(fused @ self.weights[f"{self.name}.attn_qkv.weight"])

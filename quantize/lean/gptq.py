@@ -1,8 +1,8 @@
 """GPTQ: rounds a matrix column by column and spreads each error over the columns that are left.
 
-For a matrix W with inputs x, rounded to Q, the loss is E[tr((W - Q) x xᵀ (W - Q)ᵀ G)]. H = E[x xᵀ] couples errors in the
-columns of a row; G = E[g gᵀ], with the gradients g of the log-likelihood by the matrix's outputs, couples errors in the
-rows. After a column is rounded, its error is spread over the remaining columns through the Cholesky factor of H⁻¹
+For a matrix W with inputs x, rounded to Q, the loss is E[tr((W - Q) x xᵀ (W - Q)ᵀ G)]. H = E[x xᵀ] couples the errors
+of a row's columns; G = E[g gᵀ], with the gradients g of the log-likelihood by the matrix's outputs, those of its rows.
+After a column is rounded, its error is spread over the remaining columns through the Cholesky factor of H⁻¹
 (GPTQ, Frantar et al. 2022, arXiv:2210.17323); after a group of rows, over the remaining rows through that of G⁻¹ (both
 sides: YAQA, Tseng et al. 2025, arXiv:2505.22988). Then some sweeps of coordinate descent round every column again,
 given all others (Behdin et al. 2023, arXiv:2309.01885). Scales and block formats are those of the C quantizer.
@@ -47,12 +47,12 @@ class Factor:
     upper: Array
 
     @cached_property
-    def remaining(self) -> Array:
+    def column_weights(self) -> Array:
         """1 / diagonal of the inverse: the loss of a unit error after all others compensate for it."""
         weights: Array = 1 / np.square(self.upper).sum(axis=0)
         return weights[np.argsort(self.order)]
 
-    def solved(self, left: Array) -> Array:
+    def solve(self, left: Array) -> Array:
         """Solves X · gram = `left` for X, shape (rows, n)."""
         ordered = left[:, self.order]
         solved = by_rows(lambda rows: (rows @ self.upper.T) @ self.upper, ordered, left.shape[1], _SOLVED)
@@ -114,25 +114,25 @@ def round_matrix(
     independently). Raises as `ggml.quantize`.
     """
     rows, columns = weights.shape
-    made = np.empty((rows, tensor_type.row_bytes(columns)), np.uint8)
+    blocks = np.empty((rows, tensor_type.row_bytes(columns)), np.uint8)
     if outputs is None:
 
         def round_piece(piece: slice) -> None:
-            made[piece], _ = _round_rows(name, weights[piece], tensor_type, inputs, sweeps)
+            blocks[piece], _ = _round_rows(name, weights[piece], tensor_type, inputs, sweeps)
 
         for _ in in_parallel(round_piece, evenly(rows, max(1, _AT_ONCE // columns))):
             pass
-        return made
+        return blocks
     left = weights[outputs.order]
     size = max(_LEAST_ROWS, -(-rows // max(1, min(_GROUPS, _STEPS // columns))))
     for first in range(0, rows, size):
         end = min(rows, first + size)
-        made[outputs.order[first:end]], error = _round_rows(name, left[first:end], tensor_type, inputs, sweeps)
+        blocks[outputs.order[first:end]], error = _round_rows(name, left[first:end], tensor_type, inputs, sweeps)
         if end < rows:
             own = outputs.upper[first:end, first:end].astype(np.float64)
             share = np.linalg.solve(own, outputs.upper[first:end, end:]).astype(np.float32)
             left[end:] -= share.T @ error
-    return made
+    return blocks
 
 
 def quantize_rows(name: str, weights: Array, tensor_type: TensorType, weighing: Array | None = None) -> Bytes:
@@ -145,27 +145,27 @@ def quantize_rows(name: str, weights: Array, tensor_type: TensorType, weighing: 
 
 def _round_rows(name: str, weights: Array, tensor_type: TensorType, inputs: Factor, sweeps: int) -> tuple[Bytes, Array]:
     """The blocks, and their error: weights minus decoded weights."""
-    blocks = quantize_rows(name, weights, tensor_type, inputs.remaining)
+    blocks = quantize_rows(name, weights, tensor_type, inputs.column_weights)
     grid = read_grid(name, blocks, tensor_type, (len(weights), weights.shape[1]), inputs.order)
     wanted = weights.T[inputs.order]
     wanted -= grid.offset
-    levels = _feed_errors(wanted, grid, inputs.upper)
+    levels = _gptq_pass(wanted, grid, inputs.upper)
     off = grid.scale * levels
     off -= wanted
     if sweeps:
         step = np.divide(grid.inverse, np.diag(inputs.gram)[:, None], dtype=np.float32)
         for _ in range(sweeps):
-            _round_again(levels, off, step, grid, inputs.gram)
+            _coordinate_descent(levels, off, step, grid, inputs.gram)
     back = np.argsort(inputs.order)
-    made = with_codes(tensor_type, blocks, grid.codes(levels)[back].T)
-    return made, -off[back].T
+    rounded = with_codes(tensor_type, blocks, grid.codes(levels)[back].T)
+    return rounded, -off[back].T
 
 
-def _feed_errors(wanted: Array, grid: Grid, upper: Array) -> Array:
+def _gptq_pass(wanted: Array, grid: Grid, upper: Array) -> Array:
     """The GPTQ pass: levels, shape (columns, rows), for `wanted`, the weights minus the grid's offset."""
     columns, rows = wanted.shape
     levels, errors = np.empty_like(wanted), np.empty_like(wanted)
-    fed = np.empty(rows, np.float32)
+    buffer = np.empty(rows, np.float32)
     for first in range(0, columns, _COLUMNS):
         check_cancelled()
         end = min(columns, first + _COLUMNS)
@@ -174,9 +174,9 @@ def _feed_errors(wanted: Array, grid: Grid, upper: Array) -> Array:
         for at, column in enumerate(range(first, end)):
             remaining = left[at]
             if at:
-                remaining -= np.dot(within[at, :at], errors[first:column], out=fed)
-            np.multiply(remaining, grid.inverse[column], out=fed)
-            grid.nearest(fed, levels[column])
+                remaining -= np.dot(within[at, :at], errors[first:column], out=buffer)
+            np.multiply(remaining, grid.inverse[column], out=buffer)
+            grid.nearest(buffer, levels[column])
             error = errors[column]
             np.multiply(levels[column], grid.scale[column], out=error)
             np.subtract(remaining, error, out=error)
@@ -184,7 +184,7 @@ def _feed_errors(wanted: Array, grid: Grid, upper: Array) -> Array:
     return levels
 
 
-def _round_again(levels: Array, off: Array, step: Array, grid: Grid, gram: Array) -> None:
+def _coordinate_descent(levels: Array, off: Array, step: Array, grid: Grid, gram: Array) -> None:
     """A sweep of coordinate descent: each column's level becomes the best one, given all others.
 
     `off`, decoded minus wanted weights, is updated; `step` is the change of a level that cancels a slope of 1.

@@ -29,7 +29,7 @@ _TOKENS = 8192  # per task
 
 
 @dataclass(frozen=True)
-class Made:
+class QuantizedTensor:
     """A quantized tensor: blocks, shape (rows, bytes of a row), and the weights that they decode to."""
 
     tensor_type: TensorType
@@ -37,8 +37,8 @@ class Made:
     values: npt.NDArray[np.float32]
 
 
-def as_made(name: str, blocks: Bytes, tensor_type: TensorType, shape: tuple[int, ...]) -> Made:
-    return Made(tensor_type, blocks, dequantize(name, blocks, tensor_type, shape))
+def as_quantized(name: str, blocks: Bytes, tensor_type: TensorType, shape: tuple[int, ...]) -> QuantizedTensor:
+    return QuantizedTensor(tensor_type, blocks, dequantize(name, blocks, tensor_type, shape))
 
 
 def quantize_body(
@@ -49,24 +49,24 @@ def quantize_body(
     outputs: Mapping[str, Factor],
     steps: Steps,
     progress: Progress | None = None,
-) -> dict[str, Made]:
+) -> dict[str, QuantizedTensor]:
     """Quantizes all matrices of the blocks, by name.
 
     `lookup` has the quantized embedding and position table, `outputs` the factors of G by matrix.
     """
-    passage = Passage(trained, chunks)
-    inputs = passage.inputs()
-    state = passage.looked_up(lookup)
-    made: dict[str, Made] = {}
+    forward = Passage(trained, chunks)
+    inputs = forward.inputs()
+    state = forward.looked_up(lookup)
+    quantized: dict[str, QuantizedTensor] = {}
 
-    def pass_through(name: str, x: Array) -> Array:
+    def quantize_and_apply(name: str, x: Array) -> Array:
         weight, bias, kind = f"{name}.weight", trained.weights[f"{name}.bias"], types[f"{name}.weight"]
         met = by_rows(lambda part: as_multiplied(part, kind), x, x.shape[1], out=x)
-        made[weight] = matrix = quantize_matrix(
+        quantized[weight] = matrix = quantize_matrix(
             weight, trained.weights[weight], (next(inputs), met), kind, outputs.get(weight), steps
         )
         if progress:
-            progress(len(made), 2 * passage.halves, name)
+            progress(len(quantized), 2 * forward.halves, name)
 
         def outputs_of(part: Array) -> Array:
             y: Array = part @ matrix.values.T
@@ -75,11 +75,11 @@ def quantize_body(
 
         return by_rows(outputs_of, met, len(bias))
 
-    for half in range(passage.halves):
+    for half in range(forward.halves):
         norm, first, second = names_of(half)
-        inner = pass_through(first, passage.normed(norm, state))
-        state += pass_through(second, passage.between(half, inner))
-    return made
+        inner = quantize_and_apply(first, forward.normed(norm, state))
+        state += quantize_and_apply(second, forward.between(half, inner))
+    return quantized
 
 
 def quantize_matrix(
@@ -89,12 +89,12 @@ def quantize_matrix(
     tensor_type: TensorType,
     outputs: Factor | None,
     steps: Steps,
-) -> Made:
+) -> QuantizedTensor:
     """Quantizes a matrix, given its inputs in the original and in the quantized model, each (tokens, columns).
 
     The latter are rounded for the tensor type already (activation_rounding.py).
     """
-    return as_made(name, _rounded(name, weights, streams, tensor_type, outputs, steps), tensor_type, weights.shape)
+    return as_quantized(name, _rounded(name, weights, streams, tensor_type, outputs, steps), tensor_type, weights.shape)
 
 
 def _rounded(
@@ -113,7 +113,7 @@ def _rounded(
     inputs = factor(gram)
     if late is not None:
         # least squares for these inputs: W + W E[(wanted - met) metᵀ] (E[met metᵀ])⁻¹, damped
-        weights = weights + inputs.solved(late)
+        weights = weights + inputs.solve(late)
     sweeps = SWEEPS if steps.sweeps else 0
     return round_matrix(name, np.asarray(weights, np.float32), tensor_type, inputs, outputs, sweeps=sweeps)
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from dgpt2_quant.core.parallel import by_rows
-from dgpt2_quant.quantize.calibration.numpy_gpt2 import Reference, attend, gelu
+from dgpt2_quant.quantize.calibration.numpy_gpt2 import Reference, attention, gelu
 
 Array = npt.NDArray[np.floating[Any]]
 Linear = Callable[[str, Array], Array]
@@ -35,7 +35,7 @@ class Passage:
 
         def of_chunk(x: Array) -> Array:
             inner = apply(first, self.reference.norm(norm, x))
-            y = apply(second, gelu(inner) if half % 2 else attend(inner, self.reference.sizes.heads))
+            y = apply(second, gelu(inner) if half % 2 else attention(inner, self.reference.sizes.heads))
             y += x
             return y
 
@@ -62,7 +62,7 @@ class Passage:
         if half % 2:
             return by_rows(gelu, inner, inner.shape[1], out=inner)
         heads = self.reference.sizes.heads
-        return by_rows(lambda chunk: attend(chunk, heads), inner, inner.shape[1] // 3, self.length)
+        return by_rows(lambda chunk: attention(chunk, heads), inner, inner.shape[1] // 3, self.length)
 
     def linear(self, name: str, x: Array) -> Array:
         """Applies a matrix and its bias, named without `.weight`."""

@@ -25,7 +25,7 @@ from dgpt2_quant.quantize.recipes.lean_steps import steps_without
 from .equalize import Weights, with_centred_embedding, with_even_inputs
 from .fisher import LOOKUP, Fisher, fisher
 from .gptq import SWEEPS, Factor, factor, quantize_rows, round_matrix
-from .layers import Made, as_made, quantize_body
+from .layers import QuantizedTensor, as_quantized, quantize_body
 from .padded_source import PaddedSource, ready_tensor
 from .padding import NO_PADDING, Padding, least_likely
 
@@ -107,11 +107,11 @@ class LeanModel:
         ready = [ready_tensor(name, tensors[name], shape, padding) for name, shape in order.items()]
         return PaddedSource(self.source, padding, ready)
 
-    def tensors(self, types: Mapping[str, TensorType]) -> dict[str, Made | Array]:
+    def tensors(self, types: Mapping[str, TensorType]) -> dict[str, QuantizedTensor | Array]:
         """All of its tensors, without pad rows."""
         weights = self.reference.weights
         table = "position_embd.weight"
-        made: dict[str, Made | Array] = {table: self.plain(table, weights[table], types[table])}
+        made: dict[str, QuantizedTensor | Array] = {table: self.plain(table, weights[table], types[table])}
         made |= self._embeddings(types)
         made |= {name: np.asarray(data, np.float32) for name, data in weights.items() if data.ndim == 1}
         if self.chunks:
@@ -140,13 +140,13 @@ class LeanModel:
         tokens = np.concatenate(self.chunks) if self.chunks else np.empty(0, np.int64)
         return np.bincount(tokens, minlength=self.source.sizes.vocabulary).astype(np.float64)
 
-    def _embeddings(self, types: Mapping[str, TensorType]) -> dict[str, Made | Array]:
+    def _embeddings(self, types: Mapping[str, TensorType]) -> dict[str, QuantizedTensor | Array]:
         grams = {"token_embd.weight": self.lookup_gram, "output.weight": self.head_gram}
         if self.tied and "output.weight" not in types:
             grams = {"token_embd.weight": self.head_gram + self.lookup_gram}
         return {name: self.rounded(name, types[name], gram) for name, gram in grams.items()}
 
-    def rounded(self, name: str, tensor_type: TensorType, gram: Array, *, sweeps: int | None = None) -> Made:
+    def rounded(self, name: str, tensor_type: TensorType, gram: Array, *, sweeps: int | None = None) -> QuantizedTensor:
         """An embedding, with errors weighed by `gram`."""
         weights = self.reference.weights[name if name in self.reference.weights else "token_embd.weight"]
         if not self.can_feed_back(tensor_type):
@@ -154,19 +154,21 @@ class LeanModel:
         if sweeps is None:
             sweeps = SWEEPS if self.steps.sweeps else 0
         data = np.asarray(weights, np.float32)
-        return as_made(
+        return as_quantized(
             name, round_matrix(name, data, tensor_type, factor(gram), sweeps=sweeps), tensor_type, data.shape
         )
 
-    def plain(self, name: str, weights: Array, tensor_type: TensorType, weighing: Array | None = None) -> Made:
+    def plain(
+        self, name: str, weights: Array, tensor_type: TensorType, weighing: Array | None = None
+    ) -> QuantizedTensor:
         """As the C quantizer rounds."""
         entry = self.importance.entries.get(name)
         if weighing is None and entry is not None:
             weighing = entry.mean_squares
         chosen = None if weighing is None else np.asarray(weighing, np.float32)
-        return as_made(name, quantize_rows(name, weights, tensor_type, chosen), tensor_type, weights.shape)
+        return as_quantized(name, quantize_rows(name, weights, tensor_type, chosen), tensor_type, weights.shape)
 
-    def _padding(self, tensors: Mapping[str, Made | Array]) -> Padding:
+    def _padding(self, tensors: Mapping[str, QuantizedTensor | Array]) -> Padding:
         if not self.pads:
             return NO_PADDING
         head = tensors.get("output.weight", tensors["token_embd.weight"])
@@ -186,6 +188,6 @@ class LeanModel:
         return mean
 
 
-def values_of(tensor: Made | Array) -> Array:
+def values_of(tensor: QuantizedTensor | Array) -> Array:
     """The weights that it stands for."""
-    return tensor.values if isinstance(tensor, Made) else tensor
+    return tensor.values if isinstance(tensor, QuantizedTensor) else tensor

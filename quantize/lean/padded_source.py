@@ -12,7 +12,7 @@ from dgpt2_quant.quantize.checkpoint.rows import BlockReader, RowReader, from_bf
 from dgpt2_quant.quantize.checkpoint.source import ModelSource, ModelTensor
 from dgpt2_quant.quantize.checkpoint.tokenizer import Tokenizer, padded_tokenizer
 
-from .layers import Made
+from .layers import QuantizedTensor
 from .layerwise import Array
 from .padding import Padding
 
@@ -73,9 +73,9 @@ class ReadyTensor:
         return lambda first, count: self.data[first : first + count]
 
 
-def ready_tensor(name: str, tensor: Made | Array, shape: tuple[int, ...], padding: Padding) -> ReadyTensor:
+def ready_tensor(name: str, tensor: QuantizedTensor | Array, shape: tuple[int, ...], padding: Padding) -> ReadyTensor:
     """A tensor of the shape, which counts the pad rows."""
-    if not isinstance(tensor, Made):
+    if not isinstance(tensor, QuantizedTensor):
         return ReadyTensor(name, shape, None, tensor)
     blocks = tensor.blocks
     if padding.count and name in ("token_embd.weight", "output.weight"):

@@ -15,7 +15,7 @@ from dgpt2_quant.core.quant_types import TensorType
 from dgpt2_quant.quantize.calibration.numpy_gpt2 import Reference
 from dgpt2_quant.quantize.lean.activation_rounding import as_multiplied
 from dgpt2_quant.quantize.lean.gptq import factor, quantize_rows, round_matrix
-from dgpt2_quant.quantize.lean.layers import Made
+from dgpt2_quant.quantize.lean.layers import QuantizedTensor
 from dgpt2_quant.quantize.lean.layerwise import Array, Passage
 from dgpt2_quant.quantize.lean.model import LeanModel
 
@@ -43,7 +43,7 @@ class Predictions(Passage):
             x = self.after(following, x)
         return self.loss(x)
 
-    def loss(self, x: Array, head: Made | None = None) -> float:
+    def loss(self, x: Array, head: QuantizedTensor | None = None) -> float:
         """The mean KL divergence in nats, from the last state, over the second half of each chunk."""
         hidden = self._scored(x)
         kind = head.tensor_type if head else TensorType.F32
@@ -140,15 +140,15 @@ def _of_block(
         yield kind, predictions.loss_from(half + 1, predictions.after(half, predictions.states[half], linear))
 
 
-def simulated_loss(predictions: Predictions, tensors: Mapping[str, Made | Array]) -> float:
+def simulated_loss(predictions: Predictions, tensors: Mapping[str, QuantizedTensor | Array]) -> float:
     """Of a whole quantized model, as `LeanModel.tensors` makes it."""
     tables = {name: tensors[name] for name in ("token_embd.weight", "position_embd.weight")}
-    values = {name: table.values if isinstance(table, Made) else table for name, table in tables.items()}
+    values = {name: table.values if isinstance(table, QuantizedTensor) else table for name, table in tables.items()}
 
     def linear(name: str, x: Array) -> Array:
         matrix, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
-        assert isinstance(matrix, Made)
-        assert not isinstance(bias, Made)
+        assert isinstance(matrix, QuantizedTensor)
+        assert not isinstance(bias, QuantizedTensor)
         y: Array = as_multiplied(x, matrix.tensor_type) @ matrix.values.T + bias
         return y
 
@@ -156,7 +156,7 @@ def simulated_loss(predictions: Predictions, tensors: Mapping[str, Made | Array]
     for half in range(predictions.halves):
         x = predictions.after(half, x, linear)
     head = tensors.get("output.weight", tensors["token_embd.weight"])
-    assert isinstance(head, Made)
+    assert isinstance(head, QuantizedTensor)
     return predictions.loss(x, head)
 
 

@@ -11,7 +11,7 @@ from dgpt2_quant.core.quant_types import TensorType
 from dgpt2_quant.quantize.calibration.numpy_gpt2 import Reference
 from dgpt2_quant.quantize.lean import layers as lean_body
 from dgpt2_quant.quantize.lean.activation_rounding import as_multiplied
-from dgpt2_quant.quantize.lean.layers import Made, quantize_body, quantize_matrix
+from dgpt2_quant.quantize.lean.layers import QuantizedTensor, quantize_body, quantize_matrix
 from dgpt2_quant.quantize.recipes.lean_steps import Steps, steps_without
 
 from ..random_reference import random_reference
@@ -27,7 +27,9 @@ Array = npt.NDArray[np.floating]
 NONE = steps_without(["feedback", "compensation", "sweeps"])
 
 
-def rounded(kind: TensorType, steps: Steps, wanted: Array = WANTED, found: Array = FOUND) -> tuple[Made, Array, Array]:
+def rounded(
+    kind: TensorType, steps: Steps, wanted: Array = WANTED, found: Array = FOUND
+) -> tuple[QuantizedTensor, Array, Array]:
     """The matrix, and what it should and does give."""
     weights = MODEL.weights[f"{NAME}.weight"]
     met = as_multiplied(found, kind)
