@@ -1,6 +1,6 @@
 """The cache folder: its location, versioned entry names, and the time of last use.
 
-Every entry name contains `made_by()`, so entries written by other code are never reused.
+Every entry name contains `cache_version()`, so entries written by other code are never reused.
 """
 
 import functools
@@ -30,7 +30,7 @@ def cache_folder() -> Path:
 
 
 @functools.cache
-def made_by(*packages: str) -> str:
+def cache_version(*packages: str) -> str:
     """The tool version and a hash of the code that decides an entry: `core`, `quantize`, the named packages, and the
     versions of llama-cpp-python and NumPy.
 

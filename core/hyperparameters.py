@@ -99,7 +99,7 @@ def block_of(name: str) -> int | None:
     return int(name.split(".")[1]) if name.startswith("blk.") else None
 
 
-def multiplied(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+def matmul_weights(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     """The names of the matrices that activations are multiplied with: not the position table or an untied embedding."""
     looked_up = {"position_embd.weight", "token_embd.weight" if "output.weight" in shapes else ""}
     return [name for name, shape in shapes.items() if len(shape) == 2 and name not in looked_up]

@@ -24,7 +24,7 @@ from dgpt2_quant.core.atomic_file import output_file
 from dgpt2_quant.core.cache import cache_folder
 from dgpt2_quant.core.cores import threads_or_all
 from dgpt2_quant.core.errors import OutputError, ResultError, UsageError
-from dgpt2_quant.core.hyperparameters import Hyperparameters, multiplied
+from dgpt2_quant.core.hyperparameters import Hyperparameters, matmul_weights
 from dgpt2_quant.core.json_text import to_json_text
 from dgpt2_quant.core.progress import Progress
 from dgpt2_quant.core.quant_types import TensorType
@@ -95,7 +95,7 @@ class TimeModel:
 
     def seconds(self, shapes: Mapping[str, tuple[int, ...]], types: Mapping[str, TensorType]) -> float:
         """Seconds a token of a whole model; what is only looked up costs nothing. Raises `UsageError` likewise."""
-        return self.fixed + sum(self(shapes[name], types[name]) for name in multiplied(shapes))
+        return self.fixed + sum(self(shapes[name], types[name]) for name in matmul_weights(shapes))
 
     def to_json(self) -> dict[str, Any]:
         """A document that `from_json` reads."""

@@ -15,7 +15,7 @@ import numpy as np
 from dgpt2_quant.core.atomic_file import explain_errors
 from dgpt2_quant.core.ggml import quantize
 from dgpt2_quant.core.gguf_file import EncodedValue, encode_header, encode_value, padded, tensor_bytes
-from dgpt2_quant.core.hyperparameters import Hyperparameters, multiplied
+from dgpt2_quant.core.hyperparameters import Hyperparameters, matmul_weights
 from dgpt2_quant.core.quant_types import TensorType
 
 _TILE_ROWS = 32  # random rows, of which a matrix is made
@@ -35,7 +35,7 @@ class Mix:
     def tensor_types(self) -> dict[str, TensorType]:
         """A type for each tensor; the position table, of which a token reads one row, is F16."""
         shapes = self.sizes.shapes()
-        kinds = {name: self.types[_kind(name)] for name in multiplied(shapes)}
+        kinds = {name: self.types[_kind(name)] for name in matmul_weights(shapes)}
         return {
             name: kinds.get(name, TensorType.F32 if len(shape) == 1 else TensorType.F16)
             for name, shape in shapes.items()
@@ -44,13 +44,13 @@ class Mix:
     def entries(self) -> Counter[Entry]:
         """How many matrices of each shape and type a token meets."""
         shapes, types = self.sizes.shapes(), self.tensor_types()
-        return Counter((shapes[name], types[name]) for name in multiplied(shapes))
+        return Counter((shapes[name], types[name]) for name in matmul_weights(shapes))
 
 
 def kinds_of(sizes: Hyperparameters) -> dict[str, tuple[int, ...]]:
     """The kinds of matrix that a token meets, and their shapes: the output matrix, and four that each layer has."""
     shapes = sizes.shapes()
-    return {_kind(name): shapes[name] for name in multiplied(shapes)}
+    return {_kind(name): shapes[name] for name in matmul_weights(shapes)}
 
 
 def _kind(name: str) -> str:

@@ -7,7 +7,7 @@ import contextlib
 from functools import cached_property
 from pathlib import Path
 
-from dgpt2_quant.core.cache import cache_folder, made_by, read_entry
+from dgpt2_quant.core.cache import cache_folder, cache_version, read_entry
 from dgpt2_quant.core.errors import DgptQuantError, GGUFError
 from dgpt2_quant.core.parallel import calculating
 from dgpt2_quant.core.progress import Progress
@@ -16,7 +16,7 @@ from dgpt2_quant.core.text import NamedText
 from dgpt2_quant.quantize.checkpoint.naming import clean_name
 from dgpt2_quant.quantize.checkpoint.source import ModelSource
 
-from .collect import CONTEXT, SAMPLED, SAMPLED_TOKENS, Chunked, collect, cut, load_calibration, uncollected
+from .collect import CONTEXT, SAMPLED, SAMPLED_TOKENS, ChunkedText, collect, cut, load_calibration_text, uncollected
 from .imatrix_file import ImportanceMatrix, read_importance
 
 
@@ -36,7 +36,7 @@ def read_given(
         read_importance(imatrix)
     if text is None:
         return None
-    return load_calibration(text, parse_special=parse_special, keep_crlf=keep_crlf, announce=announce) or SAMPLED
+    return load_calibration_text(text, parse_special=parse_special, keep_crlf=keep_crlf, announce=announce) or SAMPLED
 
 
 class Calibration:
@@ -63,7 +63,7 @@ class Calibration:
         if isinstance(self._text, str):
             size = min(CONTEXT, self._source.sizes.context)
             count = -(-SAMPLED_TOKENS // size)
-            return uncollected(self._source, Chunked(SAMPLED, size, [0] * (size * count)))
+            return uncollected(self._source, ChunkedText(SAMPLED, size, [0] * (size * count)))
         return uncollected(self._source, self._cut)
 
     @calculating()
@@ -74,7 +74,7 @@ class Calibration:
         if not isinstance(self._text, str):
             return collect(self._source, self._cut, progress=progress)
         source = self._source
-        name = f"{clean_name(source.name)}-{source.sha256()[:16]}-{made_by()}.gguf"
+        name = f"{clean_name(source.name)}-{source.sha256()[:16]}-{cache_version()}.gguf"
         kept = cache_folder() / "calibration" / name
         if found := read_entry(kept, self._checked):
             return found
@@ -93,6 +93,6 @@ class Calibration:
         return found
 
     @cached_property
-    def _cut(self) -> Chunked:
+    def _cut(self) -> ChunkedText:
         assert isinstance(self._text, NamedText)
         return cut(self._source, self._text, announce=self._announce)

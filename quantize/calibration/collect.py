@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from dgpt2_quant.core.atomic_file import output_file, refuse_existing
 from dgpt2_quant.core.errors import CheckpointError, UsageError
-from dgpt2_quant.core.hyperparameters import multiplied
+from dgpt2_quant.core.hyperparameters import matmul_weights
 from dgpt2_quant.core.parallel import calculating, in_parallel
 from dgpt2_quant.core.paths import user_path
 from dgpt2_quant.core.progress import Progress
@@ -78,7 +78,7 @@ def imatrix(
     if text is None and not others:
         raise UsageError("neither a text nor files to merge are given", "Set `text` or `merge`.")
     if text is not None:
-        given = load_calibration(text, parse_special=parse_special, keep_crlf=keep_crlf, announce=announce)
+        given = load_calibration_text(text, parse_special=parse_special, keep_crlf=keep_crlf, announce=announce)
         source = open_model(model, revision=revision, offline=offline)
         chunked = cut(source, given, ctx_size, chunks, progress=progress, announce=announce)
         others.insert(0, collect(source, chunked, partial=partial, progress=progress))
@@ -89,7 +89,7 @@ def imatrix(
     return result
 
 
-def load_calibration(
+def load_calibration_text(
     text: str | Path | NamedText,
     *,
     parse_special: bool = True,
@@ -106,7 +106,7 @@ def load_calibration(
 
 
 @dataclass(frozen=True)
-class Chunked:
+class ChunkedText:
     """A tokenized calibration text in chunks of `size` tokens, each a separate text.
 
     `sums` has the sums of inputs if they were collected while the text was generated.
@@ -130,7 +130,7 @@ def cut(
     *,
     progress: Progress | None = None,
     announce: Announce | None = None,
-) -> Chunked:
+) -> ChunkedText:
     """Tokenizes a text, and returns its first `chunks` chunks (default: all); for None, generates a text.
 
     Raises `UsageError` for a text shorter than a chunk.
@@ -151,7 +151,7 @@ def cut(
         first = source.tokenizer().bos
         tokens = sample(from_source(source), first, count, size, observers=observer, progress=progress)
         sums = {name: np.sum([of_some[name] for of_some in inputs], axis=0) for name in inputs[0]}
-        return Chunked(SAMPLED, size, tokens, sums)
+        return ChunkedText(SAMPLED, size, tokens, sums)
     tokenizer = source.tokenizer()
     text = text.noting(special_note(text, tokenizer.tokens, tokenizer.types), announce)
     tokens = encode_text(tokenizer, text.text, parse_special=text.parse_special)
@@ -161,11 +161,11 @@ def cut(
             f"the text {text.name} has {len(tokens)} tokens, less than one chunk of {size}",
             "Use a longer text, or a smaller `ctx_size` (`dgpt2-quant imatrix`).",
         )
-    return Chunked(text.name, size, tokens[: count * size])
+    return ChunkedText(text.name, size, tokens[: count * size])
 
 
 def collect(
-    source: ModelSource, text: Chunked, *, partial: Path | None = None, progress: Progress | None = None
+    source: ModelSource, text: ChunkedText, *, partial: Path | None = None, progress: Progress | None = None
 ) -> ImportanceMatrix:
     """Collects the importance matrix of a model over a text; `partial` is a file to resume from and to save to."""
     size, count, tokens = text.size, text.count, text.tokens
@@ -198,10 +198,10 @@ def collect(
     return collected.result(text.name, size, tokens)
 
 
-def uncollected(source: ModelSource, text: Chunked) -> ImportanceMatrix:
+def uncollected(source: ModelSource, text: ChunkedText) -> ImportanceMatrix:
     """The result of `collect` with zeros for all sums, for planning."""
     shapes = {tensor.name: tensor.shape for tensor in source.tensors}
-    empty = {name: np.zeros(shapes[name][1], np.float32) for name in multiplied(shapes)}
+    empty = {name: np.zeros(shapes[name][1], np.float32) for name in matmul_weights(shapes)}
     entries = {name: Statistics(zeros, zeros, 0.0) for name, zeros in empty.items()}
     return ImportanceMatrix(entries, [text.name], text.count, text.size, text.tokens)
 

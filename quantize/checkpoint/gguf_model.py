@@ -20,7 +20,7 @@ from dgpt2_quant.core.quant_types import TensorType
 from dgpt2_quant.core.read_at import read_at
 
 from .folder import file_sha256
-from .metadata import is_of_level
+from .metadata import is_quant_type_key
 from .naming import name_of_file
 from .rows import BlockReader, RowReader, from_bfloat16
 from .tokenizer import Tokenizer, TokenType
@@ -108,18 +108,18 @@ class GGUFModel:
         """The checkpoint's hash, if the file states it (unchecked); else the hash of the file."""
         return str(self._header.metadata.get(_SOURCE) or self.sha256())
 
-    def metadata(self, sha256: str, level: dict[str, Any]) -> dict[str, Any]:
-        """The file's metadata, in order and with their types; `level` replaces those of the former quant type."""
-        kept = {key: value for key, value in self._header.encoded.items() if not is_of_level(key)}
+    def metadata(self, sha256: str, type_metadata: dict[str, Any]) -> dict[str, Any]:
+        """The file's metadata, in order and with their types; `type_metadata` replaces those of the former quant type."""
+        kept = {key: value for key, value in self._header.encoded.items() if not is_quant_type_key(key)}
         if was := self._quantized_as:
-            level = {**level, "dgpt2_quant.requantized_from": was}
+            type_metadata = {**type_metadata, "dgpt2_quant.requantized_from": was}
         if _SOURCE not in kept:
-            level = {**level, _SOURCE: sha256}
+            type_metadata = {**type_metadata, _SOURCE: sha256}
         keys = list(self._header.encoded)
-        place = next((key for key in keys if is_of_level(key)), None)
+        place = next((key for key in keys if is_quant_type_key(key)), None)
         before = keys[: keys.index(place)] if place else [key for key in kept if not key.startswith("tokenizer.")]
         first = {key: kept[key] for key in before}
-        found = first | level | {key: value for key, value in kept.items() if key not in first}
+        found = first | type_metadata | {key: value for key, value in kept.items() if key not in first}
         found |= self._names
         # without the key llama.cpp would split texts in another way
         return found if self.pre_tokenizer() not in _SAME_AS_GPT2 else {**found, _PRE: "gpt-2"}

@@ -17,9 +17,11 @@ from .tokenizer import Tokenizer, TokenType, pad_texts
 
 _QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION in ggml.h: of the block formats
 _SCORES, _VOCABULARY = "tokenizer.ggml.scores", "gpt2.vocab_size"
-_LEVEL_KEYS = {f"general.{name}" for name in ("quantized_by", "file_type", "quantization_version")}
-_LEVEL_PREFIXES = ("dgpt2_quant.imatrix.", "dgpt2_quant.lean.", "dgpt2_quant.padding", "quantize.imatrix.")
-_LEVEL_KEYS |= {f"dgpt2_quant.{name}" for name in ("version", "type", "recipe", "tensor_types", "requantized_from")}
+_QUANT_TYPE_KEYS = {f"general.{name}" for name in ("quantized_by", "file_type", "quantization_version")}
+_QUANT_TYPE_PREFIXES = ("dgpt2_quant.imatrix.", "dgpt2_quant.lean.", "dgpt2_quant.padding", "quantize.imatrix.")
+_QUANT_TYPE_KEYS |= {
+    f"dgpt2_quant.{name}" for name in ("version", "type", "recipe", "tensor_types", "requantized_from")
+}
 
 
 def model_metadata(
@@ -49,7 +51,7 @@ def model_metadata(
     return metadata | sizes.to_metadata()
 
 
-def level_metadata(
+def quant_type_metadata(
     quant_type: QuantType,
     recipe: str,
     overrides: Iterable[str] = (),
@@ -72,9 +74,9 @@ def level_metadata(
     return metadata | dict(importance)
 
 
-def is_of_level(key: str) -> bool:
+def is_quant_type_key(key: str) -> bool:
     """Whether a key belongs to the quant type, and so does not apply to files converted from this one."""
-    return key in _LEVEL_KEYS or key.startswith(_LEVEL_PREFIXES)
+    return key in _QUANT_TYPE_KEYS or key.startswith(_QUANT_TYPE_PREFIXES)
 
 
 def tokenizer_metadata(tokenizer: Tokenizer) -> dict[str, EncodedValue]:

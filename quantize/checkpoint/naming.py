@@ -45,8 +45,8 @@ def file_name(name: str, quant_type: QuantType, recipe: str) -> str:
 def name_of_file(stem: str) -> str:
     """The model name in a file name, without recipe and type: `distilgpt2` for distilgpt2.lean.F16.gguf."""
     for separator in (".", "-"):
-        name, _, level = stem.rpartition(separator)
-        if name and is_type(level):
+        name, _, suffix = stem.rpartition(separator)
+        if name and is_type(suffix):
             stem = name
             break
     return _OTHER_RECIPE.sub("", stem)

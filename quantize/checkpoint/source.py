@@ -61,8 +61,8 @@ class ModelSource(Protocol):
     def origin(self) -> str:
         """The source hash for the metadata of converted files: its own, or the one that it states."""
 
-    def metadata(self, sha256: str, level: dict[str, Any]) -> dict[str, Any]:
-        """All metadata of a converted file, including those of its quant type (`level`)."""
+    def metadata(self, sha256: str, type_metadata: dict[str, Any]) -> dict[str, Any]:
+        """All metadata of a converted file, including those of its quant type (`type_metadata`)."""
 
     def tokenizer(self) -> Tokenizer:
         """Reads the tokenizer, at each call."""
@@ -85,12 +85,12 @@ class CheckpointModel:
     def origin(self) -> str:
         return self.sha256()
 
-    def metadata(self, sha256: str, level: dict[str, Any]) -> dict[str, Any]:
+    def metadata(self, sha256: str, type_metadata: dict[str, Any]) -> dict[str, Any]:
         if self._tokens is None:  # encoded once for all quant types
             self._tokens = tokenizer_metadata(self.tokenizer())
         parameters = sum(prod(tensor.shape) for tensor in self.tensors)
         common = model_metadata(self._source, sha256, self._checkpoint.license(), self.sizes, parameters)
-        return {**common, **level, **self._tokens}
+        return {**common, **type_metadata, **self._tokens}
 
     def tokenizer(self) -> Tokenizer:
         return read_tokenizer(self._source.folder, self._checkpoint.config, self.sizes.vocabulary)

@@ -14,7 +14,7 @@ from dgpt2_quant.core.quant_types import TensorType
 Array = npt.NDArray[np.floating[Any]]
 
 
-def as_multiplied(x: Array, tensor_type: TensorType) -> npt.NDArray[np.float32]:
+def round_activations(x: Array, tensor_type: TensorType) -> npt.NDArray[np.float32]:
     """Rounds activations, shape (tokens, columns), for a matrix of the given type."""
     values = np.ascontiguousarray(x, np.float32)
     if tensor_type is TensorType.F32:

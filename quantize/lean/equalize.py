@@ -25,7 +25,7 @@ Weights = dict[str, Array]
 _LEAST = 1e-9  # minimum size of a column to be scaled
 
 
-def with_even_inputs(
+def equalize_inputs(
     weights: Mapping[str, Array], sizes: Hyperparameters, importance: ImportanceMatrix, *, centre: bool, scale: bool
 ) -> Weights:
     """Centers and scales the inputs of QKV, attention output and `ffn_up`, as requested.
@@ -47,7 +47,7 @@ def with_even_inputs(
     return {name: np.asarray(changed.get(name, data), np.float32) for name, data in weights.items()}
 
 
-def with_centred_embedding(weights: Mapping[str, Array], frequencies: Array) -> Weights:
+def center_embedding(weights: Mapping[str, Array], frequencies: Array) -> Weights:
     """Moves the mean of the embedding's rows, weighted by token frequency, to the position table."""
     changed = {name: np.asarray(data, np.float32) for name, data in weights.items()}
     share = (frequencies / frequencies.sum()).astype(np.float32)

@@ -20,10 +20,10 @@ from dgpt2_quant.quantize.calibration.numpy_gpt2 import Reference
 from dgpt2_quant.quantize.recipes.lean_mix import ROUNDABLE
 from dgpt2_quant.quantize.recipes.lean_steps import Steps
 
-from .activation_rounding import as_multiplied
+from .activation_rounding import round_activations
 from .block_codes import Bytes
 from .gptq import SWEEPS, Factor, factor, quantize_rows, round_matrix
-from .layerwise import Array, Passage, names_of
+from .layerwise import Array, LayerwiseForward, half_block_names
 
 _TOKENS = 8192  # per task
 
@@ -41,7 +41,7 @@ def as_quantized(name: str, blocks: Bytes, tensor_type: TensorType, shape: tuple
     return QuantizedTensor(tensor_type, blocks, dequantize(name, blocks, tensor_type, shape))
 
 
-def quantize_body(
+def quantize_layers(
     trained: Reference,
     lookup: Mapping[str, Array],
     chunks: Sequence[Sequence[int]],
@@ -54,14 +54,14 @@ def quantize_body(
 
     `lookup` has the quantized embedding and position table, `outputs` the factors of G by matrix.
     """
-    forward = Passage(trained, chunks)
+    forward = LayerwiseForward(trained, chunks)
     inputs = forward.inputs()
-    state = forward.looked_up(lookup)
+    state = forward.embed(lookup)
     quantized: dict[str, QuantizedTensor] = {}
 
     def quantize_and_apply(name: str, x: Array) -> Array:
         weight, bias, kind = f"{name}.weight", trained.weights[f"{name}.bias"], types[f"{name}.weight"]
-        met = by_rows(lambda part: as_multiplied(part, kind), x, x.shape[1], out=x)
+        met = by_rows(lambda part: round_activations(part, kind), x, x.shape[1], out=x)
         quantized[weight] = matrix = quantize_matrix(
             weight, trained.weights[weight], (next(inputs), met), kind, outputs.get(weight), steps
         )
@@ -76,9 +76,9 @@ def quantize_body(
         return by_rows(outputs_of, met, len(bias))
 
     for half in range(forward.halves):
-        norm, first, second = names_of(half)
-        inner = quantize_and_apply(first, forward.normed(norm, state))
-        state += quantize_and_apply(second, forward.between(half, inner))
+        norm, first, second = half_block_names(half)
+        inner = quantize_and_apply(first, forward.norm(norm, state))
+        state += quantize_and_apply(second, forward.second_input(half, inner))
     return quantized
 
 

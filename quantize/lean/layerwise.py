@@ -14,7 +14,7 @@ Linear = Callable[[str, Array], Array]
 It is called from several threads."""
 
 
-class Passage:
+class LayerwiseForward:
     """A forward pass over chunks of equal length, each a separate text; states have shape (all tokens, width)."""
 
     def __init__(self, reference: Reference, chunks: Sequence[Sequence[int]]) -> None:
@@ -23,15 +23,15 @@ class Passage:
         self._tokens = np.concatenate([np.asarray(chunk) for chunk in chunks])
         self._positions = np.tile(np.arange(self.length), self.count)
 
-    def looked_up(self, tables: Mapping[str, Array]) -> Array:
+    def embed(self, tables: Mapping[str, Array]) -> Array:
         """The first state, from these token and position tables."""
         found: Array = tables["token_embd.weight"][self._tokens] + tables["position_embd.weight"][self._positions]
         return found
 
-    def after(self, half: int, x: Array, linear: Linear | None = None) -> Array:
+    def half_block(self, half: int, x: Array, linear: Linear | None = None) -> Array:
         """The state after a half block: the attention (even) or the MLP (odd) of block `half // 2`."""
         apply = linear or self.reference.linear
-        norm, first, second = names_of(half)
+        norm, first, second = half_block_names(half)
 
         def of_chunk(x: Array) -> Array:
             inner = apply(first, self.reference.norm(norm, x))
@@ -43,21 +43,21 @@ class Passage:
 
     def inputs(self) -> Iterator[Array]:
         """Yields the input of each matrix of the blocks, in order, shape (tokens, columns)."""
-        x = self.looked_up(self.reference.weights)
+        x = self.embed(self.reference.weights)
         for half in range(self.halves):
-            norm, first, second = names_of(half)
-            met = self.normed(norm, x)
+            norm, first, second = half_block_names(half)
+            met = self.norm(norm, x)
             yield met
-            met = self.between(half, self.linear(first, met))
+            met = self.second_input(half, self.linear(first, met))
             yield met
             if half + 1 < self.halves:
                 x += self.linear(second, met)
 
-    def normed(self, norm: str, x: Array) -> Array:
+    def norm(self, norm: str, x: Array) -> Array:
         """Applies a layer norm."""
         return by_rows(lambda part: self.reference.norm(norm, part), x, x.shape[1])
 
-    def between(self, half: int, inner: Array) -> Array:
+    def second_input(self, half: int, inner: Array) -> Array:
         """The input of a half block's second matrix, from the outputs of the first, which are overwritten."""
         if half % 2:
             return by_rows(gelu, inner, inner.shape[1], out=inner)
@@ -70,7 +70,7 @@ class Passage:
         return by_rows(lambda part: self.reference.linear(name, part), x, outputs)
 
 
-def names_of(half: int) -> tuple[str, str, str]:
+def half_block_names(half: int) -> tuple[str, str, str]:
     """The names of a half block's norm and two matrices, without `.weight`."""
     names = ("ffn_norm", "ffn_up", "ffn_down") if half % 2 else ("attn_norm", "attn_qkv", "attn_output")
     norm, first, second = (f"blk.{half // 2}.{name}" for name in names)

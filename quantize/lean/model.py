@@ -1,7 +1,7 @@
 """The recipe `lean`: what makes better files of the same formats.
 
 It rewrites the model in numbers that are easier to quantize (equivalent.py), rounds each matrix with feedback of errors
-on calibration text (lean_body.py, feedback.py), the embedding for both of its uses, and fills the vocabulary up so that
+on calibration text (layers.py, feedback.py), the embedding for both of its uses, and fills the vocabulary up so that
 llama.cpp's fastest kernels take the output matrix (padding.py). What comes out is a `ModelSource` whose tensors are
 blocks already, and is written like any other.
 """
@@ -22,10 +22,10 @@ from dgpt2_quant.quantize.checkpoint.source import ModelSource
 from dgpt2_quant.quantize.recipes.lean_mix import ROUNDABLE
 from dgpt2_quant.quantize.recipes.lean_steps import steps_without
 
-from .equalize import Weights, with_centred_embedding, with_even_inputs
+from .equalize import Weights, center_embedding, equalize_inputs
 from .fisher import LOOKUP, Fisher, fisher
 from .gptq import SWEEPS, Factor, factor, quantize_rows, round_matrix
-from .layers import QuantizedTensor, as_quantized, quantize_body
+from .layers import QuantizedTensor, as_quantized, quantize_layers
 from .padded_source import PaddedSource, ready_tensor
 from .padding import NO_PADDING, Padding, least_likely
 
@@ -117,13 +117,13 @@ class LeanModel:
         if self.chunks:
             lookup = {name: values_of(made[name]) for name in ("token_embd.weight", "position_embd.weight")}
             chunks = self.first_chunks(_STREAM_TOKENS)
-            made |= quantize_body(self.reference, lookup, chunks, types, self.outputs, self.steps, self.progress)
+            made |= quantize_layers(self.reference, lookup, chunks, types, self.outputs, self.steps, self.progress)
         return made | {name: self.plain(name, weights[name], types[name]) for name in weights if name not in made}
 
     def _rewritten(self, reference: Reference) -> Weights:
         weights: Weights = dict(reference.weights)
         if self.steps.centring or self.steps.scaling:
-            weights = with_even_inputs(
+            weights = equalize_inputs(
                 weights,
                 reference.sizes,
                 self.importance,
@@ -131,7 +131,7 @@ class LeanModel:
                 scale=self.steps.scaling,
             )
         if self.steps.centring and self.chunks:
-            weights = with_centred_embedding(weights, self.frequencies)
+            weights = center_embedding(weights, self.frequencies)
         return weights
 
     @property

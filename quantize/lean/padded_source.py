@@ -31,12 +31,12 @@ class PaddedSource:
     def origin(self) -> str:
         return self._source.origin()
 
-    def metadata(self, sha256: str, level: dict[str, Any]) -> dict[str, Any]:
+    def metadata(self, sha256: str, type_metadata: dict[str, Any]) -> dict[str, Any]:
         count, twin = self.padding.count, self.padding.twin
         if not count:
-            return self._source.metadata(sha256, level)
-        level = {**level, "dgpt2_quant.padding": count, "dgpt2_quant.padding.twin": twin}
-        return with_pad_tokens(self._source.metadata(sha256, level), count)
+            return self._source.metadata(sha256, type_metadata)
+        type_metadata = {**type_metadata, "dgpt2_quant.padding": count, "dgpt2_quant.padding.twin": twin}
+        return with_pad_tokens(self._source.metadata(sha256, type_metadata), count)
 
     def tokenizer(self) -> Tokenizer:
         return padded_tokenizer(self._source.tokenizer(), self.padding.count)
@@ -79,7 +79,7 @@ def ready_tensor(name: str, tensor: QuantizedTensor | Array, shape: tuple[int, .
         return ReadyTensor(name, shape, None, tensor)
     blocks = tensor.blocks
     if padding.count and name in ("token_embd.weight", "output.weight"):
-        blocks = padding.filled_up(blocks)
+        blocks = padding.append_pads(blocks)
     match tensor.tensor_type:
         case TensorType.F32:
             return ReadyTensor(name, shape, None, blocks.view(np.float32))

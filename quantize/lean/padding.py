@@ -23,7 +23,7 @@ class Padding:
     def to_json(self) -> dict[str, int]:
         return asdict(self)
 
-    def filled_up(self, rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    def append_pads(self, rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Appends the pads' rows, shape (tokens + count, bytes of a row)."""
         return np.concatenate([rows, np.repeat(rows[self.twin : self.twin + 1], self.count, axis=0)])
 

@@ -10,7 +10,7 @@ from typing import Any
 from dgpt2_quant.core.atomic_file import output_file
 from dgpt2_quant.core.errors import UsageError
 from dgpt2_quant.core.gguf_file import require_file
-from dgpt2_quant.core.hyperparameters import block_of, multiplied, pad_count
+from dgpt2_quant.core.hyperparameters import block_of, matmul_weights, pad_count
 from dgpt2_quant.core.json_text import to_json_text
 from dgpt2_quant.core.quant_types import QUANT_TYPES, QuantType, TensorType, find_type
 from dgpt2_quant.quantize.calibration.imatrix_file import ImportanceMatrix, Statistics
@@ -155,7 +155,7 @@ def _checked(source: ModelSource, plan: Plan) -> Plan:
         plan.importance.check_text(source.sizes.vocabulary, source.sizes.context)
     name = lacking_importance(plan.types, plan.quant_type, present)
     # that of a tied embedding is missing in files of llama-imatrix
-    name = name or next((n for n in multiplied(plan.shapes) if block_of(n) is not None and n not in present), None)
+    name = name or next((n for n in matmul_weights(plan.shapes) if block_of(n) is not None and n not in present), None)
     if name is not None:
         raise UsageError(
             f"the importance matrix has no entry for {name}, which needs one at {plan.types[name].name}",

@@ -10,7 +10,7 @@ from dgpt2_quant.core.errors import UsageError
 from dgpt2_quant.core.gguf_file import padded, tensor_bytes
 from dgpt2_quant.core.quant_types import QuantType, TensorType
 from dgpt2_quant.quantize.calibration.imatrix_file import ImportanceMatrix
-from dgpt2_quant.quantize.checkpoint.metadata import level_metadata
+from dgpt2_quant.quantize.checkpoint.metadata import quant_type_metadata
 from dgpt2_quant.quantize.checkpoint.source import ModelSource
 
 from .tensor_types import Override, applied_overrides, lacking_importance, tensor_types, without_effect
@@ -63,7 +63,7 @@ class Plan:
     def metadata(self) -> dict[str, Any]:
         """What distinguishes this file from others of the same source: what is in it, not what was asked for."""
         importance = self.importance.metadata() if self.importance and self.uses_importance else {}
-        return level_metadata(self.quant_type, self.recipe, map(str, self.overrides), self.without, importance)
+        return quant_type_metadata(self.quant_type, self.recipe, map(str, self.overrides), self.without, importance)
 
 
 def make_plan(

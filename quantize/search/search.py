@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dgpt2_quant.core.atomic_file import output_file
-from dgpt2_quant.core.cache import cache_folder, made_by, read_entry
+from dgpt2_quant.core.cache import cache_folder, cache_version, read_entry
 from dgpt2_quant.core.errors import OutputError, UsageError
 from dgpt2_quant.core.gguf_file import padded, tensor_bytes
 from dgpt2_quant.core.json_text import to_json_text
@@ -109,7 +109,7 @@ def search(
     model = LeanModel(source, rest, without, progress)
     problem = _Problem(source, importance, model, target, tuple(without), file_bytes, times)
     predictions = Predictions(model.reference, kept_back)
-    key = [source.sha256(), importance.sha256, made_by(), sorted(model.steps.left_out)]
+    key = [source.sha256(), importance.sha256, cache_version(), sorted(model.steps.left_out)]
     name = f"{clean_name(source.name)}-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.json"
     memo = cache_folder() / "effects" / name
     problem.effects = measure_effects(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from dgpt2_quant.core.errors import CheckpointError, GGUFError, ModelNotFoundError, OutputError, UsageError
 from dgpt2_quant.core.gguf_file import EncodedValue, read_header
-from dgpt2_quant.core.hyperparameters import multiplied
+from dgpt2_quant.core.hyperparameters import matmul_weights
 from dgpt2_quant.core.quant_types import TensorType
 from dgpt2_quant.quantize.calibration.imatrix_file import ImportanceMatrix, Statistics, read_importance
 from dgpt2_quant.quantize.convert import convert
@@ -45,7 +45,7 @@ def importance(made: dict[str, Path]) -> Path:
     random, shapes = np.random.default_rng(0), {t.name: t.shape for t in read_header(made["F32"]).tensors.values()}
     entries = {
         name: Statistics(random.gamma(0.5, 100, shapes[name][1]).astype(np.float32), None, 97.0)
-        for name in multiplied(shapes)
+        for name in matmul_weights(shapes)
     }
     ImportanceMatrix(entries, ["random"], 1, 97).write(made["F32"].parent / "imatrix.gguf")
     return made["F32"].parent / "imatrix.gguf"
