@@ -109,7 +109,7 @@ class GGUFModel:
         return str(self._header.metadata.get(_SOURCE) or self.sha256())
 
     def metadata(self, sha256: str, type_metadata: dict[str, Any]) -> dict[str, Any]:
-        """The file's metadata, in order and with their types; `type_metadata` replaces those of the former quant type."""
+        """The file's metadata, in order, with `type_metadata` in place of the former quant type's."""
         kept = {key: value for key, value in self._header.encoded.items() if not is_quant_type_key(key)}
         if was := self._quantized_as:
             type_metadata = {**type_metadata, "dgpt2_quant.requantized_from": was}
