@@ -132,7 +132,7 @@ class TestAsACalibrationText:
         reference = from_source(source)
         weights = {**reference.weights, "blk.0.ffn_up.bias": np.full(16 * 4, np.inf, np.float32)}
         monkeypatch.setattr(calibrate, "from_source", lambda _: Reference(reference.sizes, weights))
-        with pytest.raises(CheckpointError, match=r"what blk\.0\.ffn_down\.weight is multiplied with is not finite"):
+        with pytest.raises(CheckpointError, match=r"the input of blk\.0\.ffn_down\.weight is not finite"):
             cut(source, None)
 
     def test_a_file_of_that_name_is_a_text(self, source: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
