@@ -47,7 +47,7 @@ def encode_tensor(
         return EncodedTensor(name, shape, None, tensor)
     blocks = tensor.blocks
     if padding.count and name in ("token_embd.weight", "output.weight"):
-        blocks = padding.filled_up(blocks)
+        blocks = padding.append_pads(blocks)
     match tensor.tensor_type:
         case TensorType.F32:
             return EncodedTensor(name, shape, None, blocks.view(np.float32))

@@ -22,10 +22,10 @@ from dgpt2_quant.quantize.recipes.lean_steps import steps_without
 from dgpt2_quant.quantize.recipes.tensor_types import ROUNDABLE
 
 from .encoded_tensor import EncodedTensor, encode_tensor
-from .equalize import Weights, with_centred_embedding, with_even_inputs
+from .equalize import Weights, center_embedding, equalize_inputs
 from .fisher import LOOKUP, Fisher, fisher
 from .gptq import SWEEPS, Factor, factor, quantize_rows, round_matrix
-from .layers import QuantizedTensor, as_quantized, quantize_body
+from .layers import QuantizedTensor, as_quantized, quantize_layers
 from .padding import NO_PADDING, Padding, least_likely
 
 Array = npt.NDArray[np.floating[Any]]
@@ -115,13 +115,13 @@ class LeanModel:
         if self.chunks:
             lookup = {name: values_of(found[name]) for name in ("token_embd.weight", "position_embd.weight")}
             chunks = self.first_chunks(_STREAM_TOKENS)
-            found |= quantize_body(self.reference, lookup, chunks, types, self.outputs, self.steps, self.progress)
+            found |= quantize_layers(self.reference, lookup, chunks, types, self.outputs, self.steps, self.progress)
         return found | {name: self.plain(name, weights[name], types[name]) for name in weights if name not in found}
 
     def _rewritten(self, reference: Reference) -> Weights:
         weights: Weights = dict(reference.weights)
         if self.steps.centring or self.steps.scaling:
-            weights = with_even_inputs(
+            weights = equalize_inputs(
                 weights,
                 reference.sizes,
                 self.importance,
@@ -129,7 +129,7 @@ class LeanModel:
                 scale=self.steps.scaling,
             )
         if self.steps.centring and self.chunks:
-            weights = with_centred_embedding(weights, self.frequencies)
+            weights = center_embedding(weights, self.frequencies)
         return weights
 
     @property

@@ -8,9 +8,9 @@ from typing import Any
 
 from dgpt2_quant.core.errors import UsageError
 from dgpt2_quant.core.gguf_file import encode_header, padded, tensor_bytes
-from dgpt2_quant.core.hyperparameters import block_of, multiplied, pad_count
+from dgpt2_quant.core.hyperparameters import block_of, matmul_weights, pad_count
 from dgpt2_quant.core.quant_types import QuantType, TensorType
-from dgpt2_quant.quantize.checkpoint.metadata import level_metadata, with_pad_tokens
+from dgpt2_quant.quantize.checkpoint.metadata import quant_type_metadata, with_pad_tokens
 from dgpt2_quant.quantize.checkpoint.source import ModelSource
 
 from .lean_steps import steps_without
@@ -76,7 +76,7 @@ class Plan:
         """The file's header. `importance` is what an importance matrix adds to the metadata (`metadata()`), `sha256`
         the source's hash, `twin` the token that the pad tokens copy; the header's size does not depend on either."""
         stated = importance if self.uses_importance else {}
-        own = level_metadata(self.quant_type, self.recipe, map(str, self.overrides), self.skip_steps, stated)
+        own = quant_type_metadata(self.quant_type, self.recipe, map(str, self.overrides), self.skip_steps, stated)
         if self.pads:
             own |= {"dgpt2_quant.padding": self.pads, "dgpt2_quant.padding.twin": twin}
         metadata = source.metadata(sha256, own)
@@ -190,7 +190,7 @@ def _lean_plan(
 ) -> Plan:
     name = lacking_importance(types, quant_type, importance)
     # llama-imatrix collects none for a tied embedding, so only the blocks' matrices must have an entry
-    name = name or next((n for n in multiplied(shapes) if block_of(n) is not None and n not in importance), None)
+    name = name or next((n for n in matmul_weights(shapes) if block_of(n) is not None and n not in importance), None)
     if name is not None:
         raise _no_entry(name, types)
     return Plan(quant_type, "lean", applied, shapes, types, True, skip_steps, pad_tokens(source, skip_steps))

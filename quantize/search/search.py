@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from dgpt2_quant.core.atomic_file import output_file
-from dgpt2_quant.core.cache import cache_folder, made_by, read_entry
+from dgpt2_quant.core.cache import cache_folder, cache_version, read_entry
 from dgpt2_quant.core.errors import OutputError, UsageError
 from dgpt2_quant.core.json_text import to_json_text
 from dgpt2_quant.core.parallel import calculating
@@ -99,7 +99,7 @@ def find_recipe(
     model = LeanModel(source, rest, skip_steps, progress)
     options = Options(source, importance, model, target)
     predictions = Predictions(model.reference, held_back)
-    key = [source.sha256(), importance.sha256, made_by(), sorted(model.steps.left_out)]
+    key = [source.sha256(), importance.sha256, cache_version(), sorted(model.steps.left_out)]
     memo = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
     path = cache_folder() / "effects" / f"{clean_name(source.name)}-{memo}.json"
     known = read_entry(path, _read_effects) or {}

@@ -1,8 +1,8 @@
 """From a model's name to a GGUF file: converts once, keeps the file in the cache, and finds it again quickly.
 
-The key of a converted file is the source's content, the recipe and the code that wrote it (`cache.made_by`). Hashing
-352 MB on every start would cost more than loading the model, so the hash is stored together with path, size and
-modification time of every source file, and computed again when one of these has changed.
+The key of a converted file is the source's content, the recipe and the code that wrote it (`cache.cache_version`).
+Hashing 352 MB on every start would cost more than loading the model, so the hash is stored together with path, size
+and modification time of every source file, and computed again when one of these has changed.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dgpt2_quant.core.atomic_file import explain_errors, output_file
-from dgpt2_quant.core.cache import cache_folder, made_by, read_entry, touch
+from dgpt2_quant.core.cache import cache_folder, cache_version, read_entry, touch
 from dgpt2_quant.core.errors import OutputError, UsageError
 from dgpt2_quant.core.gguf_file import require_file
 from dgpt2_quant.core.progress import Progress
@@ -96,7 +96,7 @@ def model_files(
     source = resolve(model, revision=revision, offline=offline, prefer_cache=True)
     sha256 = remembered_sha256(source.folder)
     key = "-".join(filter(None, [source.name, sha256[:16], source.commit and source.commit[:12]]))
-    folder = cache_folder() / "models" / key / f"stock-{made_by()}"
+    folder = cache_folder() / "models" / key / f"stock-{cache_version()}"
     files = {quant_type: folder / quant_type.file_name(source.name) for quant_type in wanted}
     kept = KeptFiles(folder)
     if not all(map(kept.is_unchanged, files.values())):
@@ -123,12 +123,13 @@ def remembered_sha256(folder: Path) -> str:
         known = json.loads(path.read_bytes())
         if not isinstance(known["sha256"], str):
             raise ValueError("no hash")
-        return str(known["sha256"]) if (known["files"], known.get("made_by")) == (stamp, made_by()) else None
+        fresh = (known["files"], known.get("cache_version")) == (stamp, cache_version())
+        return str(known["sha256"]) if fresh else None
 
     if found := read_entry(memo, parse):
         return found
     sha256 = source_sha256(folder)
-    document = {"folder": str(folder), "files": stamp, "made_by": made_by(), "sha256": sha256}
+    document = {"folder": str(folder), "files": stamp, "cache_version": cache_version(), "sha256": sha256}
     with suppress(OutputError), output_file(memo, overwrite=True) as file:  # it only saves time
         file.write(json.dumps(document).encode())
     return sha256

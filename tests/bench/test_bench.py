@@ -239,8 +239,8 @@ def test_wrong_files(tmp_path: Path, storybook_files: dict[str, Path]) -> None:
 
 
 def test_wrong_arguments(tmp_path: Path) -> None:
-    refused(UsageError, "unknown quantization type 'q4_z'", type=["q4_z"])
-    refused(UsageError, "unknown quantization type 'best'", reference="best")
+    refused(UsageError, "unknown quant type 'q4_z'", type=["q4_z"])
+    refused(UsageError, "unknown quant type 'best'", reference="best")
     refused(UsageError, "0 rounds", rounds=0)
     refused(UsageError, "the patience is -1 s", patience=-1)
     refused(ModelNotFoundError, "there is no text 'absent.txt'", text="absent.txt")

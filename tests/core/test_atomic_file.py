@@ -116,7 +116,7 @@ def test_overwrite_writes_what_is_not_there_as_well(tmp_path: Path) -> None:
 
 def test_a_name_that_was_taken_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     target = tmp_path / "model.gguf"
-    with pytest.raises(OutputError, match="it exists already") as caught, output_file(target):
+    with pytest.raises(OutputError, match="it already exists") as caught, output_file(target):
         target.write_bytes(b"theirs")
     assert "--overwrite" in caught.value.hint
     assert target.read_bytes() == b"theirs"
@@ -126,7 +126,7 @@ def test_a_name_that_was_taken_meanwhile_is_not_replaced(tmp_path: Path) -> None
 def test_a_dangling_link_is_a_name_that_is_taken(tmp_path: Path) -> None:
     target = tmp_path / "model.gguf"
     target.symlink_to(tmp_path / "nowhere")
-    with pytest.raises(OutputError, match="it exists already"), output_file(target) as file:
+    with pytest.raises(OutputError, match="it already exists"), output_file(target) as file:
         file.write(b"ours")
     assert names(tmp_path) == ["model.gguf"]
     assert target.is_symlink()
@@ -163,7 +163,7 @@ def test_an_error_of_writing_names_the_file(tmp_path: Path) -> None:
     target = tmp_path / "model.gguf"
     with pytest.raises(OutputError) as caught, output_file(target):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    assert caught.value.message == f"{target} can not be written: the disk is full"
+    assert caught.value.message == f"cannot write {target}: the disk is full"
     assert "-o" in caught.value.hint
     assert names(tmp_path) == []
 

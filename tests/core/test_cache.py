@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from dgpt2_quant.core.cache import cache_folder, made_by, touch
+from dgpt2_quant.core.cache import cache_folder, cache_version, touch
 from dgpt2_quant.core.errors import UsageError
 from dgpt2_quant.core.sizes import parse_seconds
 from dgpt2_quant.quantize.calibration import calibration
@@ -71,10 +71,10 @@ def test_every_kind_of_entry_has_the_code_in_its_key(model: Path, monkeypatch: p
     (kept,) = (cache_folder() / "calibration").iterdir()
     (memo,) = (cache_folder() / "sources").iterdir()
     for text in (str(path), kept.name, memo.read_text()):
-        assert made_by() in text
-    assert len({made_by(), made_by("runtime"), made_by("runtime", "bench")}) == 3
+        assert cache_version() in text
+    assert len({cache_version(), cache_version("runtime"), cache_version("runtime", "bench")}) == 3
     # a hash by other code is not believed
-    memo.write_text(memo.read_text().replace(made_by(), "0.0.1").replace(remembered_sha256(model), "f" * 64))
+    memo.write_text(memo.read_text().replace(cache_version(), "0.0.1").replace(remembered_sha256(model), "f" * 64))
     assert remembered_sha256(model) != "f" * 64
 
 

@@ -75,7 +75,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path, notes: list[str]) -> None:
     (tmp_path / "tale.txt").write_text(TALE, "utf-8-sig")
     found = load_text(tmp_path / "tale.txt", announce=notes.append)
     assert found.text == TALE
-    assert notes == ["tale.txt: the byte order mark at the beginning is dropped"]
+    assert notes == ["tale.txt: byte order mark dropped"]
 
 
 def test_special_tokens_are_noted() -> None:
@@ -105,8 +105,8 @@ def test_no_file(tmp_path: Path) -> None:
         (TALE.encode("utf-16"), r"tale\.txt is UTF-16, not UTF-8"),
         (TALE.encode("utf-32"), r"tale\.txt is UTF-32, not UTF-8"),
         (b"GGUF\3\0\0\0", r"tale\.txt is a GGUF file"),
-        (b"Es war\0einmal", r"tale\.txt is binary \(a NUL byte at offset 6\)"),
-        (gzip.compress(b"Es war\0einmal", mtime=0), r"tale\.txt is binary \(a NUL byte at offset 6\)"),
+        (b"Es war\0einmal", r"tale\.txt is binary \(NUL byte at offset 6\)"),
+        (gzip.compress(b"Es war\0einmal", mtime=0), r"tale\.txt is binary \(NUL byte at offset 6\)"),
         (b"\xfd7zXZ\0\0\4", r"tale\.txt is packed by xz"),
         (b"", r"the text tale\.txt is empty"),
         (gzip.compress(b"", mtime=0), r"the text tale\.txt is empty"),

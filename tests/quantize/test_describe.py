@@ -84,7 +84,7 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
     path = make_checkpoint(tmp_path / "tiny") / "model.safetensors"
     with pytest.raises(GGUFError) as caught:
         describe(path)
-    assert f"{path} is not a sound GGUF file" in caught.value.message
+    assert f"{path} is not a valid GGUF file" in caught.value.message
     assert "dgpt2-quant convert" in caught.value.hint
 
 

@@ -199,7 +199,7 @@ class TestVersion:
             DgptQuantError, match=rf"llama-cpp-python {version.replace('+', '.')} is installed"
         ) as caught:
             llama_cpp_version.check_version()
-        assert caught.value.hint == "Install that one: `pip install llama-cpp-python==0.3.36`."
+        assert caught.value.hint == "Install it: `pip install llama-cpp-python==0.3.36`."
 
     def test_another_layout_is_refused(self) -> None:
         with pytest.raises(DgptQuantError, match="the size of llama_token_data is 16, not 12"):

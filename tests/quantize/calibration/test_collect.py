@@ -259,7 +259,7 @@ def test_files_alone_are_merged_without_a_model(checkpoint: Path, text: Path, tm
 
 
 def test_nothing_to_do_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="neither a text to collect over nor a file to merge"):
+    with pytest.raises(UsageError, match="neither a text nor files to merge are given"):
         imatrix("no/such/model", output=tmp_path / "it.gguf")
     assert list(tmp_path.iterdir()) == []
 

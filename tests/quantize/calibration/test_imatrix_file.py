@@ -221,12 +221,12 @@ class TestTokens:
             ({KEY: [1] * 17}, "it has 17 tokens for 2 chunks of 8"),
             ({KEY: [1] * 8, "imatrix.chunk_size": 0}, "it has 8 tokens for 2 chunks of 0"),
             ({KEY: [1] * 8, "imatrix.chunk_count": 2**32 - 1}, "it has 8 tokens for 4294967295 chunks of 8"),
-            ({KEY: [-1] * 16}, "tokens are no tokens"),
-            ({KEY: [0.5] * 16}, "tokens are no tokens"),
-            ({KEY: [True] * 16}, "tokens are no tokens"),
-            ({KEY: ["a"] * 16}, "tokens are no tokens"),
-            ({KEY: "aaaaaaaaaaaaaaaa"}, "tokens are no tokens"),
-            ({KEY: 16}, "tokens are no tokens"),
+            ({KEY: [-1] * 16}, "tokens are not token ids"),
+            ({KEY: [0.5] * 16}, "tokens are not token ids"),
+            ({KEY: [True] * 16}, "tokens are not token ids"),
+            ({KEY: ["a"] * 16}, "tokens are not token ids"),
+            ({KEY: "aaaaaaaaaaaaaaaa"}, "tokens are not token ids"),
+            ({KEY: 16}, "tokens are not token ids"),
         ],
     )
     def test_what_are_none_are_refused(self, keys: dict[str, Any], why: str, tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ class TestTokens:
     def test_larger_ones_than_there_are(self, tmp_path: Path) -> None:
         self.whole.write(tmp_path / "it.gguf")
         large = EncodedValue(struct.pack("<IIQ16Q", ValueType.ARRAY, ValueType.UINT64, 16, *[2**63] * 16))
-        with pytest.raises(GGUFError, match="tokens are no tokens"):
+        with pytest.raises(GGUFError, match="tokens are not token ids"):
             read_importance(rewrite(tmp_path / "it.gguf", tmp_path / "odd.gguf", metadata={self.KEY: large}))
 
     def test_as_many_as_said_are_read(self, tmp_path: Path) -> None:
@@ -245,9 +245,9 @@ class TestTokens:
     def test_whether_they_are_a_models(self) -> None:
         self.whole.check_text(50257, 4)
         matrix().check_text(1, 1)  # there are none
-        with pytest.raises(UsageError, match="has the token 50256 in it, the model only 50256 tokens"):
+        with pytest.raises(UsageError, match="contains the token 50256, but the model has 50256 tokens"):
             self.whole.check_text(50256, 4)
-        with pytest.raises(UsageError, match="a text in chunks of 4 tokens, the model 3 positions"):
+        with pytest.raises(UsageError, match="chunks of 4 tokens, but the model has 3 positions"):
             self.whole.check_text(50257, 3)
 
 
@@ -306,8 +306,8 @@ def test_tensors_that_a_later_llama_cpp_may_add_are_passed_over(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arrays", "why"),
     [
-        ({f"{UP}.counts": None}, "has not both, in_sum2 and counts"),
-        ({f"{UP}.in_sum2": None}, "has not both, in_sum2 and counts"),
+        ({f"{UP}.counts": None}, "needs both in_sum2 and counts"),
+        ({f"{UP}.in_sum2": None}, "needs both in_sum2 and counts"),
         (dict.fromkeys(ARRAYS), "it has no statistics"),
         ({f"{UP}.in_sum2": np.ones(3, np.float16)}, "in_sum2 is F16, not F32"),
         ({f"{UP}.counts": np.array([4], np.float16)}, "counts is F16, not F32"),
@@ -334,8 +334,8 @@ def test_statistics_that_make_no_sense_are_refused(
 @pytest.mark.parametrize(
     ("keys", "why"),
     [
-        ({"general.type": "model"}, "is no importance matrix: its general.type is 'model'"),
-        ({"general.type": None}, "is no importance matrix: its general.type is None"),
+        ({"general.type": "model"}, "is not an importance matrix: its general.type is 'model'"),
+        ({"general.type": None}, "is not an importance matrix: its general.type is None"),
         ({"imatrix.datasets": None}, "its imatrix.datasets are None"),
         ({"imatrix.datasets": "text"}, "its imatrix.datasets are 'text'"),
         ({"imatrix.datasets": [1, 2]}, r"its imatrix.datasets are \[1, 2\]"),
@@ -364,7 +364,7 @@ def old_format(entries: Sequence[tuple[str, Vector]]) -> bytes:
 @pytest.mark.parametrize("data", [old_format([(UP, statistics().sum_squares)]), b"", b"GG", b"GGML" + bytes(99)])
 def test_the_old_format_is_told_from_a_broken_file(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "old.dat").write_bytes(data)
-    with pytest.raises(GGUFError, match=r"old\.dat is no GGUF file; the old .dat format") as caught:
+    with pytest.raises(GGUFError, match=r"old\.dat is not a GGUF file; llama-imatrix's old .dat format") as caught:
         read_importance(tmp_path / "old.dat")
     assert "llama-imatrix -m" in caught.value.hint
 
@@ -378,7 +378,7 @@ def test_a_file_that_is_not_there_is_said(name: str, tmp_path: Path) -> None:
 
 
 def test_a_model_is_told_from_an_importance_matrix(storybook_files: dict[str, Path]) -> None:
-    with pytest.raises(GGUFError, match=r"is no importance matrix: its general\.type is 'model'") as caught:
+    with pytest.raises(GGUFError, match=r"is not an importance matrix: its general\.type is 'model'") as caught:
         read_importance(storybook_files["Q4_0"])
     assert "dgpt2-quant imatrix" in caught.value.hint
 

@@ -8,7 +8,7 @@ import pytest
 from dgpt2_quant.core.errors import CheckpointError, UsageError
 from dgpt2_quant.quantize.calibration import collect as calibrate
 from dgpt2_quant.quantize.calibration import sample_text
-from dgpt2_quant.quantize.calibration.collect import SAMPLED, SAMPLED_TOKENS, collect, cut, load_calibration
+from dgpt2_quant.quantize.calibration.collect import SAMPLED, SAMPLED_TOKENS, collect, cut, load_calibration_text
 from dgpt2_quant.quantize.calibration.numpy_gpt2 import Reference, from_source, softmax
 from dgpt2_quant.quantize.calibration.sample_text import draw, sample
 from dgpt2_quant.quantize.checkpoint.source import open_model
@@ -132,13 +132,13 @@ class TestAsACalibrationText:
         reference = from_source(source)
         weights = {**reference.weights, "blk.0.ffn_up.bias": np.full(16 * 4, np.inf, np.float32)}
         monkeypatch.setattr(calibrate, "from_source", lambda _: Reference(reference.sizes, weights))
-        with pytest.raises(CheckpointError, match=r"what blk\.0\.ffn_down\.weight is multiplied with is not finite"):
+        with pytest.raises(CheckpointError, match=r"the input of blk\.0\.ffn_down\.weight is not finite"):
             cut(source, None)
 
     def test_a_file_of_that_name_is_a_text(self, source: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         (tmp_path / SAMPLED).write_text("0123456789")
-        assert cut(source, load_calibration(SAMPLED)).count == 1
+        assert cut(source, load_calibration_text(SAMPLED)).count == 1
         (tmp_path / SAMPLED).write_text("0123")
         with pytest.raises(UsageError, match="the text sampled has 4 tokens"):
-            cut(source, load_calibration(SAMPLED))
+            cut(source, load_calibration_text(SAMPLED))

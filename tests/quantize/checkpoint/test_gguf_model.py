@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from dgpt2_quant.core.errors import CheckpointError, GGUFError, ModelNotFoundError, OutputError, UsageError
 from dgpt2_quant.core.gguf_file import EncodedValue, read_header
-from dgpt2_quant.core.hyperparameters import multiplied
+from dgpt2_quant.core.hyperparameters import matmul_weights
 from dgpt2_quant.core.quant_types import TensorType
 from dgpt2_quant.quantize.calibration.imatrix_file import ImportanceMatrix, Statistics, read_importance
 from dgpt2_quant.quantize.convert import convert
@@ -45,7 +45,7 @@ def importance(made: dict[str, Path]) -> Path:
     random, shapes = np.random.default_rng(0), {t.name: t.shape for t in read_header(made["F32"]).tensors.values()}
     entries = {
         name: Statistics(random.gamma(0.5, 100, shapes[name][1]).astype(np.float32), None, 97.0)
-        for name in multiplied(shapes)
+        for name in matmul_weights(shapes)
     }
     ImportanceMatrix(entries, ["random"], 1, 97).write(made["F32"].parent / "imatrix.gguf")
     return made["F32"].parent / "imatrix.gguf"
@@ -106,7 +106,7 @@ def test_half_precision_is_converted_as_llama_cpp_does(base: str, made: dict[str
 
 @pytest.mark.parametrize("base", ["Q8_0", "Q4_K_M"])
 def test_a_quantized_file_is_refused(base: str, made: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"is quantized already \('.*' is Q.*\)") as caught:
+    with pytest.raises(UsageError, match=r"is already quantized \('.*' is Q.*\)") as caught:
         convert(str(made[base]), type="Q4_0", output=tmp_path / "out")
     assert str(made[base]) in caught.value.message
     assert "--allow-requantize" in caught.value.hint
@@ -379,7 +379,7 @@ def test_a_file_may_be_overwritten_with_what_is_made_of_it(level: str, made: dic
         ({"general.architecture": "llama"}, "its architecture is 'llama'"),
         ({"general.architecture": None}, "its architecture is None"),
         ({"general.type": "imatrix"}, "it is a 'imatrix', not a model"),
-        ({"gpt2.block_count": 2}, "it has no tensor 'blk.1"),
+        ({"gpt2.block_count": 2}, "it lacks the tensor 'blk.1"),
         ({"tokenizer.ggml.tokens": None}, "tokenizer.ggml.tokens"),
     ],
     ids=str,
@@ -404,13 +404,13 @@ def test_the_only_part_of_a_split_file_is_a_whole_one(made: dict[str, Path], tmp
 @pytest.mark.parametrize("length", [0, 3, 100, 5000, -1, -5000])
 def test_a_file_that_ends_early_is_refused(length: int, made: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "short.gguf").write_bytes(made["F32"].read_bytes()[:length])
-    with pytest.raises(GGUFError, match=r"short\.gguf is not a sound GGUF file"):
+    with pytest.raises(GGUFError, match=r"short\.gguf is not a valid GGUF file"):
         convert(str(tmp_path / "short.gguf"), type="Q4_0", output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_revision_is_refused(made: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="a revision goes with a Hub name"):
+    with pytest.raises(UsageError, match="`revision` needs a Hub name"):
         convert(str(made["F32"]), type="Q4_0", output=tmp_path, revision="main")
 
 

@@ -338,7 +338,7 @@ def test_tokens_without_a_row_are_left_out_and_the_merges_that_make_them(
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert record.name.startswith("dgpt2_quant.")
-    assert f"{folder}: left out, for the embedding has 259 rows: 3 tokens" in record.getMessage()
+    assert f"{folder}: the embedding has 259 rows, so 3 tokens are dropped" in record.getMessage()
     assert all(repr(token) in record.getMessage() for token in TOKENS[259:])
 
 
@@ -468,7 +468,7 @@ WEIGHTS = list(random_tensors(0, 1, 64, 256, 64, SIZE))
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_every_tensor_is_missed_by_its_name(name: str, prefix: str, tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "model", layers=1, prefix=prefix, changed={name: None})
-    assert f"has no tensor {prefix + name!r}" in refusal(folder)
+    assert f"lacks the tensor {prefix + name!r}" in refusal(folder)
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
@@ -478,7 +478,7 @@ def test_every_tensor_of_a_wrong_shape_is_named_with_both_shapes(name: str, tmp_
     folder = make_checkpoint(tmp_path / "model", layers=1, changed={name: np.zeros(wrong)})
     message = refusal(folder)
     assert f"'transformer.{name}'" in message
-    assert f"{wrong}; config.json calls for {shape}" in message
+    assert f"{wrong}; config.json implies {shape}" in message
 
 
 @pytest.mark.parametrize("name", ["attn.c_attn", "mlp.c_fc", "mlp.c_proj"])

@@ -106,7 +106,7 @@ def test_a_name_that_is_given_is_taken(model: str, tmp_path: Path) -> None:
     (other,) = convert(named.path, type="q8_0", name="other", output=tmp_path)
     assert (Path(other.path).name, name_in(other)) == ("other.Q8_0.gguf", "other")
     for name in ("", "  ", "a\nb", "a\0b"):
-        with pytest.raises(UsageError, match="cannot be a model's name"):
+        with pytest.raises(UsageError, match="`name` cannot be"):
             convert(model, type="f16", name=name, output=tmp_path)
 
 

@@ -287,7 +287,7 @@ def test_a_folder_goes_before_the_name_and_this_is_said(hub: FakeHub, tmp_path: 
     (tmp_path / model / "config.json").write_text("{}")
     [answer] = run(home, closed_port(), {"model": model})
     assert (answer["folder"], answer["repository"]) == (str((tmp_path / model).resolve()), None)
-    assert f"{model} names a folder here" in answer["stderr"]
+    assert f"{model} is a folder here" in answer["stderr"]
     assert other in answer["stderr"]
     [plain] = run(home, closed_port(), {"model": f"./{model}"})
     assert plain["folder"] == answer["folder"]
@@ -312,7 +312,7 @@ def test_a_folder_that_is_only_a_folder_needs_no_words(tmp_path: Path) -> None:
     assert ours["stderr"] == ""
     (tmp_path / "storybook" / "model.safetensors").touch()
     [bundled] = run(tmp_path / "home", closed_port(), {"model": "storybook"})
-    assert "the folder storybook here is passed over: it has no config.json" in bundled["stderr"]
+    assert "ignoring the folder storybook here: it has no config.json" in bundled["stderr"]
 
 
 @pytest.mark.parametrize("installed", [True, False])
@@ -332,7 +332,7 @@ def test_storybook_is_found_as_data_and_needs_no_other_package(tmp_path: Path, i
         assert (answer["name"], answer["folder"], answer["repository"]) == ("storybook", str(demo), None)
     else:
         assert answer["error"] == "ModelNotFoundError"
-        assert "Install dgpt2-quant again" in answer["hint"]
+        assert "Reinstall dgpt2-quant" in answer["hint"]
 
 
 @pytest.mark.parametrize("spelling", ["{}", "./{}", "{}/", "owner/../{}"])
@@ -367,7 +367,7 @@ def test_a_local_folder_goes_before_the_hub_name(tmp_path: Path, monkeypatch: py
         ("nowhere/", ModelNotFoundError, "no folder nowhere/"),
         ("out/models/nowhere", ModelNotFoundError, "no folder out/models/nowhere"),
         ("https://huggingface.co/distilbert/distilgpt2", ModelNotFoundError, "no folder https:"),
-        ("~nobody-of-that-name/model", ModelNotFoundError, "~nobody-of-that-name/model can not be read"),
+        ("~nobody-of-that-name/model", ModelNotFoundError, "cannot read ~nobody-of-that-name/model"),
         ("x" * 5000, ModelNotFoundError, "File name too long"),
         ("empty", CheckpointError, "empty has no config.json"),
         ("./empty", CheckpointError, "./empty has no config.json"),
@@ -389,10 +389,10 @@ def test_what_is_no_checkpoint_folder(
 
 def test_a_revision_goes_with_a_hub_name_only(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UsageError, match="a revision goes with a Hub name") as raised:
+    with pytest.raises(UsageError, match="`revision` needs a Hub name") as raised:
         resolve(str(tmp_path), revision="main")
     assert "--revision" in raised.value.hint
-    with pytest.raises(UsageError, match="the revision is empty"):
+    with pytest.raises(UsageError, match="`revision` is empty"):
         resolve("distilgpt2", revision="")
 
 

@@ -118,7 +118,7 @@ def test_a_token_without_a_row_is_left_out_with_a_warning(
     assert (tokenizer.tokens, tokenizer.merges) == (TOKENS, MERGES)
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert record.getMessage() == f"{files}: left out, for the embedding has {SIZE} rows: 1 tokens ('extra')"
+    assert record.getMessage() == f"{files}: the embedding has {SIZE} rows, so 1 tokens are dropped ('extra')"
     caplog.clear()
     assert read(files, SIZE + 1).tokens == [*TOKENS, "extra"]
     assert not caplog.records
@@ -169,7 +169,7 @@ def test_an_end_of_text_without_a_row_is_missed_unless_another_token_is_named(fi
 def test_a_negative_number_in_the_settings_is_refused(number: int, files: Path) -> None:
     decoder = {str(number): {"content": "<|user|>"}}
     write_json(files / "tokenizer_config.json", {"added_tokens_decoder": decoder})
-    with pytest.raises(CheckpointError, match=r"added_tokens_decoder|without a number"):
+    with pytest.raises(CheckpointError, match=r"added_tokens_decoder|not an integer"):
         read(files, SIZE + 1)
 
 
@@ -251,32 +251,32 @@ FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no vocab.json": (lambda f: without(f, "vocab.json"), "neither vocab.json with merges.txt nor tokenizer.json"),
     "no merges.txt": (lambda f: without(f, "merges.txt"), "neither vocab.json with merges.txt nor tokenizer.json"),
     "an empty merges.txt": (lambda f: (f / "merges.txt").write_text("#version: 0.2\n"), "no merges"),
-    "a merge of one": (lambda f: (f / "merges.txt").write_text("Ġ t\nhe\n", "utf-8"), "'he' is no merge"),
-    "a merge of three": (lambda f: (f / "merges.txt").write_text("t h e\n"), "'t h e' is no merge"),
+    "a merge of one": (lambda f: (f / "merges.txt").write_text("Ġ t\nhe\n", "utf-8"), "'he' is not a merge"),
+    "a merge of three": (lambda f: (f / "merges.txt").write_text("t h e\n"), "'t h e' is not a merge"),
     "merges in Latin-1": (lambda f: (f / "merges.txt").write_bytes(b"\xe9 t\n"), "not UTF-8"),
     "vocab.json cut off": (lambda f: (f / "vocab.json").write_text('{"a": 0, "b'), "not sound JSON"),
     "vocab.json a list": (lambda f: (f / "vocab.json").write_text('["a"]'), "no JSON object"),
     "a number twice": (
         lambda f: change(f / "vocab.json", lambda v: v.update(new=0)),
-        f"{TOKENS[0]!r} and 'new' both are token number 0",
+        f"{TOKENS[0]!r} and 'new' both have the id 0",
     ),
     "an added number twice": (
         lambda f: write_json(f / "added_tokens.json", {"<|user|>": END}),
-        f"{END_OF_TEXT!r} and '<|user|>' both are token number {END}",
+        f"{END_OF_TEXT!r} and '<|user|>' both have the id {END}",
     ),
     "a number twice in the settings": (
         lambda f: write_json(f / "tokenizer_config.json", {"added_tokens_decoder": {"7": {"content": "<|user|>"}}}),
-        f"{TOKENS[7]!r} and '<|user|>' both are token number 7",
+        f"{TOKENS[7]!r} and '<|user|>' both have the id 7",
     ),
-    "a negative number": (lambda f: change(f / "vocab.json", lambda v: v.update(A=-1)), "without a number"),
-    "a name for a number": (lambda f: change(f / "vocab.json", lambda v: v.update(A="1")), "without a number"),
+    "a negative number": (lambda f: change(f / "vocab.json", lambda v: v.update(A=-1)), "not an integer"),
+    "a name for a number": (lambda f: change(f / "vocab.json", lambda v: v.update(A="1")), "not an integer"),
     "an empty token without one": (
         lambda f: change(f / "vocab.json", lambda v: v.update({"": None})),
-        "without a number",
+        "not an integer",
     ),
     "half a surrogate": (
         lambda f: change(f / "vocab.json", lambda v: v.update({"\ud83d": v.pop("he")})),
-        "no Unicode text",
+        "not valid Unicode",
     ),
     "add_prefix_space": (
         lambda f: write_json(f / "tokenizer_config.json", {"add_prefix_space": True}),
@@ -288,7 +288,7 @@ FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "a negative number of an added token": (
         lambda f: write_json(f / "added_tokens.json", {"<|user|>": -1}),
-        "without a number",
+        "not an integer",
     ),
     "a bad added token": (
         lambda f: write_json(f / "tokenizer_config.json", {"added_tokens_decoder": {"1": {"content": []}}}),
@@ -319,19 +319,22 @@ FAST: dict[str, tuple[dict[str, Any], str]] = {
         {"model": fast_tokenizer()["model"] | {"end_of_word_suffix": "</w>"}},
         "end_of_word_suffix",
     ),
-    "a model that is a string": ({"model": "BPE"}, "not a tokenizers file"),
-    "no merges key": ({"model": {"type": "BPE", "vocab": {"a": 0}}}, "not a tokenizers file"),
+    "a model that is a string": ({"model": "BPE"}, "not a valid tokenizer.json"),
+    "no merges key": ({"model": {"type": "BPE", "vocab": {"a": 0}}}, "not a valid tokenizer.json"),
     "a vocabulary of strings": (
         {"model": {"type": "BPE", "vocab": ["abc"], "merges": MERGES}},
-        "not a tokenizers file",
+        "not a valid tokenizer.json",
     ),
-    "merges of numbers": ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [[1, 2]]}}, "not a tokenizers file"),
-    "an added token without a number": ({"added_tokens": [{"content": "a"}]}, "not a tokenizers file"),
-    "an added token that is no string": ({"added_tokens": [{"content": 7, "id": SIZE}]}, "not a tokenizers file"),
-    "added tokens that are strings": ({"added_tokens": ["a"]}, "not a tokenizers file"),
+    "merges of numbers": (
+        {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [[1, 2]]}},
+        "not a valid tokenizer.json",
+    ),
+    "an added token without a number": ({"added_tokens": [{"content": "a"}]}, "not a valid tokenizer.json"),
+    "an added token that is no string": ({"added_tokens": [{"content": 7, "id": SIZE}]}, "not a valid tokenizer.json"),
+    "added tokens that are strings": ({"added_tokens": ["a"]}, "not a valid tokenizer.json"),
     "an added number twice": (
         {"added_tokens": [{"content": "new", "id": 3}]},
-        f"{TOKENS[3]!r} and 'new' both are token number 3",
+        f"{TOKENS[3]!r} and 'new' both have the id 3",
     ),
 }
 
@@ -348,7 +351,7 @@ def test_what_is_wrong_with_tokenizer_json_is_said(damage: str, fast: Path) -> N
 
 @pytest.mark.parametrize("number", ["0", 1.0, True])
 def test_a_special_token_that_is_no_number_is_refused(number: Any, files: Path) -> None:
-    with pytest.raises(CheckpointError, match=f"eos_token_id is {number!r}, not a token's number"):
+    with pytest.raises(CheckpointError, match=f"eos_token_id is {number!r}, not a token id"):
         read(files, eos_token_id=number)
 
 
@@ -390,6 +393,6 @@ def test_a_byte_without_a_row_is_refused(tmp_path: Path) -> None:
     vocabulary = {token: number for number, token in enumerate(TOKENS)}
     vocabulary["h"] = 10**6
     write_json(folder / "vocab.json", vocabulary)
-    with pytest.raises(CheckpointError, match="token 'h' has the number 1000000, the embedding 262 rows"):
+    with pytest.raises(CheckpointError, match="token 'h' has the id 1000000, but the embedding has 262 rows"):
         convert(str(folder), type="F32", output=tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -70,7 +70,7 @@ def test_no_sweep_raises_the_loss(kind: TensorType) -> None:
 def test_errors_are_fed_to_all_columns_that_follow() -> None:
     """Without sweeps each column is rounded from what is best for it, given the errors before it."""
     kind, inputs = TensorType.Q4_0, factor(H)
-    (blocks,) = quantize("w", WEIGHTS[:3], [kind], inputs.remaining)
+    (blocks,) = quantize("w", WEIGHTS[:3], [kind], inputs.column_weights)
     grid = read_grid("w", blocks, kind, (3, COLUMNS), inputs.order)
     h, wanted = inputs.gram.astype(np.float64), WEIGHTS[:3].T[inputs.order].astype(np.float64)
     expected = np.empty((COLUMNS, 3))
@@ -90,7 +90,7 @@ def test_errors_are_fed_to_all_columns_that_follow() -> None:
 def test_the_scales_stay_those_of_the_c_quantizer(kind: TensorType) -> None:
     """Where columns have nothing to do with each other, there is nothing to feed: the values are as near as can be."""
     inputs = factor(np.eye(COLUMNS))
-    (blocks,) = quantize("w", WEIGHTS, [kind], inputs.remaining)
+    (blocks,) = quantize("w", WEIGHTS, [kind], inputs.column_weights)
     ours, theirs = (np.abs(WEIGHTS - values(b, kind)) for b in (round_matrix("w", WEIGHTS, kind, inputs), blocks))
     assert (ours <= theirs + 1e-6).all()
 
@@ -151,11 +151,11 @@ class TestFactor:
         assert np.array_equal(self.found.upper, np.triu(self.found.upper))
         np.testing.assert_allclose(self.found.gram, self.damped[np.ix_(self.found.order, self.found.order)], rtol=1e-5)
         left = np.random.default_rng(5).normal(size=(7, COLUMNS)).astype(np.float32)
-        np.testing.assert_allclose(self.found.solved(left) @ self.damped, left, atol=2e-3)
+        np.testing.assert_allclose(self.found.solve(left) @ self.damped, left, atol=2e-3)
 
     def test_what_weighs_most_goes_first(self) -> None:
         assert (np.diff(np.diag(self.found.gram)) <= 0).all()
 
     def test_what_remains_of_an_error(self) -> None:
         expected = 1 / np.diag(np.linalg.inv(self.damped))
-        np.testing.assert_allclose(self.found.remaining, expected, rtol=1e-3)
+        np.testing.assert_allclose(self.found.column_weights, expected, rtol=1e-3)

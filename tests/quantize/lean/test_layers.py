@@ -9,9 +9,9 @@ import pytest
 from dgpt2_quant.core.ggml import dequantize
 from dgpt2_quant.core.quant_types import TensorType
 from dgpt2_quant.quantize.calibration.numpy_gpt2 import Reference
-from dgpt2_quant.quantize.lean import layers as lean_body
-from dgpt2_quant.quantize.lean.activation_rounding import as_multiplied
-from dgpt2_quant.quantize.lean.layers import QuantizedTensor, quantize_body, quantize_matrix
+from dgpt2_quant.quantize.lean import layers
+from dgpt2_quant.quantize.lean.activation_rounding import round_activations
+from dgpt2_quant.quantize.lean.layers import QuantizedTensor, quantize_layers, quantize_matrix
 from dgpt2_quant.quantize.recipes.lean_steps import Steps, steps_without
 
 from ..random_reference import random_reference
@@ -32,7 +32,7 @@ def rounded(
 ) -> tuple[QuantizedTensor, Array, Array]:
     """The matrix, and what it should and does give."""
     weights = MODEL.weights[f"{NAME}.weight"]
-    met = as_multiplied(found, kind)
+    met = round_activations(found, kind)
     matrix = quantize_matrix(NAME, weights, (wanted, met), kind, None, steps)
     return matrix, wanted @ weights.T, met @ matrix.values.T
 
@@ -56,7 +56,7 @@ def test_each_step_lowers_the_error_of_the_outputs(step: str, by: float) -> None
 
 def test_compensation_comes_near_to_the_best_that_a_matrix_can_do() -> None:
     """In eight bits little is left but what no linear map of the inputs can make good."""
-    met = as_multiplied(FOUND, TensorType.Q8_0).astype(np.float64)
+    met = round_activations(FOUND, TensorType.Q8_0).astype(np.float64)
     should = WANTED.astype(np.float64) @ MODEL.weights[f"{NAME}.weight"].T
     best = should - met @ np.linalg.lstsq(met, should, rcond=None)[0]
     assert error(Steps(), TensorType.Q8_0) < 1.4 * np.square(best).mean()
@@ -77,7 +77,7 @@ def test_both_streams_go_through_all_blocks() -> None:
     matrices = [f"blk.{n}.{part}" for n in (0, 1) for part in ("attn_qkv", "attn_output", "ffn_up", "ffn_down")]
     types = {f"{name}.weight": TensorType.F16 for name in matrices}
     shown: list[tuple[int, int, str]] = []
-    made = quantize_body(MODEL, MODEL.weights, chunks, types, {}, Steps(), lambda *seen: shown.append(seen))
+    made = quantize_layers(MODEL, MODEL.weights, chunks, types, {}, Steps(), lambda *seen: shown.append(seen))
     assert made.keys() == types.keys()
     assert shown == [(number + 1, 8, name) for number, name in enumerate(matrices)]
     weights = {**MODEL.weights, **{name: matrix.values for name, matrix in made.items()}}
@@ -99,9 +99,9 @@ def test_every_matrix_gets_its_own_inputs(monkeypatch: pytest.MonkeyPatch) -> No
         met[name] = streams
         return quantize_matrix(name, weights, streams, *others)
 
-    monkeypatch.setattr(lean_body, "quantize_matrix", watched)
+    monkeypatch.setattr(layers, "quantize_matrix", watched)
     types = dict.fromkeys((name for name in expected if name != MODEL.head), TensorType.F32)
-    quantize_body(MODEL, MODEL.weights, chunks, types, {}, Steps())
+    quantize_layers(MODEL, MODEL.weights, chunks, types, {}, Steps())
     assert met.keys() == types.keys()
     for name, (wanted, found) in met.items():
         np.testing.assert_allclose(wanted, np.concatenate(expected[name]), atol=1e-4)

@@ -320,7 +320,7 @@ class TestOtherImportance:
 
     def test_chunks_beyond_the_context(self, tiny: Tiny, tmp_path: Path) -> None:
         path = other_importance(tiny, tmp_path / "it.gguf", chunk_size=2 * CONTEXT, chunk_count=12)
-        with pytest.raises(UsageError, match="text in chunks of 64 tokens, the model 32 positions"):
+        with pytest.raises(UsageError, match="chunks of 64 tokens, but the model has 32 positions"):
             tiny.convert(tmp_path, "Q4_0", imatrix=path)
 
     def test_of_another_width(self, tiny: Tiny, wide: Tiny, tmp_path: Path) -> None:

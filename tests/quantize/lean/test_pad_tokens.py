@@ -1,4 +1,4 @@
-"""A vocabulary with pad tokens, in a tokenizer and in the metadata of a checkpoint or of a GGUF file."""
+"""Pad tokens in the metadata of a checkpoint or of a GGUF file."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from dgpt2_quant.core.gguf_file import EncodedValue, decode_value, encode_value
 from dgpt2_quant.core.hyperparameters import Hyperparameters
 from dgpt2_quant.quantize.checkpoint.metadata import tokenizer_metadata, with_pad_tokens
 from dgpt2_quant.quantize.checkpoint.source import open_model
-from dgpt2_quant.quantize.checkpoint.tokenizer import Tokenizer, TokenType, padded_tokenizer
+from dgpt2_quant.quantize.checkpoint.tokenizer import Tokenizer, TokenType
 
 SMALL = Tokenizer(["a", "b", "[PAD3]", "[PAD3]_", "ab"], [TokenType.NORMAL] * 5, ["a b"], 0, 4)
 
@@ -18,22 +18,17 @@ def values(metadata: dict[str, Any]) -> dict[str, Any]:
     return {key: decode_value(value) for key, value in metadata.items()}
 
 
-def test_a_tokenizer() -> None:
-    padded = padded_tokenizer(SMALL, 3)
-    assert padded.tokens == [*SMALL.tokens, "[PAD5]", "[PAD6]", "[PAD7]"]
-    assert padded.types == [TokenType.NORMAL] * 5 + [TokenType.UNUSED] * 3
-    assert (padded.merges, padded.bos, padded.eos) == (SMALL.merges, 0, 4)
-    assert padded_tokenizer(SMALL, 0) == SMALL
+def test_pad_tokens_are_unused_tokens_after_the_others() -> None:
+    padded, plain = values(with_pad_tokens(tokenizer_metadata(SMALL), 3)), values(tokenizer_metadata(SMALL))
+    assert padded.pop("tokenizer.ggml.tokens") == [*plain.pop("tokenizer.ggml.tokens"), "[PAD5]", "[PAD6]", "[PAD7]"]
+    assert padded.pop("tokenizer.ggml.token_type") == [*plain.pop("tokenizer.ggml.token_type"), *[5] * 3]
+    assert padded == plain
 
 
-def test_no_text_comes_twice() -> None:
+def test_pad_tokens_have_texts_of_their_own() -> None:
     tokens = ["a", "[PAD3]", "[PAD4]_"]
-    padded = padded_tokenizer(Tokenizer(tokens, [TokenType.NORMAL] * 3, [], 0, 0), 3)
-    assert padded.tokens == [*tokens, "[PAD3]_", "[PAD4]", "[PAD5]"]
-
-
-def test_the_two_ways_are_one() -> None:
-    assert with_pad_tokens(tokenizer_metadata(SMALL), 3) == tokenizer_metadata(padded_tokenizer(SMALL, 3))
+    padded = with_pad_tokens(tokenizer_metadata(Tokenizer(tokens, [TokenType.NORMAL] * 3, [], 0, 0)), 3)
+    assert values(padded)["tokenizer.ggml.tokens"] == [*tokens, "[PAD3]_", "[PAD4]", "[PAD5]"]
 
 
 def test_of_a_checkpoint_and_of_its_file(storybook_files: dict[str, Path]) -> None:

@@ -38,7 +38,7 @@ def test_the_least_likely_token_has_the_lowest_mean_log_probability() -> None:
 
 def test_pads_are_added_after_the_rows() -> None:
     rows = np.arange(6, dtype=np.uint8).reshape(3, 2)
-    assert Padding(2, 1).filled_up(rows).tolist() == [[0, 1], [2, 3], [4, 5], [2, 3], [2, 3]]
+    assert Padding(2, 1).append_pads(rows).tolist() == [[0, 1], [2, 3], [4, 5], [2, 3], [2, 3]]
 
 
 @pytest.fixture(scope="module")

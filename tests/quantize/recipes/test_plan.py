@@ -159,7 +159,7 @@ def test_a_quant_type_that_needs_an_importance_matrix_is_refused_before_the_mode
     ("arguments", "error", "message"),
     [
         ({"imatrix": "gone.gguf"}, ModelNotFoundError, "there is no file .*gone.gguf"),
-        ({"imatrix": "bad.gguf"}, GGUFError, "bad.gguf is no GGUF file"),
+        ({"imatrix": "bad.gguf"}, GGUFError, "bad.gguf is not a GGUF file"),
         ({"calibrate": "gone.txt"}, ModelNotFoundError, "there is no text .*gone.txt"),
         ({"calibrate": "bad.gguf"}, UsageError, "bad.gguf is not UTF-8"),
         (
@@ -168,7 +168,7 @@ def test_a_quant_type_that_needs_an_importance_matrix_is_refused_before_the_mode
             "`imatrix` and `calibrate` cannot",
         ),
         ({"tensor_type": ["ffn_up=q9"]}, UsageError, "must end in a tensor type, not 'q9'"),
-        ({"type": "q9"}, UsageError, "unknown quantization type 'q9'"),
+        ({"type": "q9"}, UsageError, "unknown quant type 'q9'"),
     ],
     ids=str,
 )

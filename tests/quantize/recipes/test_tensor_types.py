@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from dgpt2_quant.core.errors import UsageError
-from dgpt2_quant.core.hyperparameters import Hyperparameters, multiplied
+from dgpt2_quant.core.hyperparameters import Hyperparameters, matmul_weights
 from dgpt2_quant.core.quant_types import QUANT_TYPES, TensorType, find_type
 from dgpt2_quant.quantize.calibration.imatrix_file import ImportanceMatrix, Statistics
 from dgpt2_quant.quantize.convert import convert
@@ -39,7 +39,7 @@ def random_importance(shapes: dict[str, tuple[int, ...]]) -> ImportanceMatrix:
     random = np.random.default_rng(0)
     entries = {
         name: Statistics(random.gamma(0.5, 100, shapes[name][1]).astype(np.float32), None, 97.0)
-        for name in multiplied(shapes)
+        for name in matmul_weights(shapes)
     }
     return ImportanceMatrix(entries, ["random"], 1, 97)
 
