@@ -27,7 +27,7 @@ def test_pad_tokens_are_unused_tokens_after_the_others() -> None:
 
 def test_pad_tokens_have_texts_of_their_own() -> None:
     tokens = ["a", "[PAD3]", "[PAD4]_"]
-    padded = with_pad_tokens(tokenizer_metadata(Tokenizer(tokens, [TokenType.NORMAL] * 3, [], 0, 0)), 3)
+    padded = with_pad_tokens(tokenizer_metadata(Tokenizer(tokens, [TokenType.NORMAL] * 3, ["a b"], 0, 0)), 3)
     assert values(padded)["tokenizer.ggml.tokens"] == [*tokens, "[PAD3]_", "[PAD4]", "[PAD5]"]
 
 
