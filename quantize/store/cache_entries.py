@@ -33,7 +33,6 @@ _LAYOUT: dict[str, Sequence[str]] = {
     "effects": ("effects", r"((?P<model>.+)-)?[0-9a-f]{32}\.json"),
     "recipe": ("recipes", r"(?P<model>.+)\.gguf\.[0-9a-f]{12}\.recipe\.json"),
     "reference logits": ("reference", r"[0-9a-f]{32}\.f32"),
-    "type timings": ("times", r"[0-9a-f]{32}\.json"),
     "data set": ("datasets", r"[0-9a-f]{16}-.+"),
     "source hash": ("sources", r"[0-9a-f]{32}\.json"),
 }
