@@ -61,7 +61,7 @@ class Recipe:
 
 
 def read_recipe(path: str | Path) -> Recipe:
-    """Raises `ModelNotFoundError` when there is no such file, and `UsageError` for one that is not a recipe."""
+    """Reads a recipe file. Raises `ModelNotFoundError` if it is missing, and `UsageError` for other content."""
     path = require_file(Path(path), _HINT)
     try:
         with path.open("rb") as file:

@@ -123,7 +123,7 @@ def _around(aim: float, kinds: Sequence[TensorType]) -> list[TensorType]:
 
 
 def _undominated(options: Sequence[Option]) -> list[Option]:
-    """Without those that another option is no worse than in all costs."""
+    """Drops options that another one equals or beats in bytes, time and loss."""
     left: list[Option] = []
     for option in sorted(options, key=lambda o: (o.bytes, o.time, o.loss)):
         if not any(o.time <= option.time and o.loss <= option.loss for o in left):

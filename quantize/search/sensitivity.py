@@ -104,17 +104,17 @@ def _measured(
 def _of_embedding(model: LeanModel, predictions: Predictions, name: str, kind: TensorType) -> float:
     weights = model.reference.weights
     if name == "position_embd.weight":
-        made = model.plain(name, weights[name], kind)
-        return predictions.loss_from(0, predictions.embed({**weights, name: made.values}))
+        rounded = model.plain(name, weights[name], kind)
+        return predictions.loss_from(0, predictions.embed({**weights, name: rounded.values}))
     if name == HEAD:
-        made = model.rounded(model.reference.head, kind, model.head_gram, sweeps=0)
-        return predictions.loss(predictions.states[-1], made)
+        rounded = model.rounded(model.reference.head, kind, model.head_gram, sweeps=0)
+        return predictions.loss(predictions.states[-1], rounded)
     both = model.head_gram + model.lookup_gram if name != LOOKUP else model.lookup_gram
-    made = model.rounded("token_embd.weight", kind, both, sweeps=0)
-    x = predictions.embed({**weights, "token_embd.weight": made.values})
+    rounded = model.rounded("token_embd.weight", kind, both, sweeps=0)
+    x = predictions.embed({**weights, "token_embd.weight": rounded.values})
     for half in range(predictions.halves):
         x = predictions.half_block(half, x)
-    return predictions.loss(x, None if name == LOOKUP else made)
+    return predictions.loss(x, None if name == LOOKUP else rounded)
 
 
 def _of_block(

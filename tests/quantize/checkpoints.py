@@ -147,7 +147,7 @@ def fast_tokenizer() -> dict[str, Any]:
 
 
 def raw_safetensors(header: Any, data: bytes = b"") -> bytes:
-    """A safetensors file by hand; `header` is JSON to be, or bytes to be taken as they are."""
+    """Writes a safetensors file; `header` is a JSON value, or bytes that are written unchanged."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + data
 

@@ -34,7 +34,7 @@ class Repository:
     refusal: Refusal | None = None  # the API's answer, before a download starts
     tree_refusal: Refusal | None = None  # the answer when it is asked for its list of files
     file_refusal: Refusal | None = None  # each file's answer: the API of a gated model is public
-    cut_after: int | None = None  # the first GET of model.safetensors breaks off after so many bytes
+    cut_after: int | None = None  # the first GET of model.safetensors breaks off after this many bytes
     silent: bool = False  # takes the request and never answers
     xet: bool = False  # the files are in the Xet store, which then lets nobody in
 
@@ -139,7 +139,7 @@ class _Handler(BaseHTTPRequestHandler):
         """The repository, or None when the request is answered already."""
         repository = self.server.repositories.get(name)
         if repository is None:
-            # The Hub does not tell a missing repository from a private one, unless a token comes along.
+            # Without a token, the Hub answers the same for a missing and a private repository.
             self._refuse(Refusal(404 if "Authorization" in self.headers else 401, "RepoNotFound"))
         elif repository.silent:
             self.server.closing.wait()

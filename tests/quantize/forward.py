@@ -60,7 +60,7 @@ def read_weights(folder: Path) -> dict[str, Array]:
     weights = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "numpy") as file:
-            for name in file.keys():  # noqa: SIM118 - it is no dictionary
+            for name in file.keys():  # noqa: SIM118 - not a dictionary
                 is_bfloat16 = file.get_slice(name).get_dtype() == "BF16"
                 data = _read_bfloat16(path, name) if is_bfloat16 else file.get_tensor(name)
                 weights[name.removeprefix("transformer.")] = data.astype(np.float64)

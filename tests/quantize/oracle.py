@@ -15,7 +15,7 @@ Contents = dict[str, tuple[str, tuple[int, ...], npt.NDArray[np.uint8]]]
 
 def llama_quantize(
     source: Path,
-    level: str,
+    quant_type: str,
     target: Path,
     *,
     importance: Mapping[str, npt.NDArray[np.float32]] | None = None,
@@ -25,7 +25,7 @@ def llama_quantize(
     """Whether it wrote the file. `importance` are mean squares by the matrix's name."""
     llama_cpp = bindings()  # its log goes to a logger that nobody listens to
     params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = QUANT_TYPES[level].file_type
+    params.ftype = QUANT_TYPES[quant_type].file_type
     params.nthread = 2
     params.allow_requantize = allow_requantize
     floats = ctypes.POINTER(ctypes.c_float)

@@ -91,8 +91,8 @@ def test_metadata_names_the_types_that_overrides_resulted_in(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """No K-quant divides rows of 64 weights; the second expression is shadowed by the first."""
-    by_hand = ["ffn_down=q6_k", "ffn_down=q4_0", "attn_.*=q5_1"]
-    said, types = claims(folder, tmp_path, "Q4_0", tensor_type=by_hand)
+    overrides = ["ffn_down=q6_k", "ffn_down=q4_0", "attn_.*=q5_1"]
+    said, types = claims(folder, tmp_path, "Q4_0", tensor_type=overrides)
     assert said == {"dgpt2_quant.tensor_types": ["ffn_down=Q8_0", "attn_.*=Q5_1"]}
     assert types["blk.0.ffn_down.weight"] == "Q8_0"
     assert types["blk.0.attn_qkv.weight"] == types["blk.0.attn_output.weight"] == "Q5_1"

@@ -197,7 +197,7 @@ def test_numpy_computes_the_same_of_the_file(lean: dict[str, ConvertedFile]) -> 
 def test_bytes_do_not_depend_on_threads_or_other_files(
     options: dict[str, int], tiny: Tiny, lean: dict[str, ConvertedFile], tmp_path: Path
 ) -> None:
-    """Twice, with any threads, and alone as beside other quant types."""
+    """Repeated, with any number of threads, and with or without other quant types."""
     (file,) = tiny.convert(tmp_path, "Q4_0", **options)
     assert Path(file.path).read_bytes() == Path(lean["Q4_0"].path).read_bytes()
     assert file.sha256 == lean["Q4_0"].sha256

@@ -42,7 +42,7 @@ def memo() -> Path:
 
 
 def rewrite(path: Path, content: bytes, older: bool = False) -> None:
-    """Writes a file anew with a modification time that tells, however coarse the clock."""
+    """Rewrites a file with another modification time, however coarse the clock."""
     stamp = path.stat().st_mtime_ns + (-1 if older else 1) * 2_000_000_000
     path.write_bytes(content)
     os.utime(path, ns=(stamp, stamp))
