@@ -1,8 +1,8 @@
 """GPT-2's forward pass from a checkpoint folder, in float64, after the semantics of Transformers' `modeling_gpt2.py`.
 
-It shares no code with the package: the safetensors library reads the weights (except BF16, which NumPy lacks), they keep
-their stored layout (`Conv1D` is (inputs, outputs)), and every switch of `config.json` is where Transformers has it. A
-model must give the same outputs after the conversion has transposed, renamed, dropped or folded its tensors.
+It shares no code with the package. The safetensors library reads the weights (except BF16, which NumPy lacks), they
+keep their stored layout (`Conv1D` is (inputs, outputs)), and every switch of `config.json` is where Transformers has
+it. A model must give the same outputs after the conversion has transposed, renamed, dropped or folded its tensors.
 """
 
 import json
