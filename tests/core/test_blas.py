@@ -23,7 +23,7 @@ def three() -> Iterator[None]:
         assert blas_threads() == {3}
 
 
-def test_one_inside_and_as_before_afterwards() -> None:
+def test_limit_is_set_and_restored() -> None:
     with calculating(2):
         assert blas_threads() == {1}
         with calculating(5):
@@ -33,7 +33,7 @@ def test_one_inside_and_as_before_afterwards() -> None:
     assert blas_threads() == {3}
 
 
-def test_blocks_that_overlap_share_the_limit() -> None:
+def test_overlapping_blocks_share_the_limit() -> None:
     """The one that began first ends first: the other keeps its limit, and the last restores."""
     inside, go_on = threading.Event(), threading.Event()
     found: list[set[int]] = []
@@ -55,7 +55,7 @@ def test_blocks_that_overlap_share_the_limit() -> None:
     assert blas_threads() == {3}
 
 
-def test_a_limit_of_another_thread_is_overruled() -> None:
+def test_limit_of_another_thread_is_overridden() -> None:
     """threadpoolctl lets only one thread of the process set OpenBLAS, the first that did."""
     inside, go_on = threading.Event(), threading.Event()
 
@@ -78,7 +78,7 @@ def test_a_limit_of_another_thread_is_overruled() -> None:
     thread.join(20)
 
 
-def test_what_sets_it_meanwhile_is_overruled_for_the_next_product() -> None:
+def test_change_inside_the_block_is_overridden() -> None:
     with calculating(2):
         with threadpool_limits(2, user_api="blas"):
             assert [*in_parallel(blas_threads, range(3))] == [{1}] * 3
@@ -94,14 +94,14 @@ class Deaf:
         pass
 
 
-def test_one_that_does_not_obey_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ineffective_limit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blas, "_libraries", lambda: [Deaf()])
     with pytest.raises(RuntimeFailure, match=r"BLAS \(deaf 1.0\) stays at 4 threads") as caught, calculating(1):
         pass
     assert "OPENBLAS_NUM_THREADS=1" in caught.value.hint
 
 
-def test_one_that_is_not_known_is_named_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_unknown_blas_is_warned_about_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     blas._libraries.cache_clear()
     monkeypatch.setattr(ThreadpoolController, "select", lambda *_, **__: ThreadpoolController._from_controllers([]))
     with caplog.at_level(logging.WARNING):

@@ -62,7 +62,7 @@ def in_one_call(
 
 
 @pytest.mark.parametrize("tensor_type", FREE, ids=lambda t: t.name)
-def test_rows_in_parts_give_the_bytes_of_one_call(tensor_type: TensorType) -> None:
+def test_rows_in_parts_give_the_same_bytes(tensor_type: TensorType) -> None:
     ours = quantized(WEIGHTS.astype(np.float32), tensor_type)
     np.testing.assert_array_equal(ours, in_one_call(WEIGHTS, tensor_type))
     decoded = dequantize("w", ours, tensor_type, WEIGHTS.shape)
@@ -74,7 +74,7 @@ def test_rows_in_parts_give_the_bytes_of_one_call(tensor_type: TensorType) -> No
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("tensor_type", USUAL, ids=lambda t: t.name)
-def test_every_precision_and_a_transposed_view_give_the_same_bytes(tensor_type: TensorType, dtype: type) -> None:
+def test_dtype_and_transposed_view_do_not_change_bytes(tensor_type: TensorType, dtype: type) -> None:
     data = WEIGHTS.astype(dtype)
     view = np.asfortranarray(data)  # as a Conv1D weight arrives: stored (inputs, outputs)
     assert not view.flags.c_contiguous
@@ -83,28 +83,28 @@ def test_every_precision_and_a_transposed_view_give_the_same_bytes(tensor_type: 
         np.testing.assert_array_equal(quantized(source, tensor_type), expected)
 
 
-def test_several_types_at_once_are_each_as_alone() -> None:
+def test_several_types_in_one_call() -> None:
     together = quantize("w", WEIGHTS, USUAL)
     for tensor_type, ours in zip(USUAL, together, strict=True):
         np.testing.assert_array_equal(ours, in_one_call(WEIGHTS, tensor_type))
 
 
 @pytest.mark.parametrize("tensor_type", [t for t in USUAL if t.is_quantized], ids=lambda t: t.name)
-def test_importance_is_handed_to_every_row(tensor_type: TensorType) -> None:
+def test_importance_applies_to_every_row(tensor_type: TensorType) -> None:
     weighed = quantized(WEIGHTS, tensor_type, IMPORTANCE)
     np.testing.assert_array_equal(weighed, in_one_call(WEIGHTS, tensor_type, IMPORTANCE))
     if tensor_type is not TensorType.Q8_0:  # which has nothing to decide
         assert (weighed != in_one_call(WEIGHTS, tensor_type)).any()
 
 
-def test_importance_may_be_of_any_precision_and_strided() -> None:
+def test_importance_of_any_dtype_and_stride() -> None:
     strided = np.repeat(IMPORTANCE.astype(np.float64), 2)[::2]
     (weighed,) = quantize("w", WEIGHTS, [TensorType.Q4_K], strided)  # type: ignore[arg-type]
     np.testing.assert_array_equal(weighed, in_one_call(WEIGHTS, TensorType.Q4_K, IMPORTANCE))
 
 
 @pytest.mark.parametrize("tensor_type", NEED_IMPORTANCE, ids=lambda t: t.name)
-def test_a_type_that_needs_importance_is_not_tried_without(tensor_type: TensorType) -> None:
+def test_type_that_needs_importance_is_refused_without(tensor_type: TensorType) -> None:
     with pytest.raises(ValueError, match=f"{tensor_type.name} needs an importance matrix"):  # C would abort
         quantize("w", WEIGHTS, [tensor_type])
 
@@ -112,16 +112,14 @@ def test_a_type_that_needs_importance_is_not_tried_without(tensor_type: TensorTy
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("tensor_type", [TensorType.F32, TensorType.BF16, TensorType.Q4_K], ids=lambda t: t.name)
 @pytest.mark.parametrize("place", [(0, 0), (ROWS - 1, COLUMNS - 1)])
-def test_a_value_that_is_not_finite_is_refused_with_the_tensors_name(
-    value: float, tensor_type: TensorType, place: tuple[int, int]
-) -> None:
+def test_non_finite_value_is_refused(value: float, tensor_type: TensorType, place: tuple[int, int]) -> None:
     data = WEIGHTS.copy()
     data[place] = value
     with pytest.raises(CheckpointError, match=r"tensor blk.3.ffn_up.weight has a value that is not finite"):
         quantize("blk.3.ffn_up.weight", data, [tensor_type])
 
 
-def test_a_float64_beyond_float32_is_refused_without_a_warning() -> None:
+def test_float64_overflow_is_refused_without_a_warning() -> None:
     data = WEIGHTS.copy()
     data[5, 5] = 1e300
     with pytest.raises(CheckpointError, match="not finite"):
@@ -129,7 +127,7 @@ def test_a_float64_beyond_float32_is_refused_without_a_warning() -> None:
 
 
 @pytest.mark.parametrize("value", [1e5, -1e5])
-def test_a_value_beyond_f16_is_refused_where_f16_is_stored(value: float) -> None:
+def test_f16_overflow_is_refused(value: float) -> None:
     data = WEIGHTS.copy()
     data[ROWS // 2, 7] = value
     with pytest.raises(CheckpointError) as caught:
@@ -145,7 +143,7 @@ def test_a_value_beyond_f16_is_refused_where_f16_is_stored(value: float) -> None
 
 
 @pytest.mark.parametrize("tensor_type", [TensorType.Q8_0, TensorType.Q4_0, TensorType.Q4_K], ids=lambda t: t.name)
-def test_a_scale_beyond_f16_is_refused(tensor_type: TensorType) -> None:
+def test_scale_overflow_is_refused(tensor_type: TensorType) -> None:
     data = WEIGHTS.copy()
     data[5, 5] = 1e9
     with pytest.raises(
@@ -154,20 +152,20 @@ def test_a_scale_beyond_f16_is_refused(tensor_type: TensorType) -> None:
         quantize("w", data, [tensor_type])
 
 
-def test_the_largest_f16_is_still_taken() -> None:
+def test_largest_f16_is_accepted() -> None:
     data = WEIGHTS.copy()
     data[0, 0] = -65504
     (ours,) = quantize("w", data, [TensorType.F16])
     assert ours.view(np.float16)[0, 0] == -65504
 
 
-def test_rows_that_do_not_divide_into_blocks_are_a_mistake_of_the_caller() -> None:
+def test_row_must_be_a_multiple_of_the_block() -> None:
     with pytest.raises(ValueError, match="a row of 48 is not a multiple of 32"):
         quantize("w", WEIGHTS[:, :48], [TensorType.Q8_0])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_blocks_with_a_scale_that_is_not_finite_are_refused(value: float) -> None:
+def test_non_finite_scale_is_refused(value: float) -> None:
     (blocks,) = quantize("w", WEIGHTS, [TensorType.Q8_0])
     assert validated("w", blocks, TensorType.Q8_0) is blocks
     blocks[5, :2] = np.frombuffer(np.float16(value).tobytes(), np.uint8)  # the first block's scale

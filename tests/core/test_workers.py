@@ -68,17 +68,17 @@ def interrupted(work: str, *arguments: str | Path, step: int = 1) -> int:
     return int(child.stdout)
 
 
-def test_after_an_interrupt_at_any_line_nothing_hangs() -> None:
+def test_interrupt_at_any_line_does_not_hang() -> None:
     assert interrupted(ALL_OF_IT) > 50
 
 
-def test_a_conversion_interrupted_at_any_line_ends(tmp_path: Path) -> None:
+def test_conversion_interrupted_at_any_line_ends(tmp_path: Path) -> None:
     model = make_checkpoint(tmp_path / "model", layers=1)
     work = "convert(sys.argv[1], type='q8_0', output=sys.argv[2], overwrite=True)"
     assert interrupted(work, model, tmp_path / "it.gguf", step=29) > 10
 
 
-def test_results_are_those_of_the_functions_in_their_order() -> None:
+def test_results_are_in_order() -> None:
     def fail(number: int) -> int:
         if number == 3:
             raise TimeoutError("its own")
@@ -94,7 +94,7 @@ def test_results_are_those_of_the_functions_in_their_order() -> None:
         assert (job.result(), job.result()) == (5, 5)
 
 
-def test_an_error_ends_what_runs_and_drops_what_waits() -> None:
+def test_error_cancels_running_and_drops_waiting_jobs() -> None:
     begun, told = threading.Event(), []
 
     def long() -> None:
@@ -130,7 +130,7 @@ NO_THREADS = "ulimit -s 8388608 && ulimit -v 4194304"
 
 @pytest.mark.skipif(sys.platform != "linux", reason="sets the limits of Linux")
 @pytest.mark.parametrize("verb", ["run hello -m storybook", "convert storybook -t q8_0", "perplexity -m storybook"])
-def test_where_no_thread_can_be_started_the_program_says_so(verb: str, tmp_path: Path) -> None:
+def test_thread_limit_is_reported(verb: str, tmp_path: Path) -> None:
     program = "import sys; from dgpt2_quant.cli.main import main; sys.exit(main())"
     command = f"{NO_THREADS} && exec {sys.executable} -c '{program}' {verb}"
     child = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, cwd=tmp_path)
@@ -142,7 +142,7 @@ def test_where_no_thread_can_be_started_the_program_says_so(verb: str, tmp_path:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="sets the limits of Linux")
 @pytest.mark.parametrize("verb", ["run hello -m storybook", "convert storybook -t q8_0"])
-def test_where_libraries_do_not_fit_the_memory_the_program_says_so(verb: str, tmp_path: Path) -> None:
+def test_memory_limit_is_reported(verb: str, tmp_path: Path) -> None:
     """No traceback, and no "Interrupted.", which OpenBLAS's own SIGINT would give. It has a sentence for this, too."""
     program = "import sys; from dgpt2_quant.cli.main import main; sys.exit(main())"
     for kilobytes in range(100_000, 500_000, 100_000):
@@ -153,7 +153,7 @@ def test_where_libraries_do_not_fit_the_memory_the_program_says_so(verb: str, tm
         assert re.search("^(Error: |OpenBLAS error: Memory)", child.stderr, re.MULTILINE)
 
 
-def test_threads_that_cannot_be_started_are_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_thread_start_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
 
     def refuse(*arguments: object) -> None:
@@ -179,7 +179,7 @@ def target(link: Path) -> str:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_ctrl_c_is_heard_while_the_source_is_hashed(tmp_path: Path) -> None:
+def test_ctrl_c_interrupts_hashing(tmp_path: Path) -> None:
     model = make_checkpoint(tmp_path / "model", layers=1)
     large = model / "special_tokens_map.json"  # which is hashed and nothing else
     with large.open("wb") as file:

@@ -48,7 +48,7 @@ def collected(source: ModelSource) -> tuple[ImportanceMatrix, bool]:
     return found, any("writes" in what for what in shown)
 
 
-def test_it_is_made_once_and_kept(model: Any, tmp_path: Path) -> None:
+def test_generated_matrix_is_cached(model: Any, tmp_path: Path) -> None:
     source = model()
     first, is_new = collected(source)
     assert is_new
@@ -60,7 +60,7 @@ def test_it_is_made_once_and_kept(model: Any, tmp_path: Path) -> None:
     assert again.sha256 == first.sha256 == read_importance(path).sha256
 
 
-def test_it_is_what_imatrix_makes(model: Any, tmp_path: Path) -> None:
+def test_cached_matrix_equals_imatrix(model: Any, tmp_path: Path) -> None:
     source = model()
     found, _ = collected(source)
     same = imatrix(str(tmp_path / "tiny"), text="sampled", output=tmp_path / "it.gguf")
@@ -68,7 +68,7 @@ def test_it_is_what_imatrix_makes(model: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "text", "folder", "other", "tokenless"])
-def test_a_broken_one_is_made_again(damage: str, model: Any, tmp_path: Path) -> None:
+def test_damaged_entry_is_replaced(damage: str, model: Any, tmp_path: Path) -> None:
     source = model()
     first, _ = collected(source)
     (path,) = kept(tmp_path)
@@ -102,7 +102,7 @@ def _written(path: Path, data: bytes) -> Path:
     return path
 
 
-def test_models_do_not_share_one(model: Any, tmp_path: Path) -> None:
+def test_models_have_separate_entries(model: Any, tmp_path: Path) -> None:
     one, _ = collected(model("a/tiny"))
     other, is_new = collected(model("b/tiny", seed=1))
     assert is_new
@@ -111,12 +111,12 @@ def test_models_do_not_share_one(model: Any, tmp_path: Path) -> None:
     assert collected(model("a/tiny"))[0].sha256 == one.sha256
 
 
-def test_a_cache_that_can_not_be_written_is_no_hindrance(model: Any, tmp_path: Path) -> None:
+def test_unwritable_cache_is_ignored(model: Any, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
     assert collected(model())[1]
 
 
-def test_what_is_planned_is_as_large_as_what_is_collected(model: Any) -> None:
+def test_planned_matrix_has_the_final_size(model: Any) -> None:
     both = Calibration(model(), None, "sampled")
     planned, found = both.planned(), both.collected()
     assert planned
@@ -127,7 +127,7 @@ def test_what_is_planned_is_as_large_as_what_is_collected(model: Any) -> None:
     assert (planned.datasets, planned.chunk_count) == (found.datasets, found.chunk_count)
 
 
-def test_a_file_goes_before_and_nothing_is_nothing(model: Any, tmp_path: Path) -> None:
+def test_file_text_or_nothing(model: Any, tmp_path: Path) -> None:
     source = model()
     (tmp_path / "text.txt").write_text("0123456789" * 4)
     given = imatrix(str(tmp_path / "tiny"), text=tmp_path / "text.txt", output=tmp_path / "it.gguf")
@@ -139,7 +139,7 @@ def test_a_file_goes_before_and_nothing_is_nothing(model: Any, tmp_path: Path) -
     assert not kept(tmp_path)
 
 
-def test_what_is_missing_is_said_when_planning(model: Any, tmp_path: Path) -> None:
+def test_planning_reports_missing_inputs(model: Any, tmp_path: Path) -> None:
     source = model()
     with pytest.raises(ModelNotFoundError, match="there is no file"):
         Calibration(source, tmp_path / "gone.gguf", None).planned()
@@ -148,7 +148,7 @@ def test_what_is_missing_is_said_when_planning(model: Any, tmp_path: Path) -> No
         Calibration(source, None, load_text(tmp_path / "short.txt")).planned()
 
 
-def test_a_level_that_needs_none_is_not_calibrated_for(model: Any, tmp_path: Path) -> None:
+def test_no_calibration_for_types_without_importance(model: Any, tmp_path: Path) -> None:
     model()
     (file,) = convert(str(tmp_path / "tiny"), type="F16", recipe="lean", output=tmp_path)
     assert file.recipe == "stock"
@@ -158,7 +158,7 @@ def test_a_level_that_needs_none_is_not_calibrated_for(model: Any, tmp_path: Pat
     assert len(kept(tmp_path)) == 1
 
 
-def test_the_models_own_text_gives_the_same_file_kept_or_not(model: Any, tmp_path: Path) -> None:
+def test_cached_and_new_matrix_give_equal_files(model: Any, tmp_path: Path) -> None:
     model()
     hashes = set()
     for name in ("one", "other"):

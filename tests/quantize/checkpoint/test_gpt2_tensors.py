@@ -78,9 +78,7 @@ def refusal(folder: Path) -> CheckpointError:
     ids=["as GPT-2", "by layer", "unscaled", "both"],
 )
 @pytest.mark.parametrize("shape", [{}, {"width": 96, "heads": 4, "inner": 56, "layers": 3, "head": "untied"}])
-def test_the_converted_model_computes_what_the_checkpoint_says(
-    switches: dict[str, Any], shape: dict[str, Any], tmp_path: Path
-) -> None:
+def test_converted_model_computes_the_same(switches: dict[str, Any], shape: dict[str, Any], tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "model", config=switches, masks=True, **shape)
     weights = read_tensors(folder)
     expected = forward(weights, switches, TEXT)
@@ -96,7 +94,7 @@ def test_the_converted_model_computes_what_the_checkpoint_says(
 
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16", "F64"])
-def test_a_scale_is_folded_in_float32_whatever_the_checkpoint_is_stored_in(dtype: Any, tmp_path: Path) -> None:
+def test_query_scale_is_folded_in_float32(dtype: Any, tmp_path: Path) -> None:
     switches = {"scale_attn_by_inverse_layer_idx": True, "scale_attn_weights": False}
     folder = make_checkpoint(tmp_path / "model", config=switches, layers=3, dtype=dtype)
     same = make_checkpoint(tmp_path / "same", config={}, layers=3, dtype=dtype)
@@ -114,7 +112,7 @@ def test_a_scale_is_folded_in_float32_whatever_the_checkpoint_is_stored_in(dtype
     np.testing.assert_allclose(logits, forward(theirs, switches, TEXT), rtol=0, atol=2e-5)
 
 
-def test_every_layout_of_the_same_weights_gives_the_same_tensors(tmp_path: Path) -> None:
+def test_layout_does_not_change_tensors(tmp_path: Path) -> None:
     layouts: dict[str, dict[str, Any]] = {
         "plain": {},
         "bare names": {"prefix": ""},
@@ -146,7 +144,7 @@ def test_every_layout_of_the_same_weights_gives_the_same_tensors(tmp_path: Path)
     assert (sizes["gpt2.context_length"], sizes["gpt2.feed_forward_length"]) == (64, 256)
 
 
-def test_biases_that_are_called_like_a_mask_are_kept(tmp_path: Path) -> None:
+def test_attention_biases_are_not_dropped_as_masks(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "model", masks=True)
     weights = from_gguf(converted(folder), np.float32).weights
     stored = read_tensors(folder)
@@ -155,7 +153,7 @@ def test_biases_that_are_called_like_a_mask_are_kept(tmp_path: Path) -> None:
     assert len(weights) == 4 + 2 * 12
 
 
-def test_a_head_of_its_own_is_kept(tmp_path: Path) -> None:
+def test_untied_output_matrix_is_kept(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "model", head="untied")
     weights = from_gguf(converted(folder), np.float32).weights
     np.testing.assert_array_equal(weights["output.weight"], read_tensors(folder)["lm_head.weight"])
@@ -187,9 +185,7 @@ def test_a_head_of_its_own_is_kept(tmp_path: Path) -> None:
         ({"vocab_size": 300}, ["'transformer.wte.weight'", f"[{len(TOKENS)}, 64]", "[300, 64]"]),
     ],
 )
-def test_a_config_that_can_not_be_converted_is_refused_by_name(
-    config: dict[str, Any], words: list[str], tmp_path: Path
-) -> None:
+def test_unsupported_config_is_refused(config: dict[str, Any], words: list[str], tmp_path: Path) -> None:
     message = refusal(make_checkpoint(tmp_path / "model", config=config)).message
     assert all(word in message for word in words), message
 
@@ -208,14 +204,14 @@ def test_a_config_that_can_not_be_converted_is_refused_by_name(
         ({"h.0.attn.bias.weight": np.zeros((2, 64))}, ["'transformer.h.0.attn.bias.weight'"]),
     ],
 )
-def test_a_missing_misshapen_or_unknown_tensor_is_named(
+def test_missing_misshapen_or_unknown_tensor_is_named(
     changed: dict[str, npt.NDArray[Any] | None], words: list[str], tmp_path: Path
 ) -> None:
     message = refusal(make_checkpoint(tmp_path / "model", changed=changed)).message
     assert all(word in message for word in words), message
 
 
-def test_a_head_of_another_shape_is_misshapen_not_dropped(tmp_path: Path) -> None:
+def test_misshapen_output_matrix_is_refused(tmp_path: Path) -> None:
     tensors = random_tensors(0, 2, 64, 256, 64, len(TOKENS))
     folder = make_checkpoint(tmp_path / "model", prefix="", changed={"lm_head.weight": tensors["wte.weight"][:-1]})
     assert f"'lm_head.weight' has the shape [{len(TOKENS) - 1}, 64]" in refusal(folder).message

@@ -34,7 +34,7 @@ def name_in(file: ConvertedFile) -> object:
     return metadata["general.name"]
 
 
-def test_each_recipe_has_a_name_of_its_own(model: str, tmp_path: Path) -> None:
+def test_file_names_contain_the_recipe(model: str, tmp_path: Path) -> None:
     """All into one folder, none of them with --overwrite."""
     out = tmp_path / "out"
     files = convert(model, type="q4_0", output=out) + convert(model, type=["f16", "q4_0"], recipe="lean", output=out)
@@ -77,7 +77,7 @@ def test_each_recipe_has_a_name_of_its_own(model: str, tmp_path: Path) -> None:
         ("my model", "", "my-model"),
     ],
 )
-def test_a_folder_gives_its_name(path: str, card: str, name: str, tmp_path: Path) -> None:
+def test_name_from_a_folder(path: str, card: str, name: str, tmp_path: Path) -> None:
     folder = tmp_path / path
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
@@ -86,7 +86,7 @@ def test_a_folder_gives_its_name(path: str, card: str, name: str, tmp_path: Path
     assert resolve(str(folder)).name == resolve(f"{folder}/").name == name
 
 
-def test_a_working_directory_gives_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_name_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "my-gpt2" / "checkpoint-10"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
@@ -97,7 +97,7 @@ def test_a_working_directory_gives_its_own_name(tmp_path: Path, monkeypatch: pyt
     assert folder_name(Path("/")) == "model"
 
 
-def test_a_name_that_is_given_is_taken(model: str, tmp_path: Path) -> None:
+def test_given_name_is_used(model: str, tmp_path: Path) -> None:
     (named,) = convert(model, type="f16", name="My Stories/v2", output=tmp_path)
     assert (Path(named.path).name, name_in(named)) == ("My-Stories-v2.F16.gguf", "My Stories/v2")
     (kept,) = convert(named.path, type="q8_0", output=tmp_path)
@@ -109,7 +109,7 @@ def test_a_name_that_is_given_is_taken(model: str, tmp_path: Path) -> None:
             convert(model, type="f16", name=name, output=tmp_path)
 
 
-def test_names_fit_into_file_names() -> None:
+def test_names_are_valid_in_file_names() -> None:
     assert clean_name("../../etc/passwd") == "etc-passwd"
     assert clean_name(".hidden") == "hidden"
     assert clean_name("-o") == "o"
@@ -133,5 +133,5 @@ def test_names_fit_into_file_names() -> None:
         ("model", "model"),
     ],
 )
-def test_a_file_gives_its_models_name(stem: str, name: str) -> None:
+def test_name_from_a_file(stem: str, name: str) -> None:
     assert name_of_file(stem) == name

@@ -75,7 +75,7 @@ def content(folder: str) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
-def test_a_download_takes_the_checkpoint_and_nothing_else(hub: FakeHub, tmp_path: Path) -> None:
+def test_download_fetches_only_checkpoint_files(hub: FakeHub, tmp_path: Path) -> None:
     extra = {
         "onnx/config.json": b"{}",
         "onnx/model.safetensors": b"-",
@@ -93,7 +93,7 @@ def test_a_download_takes_the_checkpoint_and_nothing_else(hub: FakeHub, tmp_path
         assert request.headers["user-agent"].startswith(f"dgpt2-quant/{version('dgpt2-quant')};")
 
 
-def test_what_is_cached_needs_no_network(hub: FakeHub, tmp_path: Path) -> None:
+def test_cached_model_needs_no_network(hub: FakeHub, tmp_path: Path) -> None:
     hub.repositories["owner/cached"] = Repository(CHECKPOINT)
     home = tmp_path / "home"
     [fresh] = run(home, hub.url, {"model": "owner/cached"})
@@ -111,7 +111,7 @@ def test_what_is_cached_needs_no_network(hub: FakeHub, tmp_path: Path) -> None:
     assert len(hub.requests) == seen
 
 
-def test_a_hub_out_of_reach_leaves_the_cache_and_a_warning(hub: FakeHub, tmp_path: Path) -> None:
+def test_unreachable_hub_falls_back_to_the_cache(hub: FakeHub, tmp_path: Path) -> None:
     hub.repositories["owner/kept"] = Repository(CHECKPOINT)
     home = tmp_path / "home"
     [fresh] = run(home, hub.url, {"model": "owner/kept"})
@@ -126,7 +126,7 @@ def test_a_hub_out_of_reach_leaves_the_cache_and_a_warning(hub: FakeHub, tmp_pat
     assert kept["folder"] == fresh["folder"]
 
 
-def test_an_incomplete_snapshot_is_not_taken_for_a_checkpoint(hub: FakeHub, tmp_path: Path) -> None:
+def test_incomplete_snapshot_is_not_used(hub: FakeHub, tmp_path: Path) -> None:
     hub.repositories["owner/shards"] = Repository(SHARDED)
     call = {"model": "owner/shards", "prefer_cache": True}
     home = tmp_path / "home"
@@ -143,7 +143,7 @@ def test_an_incomplete_snapshot_is_not_taken_for_a_checkpoint(hub: FakeHub, tmp_
         assert content(source["folder"]) == SHARDED
 
 
-def test_a_download_that_is_cut_goes_on_where_it_was(hub: FakeHub, tmp_path: Path) -> None:
+def test_interrupted_download_resumes(hub: FakeHub, tmp_path: Path) -> None:
     """The library keeps whole blocks of 10 MiB, and within one call: the rest of a block is asked for again."""
     block, weights = 10 * 2**20, bytes(range(256)) * (11 * 2**12)
     files = CHECKPOINT | {"model.safetensors": weights}
@@ -203,7 +203,7 @@ def failures(hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         ("a--b", "ModelNotFoundError", "'a--b' is neither a folder nor a Hub name", "storybook"),
     ],
 )
-def test_a_failure_says_what_it_was_and_what_to_do(
+def test_hub_failures_are_explained(
     failures: dict[str, dict[str, Any]], asked: str, error: str, message: str, hint: str
 ) -> None:
     answer = failures[asked]
@@ -213,12 +213,12 @@ def test_a_failure_says_what_it_was_and_what_to_do(
 
 
 @pytest.mark.usefixtures("failures")
-def test_a_repository_without_safetensors_is_not_downloaded(hub: FakeHub) -> None:
+def test_repository_without_safetensors_is_refused(hub: FakeHub) -> None:
     assert hub.downloads("owner/old") == []
 
 
 @pytest.mark.skipif(importlib.util.find_spec("hf_xet") is None, reason="hf_xet is not made for this processor")
-def test_a_failure_of_the_xet_store_names_the_way_around_it(hub: FakeHub, tmp_path: Path) -> None:
+def test_xet_failure_suggests_plain_http(hub: FakeHub, tmp_path: Path) -> None:
     hub.repositories["owner/xet"] = Repository(CHECKPOINT, xet=True)
     [answer] = run(tmp_path / "home", hub.url, {"model": "owner/xet"}, HF_HUB_DISABLE_XET="0")
     assert answer["error"] == "ModelNotFoundError"
@@ -226,7 +226,7 @@ def test_a_failure_of_the_xet_store_names_the_way_around_it(hub: FakeHub, tmp_pa
     assert "HF_HUB_DISABLE_XET=1" in answer["hint"]
 
 
-def test_a_cache_that_can_not_be_written(hub: FakeHub, tmp_path: Path) -> None:
+def test_unwritable_hub_cache(hub: FakeHub, tmp_path: Path) -> None:
     hub.repositories["owner/model"] = Repository(CHECKPOINT)
     home = tmp_path / "home"
     home.write_text("a file where the folder should be")
@@ -236,7 +236,7 @@ def test_a_cache_that_can_not_be_written(hub: FakeHub, tmp_path: Path) -> None:
     assert "HF_HOME" in answer["hint"]
 
 
-def test_a_full_disk(hub: FakeHub, tmp_path: Path) -> None:
+def test_full_disk(hub: FakeHub, tmp_path: Path) -> None:
     """The Hub cache on a file system of 256 KiB, which takes a mount namespace of the child's own."""
     home = tmp_path / "home"
     home.mkdir()
@@ -250,7 +250,7 @@ def test_a_full_disk(hub: FakeHub, tmp_path: Path) -> None:
     assert "Make room" in answer["hint"]
 
 
-def test_short_names_are_hub_names(tmp_path: Path) -> None:
+def test_short_names(tmp_path: Path) -> None:
     names = {
         "distilgpt2": "distilbert/distilgpt2",
         "gpt2": "openai-community/gpt2",
@@ -277,7 +277,7 @@ def test_short_names_are_hub_names(tmp_path: Path) -> None:
         ("owner/cached", "on the Hub"),
     ],
 )
-def test_a_folder_goes_before_the_name_and_this_is_said(hub: FakeHub, tmp_path: Path, model: str, other: str) -> None:
+def test_folder_takes_precedence_with_a_warning(hub: FakeHub, tmp_path: Path, model: str, other: str) -> None:
     """As Transformers takes it; a revision, which no folder has, means the Hub."""
     home = tmp_path / "home"
     if model == "owner/cached":
@@ -301,7 +301,7 @@ def test_a_folder_goes_before_the_name_and_this_is_said(hub: FakeHub, tmp_path: 
         assert "but --revision" in pinned["stderr"]
 
 
-def test_a_folder_that_is_only_a_folder_needs_no_words(tmp_path: Path) -> None:
+def test_unambiguous_folder_gives_no_warning(tmp_path: Path) -> None:
     """Nor does one that holds no checkpoint, such as our own outputs, take a name away."""
     for name in ("out/tiny", "storybook"):
         (tmp_path / name).mkdir(parents=True)
@@ -316,7 +316,7 @@ def test_a_folder_that_is_only_a_folder_needs_no_words(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("installed", [True, False])
-def test_storybook_is_found_as_data_and_needs_no_other_package(tmp_path: Path, installed: bool) -> None:
+def test_storybook_needs_no_other_package(tmp_path: Path, installed: bool) -> None:
     package, demo = tmp_path / "dgpt2_quant", tmp_path / "dgpt2_quant" / "demo"
     demo.mkdir(parents=True)
     for name in ("quantize/checkpoint/resolve", "quantize/checkpoint/naming", "core/errors"):
@@ -336,7 +336,7 @@ def test_storybook_is_found_as_data_and_needs_no_other_package(tmp_path: Path, i
 
 
 @pytest.mark.parametrize("spelling", ["{}", "./{}", "{}/", "owner/../{}"])
-def test_a_local_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelling: str) -> None:
+def test_local_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelling: str) -> None:
     for name in ("owner", "my-model"):
         (tmp_path / name).mkdir()
     (tmp_path / "my-model" / "config.json").write_text("{}")
@@ -346,7 +346,7 @@ def test_a_local_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spellin
     assert (source.repository, source.commit) == (None, None)
 
 
-def test_a_local_folder_goes_before_the_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_folder_takes_precedence_over_a_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "distilbert" / "distilgpt2").mkdir(parents=True)
     (tmp_path / "distilbert" / "distilgpt2" / "config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
@@ -374,7 +374,7 @@ def test_a_local_folder_goes_before_the_hub_name(tmp_path: Path, monkeypatch: py
         ("weights/model.safetensors", CheckpointError, "is a file, not a folder"),
     ],
 )
-def test_what_is_no_checkpoint_folder(
+def test_invalid_models_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, error: type[DgptQuantError], message: str
 ) -> None:
     (tmp_path / "empty").mkdir()
@@ -387,7 +387,7 @@ def test_what_is_no_checkpoint_folder(
     assert raised.value.hint
 
 
-def test_a_revision_goes_with_a_hub_name_only(tmp_path: Path) -> None:
+def test_revision_needs_a_hub_name(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UsageError, match="`revision` needs a Hub name") as raised:
         resolve(str(tmp_path), revision="main")

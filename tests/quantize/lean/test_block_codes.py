@@ -44,12 +44,12 @@ def decoded(kind: TensorType, blocks: npt.NDArray[np.uint8], codes: Any) -> npt.
     return dequantize("w", with_codes(kind, blocks, codes), kind, SHAPE)
 
 
-def test_all_formats_of_the_usual_levels_are_known() -> None:
+def test_roundable_types_are_supported() -> None:
     assert {kind.name for kind in ROUNDABLE} == LEVELS.keys()
 
 
 @each_type
-def test_what_c_decodes_is_what_the_grid_says(kind: TensorType) -> None:
+def test_grid_equals_the_c_decoder(kind: TensorType) -> None:
     blocks, grid = made(kind)
     wanted = np.random.default_rng(1).normal(0, 0.2, SHAPE).astype(np.float32)
     codes, values = nearest(grid, wanted)
@@ -59,7 +59,7 @@ def test_what_c_decodes_is_what_the_grid_says(kind: TensorType) -> None:
 
 
 @each_type
-def test_nearest_is_the_nearest_of_all(kind: TensorType) -> None:
+def test_nearest_level(kind: TensorType) -> None:
     blocks, grid = made(kind)
     wanted = np.random.default_rng(2).normal(0, 0.15, SHAPE).astype(np.float32)
     levels = np.stack([decoded(kind, blocks, np.full(SHAPE, code, np.int16)) for code in all_codes(kind)])
@@ -69,7 +69,7 @@ def test_nearest_is_the_nearest_of_all(kind: TensorType) -> None:
 
 
 @each_type
-def test_columns_in_another_order(kind: TensorType) -> None:
+def test_column_order(kind: TensorType) -> None:
     blocks, grid = made(kind)
     order = np.random.default_rng(4).permutation(COLUMNS)
     found = read_grid("w", blocks, kind, SHAPE, order)
@@ -79,7 +79,7 @@ def test_columns_in_another_order(kind: TensorType) -> None:
 
 
 @each_type
-def test_every_code_goes_to_its_own_place(kind: TensorType) -> None:
+def test_every_code_has_its_place(kind: TensorType) -> None:
     """Codes that are all different from their neighbours', each decoded by C as it is alone."""
     blocks, _ = made(kind)
     codes = np.random.default_rng(3).choice(np.array(all_codes(kind), np.int16), SHAPE)
@@ -90,7 +90,7 @@ def test_every_code_goes_to_its_own_place(kind: TensorType) -> None:
 
 
 @each_type
-def test_only_the_codes_change(kind: TensorType) -> None:
+def test_scales_are_unchanged(kind: TensorType) -> None:
     blocks, _ = made(kind)
     before = blocks.copy()
     low, high = (with_codes(kind, blocks, np.full(SHAPE, code, np.int16)) for code in (all_codes(kind)[0], 1))
@@ -102,7 +102,7 @@ def test_only_the_codes_change(kind: TensorType) -> None:
 
 @each_type
 @pytest.mark.parametrize("zeros", [slice(None), slice(256, None)], ids=["all", "half"])
-def test_blocks_of_zeros(kind: TensorType, zeros: slice) -> None:
+def test_zero_blocks(kind: TensorType, zeros: slice) -> None:
     weights = WEIGHTS.copy()
     weights[:, zeros] = 0
     blocks, grid = made(kind, weights)

@@ -42,19 +42,19 @@ def error(steps: Steps, kind: TensorType = TensorType.Q4_0) -> float:
     return float(np.square(should - gives, dtype=np.float64).mean())
 
 
-def test_what_comes_back_is_what_the_blocks_stand_for() -> None:
+def test_values_are_the_decoded_blocks() -> None:
     matrix, _, _ = rounded(TensorType.Q5_0, Steps())
     values = dequantize("w", matrix.blocks, TensorType.Q5_0, matrix.values.shape)
     assert np.array_equal(matrix.values, values)
 
 
 @pytest.mark.parametrize(("step", "by"), [("feedback", 0.95), ("compensation", 0.9)], ids=lambda value: str(value))
-def test_each_step_lowers_the_error_of_the_outputs(step: str, by: float) -> None:
+def test_each_step_lowers_the_output_error(step: str, by: float) -> None:
     needed = {"feedback": True, step: True}
     assert error(replace(NONE, **needed)) < by * error(replace(NONE, **{**needed, step: False}))
 
 
-def test_compensation_comes_near_to_the_best_that_a_matrix_can_do() -> None:
+def test_compensation_is_near_least_squares() -> None:
     """In eight bits little is left but what no linear map of the inputs can make good."""
     met = round_activations(FOUND, TensorType.Q8_0).astype(np.float64)
     should = WANTED.astype(np.float64) @ MODEL.weights[f"{NAME}.weight"].T
@@ -63,7 +63,7 @@ def test_compensation_comes_near_to_the_best_that_a_matrix_can_do() -> None:
     assert error(Steps(), TensorType.Q8_0) < 0.6 * error(steps_without(["compensation"]), TensorType.Q8_0)
 
 
-def test_inputs_that_never_change_do_no_harm() -> None:
+def test_constant_inputs() -> None:
     constant = np.tile(FOUND[:1], (TOKENS, 1))
     matrix, should, gives = rounded(TensorType.Q4_0, Steps(), constant, constant)
     _, _, nearest = rounded(TensorType.Q4_0, NONE, constant, constant)
@@ -71,7 +71,7 @@ def test_inputs_that_never_change_do_no_harm() -> None:
     assert np.abs(matrix.values - MODEL.weights[f"{NAME}.weight"]).max() < 0.3
 
 
-def test_both_streams_go_through_all_blocks() -> None:
+def test_streams_pass_all_blocks() -> None:
     """In F16 next to nothing is lost, so every matrix sees what it was trained for, and stays."""
     chunks = np.random.default_rng(1).integers(0, 30, (4, 16)).tolist()
     matrices = [f"blk.{n}.{part}" for n in (0, 1) for part in ("attn_qkv", "attn_output", "ffn_up", "ffn_down")]
@@ -87,7 +87,7 @@ def test_both_streams_go_through_all_blocks() -> None:
         np.testing.assert_allclose(Reference(MODEL.sizes, weights).logits(chunk), MODEL.logits(chunk), atol=0.05)
 
 
-def test_every_matrix_gets_its_own_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_matrix_gets_its_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of the trained model are the reference's."""
     chunks = np.random.default_rng(2).integers(0, 30, (3, 16)).tolist()
     expected: dict[str, list[Array]] = {}

@@ -23,19 +23,19 @@ REAL, PADS = 8189, 3
 LEVELS = ["Q4_0", "Q4_K_M", "Q6_K", "Q8_0"]  # with and without kernels for rows in eights
 
 
-def test_the_count() -> None:
+def test_pad_count() -> None:
     assert [pad_count(n) for n in (8189, 50257, 8192)] == [3, 7, 0]
     assert pad_count(50257, 64) == 47
 
 
-def test_the_least_likely_token_has_the_lowest_mean_log_probability() -> None:
+def test_least_likely_token() -> None:
     random = np.random.default_rng(1)
     rows, hidden = random.normal(size=(50, 16)), random.normal(0.5, 1, (30, 16))
     expected = np.log(softmax(hidden @ rows.T)).mean(axis=0).argmin()
     assert least_likely(rows, hidden.mean(axis=0)) == expected
 
 
-def test_pads_are_added_after_the_rows() -> None:
+def test_append_pads() -> None:
     rows = np.arange(6, dtype=np.uint8).reshape(3, 2)
     assert Padding(2, 1).append_pads(rows).tolist() == [[0, 1], [2, 3], [4, 5], [2, 3], [2, 3]]
 
@@ -57,9 +57,7 @@ def twin_of(file: ConvertedFile) -> int:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_in_llama_cpp_pads_have_the_logit_of_their_twin_and_hardly_any_probability(
-    level: str, files: dict[str, ConvertedFile]
-) -> None:
+def test_pads_have_the_logit_of_their_twin(level: str, files: dict[str, ConvertedFile]) -> None:
     file = files[level]
     twin = twin_of(file)
     assert file.padding == {"count": PADS, "twin": twin}
@@ -76,7 +74,7 @@ def test_in_llama_cpp_pads_have_the_logit_of_their_twin_and_hardly_any_probabili
     assert share.max() < 5e-3
 
 
-def test_an_unmodified_greedy_sampler_never_takes_a_pad(files: dict[str, ConvertedFile]) -> None:
+def test_greedy_sampler_never_chooses_a_pad(files: dict[str, ConvertedFile]) -> None:
     """Not even where the twin has the highest logit of all: of equals the first is taken."""
     file = files["Q4_0"]
     native = NativeModel(Path(file.path))
@@ -100,7 +98,7 @@ def like_llama_imatrix(model: Path, path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q5_1"])
-def test_of_both_matrices_where_the_output_is_one_of_its_own(kind: str, tmp_path: Path) -> None:
+def test_untied_matrices_are_both_padded(kind: str, tmp_path: Path) -> None:
     model = make_checkpoint(tmp_path / "model", layers=1, width=64, inner=64, context=32, head="untied")
     types = [f"{name}={kind}" for name in ("token_embd", "output[.]weight")]
     imatrix = tmp_path / "theirs.gguf"
