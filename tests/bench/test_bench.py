@@ -195,7 +195,7 @@ def refused(error: type[Exception], message: str, model: str = "storybook", **op
 @pytest.mark.parametrize("name", ["bench.json", "report.md"])
 def test_an_existing_report_is_not_overwritten(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("mine")
-    with pytest.raises(OutputError, match=f"{name} exists already"):
+    with pytest.raises(OutputError, match=f"{name} already exists"):
         refuse_reports(tmp_path)
     refuse_reports(tmp_path, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == [name]

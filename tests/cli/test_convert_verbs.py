@@ -169,7 +169,7 @@ def test_the_same_command_goes_on_where_it_was_interrupted(folder: Path, tmp_pat
         ("imatrix tiny -o new.gguf --text text.txt --merge gone.gguf", 1, "there is no file gone.gguf"),
         ("imatrix tiny -o new.gguf --text text.txt --chunks 0", 2, "--chunks"),
         ("imatrix tiny -o new.gguf --text text.txt --merge other.gguf", 2, "columns for token_embd.weight"),
-        ("imatrix tiny -o text.txt --text text.txt", 1, "text.txt exists already"),
+        ("imatrix tiny -o text.txt --text text.txt", 1, "text.txt already exists"),
     ],
 )
 def test_errors_are_a_sentence_and_a_status(

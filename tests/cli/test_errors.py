@@ -154,7 +154,7 @@ FILES: dict[str, bytes] = {
     "storybook.Q8_0.gguf": b"precious",
 }
 CALLS = [
-    ("storybook -t q8_0", 1, ("storybook.Q8_0.gguf exists already",), "--overwrite"),
+    ("storybook -t q8_0", 1, ("storybook.Q8_0.gguf already exists",), "--overwrite"),
     ("storybook -t q8_0 -o notes", 1, ("notes is a file, not a folder",), "folder"),
     ("storybook -t q8_0 -o /dev/null", 1, ("/dev/null",), "folder"),
     ("storybook -t q4_k_n", 2, ("'q4_k_n'",), "q4_k_m"),

@@ -91,8 +91,8 @@ def test_existing_file_is_refused(tmp_path: Path) -> None:
     target.write_bytes(b"precious")
     with pytest.raises(OutputError) as caught, output_file(target):
         pytest.fail("the block has run")
-    assert caught.value.message == f"{target} exists already"
-    assert "--overwrite" in caught.value.hint
+    assert caught.value.message == f"{target} already exists"
+    assert "`overwrite`" in caught.value.hint
     assert target.read_bytes() == b"precious"
 
 
@@ -118,7 +118,7 @@ def test_file_created_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     target = tmp_path / "model.gguf"
     with pytest.raises(OutputError, match="it already exists") as caught, output_file(target):
         target.write_bytes(b"theirs")
-    assert "--overwrite" in caught.value.hint
+    assert "`overwrite`" in caught.value.hint
     assert target.read_bytes() == b"theirs"
     assert names(tmp_path) == ["model.gguf"]
 
@@ -164,7 +164,7 @@ def test_write_error_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(OutputError) as caught, output_file(target):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert caught.value.message == f"cannot write {target}: the disk is full"
-    assert "-o" in caught.value.hint
+    assert "`output`" in caught.value.hint
     assert names(tmp_path) == []
 
 

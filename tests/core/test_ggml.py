@@ -132,7 +132,7 @@ def test_f16_overflow_is_refused(value: float) -> None:
     data[ROWS // 2, 7] = value
     with pytest.raises(CheckpointError) as caught:
         quantize("token_embd.weight", data, [TensorType.F32, TensorType.F16])
-    assert "tensor token_embd.weight has values up to 1e+05: at F16 a value overflows" in caught.value.message
+    assert "tensor token_embd.weight has values up to 1e+05: a value overflows in F16" in caught.value.message
     assert "f32 or bf16" in caught.value.hint
     # blocks have scales, and reach further
     exact, rounded, blocks = quantize("w", data, [TensorType.F32, TensorType.BF16, TensorType.Q8_0])
@@ -147,7 +147,7 @@ def test_scale_overflow_is_refused(tensor_type: TensorType) -> None:
     data = WEIGHTS.copy()
     data[5, 5] = 1e9
     with pytest.raises(
-        CheckpointError, match=f"tensor w has values up to 1e.09: at {tensor_type.name} a scale overflows"
+        CheckpointError, match=f"tensor w has values up to 1e.09: a scale overflows in {tensor_type.name}"
     ):
         quantize("w", data, [tensor_type])
 

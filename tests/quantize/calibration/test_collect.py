@@ -120,16 +120,16 @@ def test_text_is_split_into_chunks(
 
 def test_short_text_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text(digits(0, SIZE - 1))
-    with pytest.raises(UsageError, match=r"short\.txt has 15 tokens; at least one chunk of 16 is needed") as caught:
+    with pytest.raises(UsageError, match=r"short\.txt has 15 tokens, less than one chunk of 16") as caught:
         imatrix(str(checkpoint), text=tmp_path / "short.txt", output=tmp_path / "out" / "it.gguf")
-    assert "--ctx-size" in caught.value.hint
+    assert "`ctx_size`" in caught.value.hint
     assert not (tmp_path / "out").exists()
     assert imatrix(str(checkpoint), text=tmp_path / "short.txt", output=tmp_path / "it.gguf", ctx_size=15).chunk_count
 
 
 @pytest.mark.parametrize("wrong", [{"ctx_size": 0}, {"ctx_size": -1}, {"chunks": 0}, {"chunks": -3}], ids=str)
 def test_sizes_below_1_are_refused(wrong: dict[str, int], checkpoint: Path, text: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="at least 1 is needed"):
+    with pytest.raises(UsageError, match="must be at least 1"):
         imatrix(str(checkpoint), text=text, output=tmp_path / "it.gguf", **wrong)  # type: ignore[arg-type]
 
 
@@ -265,7 +265,7 @@ def test_no_text_and_no_files_is_refused(tmp_path: Path) -> None:
 def test_existing_output_is_refused_first(checkpoint: Path, text: Path, tmp_path: Path) -> None:
     target = tmp_path / "it.gguf"
     target.write_bytes(b"precious")
-    with pytest.raises(OutputError, match="exists already"):
+    with pytest.raises(OutputError, match="already exists"):
         imatrix("no/such/model", text="no such text", merge=["missing.gguf"], output=target)
     assert target.read_bytes() == b"precious"
     imatrix(str(checkpoint), text=text, output=target, overwrite=True)
@@ -275,7 +275,7 @@ def test_existing_output_is_refused_first(checkpoint: Path, text: Path, tmp_path
 def test_missing_inputs_are_reported_before_the_model_is_opened(tmp_path: Path, text: Path) -> None:
     with pytest.raises(ModelNotFoundError, match=r"there is no file .*gone\.gguf"):
         imatrix("no/such/model", text=text, merge=[tmp_path / "gone.gguf"], output=tmp_path / "it.gguf")
-    with pytest.raises(ModelNotFoundError, match="there is no text 'gone"):
+    with pytest.raises(ModelNotFoundError, match="no text 'gone"):
         imatrix("no/such/model", text="gone.txt", output=tmp_path / "it.gguf")
 
 

@@ -253,7 +253,7 @@ class TestTokens:
 
 def test_existing_file_is_not_replaced(tmp_path: Path) -> None:
     matrix().write(tmp_path / "it.gguf")
-    with pytest.raises(OutputError, match="exists already"):
+    with pytest.raises(OutputError, match="already exists"):
         matrix(chunk_count=9).write(tmp_path / "it.gguf")
     matrix(chunk_count=9).write(tmp_path / "it.gguf", overwrite=True)
     assert read_importance(tmp_path / "it.gguf").chunk_count == 9
@@ -372,7 +372,7 @@ def test_missing_file_is_reported(name: str, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(ModelNotFoundError, match="there is no file") as caught:
         read_importance(tmp_path / name)
-    assert caught.value.hint == "Make one with `dgpt2-quant imatrix`."
+    assert caught.value.hint == "Create one with `dgpt2-quant imatrix`."
 
 
 def test_model_file_is_refused(storybook_files: dict[str, Path]) -> None:

@@ -127,7 +127,7 @@ def test_untied_output_matrix_is_used(tmp_path: Path) -> None:
 def test_too_many_tokens_are_refused(count: int, tmp_path: Path) -> None:
     model = from_checkpoint(make_checkpoint(tmp_path / "model"))
     assert model.logits([5] * 64).shape == (64, 262)
-    with pytest.raises(ValueError, match=f"{count} tokens; this model has 64 positions"):
+    with pytest.raises(ValueError, match=f"`tokens` must have 1 to 64 items, not {count}"):
         model.logits([5] * count)
 
 

@@ -109,7 +109,7 @@ def test_quantized_file_is_refused(base: str, made: dict[str, Path], tmp_path: P
     with pytest.raises(UsageError, match=r"is already quantized \('.*' is Q.*\)") as caught:
         convert(str(made[base]), type="Q4_0", output=tmp_path / "out")
     assert str(made[base]) in caught.value.message
-    assert "--allow-requantize" in caught.value.hint
+    assert "`allow_requantize`" in caught.value.hint
     assert not (tmp_path / "out").exists()
 
 
@@ -361,7 +361,7 @@ def test_model_name_excludes_the_quant_type(
 def test_source_file_can_be_overwritten(level: str, made: dict[str, Path], tmp_path: Path) -> None:
     source = tmp_path / "tiny.F16.gguf"
     shutil.copyfile(made["F16"], source)
-    with pytest.raises(OutputError, match="exists already"):
+    with pytest.raises(OutputError, match="already exists"):
         convert(str(source), type=level, output=source)
     expected = converted(made["F16"], level, tmp_path / "expected")
     (file,) = convert(str(source), type=level, output=source, overwrite=True)

@@ -82,16 +82,16 @@ ONE = {"a": tensor([2], 0, 8)}
 TWICE = b'{"a": %(it)s, "a": %(it)s}' % {b"it": json.dumps(ONE["a"]).encode()}
 MANY_NAMES = b"{" + b",".join(b'"%d":0' % number for number in range(60_000)) + b',"59999":0}'
 LIES: dict[str, tuple[bytes, str]] = {
-    "nothing": (b"", "0 bytes are too few"),
-    "seven bytes": (b"1234567", "7 bytes are too few"),
+    "nothing": (b"", "0 bytes are too short"),
+    "seven bytes": (b"1234567", "7 bytes are too short"),
     "a header longer than the file": ((1000).to_bytes(8, "little") + b"{}", "claims 1000 bytes, the file has 10"),
     "a header of 2^63 bytes": ((1 << 63).to_bytes(8, "little") + b"{}", "claims 9223372036854775808 bytes"),
-    "not JSON": (raw_safetensors(b"{'a': 1}"), "not sound JSON"),
-    "not UTF-8": (raw_safetensors(b'{"\xff": 1}'), "not sound JSON"),
+    "not JSON": (raw_safetensors(b"{'a': 1}"), "not valid JSON"),
+    "not UTF-8": (raw_safetensors(b'{"\xff": 1}'), "not valid JSON"),
     "not an object": (raw_safetensors([1, 2]), "not a JSON object"),
-    "a nested bomb": (raw_safetensors(b"[" * 1_000_000), "not sound JSON"),
-    "a nested bomb of objects": (raw_safetensors(b'{"a":' * 1_000_000), "not sound JSON"),
-    "an endless number": (raw_safetensors(b'{"a": ' + b"9" * 100_000 + b"}"), "not sound JSON"),
+    "a nested bomb": (raw_safetensors(b"[" * 1_000_000), "not valid JSON"),
+    "a nested bomb of objects": (raw_safetensors(b'{"a":' * 1_000_000), "not valid JSON"),
+    "an endless number": (raw_safetensors(b'{"a": ' + b"9" * 100_000 + b"}"), "not valid JSON"),
     "a tensor twice": (raw_safetensors(TWICE, bytes(8)), "'a' occurs twice"),
     "a tensor twice among many": (raw_safetensors(MANY_NAMES), "'59999' occurs twice"),
     "no dtype": (raw_safetensors({"a": {"shape": [2], "data_offsets": [0, 8]}}, bytes(8)), "'a' has no valid dtype"),

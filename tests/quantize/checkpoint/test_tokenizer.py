@@ -66,7 +66,7 @@ def test_tokenizer_json_adds_its_added_tokens(files: Path) -> None:
     assert tokenizer.tokens == [*TOKENS, "<|user|>"]
     assert tokenizer.types[number] is TokenType.USER_DEFINED
     (files / "tokenizer.json").write_text("broken")
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json is not sound JSON"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is not valid JSON"):
         read(files)
 
 
@@ -128,7 +128,7 @@ def test_warning_names_only_some_dropped_tokens(files: Path, caplog: pytest.LogC
     write_json(files / "added_tokens.json", {f"<{number}>": SIZE + 3 * number for number in range(6)})
     assert read(files).tokens == TOKENS
     (record,) = caplog.records
-    assert record.getMessage().endswith("6 tokens ('<0>', '<1>', '<2>', '<3>', ...)")
+    assert record.getMessage().endswith("6 tokens are dropped ('<0>', '<1>', '<2>', '<3>', ...)")
 
 
 def test_merges_of_dropped_tokens_are_dropped(files: Path) -> None:
@@ -157,7 +157,9 @@ def test_dropped_special_token_falls_back_to_end_of_text(settings: dict[str, Any
 
 
 def test_dropped_end_of_text_is_an_error(files: Path) -> None:
-    with pytest.raises(CheckpointError, match=f"eos_token_id is {END}; the vocabulary has {END} tokens, and none is"):
+    with pytest.raises(
+        CheckpointError, match=f"eos_token_id is {END}, but the vocabulary has {END} tokens, and none is"
+    ):
         read(files, END, bos_token_id=0, eos_token_id=END)
     with pytest.raises(CheckpointError, match="bos_token_id is None"):
         read(files, END)
@@ -254,8 +256,8 @@ FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a merge of one": (lambda f: (f / "merges.txt").write_text("Ġ t\nhe\n", "utf-8"), "'he' is not a merge"),
     "a merge of three": (lambda f: (f / "merges.txt").write_text("t h e\n"), "'t h e' is not a merge"),
     "merges in Latin-1": (lambda f: (f / "merges.txt").write_bytes(b"\xe9 t\n"), "not UTF-8"),
-    "vocab.json cut off": (lambda f: (f / "vocab.json").write_text('{"a": 0, "b'), "not sound JSON"),
-    "vocab.json a list": (lambda f: (f / "vocab.json").write_text('["a"]'), "no JSON object"),
+    "vocab.json cut off": (lambda f: (f / "vocab.json").write_text('{"a": 0, "b'), "not valid JSON"),
+    "vocab.json a list": (lambda f: (f / "vocab.json").write_text('["a"]'), "not a JSON object"),
     "a number twice": (
         lambda f: change(f / "vocab.json", lambda v: v.update(new=0)),
         f"{TOKENS[0]!r} and 'new' both have the id 0",
@@ -309,8 +311,8 @@ def test_invalid_vocab_and_merges_are_reported(damage: str, files: Path) -> None
 
 FAST: dict[str, tuple[dict[str, Any], str]] = {
     "another model": ({"model": {"type": "Unigram", "vocab": [["a", 0.1]]}}, "a Unigram model"),
-    "another pre-tokenizer": ({"pre_tokenizer": {"type": "Metaspace"}}, "behind a Metaspace"),
-    "no pre-tokenizer": ({"pre_tokenizer": None}, "behind a None"),
+    "another pre-tokenizer": ({"pre_tokenizer": {"type": "Metaspace"}}, "with a Metaspace"),
+    "no pre-tokenizer": ({"pre_tokenizer": None}, "with a None"),
     "a prefix space": ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "add_prefix_space"),
     "no splitting": ({"pre_tokenizer": {"type": "ByteLevel", "use_regex": False}}, "no splitting"),
     # "THE" would be the tokens of "THE", which the model never saw
@@ -367,7 +369,7 @@ def test_vocabulary_without_end_of_text_is_refused(files: Path) -> None:
     vocabulary = json.loads((files / "vocab.json").read_text("utf-8"))
     vocabulary["other"] = vocabulary.pop("<|endoftext|>")
     write_json(files / "vocab.json", vocabulary)
-    with pytest.raises(CheckpointError, match=f"eos_token_id is 99999; the vocabulary has {SIZE} tokens"):
+    with pytest.raises(CheckpointError, match=f"eos_token_id is 99999, but the vocabulary has {SIZE} tokens"):
         read(files, bos_token_id=0, eos_token_id=99999)
 
 

@@ -190,7 +190,7 @@ def test_what_is_in_the_way_in_a_folder_is_told_before_the_search(
 ) -> None:
     (tmp_path / there).write_text("mine")
     monkeypatch.setattr("dgpt2_quant.quantize.convert.search", None)
-    with pytest.raises(OutputError, match="exists already") as raised:
+    with pytest.raises(OutputError, match="already exists") as raised:
         tiny.convert(tmp_path, target_bpw=12)
     assert ("--recipe" in raised.value.hint) is there.endswith(".json")
     assert [path.name for path in tmp_path.iterdir()] == [there]
@@ -243,7 +243,7 @@ def test_a_file_that_is_there_is_told_before_the_search(
 ) -> None:
     (tmp_path / "it.gguf").write_text("mine")
     monkeypatch.setattr("dgpt2_quant.quantize.convert.search", None)
-    with pytest.raises(OutputError, match="exists already"):
+    with pytest.raises(OutputError, match="already exists"):
         tiny.convert(tmp_path / "it.gguf", target_bpw=6.5)
 
 
@@ -271,7 +271,7 @@ def test_what_can_not_be_is_told(tiny: Tiny, tmp_path: Path, options: dict[str, 
 
 def test_an_existing_recipe_is_not_overwritten(tiny: Tiny, tmp_path: Path) -> None:
     (tmp_path / "it.gguf.recipe.json").write_text("mine")
-    with pytest.raises(OutputError, match="exists already"):
+    with pytest.raises(OutputError, match="already exists"):
         tiny.convert(tmp_path / "it.gguf", target_bpw=6.5)
     assert [path.name for path in tmp_path.iterdir()] == ["it.gguf.recipe.json"]
 
