@@ -1,4 +1,4 @@
-"""A file appears whole or not at all, on both roads: without a name until it is complete, and beside its target."""
+"""Atomic file output, on both paths: files without a name until complete, and hidden files next to the target."""
 
 import errno
 import fcntl
@@ -16,7 +16,7 @@ from dgpt2_quant.core.errors import OutputError
 
 @pytest.fixture(params=["nameless", "named", "refused"], autouse=True)
 def road(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How the file is written: as Linux can, as other systems do, as Linux does where the file system can not."""
+    """How the file is written: as on Linux, as elsewhere, and as on Linux without O_TMPFILE."""
     road = str(request.param)
     if road == "named":
         monkeypatch.delattr(os, "O_TMPFILE", raising=False)
@@ -35,14 +35,14 @@ def road(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 
 def begin(target: Path, error: type[BaseException], overwrite: bool) -> None:
-    """Writes a part, and then fails."""
+    """Writes a part, and fails."""
     with output_file(target, overwrite=overwrite) as file:
         file.write(bytes(100_000))
         raise error
 
 
 def descriptors() -> int:
-    """How many this process has open, where the system says."""
+    """The number of open descriptors, if the system reports them."""
     folder = Path("/proc/self/fd")
     return len(list(folder.iterdir())) if folder.is_dir() else 0
 
@@ -193,7 +193,7 @@ def write_interrupted_at(moment: int, target: Path, overwrite: bool) -> bool:
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # scandir, of pathlib
 def test_interrupt_at_any_line_leaves_no_file_or_folder(overwrite: bool, tmp_path: Path) -> None:
-    """Seen to fail: a hidden file stayed where the interrupt came on entry to `Path.unlink`, once in 10,000 runs."""
+    """Regression: an interrupt on entry to `Path.unlink` left a hidden file, once in 10,000 runs."""
     target = tmp_path / "folder" / "x.gguf"
     with output_file(target):  # what is imported and cached at first is no moment of the second time
         pass
@@ -265,7 +265,7 @@ def test_created_folders_stay_if_not_empty(tmp_path: Path) -> None:
 
 
 def test_folder_in_use_by_another_writer_stays(tmp_path: Path) -> None:
-    """Without a name the other file does not keep the folder from being removed."""
+    """A file without a name does not keep its folder from being removed."""
     folder = tmp_path / "new"
     failing = ExitStack()
     failing.enter_context(output_file(folder / "first.gguf"))  # which makes the folder
@@ -277,7 +277,7 @@ def test_folder_in_use_by_another_writer_stays(tmp_path: Path) -> None:
 
 
 def hidden_file(folder: Path, name: str, number: int = 0) -> Path:
-    """As a writer leaves it that was killed."""
+    """The hidden file that a killed writer leaves."""
     path = folder / f".{name[:50]}.{number:012x}.part"
     path.write_bytes(b"half")
     return path
@@ -325,7 +325,7 @@ def test_two_writers_of_one_file(tmp_path: Path) -> None:
 def test_retries_after_removal_before_the_lock(
     overwrite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other one, which fails, takes the new folder for unused, or the new file for one that the dead left."""
+    """The other writer fails and removes the new folder as unused, or the new file as a leftover."""
     target, real, removed = tmp_path / "new" / "model.gguf", fcntl.flock, []
 
     def late(descriptor: int, how: int) -> None:
@@ -369,7 +369,7 @@ def test_nul_byte_in_a_name_is_refused(overwrite: bool, tmp_path: Path) -> None:
 
 
 def test_device_or_pipe_is_not_replaced(tmp_path: Path) -> None:
-    """As with `-o /dev/null --overwrite`, which must not turn the device into a file."""
+    """`-o /dev/null --overwrite` must not turn the device into a file."""
     pipe = tmp_path / "pipe.gguf"
     os.mkfifo(pipe)
     with pytest.raises(OutputError), output_file(pipe, overwrite=True) as file:

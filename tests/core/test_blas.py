@@ -1,4 +1,4 @@
-"""NumPy's BLAS has one thread while files are computed, whoever else sets it, and its own number afterwards."""
+"""NumPy's BLAS is limited to one thread while files are computed, and restored afterwards."""
 
 import logging
 import threading
@@ -17,7 +17,7 @@ def blas_threads(_: object = None) -> set[int]:
 
 @pytest.fixture(autouse=True)
 def three() -> Iterator[None]:
-    """Threads of the BLAS, before and after."""
+    """The thread counts of the BLAS libraries."""
     with threadpool_limits(3, user_api="blas"):
         yield
         assert blas_threads() == {3}
@@ -34,7 +34,7 @@ def test_limit_is_set_and_restored() -> None:
 
 
 def test_overlapping_blocks_share_the_limit() -> None:
-    """The one that began first ends first: the other keeps its limit, and the last restores."""
+    """The first to begin ends first: the other keeps the limit, and the last restores it."""
     inside, go_on = threading.Event(), threading.Event()
     found: list[set[int]] = []
 
@@ -56,7 +56,7 @@ def test_overlapping_blocks_share_the_limit() -> None:
 
 
 def test_limit_of_another_thread_is_overridden() -> None:
-    """threadpoolctl lets only one thread of the process set OpenBLAS, the first that did."""
+    """threadpoolctl lets only the first thread that did so set OpenBLAS."""
     inside, go_on = threading.Event(), threading.Event()
 
     def other() -> None:
@@ -86,7 +86,7 @@ def test_change_inside_the_block_is_overridden() -> None:
 
 
 class Deaf:
-    """A BLAS that does not obey."""
+    """A BLAS that ignores its limit."""
 
     internal_api, version, num_threads = "deaf", "1.0", 4
 

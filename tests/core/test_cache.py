@@ -1,4 +1,4 @@
-"""The cache: keys that change with the code, listing, emptying and its limit; nothing of anybody else is removed."""
+"""The cache: keys that depend on the code, listing, clearing and the size limit; other files stay."""
 
 import logging
 import os
@@ -114,7 +114,7 @@ def test_only_older_entries_are_removed(model: Path) -> None:
 
 
 def test_clearing_removes_only_cache_entries(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a home folder that somebody named by mistake."""
+    """Even if the cache is a home folder by mistake."""
     home = tmp_path / "home"
     monkeypatch.setenv("DGPT2_QUANT_CACHE", str(home))
     elsewhere = tmp_path / "elsewhere" / f"reference-{'0' * 32}.f32"

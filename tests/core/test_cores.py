@@ -1,4 +1,4 @@
-"""How many cores there are for us, by made-up control groups; and the environment in which OpenMP is loaded."""
+"""The number of usable cores, with fake control groups; and the environment while OpenMP is loaded."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ from dgpt2_quant.core.errors import UsageError
 
 
 def control_groups(tmp_path: Path, membership: str, limits: dict[str, str]) -> tuple[Path, Path]:
-    """A `/proc/self/cgroup` and the folder of the groups, with these files."""
+    """Writes a `/proc/self/cgroup` and the groups' folder with these files."""
     groups, mounted = tmp_path / "cgroup", tmp_path / "fs"
     groups.write_text(membership, "utf-8")
     mounted.mkdir()

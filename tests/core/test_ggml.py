@@ -1,4 +1,4 @@
-"""The block quantizers: the same bytes as one call of llama.cpp's own function, however the rows are cut."""
+"""The block quantizers give the bytes of one call of llama.cpp's function, however the rows are split."""
 
 import ctypes
 from typing import Any
@@ -43,7 +43,7 @@ ERRORS |= {
 def quantized(
     data: npt.NDArray[Any], tensor_type: TensorType, importance: npt.NDArray[np.float32] | None = None
 ) -> npt.NDArray[np.uint8]:
-    """In several calls, as a conversion cuts a tensor; the last one is smaller."""
+    """Quantizes in several calls, the last one smaller, as a conversion does."""
     parts = [quantize("w", data[first : first + 64], [tensor_type], importance)[0] for first in (0, 64, 128)]
     return np.concatenate(parts)
 

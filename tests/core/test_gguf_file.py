@@ -1,4 +1,4 @@
-"""The GGUF head: exact bytes against gguf-py's writer, every file of ours against its reader, and lies refused."""
+"""The GGUF header: bytes equal to gguf-py's writer, files read by its reader, wrong headers refused."""
 
 import struct
 import time
@@ -218,7 +218,7 @@ def test_damaged_header_raises_only_gguf_errors(
 
 @cache
 def _shortened(path: Path) -> bytes:
-    """A real file with the first few of its tokens and tensors, so that a random byte hits every part of the head."""
+    """A real file with only its first tokens and tensors, so that a random byte hits every part of the header."""
     header = read_header(path)
     metadata = {k: v[:5] if isinstance(v, list) else v for k, v in header.metadata.items()}
     tensors = {t.name: (t.shape, t.type) for t in list(header.tensors.values())[3:20] if len(t.shape) == 1}

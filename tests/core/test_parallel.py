@@ -1,4 +1,4 @@
-"""What is computed beside one another comes out as if it had not been."""
+"""Parallel computation gives the same results as sequential computation."""
 
 import threading
 import time
@@ -81,7 +81,7 @@ def test_mean_of_partial_sums() -> None:
 
 
 def test_thread_count_does_not_change_bytes(tmp_path: Path) -> None:
-    """Large enough that a BLAS would cut its products by the number of its threads."""
+    """Large enough that a BLAS would split its products by its thread count."""
     model = make_checkpoint(tmp_path / "m", layers=1, width=128, inner=512, context=128)
     made = [
         convert(str(model), type="q4_0", recipe="lean", output=tmp_path / f"{threads}.gguf", threads=threads)[0]

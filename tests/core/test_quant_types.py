@@ -1,4 +1,4 @@
-"""The registry against what it mirrors: llama.cpp's C library, its constants, and gguf-py."""
+"""The registry compared with llama.cpp's C library, its constants, and gguf-py."""
 
 import gguf
 import llama_cpp

@@ -1,4 +1,4 @@
-"""Amounts of memory as people write them."""
+"""Parsing amounts of memory."""
 
 import pytest
 from dgpt2_quant.core.errors import UsageError

@@ -1,4 +1,4 @@
-"""The texts that levels are compared on: bundled by name, or an input; what is done to them is noted."""
+"""Loading texts: bundled ones by name, or an input, with notes on changes."""
 
 import gzip
 import hashlib

@@ -1,4 +1,4 @@
-"""Threads that end early: by an error, by Ctrl-C at any line, and where the system starts none."""
+"""Worker threads that end early: after an error, Ctrl-C at any line, or a failed thread start."""
 
 import _thread
 import re
@@ -143,7 +143,7 @@ def test_thread_limit_is_reported(verb: str, tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="sets the limits of Linux")
 @pytest.mark.parametrize("verb", ["run hello -m storybook", "convert storybook -t q8_0"])
 def test_memory_limit_is_reported(verb: str, tmp_path: Path) -> None:
-    """No traceback, and no "Interrupted.", which OpenBLAS's own SIGINT would give. It has a sentence for this, too."""
+    """No traceback, and not "Interrupted.", which OpenBLAS's SIGINT would cause."""
     program = "import sys; from dgpt2_quant.cli.main import main; sys.exit(main())"
     for kilobytes in range(100_000, 500_000, 100_000):
         command = f"ulimit -v {kilobytes} && exec {sys.executable} -c '{program}' {verb}"
@@ -171,7 +171,7 @@ def test_failed_thread_start_is_an_error(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def target(link: Path) -> str:
-    """Of a link in `/proc`; the file may have been closed meanwhile."""
+    """The target of a link in `/proc`; the file may have been closed meanwhile."""
     try:
         return str(link.readlink())
     except FileNotFoundError:

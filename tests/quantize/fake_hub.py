@@ -1,7 +1,7 @@
-"""A Hugging Face Hub on 127.0.0.1, with the routes and headers that huggingface_hub downloads a model with.
+"""A fake Hugging Face Hub on 127.0.0.1, with the routes and headers of a model download.
 
-Downloads are tested against it over real HTTP, so that what the library sends, retries and raises is its own
-doing. Routes and headers are those that huggingface_hub's `hf_api.py` and `file_download.py` use.
+Downloads are tested over real HTTP, so requests, retries and errors are those of huggingface_hub. Routes and headers
+are those used by its `hf_api.py` and `file_download.py`.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass(frozen=True)
 class Refusal:
-    """An answer other than 200: the status, and the headers in which the Hub says why."""
+    """An error response: the status, and the headers in which the Hub states the reason."""
 
     status: int
     code: str = ""
@@ -28,7 +28,7 @@ class Refusal:
 
 @dataclass
 class Repository:
-    """A model with its files at `COMMIT` (branch main), and how the server (mis)behaves when asked for it."""
+    """A model with its files at `COMMIT` (branch main), and how the server fails for it."""
 
     files: dict[str, bytes]
     refusal: Refusal | None = None  # the API's answer, before a download starts
@@ -48,7 +48,7 @@ class Request:
 
 
 class FakeHub(ThreadingHTTPServer):
-    """`url` is its HF_ENDPOINT; a test puts `repositories` in and reads `requests`."""
+    """`url` is the HF_ENDPOINT; a test adds `repositories` and reads `requests`."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -64,7 +64,7 @@ class FakeHub(ThreadingHTTPServer):
 
 @contextmanager
 def serve() -> Iterator[FakeHub]:
-    """A Hub without repositories, on a port of its own until the block ends."""
+    """A Hub without repositories, on a free port, until the block ends."""
     with FakeHub() as hub:
         thread = Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
@@ -136,7 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(206 if resumed else 200, content[start:], headers, cut)
 
     def _repository(self, name: str, revision: str) -> Repository | None:
-        """The repository, or None when the request is answered already."""
+        """The repository, or None if the request has been answered."""
         repository = self.server.repositories.get(name)
         if repository is None:
             # The Hub does not tell a missing repository from a private one, unless a token comes along.

@@ -1,4 +1,4 @@
-"""Where a conversion's importance matrix comes from; the one over the model's own text is made once, and kept."""
+"""The importance matrix of a conversion, from each source; the one of generated text is cached."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +41,7 @@ def kept(tmp_path: Path) -> list[Path]:
 
 
 def collected(source: ModelSource) -> tuple[ImportanceMatrix, bool]:
-    """And whether it was done anew."""
+    """The matrix, and whether it was collected now."""
     shown: list[str] = []
     found = Calibration(source, None, "sampled").collected(lambda done, total, what: shown.append(what))
     assert found

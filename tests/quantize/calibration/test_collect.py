@@ -1,6 +1,6 @@
-"""Collecting importance: the numbers, against a forward pass of the test's own; interrupted runs; and what is refused.
+"""Collecting importance: compared with an independent forward pass; resuming; refused inputs.
 
-The texts are of digits and spaces, which the tiny tokenizer has no merges for: a character is a token.
+The texts are digits and spaces, for which the tiny tokenizer has no merges: each character is a token.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ def text(tmp_path: Path) -> Path:
 
 
 def inputs(folder: Path, tokens: list[int], heads: int = 4) -> dict[str, Array]:
-    """What each matrix is multiplied with, by llama.cpp's names, in float64 and in the checkpoint's own layout."""
+    """The input of each matrix by llama.cpp's name, in float64, computed from the checkpoint's tensors."""
     stored = {name: data.astype(np.float64) for name, data in load_file(folder / "model.safetensors").items()}
     weights = {name.removeprefix("transformer."): data for name, data in stored.items()}
     seen: dict[str, Array] = {}

@@ -1,4 +1,4 @@
-"""Texts become the tokens that llama.cpp makes of them, without llama.cpp."""
+"""Tokenizing without llama.cpp gives llama.cpp's tokens."""
 
 import json
 import re
@@ -72,7 +72,7 @@ def test_random_text(tokenizer: Tokenizer, model: Model, text: str, parse_specia
 
 
 def agrees(folder: Path, *texts: str) -> list[list[str]]:
-    """Compares on a checkpoint's tokenizer, and on that of its GGUF file; returns the tokens' texts."""
+    """Compares on a checkpoint's tokenizer and on that of its GGUF file; returns the tokens' texts."""
     (file,) = convert(str(folder), type="Q8_0", output=folder)
     tokenizer = open_model(str(folder)).tokenizer()
     assert open_model(file.path, allow_requantize=True).tokenizer() == tokenizer
@@ -113,7 +113,7 @@ def test_added_tokens_of_all_kinds(added: list[str], text: str, tmp_path: Path) 
 
 
 def test_longest_added_token_first(tmp_path: Path) -> None:
-    """llama.cpp looks for the longest token in the whole text first, then for the next in what is left."""
+    """llama.cpp first searches the whole text for the longest token, then the remaining parts for the next."""
     found = agrees(with_added(tmp_path / "model", "ab", "bcd"), "abcd")
     assert found == [["a", "bcd"]]
 
@@ -141,7 +141,7 @@ def test_merge_with_unknown_result(tmp_path: Path) -> None:
 
 
 def test_tokenizers_is_a_requirement() -> None:
-    """An installation that is no development environment has only these."""
+    """A normal installation has only these packages."""
     root = Path(__file__).parents[3]
     imported = re.findall(
         r"^ +from (\w+) import", (root / "quantize" / "calibration" / "encode_text.py").read_text(), re.MULTILINE

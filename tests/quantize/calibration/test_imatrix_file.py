@@ -1,4 +1,4 @@
-"""The importance matrix as a file: written and read exactly, as llama.cpp's tools have it; and broken ones refused."""
+"""Importance matrix files: exact round trips, llama.cpp's format, and broken files refused."""
 
 import hashlib
 import struct
@@ -84,7 +84,7 @@ def test_file_format_of_llama_cpp(tmp_path: Path) -> None:
 
 
 def llama_imatrix_file(path: Path, entries: Mapping[str, tuple[Vector, float]], **changed: Any) -> Path:
-    """As tools/imatrix/imatrix.cpp writes it: two dimensions (here outermost first), and no sums of x."""
+    """In the format of tools/imatrix/imatrix.cpp: two dimensions (outermost first), and no sums of x."""
     writer = gguf.GGUFWriter(path, "")
     writer.kv_data[0].clear()  # it has no architecture
     writer.add_type("imatrix")
@@ -172,7 +172,7 @@ def test_bytes_do_not_depend_on_order() -> None:
 
 
 class TestTokens:
-    """The text's tokens, which travel in the file."""
+    """The text's tokens in the file."""
 
     whole = matrix(chunk_count=3, chunk_size=4, tokens=[5, 0, 7, 50256, 1, 2, 3, 4, 9, 9, 9, 9])
 
@@ -270,7 +270,7 @@ KEYS = {"general.type": "imatrix", "imatrix.datasets": ["text"], "imatrix.chunk_
 def write(
     path: Path, arrays: Mapping[str, npt.NDArray[Any] | None] | None = None, keys: Mapping[str, Any] | None = None
 ) -> Path:
-    """A sound file with these tensors and keys replaced, None removing one; written by gguf-py."""
+    """Writes a valid file with gguf-py, with some tensors and keys replaced, or removed by None."""
     writer = gguf.GGUFWriter(path, "")
     writer.kv_data[0].clear()
     for key, value in {**KEYS, **(keys or {})}.items():
@@ -352,7 +352,7 @@ def test_invalid_metadata_are_refused(keys: dict[str, Any], why: str, tmp_path: 
 
 
 def old_format(entries: Sequence[tuple[str, Vector]]) -> bytes:
-    """What llama-imatrix wrote until 2025: IMatrixCollector::save_imatrix_legacy."""
+    """The format of llama-imatrix until 2025: IMatrixCollector::save_imatrix_legacy."""
     data = struct.pack("<i", len(entries))
     for name, values in entries:
         data += struct.pack("<i", len(name)) + name.encode() + struct.pack("<ii", 5, len(values)) + values.tobytes()

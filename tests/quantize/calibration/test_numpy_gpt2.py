@@ -1,4 +1,4 @@
-"""The NumPy forward pass and llama.cpp compute the same model: the whole road from checkpoint to logits is right."""
+"""NumPy and llama.cpp compute the same model, from checkpoint to logits."""
 
 from math import erf, sqrt
 from pathlib import Path
@@ -49,14 +49,14 @@ def log_softmax(logits: npt.NDArray[np.floating]) -> Logits:
 
 
 def divergence(expected: Logits, logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    """The KL divergence from the expected distribution, in nats, for each position."""
+    """The KL divergence from the expected distribution at each position, in nats."""
     ours, theirs = log_softmax(expected), log_softmax(logits)
     result: npt.NDArray[np.float64] = (np.exp(ours) * (ours - theirs)).sum(-1)
     return result
 
 
 def compare(path: Path, chunks: list[list[int]], expected: list[Logits]) -> tuple[float, float]:
-    """A file's mean KL divergence through llama.cpp, and how often it has the same top token."""
+    """A file's mean KL divergence in llama.cpp, and how often its top token agrees."""
     with Model.load(path) as model:
         pairs = [(wanted, model.logits(chunk).copy()) for wanted, chunk in zip(expected, chunks, strict=True)]
     divergences = [divergence(wanted, logits) for wanted, logits in pairs]

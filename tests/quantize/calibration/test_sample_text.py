@@ -1,4 +1,4 @@
-"""Text that the model writes: drawn from its own distribution, the same each time."""
+"""Generated calibration text: drawn from the model's distribution, deterministic."""
 
 from dataclasses import replace
 from typing import Any
@@ -91,7 +91,7 @@ def test_length_1_gives_the_first_token() -> None:
 
 
 class TestAsACalibrationText:
-    """`sampled` in the place of a text."""
+    """`sampled` as the calibration text."""
 
     @pytest.fixture
     def source(self, tmp_path: Any) -> Any:
@@ -117,7 +117,7 @@ class TestAsACalibrationText:
         assert asked == [(SAMPLED_TOKENS // 8, 8), (-(-SAMPLED_TOKENS // 7), 7)]
 
     def test_importance_is_collected_during_sampling(self, source: Any) -> None:
-        """The same as by reading it again."""
+        """Equal to collecting over the generated text afterwards."""
         text = cut(source, None, chunks=43)
         found, expected = collect(source, text), collect(source, replace(text, sums=None))
         assert found.entries.keys() == expected.entries.keys()

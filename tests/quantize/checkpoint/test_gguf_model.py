@@ -1,4 +1,4 @@
-"""A GGUF file converted further: the same as from the checkpoint, or as llama-quantize does it; and what is refused."""
+"""Converting a GGUF file gives the same as its checkpoint, or as llama-quantize; invalid files are refused."""
 
 import hashlib
 import shutil
@@ -35,7 +35,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(checkpoint: Path) -> dict[str, Path]:
-    """The checkpoint's files, by level. Not to be changed by a test."""
+    """The checkpoint's files by quant type. Tests must not change them."""
     files = convert(str(checkpoint), type=BASES, output=checkpoint.parent)
     return {file.type: Path(file.path) for file in files}
 
@@ -139,7 +139,7 @@ def test_requantized_from_is_kept(made: dict[str, Path], tmp_path: Path) -> None
 
 
 def foreign(source: Path, target: Path, extra: Mapping[str, tuple[Any, ...]]) -> Path:
-    """Our file as another converter would have written it, with gguf-py: other keys, another order of the tensors.
+    """Writes the file as another converter would, with gguf-py: other keys, another order of tensors.
 
     `extra` are (type, value), or (ARRAY, value, type of the items).
     """
@@ -180,7 +180,7 @@ EXTRA |= {
 
 
 def fields(path: Path) -> dict[str, tuple[list[gguf.GGUFValueType], bytes]]:
-    """Each key's types and bytes as gguf-py reads them, in the file's order."""
+    """The types and bytes of each key as gguf-py reads them, in file order."""
     found = gguf.GGUFReader(path).fields.items()
     return {
         name: (list(field.types), b"".join(part.tobytes() for part in field.parts))
@@ -255,7 +255,7 @@ def test_source_hash_is_kept(made: dict[str, Path], tmp_path: Path) -> None:
 def test_stated_source_hash_is_not_trusted_for_caching(
     said: Any, made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It names what lies in the cache, which another model must not find, and nothing outside."""
+    """It is used in cache names, which another model must not match."""
     monkeypatch.setenv("DGPT2_QUANT_CACHE", str(tmp_path / "cache" / "inner"))
     source = rewrite(made["F32"], tmp_path / "it.gguf", metadata={"dgpt2_quant.source.sha256": said})
     converted(source, "Q4_0", tmp_path / "out", calibrate="sampled")

@@ -1,7 +1,7 @@
-"""From a checkpoint's names, shapes and switches to llama.cpp's; the numbers against a forward pass of our own.
+"""Mapping a checkpoint's names, shapes and switches to llama.cpp, compared with an independent forward pass.
 
-`forward` below is written after Transformers' `modeling_gpt2.py`, straight from the checkpoint's tensors, in float64,
-with the switches where Transformers has them: what the conversion folds into weights has to come out the same.
+`forward` is written after Transformers' `modeling_gpt2.py`, from the tensors, in float64, with its switches
+in the same places: the conversion, which folds some into weights, must give the same result.
 """
 
 from collections.abc import Mapping

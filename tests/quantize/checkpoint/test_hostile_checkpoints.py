@@ -1,7 +1,7 @@
-"""Whatever lies in the files: what is read is sound, or an error of ours says why not.
+"""Damaged inputs: a conversion gives a valid result, or raises a `DgptQuantError`.
 
-Each input that a conversion takes (weights, config, tokenizer, importance matrix, GGUF file, the names on the command
-line) is damaged at random and the outcome checked. The examples are the same in every run.
+Each input (weights, config, tokenizer, importance matrix, GGUF file, names on the command line) is damaged at random.
+The examples are the same in every run.
 """
 
 import json
@@ -62,7 +62,7 @@ JSON: st.SearchStrategy[Any] = st.recursive(
 
 @st.composite
 def damaged(draw: st.DrawFn, content: bytes, front: int = 400) -> bytes:
-    """The content with some bytes changed, put in or taken out, and perhaps cut off; half of it in the front."""
+    """Changes, inserts or removes some bytes, half of them near the beginning, and may truncate the content."""
     data = bytearray(content)
     for _ in range(draw(st.integers(1, 4))):
         places = st.integers(0, min(front, len(data))) | st.integers(0, len(data))
@@ -74,7 +74,7 @@ def damaged(draw: st.DrawFn, content: bytes, front: int = 400) -> bytes:
 
 @st.composite
 def tampered(draw: st.DrawFn, document: Any) -> Any:
-    """The JSON document with something in one place, or something put in beside it."""
+    """The JSON document with a value replaced or inserted at one place."""
     if isinstance(document, dict) and document and draw(st.integers(0, 5)):
         key = draw(st.sampled_from(sorted(document)))
         new_key = draw(st.just(key) | st.just(key) | st.sampled_from(ODD_TEXTS))
@@ -92,7 +92,7 @@ def folder() -> Iterator[Path]:
 
 
 def attempt(call: Callable[[], T]) -> T | DgptQuantError:
-    """What it returns, or the error of ours that it raises."""
+    """Returns the result, or the `DgptQuantError` raised."""
     try:
         return call()
     except DgptQuantError as error:
@@ -104,7 +104,7 @@ def dump(path: Path, content: Any) -> None:
 
 
 def converted_or_refused(model: Path, *types: str) -> list[Hyperparameters]:
-    """Converts, and checks what was written, or that nothing was."""
+    """Converts, and checks the written file, or that nothing was written."""
     with folder() as output:
         files = attempt(lambda: convert(str(model), type=types, output=output / "new"))
         if isinstance(files, DgptQuantError):
@@ -240,7 +240,7 @@ SIZES = Hyperparameters(2, 64, 4, 256, 64, len(TOKENS), 1e-5)
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint whose files tests may change while they run: `changed` puts them back."""
+    """A checkpoint whose files tests may change; `changed` restores them."""
     return make_checkpoint(tmp_path_factory.mktemp("hostile") / "tiny", layers=SIZES.layers)
 
 
@@ -368,14 +368,14 @@ def test_merge_needs_two_tokens(merges: Any, tmp_path: Path) -> None:
 
 
 def test_vocabulary_without_merges_is_refused(tmp_path: Path) -> None:
-    """Merges of tokens that the embedding has no rows for are left out: here all."""
+    """Merges of tokens without a row are dropped: here all of them."""
     config = {"bos_token_id": 0, "eos_token_id": 0}
     converted_or_refused(make_checkpoint(tmp_path / "model", vocabulary=256, config=config), "f32")
 
 
 @pytest.mark.parametrize("vocabulary", [{}, {END_OF_TEXT: 0}, {"no": 0, "such": 1}])
 def test_vocabulary_without_bytes_is_refused(vocabulary: dict[str, int], tmp_path: Path) -> None:
-    """No merge could ever be used: a model of which every text is nothing."""
+    """No merge could ever apply: every text would have no tokens."""
     model = make_checkpoint(tmp_path / "model")
     dump(model / "vocab.json", vocabulary)
     with pytest.raises(CheckpointError):
@@ -533,7 +533,7 @@ except DgptQuantError as error:
 @pytest.mark.parametrize("largest", [1e30, 3e38])
 @pytest.mark.parametrize("level", ["iq2_xxs", "iq3_xxs"])
 def test_huge_importance_does_not_abort(level: str, largest: float, tmp_path: Path) -> None:
-    """Within a quantizer of llama.cpp's they overflow, and where it finds no grid point it aborts."""
+    """Some of llama.cpp's quantizers overflow on them, find no grid point, and abort."""
     model = make_checkpoint(tmp_path / "model", layers=1, width=256)
     names = [f"blk.0.{part}.weight" for part in ("attn_qkv", "attn_output", "ffn_up", "ffn_down")]
     columns = {name: 1024 if name == names[-1] else 256 for name in names} | {"token_embd.weight": 256}
@@ -571,7 +571,7 @@ def test_merged_importance_is_readable(parts: list[ImportanceMatrix], tmp_path: 
 @pytest.mark.parametrize("name", ["it.gguf", "i" * 248 + ".gguf"], ids=["usual", "long"])
 @pytest.mark.parametrize("in_the_way", ["nothing", "garbage", "folder"])
 def test_damaged_partial_file(name: str, in_the_way: str, tiny: Path, tmp_path: Path) -> None:
-    """What is collected is kept beside the output under a longer name."""
+    """The partial file is next to the output, under a longer name."""
     partial = tmp_path / "new" / f"{name}.partial"
     partial.parent.mkdir()
     if in_the_way != "nothing" and len(partial.name) < 256:

@@ -1,7 +1,7 @@
-"""Every layout that the Hub has GPT-2 checkpoints in: the converted file computes what the checkpoint says.
+"""All layouts of GPT-2 checkpoints on the Hub: the converted file computes the same as the checkpoint.
 
 A tiny checkpoint of each layout is converted to F32 and computed by the package's reference and by llama.cpp; both are
-compared with `forward.py`, which shares no code with either. What can not be converted is refused by name.
+compared with `forward.py`, which shares no code with them. Unsupported layouts are refused.
 `test_layouts_peer.py` compares the same layouts with Transformers.
 """
 
@@ -50,7 +50,7 @@ Built = Callable[[str], tuple[Path, Path]]
 
 @dataclass(frozen=True)
 class Layout:
-    """The arguments of `make_checkpoint`, what is done to the folder then, and what float32 costs in the logits."""
+    """Arguments of `make_checkpoint`, a change of the folder afterwards, and the tolerance of the logits in float32."""
 
     options: Mapping[str, Any] = field(default_factory=dict)
     finish: Callable[[Path], Any] = lambda folder: None
@@ -63,7 +63,7 @@ class Layout:
 
 
 def store_as(dtype_of: Callable[[str], str]) -> Callable[[Path], None]:
-    """Writes `model.safetensors` again, each tensor in the dtype that its name is given."""
+    """Rewrites `model.safetensors` with the given dtype for each tensor."""
     casts: dict[str, Callable[[npt.NDArray[Any]], npt.NDArray[Any]]] = {
         "F64": lambda data: data.astype(np.float64),
         "F32": lambda data: data.astype(np.float32),
@@ -96,7 +96,7 @@ def mixed(name: str) -> str:
 
 
 def add_tokens(folder: Path) -> None:
-    """The way of slow tokenizers: the numbers in one file, the kinds in another, with a gap between them."""
+    """As slow tokenizers save them: ids in one file, kinds in another, with a gap in the ids."""
     write_json(folder / "added_tokens.json", {"<|user|>": SIZE, "smile": SIZE + 3})
     decoder = {str(SIZE): {"content": "<|user|>", "special": True}, str(SIZE + 3): {"content": "smile"}}
     write_json(folder / "tokenizer_config.json", {"added_tokens_decoder": decoder})
@@ -200,7 +200,7 @@ def converted(folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """The checkpoint of a layout and the file it was converted to, made once a session. Not to be changed."""
+    """A layout's checkpoint and converted file, once per session. Tests must not change them."""
     made: dict[str, tuple[Path, Path]] = {}
 
     def build(name: str) -> tuple[Path, Path]:
@@ -213,7 +213,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 
 def relative(ours: npt.NDArray[np.floating], expected: npt.NDArray[np.float64]) -> float:
-    """The largest difference, as a part of the logits' spread."""
+    """The largest difference, relative to the spread of the logits."""
     assert ours.shape == expected.shape
     return float(np.abs(ours - expected).max() / expected.std())
 
@@ -275,7 +275,7 @@ def test_layouts_give_equal_files_except_the_source_hash(layout: str, built: Bui
 
 
 def content(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Everything in a file but where it came from."""
+    """The content of a file without its source."""
     header, data = read_header(path), path.read_bytes()
     metadata = {key: value for key, value in header.metadata.items() if "source" not in key}
     return metadata, {t.name: data[t.start : t.start + t.nbytes] for t in header.tensors.values()}
@@ -375,7 +375,7 @@ def test_minimal_tokenizer_files(built: Built) -> None:
 
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16", "F64"])
 def test_large_embedding_is_read_in_parts(dtype: Any, tmp_path: Path) -> None:
-    """A large tensor is read some rows at a time: 2.6 million weights, in rows that no power of two divides."""
+    """2.6 million weights, read some rows at a time, in rows of a size that is not a multiple of a power of 2."""
     folder = make_checkpoint(
         tmp_path / "model", layers=1, width=60, vocabulary=43_211, dtype=dtype, head="untied", context=8
     )
@@ -397,7 +397,7 @@ def test_f32_weights_are_bit_identical(dtype: Any, shards: int, tmp_path: Path) 
 
 @pytest.mark.parametrize("n_head", [None, 6])
 def test_num_attention_heads_alias(n_head: int | None, tmp_path: Path) -> None:
-    """`num_attention_heads` is n_head to Transformers. No shape tells the number of heads: it is read, or refused."""
+    """`num_attention_heads` is Transformers' alias of n_head, which no shape reveals."""
     config = {"n_head": n_head, "num_attention_heads": 4}
     folder = make_checkpoint(tmp_path / "model", width=48, config=config)
     expected = forward(folder, TEXT, n_head=4).logits
@@ -422,7 +422,7 @@ def test_output_matrix_that_differs_in_one_weight_is_kept(tmp_path: Path) -> Non
 
 
 def refusal(folder: Path) -> str:
-    """What is said when the checkpoint is converted: into a new folder, and into one that has something in it."""
+    """The message of a failed conversion, into a new folder and into one with files."""
     kept = folder / "full" / "kept.txt"
     kept.parent.mkdir()
     kept.write_text("mine")
@@ -493,7 +493,7 @@ def test_misshapen_output_matrix_is_named(tmp_path: Path) -> None:
 
 
 def spoil(folder: Path, key: str, value: float) -> None:
-    """Puts the value into the middle of a stored tensor, whatever its dtype."""
+    """Overwrites the middle value of a stored tensor, whatever its dtype."""
     path = folder / "model.safetensors"
     content = bytearray(path.read_bytes())
     length = int.from_bytes(content[:8], "little")

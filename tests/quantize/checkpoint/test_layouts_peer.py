@@ -1,4 +1,4 @@
-"""The layouts of `test_layouts.py` as Transformers itself computes them: the file is the model that its users know.
+"""The layouts of `test_layouts.py` compared with Transformers.
 
 Neither PyTorch nor Transformers is a dependency: without them these tests are skipped.
 """
@@ -67,7 +67,7 @@ def test_eager_and_sdpa_attention_agree(layout: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_saved_model_is_converted(tied: bool, tmp_path: Path) -> None:
-    """A model of its own making: GPT2LMHeadModel with a tied or an own head, written by `save_pretrained`."""
+    """A GPT2LMHeadModel with a tied or untied output matrix, saved by `save_pretrained`."""
     torch.manual_seed(0)
     config = transformers.GPT2Config(
         vocab_size=262, n_positions=64, n_embd=48, n_layer=3, n_head=4, tie_word_embeddings=tied

@@ -1,4 +1,4 @@
-"""What models and files are called: no two recipes share a default name, and no commit or step names a model."""
+"""Names of models and files: default names differ by recipe, and are never a commit or step number."""
 
 import shutil
 from pathlib import Path
@@ -35,7 +35,7 @@ def name_in(file: ConvertedFile) -> object:
 
 
 def test_file_names_contain_the_recipe(model: str, tmp_path: Path) -> None:
-    """All into one folder, none of them with --overwrite."""
+    """All are written to one folder without --overwrite."""
     out = tmp_path / "out"
     files = convert(model, type="q4_0", output=out) + convert(model, type=["f16", "q4_0"], recipe="lean", output=out)
     files += convert(model, target_bpw=12.0, output=out) + convert(model, target_size="40kB", output=out)

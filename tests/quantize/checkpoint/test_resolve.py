@@ -1,7 +1,7 @@
-"""MODEL -> checkpoint folder: local names in this process, the Hub over real HTTP against `fake_hub`.
+"""Resolving MODEL: local names in this process, Hub names over real HTTP against `fake_hub`.
 
-huggingface_hub reads its environment when it is imported, so what touches it runs in a child process with a Hub
-cache of its own. A child makes several calls, because most of its time is that import.
+huggingface_hub reads its environment when it is imported, so such calls run in a child process with its own Hub cache.
+A child makes several calls, because most of its time is that import.
 """
 
 import importlib.util
@@ -60,7 +60,7 @@ def hub() -> Iterator[FakeHub]:
 def run(
     home: Path, endpoint: str, *calls: dict[str, Any], prefix: tuple[str, ...] = (), **environment: str
 ) -> list[dict[str, Any]]:
-    """The results of the calls of `resolve`, made in one child process with its Hub cache at `home`."""
+    """Results of calls of `resolve` in one child process with its Hub cache at `home`."""
     outer = {k: v for k, v in os.environ.items() if not k.upper().endswith("_PROXY")}
     outer = {k: v for k, v in outer.items() if not k.startswith(("HF_", "HUGGING", "TRANSFORMERS_", "XDG_"))}
     settings = ("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS")
@@ -144,7 +144,7 @@ def test_incomplete_snapshot_is_not_used(hub: FakeHub, tmp_path: Path) -> None:
 
 
 def test_interrupted_download_resumes(hub: FakeHub, tmp_path: Path) -> None:
-    """The library keeps whole blocks of 10 MiB, and within one call: the rest of a block is asked for again."""
+    """huggingface_hub keeps whole blocks of 10 MiB within one call, and requests the rest of a block again."""
     block, weights = 10 * 2**20, bytes(range(256)) * (11 * 2**12)
     files = CHECKPOINT | {"model.safetensors": weights}
     hub.repositories["owner/cut"] = Repository(files, cut_after=block + 2**19)
@@ -157,7 +157,7 @@ def test_interrupted_download_resumes(hub: FakeHub, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def failures(hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """By what was asked for: how `resolve` failed, the Hub cache being empty and the token unset."""
+    """Failures of `resolve` by name, with an empty Hub cache and no token."""
     hub.repositories |= {
         "owner/good": Repository(CHECKPOINT),
         "owner/gated": Repository(CHECKPOINT, refusal=Refusal(403, "GatedRepo")),
@@ -237,7 +237,7 @@ def test_unwritable_hub_cache(hub: FakeHub, tmp_path: Path) -> None:
 
 
 def test_full_disk(hub: FakeHub, tmp_path: Path) -> None:
-    """The Hub cache on a file system of 256 KiB, which takes a mount namespace of the child's own."""
+    """The Hub cache is on a file system of 256 KiB, in a separate mount namespace."""
     home = tmp_path / "home"
     home.mkdir()
     own = ("unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=256k tmpfs "$0" && exec "$@"', str(home))
@@ -278,7 +278,7 @@ def test_short_names(tmp_path: Path) -> None:
     ],
 )
 def test_folder_takes_precedence_with_a_warning(hub: FakeHub, tmp_path: Path, model: str, other: str) -> None:
-    """As Transformers takes it; a revision, which no folder has, means the Hub."""
+    """As in Transformers; with a revision, the name means the Hub."""
     home = tmp_path / "home"
     if model == "owner/cached":
         hub.repositories[model] = Repository(CHECKPOINT)
@@ -302,7 +302,7 @@ def test_folder_takes_precedence_with_a_warning(hub: FakeHub, tmp_path: Path, mo
 
 
 def test_unambiguous_folder_gives_no_warning(tmp_path: Path) -> None:
-    """Nor does one that holds no checkpoint, such as our own outputs, take a name away."""
+    """A folder without a checkpoint, such as an output folder, does not hide a name either."""
     for name in ("out/tiny", "storybook"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "out" / "tiny" / "config.json").write_text("{}")
@@ -397,7 +397,7 @@ def test_revision_needs_a_hub_name(tmp_path: Path) -> None:
 
 
 def closed_port() -> str:
-    """An address at which nobody listens."""
+    """An address without a server."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{probe.getsockname()[1]}"

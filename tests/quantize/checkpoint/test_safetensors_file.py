@@ -1,4 +1,4 @@
-"""Reading safetensors: the same numbers as the format's own library, and no lie believed."""
+"""Reading safetensors: the same numbers as the format's library, and wrong headers refused."""
 
 import json
 import time

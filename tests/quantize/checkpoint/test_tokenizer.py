@@ -1,4 +1,4 @@
-"""GPT-2's tokenizer from either of its two layouts, as llama.cpp wants it; and what is wrong with a broken one."""
+"""Reading GPT-2's tokenizer from both layouts for llama.cpp; broken ones are refused."""
 
 import json
 import logging
@@ -390,7 +390,7 @@ def test_missing_tokenizer_is_refused(tmp_path: Path) -> None:
 
 
 def test_byte_token_without_a_row_is_refused(tmp_path: Path) -> None:
-    """llama.cpp would drop the letter from every text; a merged token it spells out."""
+    """llama.cpp would drop the letter from every text; it splits a merged token into letters."""
     folder = make_checkpoint(tmp_path / "model")
     vocabulary = {token: number for number, token in enumerate(TOKENS)}
     vocabulary["h"] = 10**6

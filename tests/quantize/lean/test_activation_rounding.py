@@ -1,4 +1,4 @@
-"""How activations are rounded before a matrix meets them: as llama.cpp's own kernels do it."""
+"""Rounding of activations, compared with llama.cpp's kernels."""
 
 import ctypes
 from pathlib import Path
@@ -34,7 +34,7 @@ class _CpuTraits(ctypes.Structure):
 
 @pytest.fixture(scope="module")
 def kernels() -> Any:
-    """llama.cpp's own table of them, by ggml's number of a type."""
+    """llama.cpp's table of CPU type traits, by ggml's type number."""
     bindings()
     folder = Path(llama_cpp.__file__).parent / "lib"
     (path,) = (path for end in ("so", "dylib") if (path := folder / f"libggml-cpu.{end}").is_file())
@@ -45,7 +45,7 @@ def kernels() -> Any:
 
 
 def by_c(kernels: Any, kind: TensorType, x: Array) -> Array:
-    """Rounded by the kernels, and decoded from the formats' descriptions (ggml-common.h)."""
+    """Rounded by the kernels, and decoded as ggml-common.h describes the formats."""
     number = kernels(int(kind)).vec_dot_type
     if number == TensorType.F32:
         return x

@@ -1,4 +1,4 @@
-"""Codes set by us in blocks of the C library's: what it decodes is what we meant."""
+"""Replacing codes in ggml's blocks: the C library decodes them to the intended values."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def made(kind: TensorType, weights: npt.NDArray[np.float32] = WEIGHTS) -> tuple[
 
 
 def nearest(grid: Grid, wanted: npt.NDArray[np.float32]) -> tuple[Any, npt.NDArray[np.float32]]:
-    """Codes, and what they stand for, each of the shape (columns, rows)."""
+    """Codes and their values, both of shape (columns, rows)."""
     levels = np.empty(SHAPE[::-1], np.float32)
     for column in range(COLUMNS):
         steps = (wanted[:, column] - grid.offset[column]) * grid.inverse[column]
@@ -80,7 +80,7 @@ def test_column_order(kind: TensorType) -> None:
 
 @each_type
 def test_every_code_has_its_place(kind: TensorType) -> None:
-    """Codes that are all different from their neighbours', each decoded by C as it is alone."""
+    """Neighbouring codes all differ; the C library decodes each as when it is alone."""
     blocks, _ = made(kind)
     codes = np.random.default_rng(3).choice(np.array(all_codes(kind), np.int16), SHAPE)
     alone = {code: decoded(kind, blocks, np.full(SHAPE, code, np.int16)) for code in all_codes(kind)}

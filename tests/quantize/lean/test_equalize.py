@@ -1,4 +1,4 @@
-"""The rewritings: the model computes what it did, and its inputs and rows are what they should become."""
+"""Equalizing: the model computes the same, and its inputs and rows have the intended statistics."""
 
 from collections import defaultdict
 from typing import Any
@@ -20,7 +20,7 @@ Array = npt.NDArray[np.floating]
 
 
 def seen(reference: Reference) -> dict[str, Array]:
-    """What each matrix is multiplied with over the text, in float64."""
+    """The input of each matrix over the text, in float64."""
     found = defaultdict(list)
     for chunk in TEXT:
         reference.hidden(chunk, observe=lambda name, x: found[name].append(x))

@@ -1,4 +1,4 @@
-"""Gradients against differences, and the Fisher information against the sum over the whole vocabulary."""
+"""Gradients compared with finite differences, Fisher information with the sum over the vocabulary."""
 
 from dataclasses import replace
 from typing import Any
@@ -23,7 +23,7 @@ def changed(reference: Reference, name: str, change: Any) -> Reference:
 
 
 def likelihood(reference: Reference, drawn: Any) -> float:
-    """The log-likelihood of the first tokens less that of the second, over the root of 2, summed over all positions."""
+    """The log-likelihood of the first tokens minus that of the second, over √2, summed over all positions."""
     each = np.log(softmax(reference.logits(TOKENS)))[np.arange(len(TOKENS)), drawn]
     return float((each[0] - each[1]).sum() / np.sqrt(2))
 
@@ -40,7 +40,7 @@ def model(request: Any) -> Reference:
 
 @pytest.fixture(scope="module")
 def drawn(model: Reference) -> Any:
-    """The tokens that are drawn with the seed, two for each position."""
+    """The tokens drawn with the seed, two for each position."""
     random, probabilities = np.random.default_rng(SEED), softmax(model.logits(TOKENS))
     return np.stack([draw(probabilities, random) for _ in range(2)])
 
@@ -69,7 +69,7 @@ def test_gradient_by_the_embedding_sum(model: Reference, found: Any, drawn: Any)
 
 @pytest.mark.parametrize("name", MATRICES)
 def test_gradient_by_matrix_outputs(name: str, model: Reference, found: Any, drawn: Any) -> None:
-    """By its bias, which is their sum over the positions; and by its weights, where each counts with its input."""
+    """By the bias: the sum over positions; by the weights: each position times its input."""
     inputs = {}
     model.hidden(TOKENS, observe=lambda matrix, x: inputs.update({matrix: x}))
     random, gradient = np.random.default_rng(6), found[0][name]
@@ -84,7 +84,7 @@ def test_gradient_by_matrix_outputs(name: str, model: Reference, found: Any, dra
 
 
 def exact_fisher(model: Reference, tokens: list[int]) -> Array:
-    """Of what is looked up: the sum over positions s and tokens v of J_s' (diag p_s - p_s p_s') J_s, by differences."""
+    """For the embedding sum: over positions s and tokens v, J_s' (diag p_s - p_s p_s') J_s, by finite differences."""
     width = model.sizes.width
     total = np.zeros((width, width))
     p = softmax(model.logits(tokens))

@@ -1,4 +1,4 @@
-"""Rounding with feedback: the loss that it is after is lower than the C quantizer's, and each part lowers it."""
+"""GPTQ: its loss is below the C quantizer's, and each part lowers it."""
 
 from itertools import pairwise
 from typing import Any
@@ -19,7 +19,7 @@ Gram = npt.NDArray[np.float64]
 
 
 def correlated(size: int, seed: int) -> Gram:
-    """The Gram matrix of inputs that go along with each other, some much larger than others."""
+    """The Gram matrix of correlated inputs of different sizes."""
     random = np.random.default_rng(seed)
     x = random.normal(size=(4 * size, size // 4)) @ random.normal(size=(size // 4, size))
     x = (x + 2 * random.normal(size=x.shape)) * random.gamma(1, 1, size)
@@ -68,7 +68,7 @@ def test_sweeps_never_raise_the_loss(kind: TensorType) -> None:
 
 
 def test_error_is_spread_over_remaining_columns() -> None:
-    """Without sweeps each column is rounded from what is best for it, given the errors before it."""
+    """Without sweeps, each column is rounded from its best value, given the errors before it."""
     kind, inputs = TensorType.Q4_0, factor(H)
     (blocks,) = quantize("w", WEIGHTS[:3], [kind], inputs.column_weights)
     grid = read_grid("w", blocks, kind, (3, COLUMNS), inputs.order)
@@ -88,7 +88,7 @@ def test_error_is_spread_over_remaining_columns() -> None:
 
 @each_type
 def test_scales_are_those_of_the_c_quantizer(kind: TensorType) -> None:
-    """Where columns have nothing to do with each other, there is nothing to feed: the values are as near as can be."""
+    """For uncorrelated columns no error is spread: values are the nearest possible."""
     inputs = factor(np.eye(COLUMNS))
     (blocks,) = quantize("w", WEIGHTS, [kind], inputs.column_weights)
     ours, theirs = (np.abs(WEIGHTS - values(b, kind)) for b in (round_matrix("w", WEIGHTS, kind, inputs), blocks))
@@ -122,7 +122,7 @@ def test_rows_are_independent_without_outputs() -> None:
 
 @each_type
 def test_unused_columns_are_rounded(kind: TensorType) -> None:
-    """Inputs all zero, or nearly; of one column only; and as many as one token has."""
+    """Inputs that are all zero, or nearly; of one column only; and of a single token."""
     one = np.zeros((COLUMNS, COLUMNS))
     one[7, 7] = 4.0
     token = RANDOM.normal(size=(1, COLUMNS))
@@ -142,7 +142,7 @@ def test_zero_matrix_stays_zero() -> None:
 
 
 class TestFactor:
-    """What is kept of a Gram matrix."""
+    """The factor of a Gram matrix."""
 
     found: Factor = factor(H)
     damped = H + DAMPING * np.diag(H).mean() * np.eye(COLUMNS)

@@ -1,4 +1,4 @@
-"""One matrix after what came before it was rounded: each step brings its outputs nearer to the trained model's."""
+"""Quantizing layer by layer: each step brings a matrix's outputs closer to the original model's."""
 
 from dataclasses import replace
 from typing import Any
@@ -30,7 +30,7 @@ NONE = steps_without(["feedback", "compensation", "sweeps"])
 def rounded(
     kind: TensorType, steps: Steps, wanted: Array = WANTED, found: Array = FOUND
 ) -> tuple[QuantizedTensor, Array, Array]:
-    """The matrix, and what it should and does give."""
+    """The matrix, and its intended and actual outputs."""
     weights = MODEL.weights[f"{NAME}.weight"]
     met = round_activations(found, kind)
     matrix = quantize_matrix(NAME, weights, (wanted, met), kind, None, steps)
@@ -55,7 +55,7 @@ def test_each_step_lowers_the_output_error(step: str, by: float) -> None:
 
 
 def test_compensation_is_near_least_squares() -> None:
-    """In eight bits little is left but what no linear map of the inputs can make good."""
+    """With 8 bits, the remaining error is nearly what no linear map of the inputs can compensate."""
     met = round_activations(FOUND, TensorType.Q8_0).astype(np.float64)
     should = WANTED.astype(np.float64) @ MODEL.weights[f"{NAME}.weight"].T
     best = should - met @ np.linalg.lstsq(met, should, rcond=None)[0]
@@ -72,7 +72,7 @@ def test_constant_inputs() -> None:
 
 
 def test_streams_pass_all_blocks() -> None:
-    """In F16 next to nothing is lost, so every matrix sees what it was trained for, and stays."""
+    """F16 loses almost nothing, so every matrix sees its original inputs and stays the same."""
     chunks = np.random.default_rng(1).integers(0, 30, (4, 16)).tolist()
     matrices = [f"blk.{n}.{part}" for n in (0, 1) for part in ("attn_qkv", "attn_output", "ffn_up", "ffn_down")]
     types = {f"{name}.weight": TensorType.F16 for name in matrices}
@@ -88,7 +88,7 @@ def test_streams_pass_all_blocks() -> None:
 
 
 def test_every_matrix_gets_its_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of the trained model are the reference's."""
+    """The inputs of the original model are the reference's."""
     chunks = np.random.default_rng(2).integers(0, 30, (3, 16)).tolist()
     expected: dict[str, list[Array]] = {}
     for chunk in chunks:

@@ -1,4 +1,4 @@
-"""A vocabulary with pad tokens, in a tokenizer and in the metadata of a checkpoint or of a GGUF file."""
+"""Pad tokens in tokenizers and in the metadata of checkpoints and GGUF files."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Pad tokens: copies of a token that hardly ever comes, in files as an unmodified llama.cpp computes them."""
+"""Pad tokens: copies of an unlikely token, in files computed by an unmodified llama.cpp."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +42,7 @@ def test_append_pads() -> None:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ConvertedFile]:
-    """Storybook; without the steps that take long and have nothing to do with the pads."""
+    """Storybook without the slow steps that do not affect pads."""
     without = ["feedback", "gradients", "compensation", "sweeps"]
     folder = tmp_path_factory.mktemp("lean")
     calibrate = folder / "text.txt"
@@ -75,7 +75,7 @@ def test_pads_have_the_logit_of_their_twin(level: str, files: dict[str, Converte
 
 
 def test_greedy_sampler_never_chooses_a_pad(files: dict[str, ConvertedFile]) -> None:
-    """Not even where the twin has the highest logit of all: of equals the first is taken."""
+    """Even if the twin has the highest logit: the first of equals is chosen."""
     file = files["Q4_0"]
     native = NativeModel(Path(file.path))
     try:
@@ -90,7 +90,7 @@ def test_greedy_sampler_never_chooses_a_pad(files: dict[str, ConvertedFile]) -> 
 
 
 def like_llama_imatrix(model: Path, path: Path) -> None:
-    """One like llama-imatrix's: without the text, and without the sums of the inputs."""
+    """A matrix as from llama-imatrix: without tokens and sums of inputs."""
     imatrix(str(model), text="sampled", chunks=2, output=path)
     own = read_importance(path)
     entries = {name: replace(entry, sums=None) for name, entry in own.entries.items()}
