@@ -243,7 +243,7 @@ def test_wrong_arguments(tmp_path: Path) -> None:
     refused(UsageError, "unknown quant type 'best'", reference="best")
     refused(UsageError, "0 rounds", rounds=0)
     refused(UsageError, "the patience is -1 s", patience=-1)
-    refused(ModelNotFoundError, "there is no text 'absent.txt'", text="absent.txt")
+    refused(ModelNotFoundError, "no text 'absent.txt'", text="absent.txt")
     (tmp_path / "latin.txt").write_bytes(b"\xe4" * 9999)
     refused(UsageError, r"latin\.txt is not UTF-8", text=tmp_path / "latin.txt")
 

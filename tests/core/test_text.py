@@ -82,8 +82,8 @@ def test_note_on_special_tokens() -> None:
     tokens, types = ["a", "<|endoftext|>", "<pad>"], [1, 3, 3]
     text = NamedText("tale.txt", "", "a<|endoftext|>a<|endoftext|>")
     assert special_note(text, tokens, types) == (
-        "tale.txt: 2 special tokens (<|endoftext|>), read as tokens, as by Transformers; --no-parse-special reads them"
-        " as letters, as llama-perplexity does"
+        "tale.txt: 2 special tokens (<|endoftext|>), read as tokens (`parse_special`), as by Transformers;"
+        " otherwise as letters, as by llama-perplexity"
     )
     letters = NamedText("tale.txt", "", text.text, parse_special=False)
     assert "read as letters" in str(special_note(letters, tokens, types))
@@ -91,7 +91,7 @@ def test_note_on_special_tokens() -> None:
 
 
 def test_missing_file_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(ModelNotFoundError, match=r"there is no text .*absent") as caught:
+    with pytest.raises(ModelNotFoundError, match=r"no text .*absent") as caught:
         load_text(tmp_path / "absent.txt")
     assert "evaluation, calibration" in caught.value.hint
     with pytest.raises(ModelNotFoundError, match=r"cannot read the text .*: Is a directory"):

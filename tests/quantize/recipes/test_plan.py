@@ -157,7 +157,7 @@ def test_a_level_that_needs_an_importance_matrix_is_refused_before_the_model_is_
     [
         ({"imatrix": "gone.gguf"}, ModelNotFoundError, "there is no file .*gone.gguf"),
         ({"imatrix": "bad.gguf"}, GGUFError, "bad.gguf is not a GGUF file"),
-        ({"calibrate": "gone.txt"}, ModelNotFoundError, "there is no text .*gone.txt"),
+        ({"calibrate": "gone.txt"}, ModelNotFoundError, "no text .*gone.txt"),
         ({"calibrate": "bad.gguf"}, UsageError, "bad.gguf is not UTF-8"),
         ({"imatrix": "bad.gguf", "calibrate": "calibration"}, UsageError, "an importance matrix was given, and a text"),
         ({"tensor_type": ["ffn_up=q9"]}, UsageError, "unknown tensor type 'q9'"),

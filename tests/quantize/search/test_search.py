@@ -260,7 +260,7 @@ def test_a_file_that_is_there_is_told_before_the_search(
         ({"target_size": 10**6, "type": "q4_0"}, "says all types itself"),
         ({"target_bpw": 6.5, "prefer": "beauty"}, "can not be preferred"),
         ({"target_bpw": 6.5, "without": ["haste"]}, "no step"),
-        ({"target_bpw": 6.5, "imatrix": None, "calibrate": "nowhere.txt"}, "there is no text"),
+        ({"target_bpw": 6.5, "imatrix": None, "calibrate": "nowhere.txt"}, "no text"),
     ],
 )
 def test_what_can_not_be_is_told(tiny: Tiny, tmp_path: Path, options: dict[str, Any], message: str) -> None:
