@@ -96,7 +96,7 @@ class Deaf:
 
 def test_ineffective_limit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blas, "_libraries", lambda: [Deaf()])
-    with pytest.raises(RuntimeFailure, match=r"BLAS \(deaf 1.0\) stays at 4 threads") as caught, calculating(1):
+    with pytest.raises(RuntimeFailure, match=r"BLAS \(deaf 1.0\) still uses 4 threads") as caught, calculating(1):
         pass
     assert "OPENBLAS_NUM_THREADS=1" in caught.value.hint
 

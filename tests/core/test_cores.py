@@ -117,7 +117,7 @@ def test_affinity_limits_the_cores() -> None:
 
 def test_requested_number_of_threads() -> None:
     assert threads_or_all(7) == 7
-    with pytest.raises(UsageError, match="0 threads"):
+    with pytest.raises(UsageError, match="must be at least 1, not 0"):
         threads_or_all(0)
 
 

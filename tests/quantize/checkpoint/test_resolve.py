@@ -117,7 +117,7 @@ def test_unreachable_hub_falls_back_to_the_cache(hub: FakeHub, tmp_path: Path) -
     [fresh] = run(home, hub.url, {"model": "owner/kept"})
     [kept, other] = run(home, closed_port(), {"model": "owner/kept"}, {"model": "owner/other"})
     assert kept["folder"] == fresh["folder"]
-    assert f"taking commit {COMMIT} from the cache" in kept["stderr"]
+    assert f"using commit {COMMIT} from the cache" in kept["stderr"]
     assert other["error"] == "ModelNotFoundError"
     assert "ConnectError" in other["message"]
     assert "storybook" in other["hint"]
