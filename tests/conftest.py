@@ -2,10 +2,10 @@
 
 import os
 
-# OpenMP's and OpenBLAS's threads spin while they wait, and beside a busy neighbour a test would take ten times as long.
+# OpenMP's and OpenBLAS's threads spin while they wait; with a busy neighbour a test would take ten times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # the least: 2 to the power of it, in cycles
-# Some have Python write no bytecode, and then every child would compile all of ours anew.
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # the minimum: 2 to this power, in cycles
+# If Python writes no bytecode, every child process compiles the package again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import gc
@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    gc.freeze()  # thousands of tests, which no collection need go through
+    gc.freeze()  # thousands of tests, which collections need not traverse
 
 
 @pytest.fixture(autouse=True)

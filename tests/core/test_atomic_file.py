@@ -195,7 +195,7 @@ def write_interrupted_at(moment: int, target: Path, overwrite: bool) -> bool:
 def test_interrupt_at_any_line_leaves_no_file_or_folder(overwrite: bool, tmp_path: Path) -> None:
     """Regression: an interrupt on entry to `Path.unlink` left a hidden file, once in 10,000 runs."""
     target = tmp_path / "folder" / "x.gguf"
-    with output_file(target):  # what is imported and cached at first is no moment of the second time
+    with output_file(target):  # first run: imports and caches add no interrupts to the second
         pass
     moment = 0
     interrupted = True
@@ -268,7 +268,7 @@ def test_folder_in_use_by_another_writer_stays(tmp_path: Path) -> None:
     """A file without a name does not keep its folder from being removed."""
     folder = tmp_path / "new"
     failing = ExitStack()
-    failing.enter_context(output_file(folder / "first.gguf"))  # which makes the folder
+    failing.enter_context(output_file(folder / "first.gguf"))  # creates the folder
     with output_file(folder / "second.gguf") as file:
         with pytest.raises(RuntimeError), failing:
             raise RuntimeError

@@ -73,7 +73,7 @@ def test_every_entry_name_contains_the_code_version(model: Path, monkeypatch: py
     for text in (str(path), kept.name, memo.read_text()):
         assert cache_version() in text
     assert len({cache_version(), cache_version("runtime"), cache_version("runtime", "bench")}) == 3
-    # a hash by other code is not believed
+    # a hash written by other code is not used
     memo.write_text(memo.read_text().replace(cache_version(), "0.0.1").replace(remembered_sha256(model), "f" * 64))
     assert remembered_sha256(model) != "f" * 64
 
@@ -135,7 +135,7 @@ def test_clearing_removes_only_cache_entries(model: Path, tmp_path: Path, monkey
         (home / name).write_text("mine")
     elsewhere.parent.mkdir()
     elsewhere.write_text("mine")
-    (home / "reference").symlink_to(elsewhere.parent)  # a folder, and below a file that leads away
+    (home / "reference").symlink_to(elsewhere.parent)  # a folder, and in it a file link to the outside
     (home / "times").mkdir()
     (home / "times" / f"{'0' * 32}.json").symlink_to(elsewhere)
     (elsewhere.parent / f"{'0' * 32}.f32").write_text("mine")
@@ -169,7 +169,7 @@ def test_size_limit_removes_the_least_recently_used(
     first, second = (model_file(str(model), type=kind)[1] for kind in ("q4_0", "q8_0"))
     last_used(first, 2)
     last_used(second, 1)
-    model_file(str(model), type="q4_0")  # so the second is the one to go
+    model_file(str(model), type="q4_0")  # so the other one is removed
     monkeypatch.setenv("DGPT2_QUANT_CACHE_LIMIT", str(first.stat().st_size + second.stat().st_size))
     monkeypatch.setattr(store, "_in_use", set())  # as in another process
     with caplog.at_level(logging.WARNING):

@@ -53,7 +53,7 @@ class TestVersion2:
         assert quota_cores(*control_groups(tmp_path, "0::/a\n", limits)) is None
 
     def test_root_group(self, tmp_path: Path) -> None:
-        # as it looks inside a container, whose own group is the top
+        # as inside a container, whose group is the root
         assert quota_cores(*control_groups(tmp_path, "0::/\n", {"cpu.max": "250000 100000"})) == 2.5
 
     def test_group_not_mounted(self, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ def test_results_are_in_order() -> None:
 
     def slow(number: int) -> tuple[int, int]:
         if number < 3:
-            meeting.wait()  # all three are inside at once
+            meeting.wait()  # all three run at once
         return number, threading.get_ident()
 
     with calculating(3):

@@ -57,7 +57,7 @@ def test_crlf_is_read_as_lf_with_a_note(tmp_path: Path, notes: list[str]) -> Non
     (tmp_path / "tale.txt").write_bytes(content)
     found = load_text(tmp_path / "tale.txt", announce=notes.append)
     assert found.text == TALE
-    assert found.sha256 == hashlib.sha256(content).hexdigest()  # what sha256sum gives
+    assert found.sha256 == hashlib.sha256(content).hexdigest()  # as sha256sum prints it
     assert list(found.notes) == notes == ["tale.txt: 2 CRLF line ends, read as LF"]
     kept = load_text(tmp_path / "tale.txt", keep_crlf=True)
     assert kept.text.encode() == content

@@ -32,13 +32,13 @@ def traced(frame, event, argument):
     lines += event == "line"
     if lines == moment:
         sys.settrace(None)
-        raise KeyboardInterrupt  # as a signal's handler does
+        raise KeyboardInterrupt  # like a signal handler
     return traced
 
 interrupted = 0
 while True:
     moment, lines = moment + {step}, 0
-    faulthandler.dump_traceback_later(30, exit=True)  # where it hangs
+    faulthandler.dump_traceback_later(30, exit=True)  # prints where it hangs
     sys.settrace(traced)
     try:
         {work}
@@ -49,7 +49,7 @@ while True:
         break
     finally:
         sys.settrace(None)
-while gc.collect() and len(sys._current_frames()) > 1:  # no thread is left behind; else the time above runs out
+while gc.collect() and len(sys._current_frames()) > 1:  # no thread is left; else the timeout above expires
     pass
 print(interrupted)
 """
@@ -136,7 +136,7 @@ def test_thread_limit_is_reported(verb: str, tmp_path: Path) -> None:
     child = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert child.returncode == 1, child.stderr
     assert child.stderr.splitlines()[0] == "Error: the system refuses to start another thread"
-    assert len(child.stderr.splitlines()) == 2  # and a hint
+    assert len(child.stderr.splitlines()) == 2  # the second line is the hint
     assert not [*tmp_path.iterdir()]
 
 
@@ -181,9 +181,9 @@ def target(link: Path) -> str:
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_ctrl_c_interrupts_hashing(tmp_path: Path) -> None:
     model = make_checkpoint(tmp_path / "model", layers=1)
-    large = model / "special_tokens_map.json"  # which is hashed and nothing else
+    large = model / "special_tokens_map.json"  # is hashed, but not read otherwise
     with large.open("wb") as file:
-        file.truncate(1 << 36)  # with holes: takes a minute or so to hash, and no room
+        file.truncate(1 << 36)  # sparse: takes a minute to hash, and no disk space
     program = "import sys; from dgpt2_quant.cli.main import main; sys.exit(main())"
     command = [sys.executable, "-c", program, "convert", str(model), "-t", "q8_0", "-o", str(tmp_path / "out")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:

@@ -31,12 +31,12 @@ class Repository:
     """A model with its files at `COMMIT` (branch main), and how the server fails for it."""
 
     files: dict[str, bytes]
-    refusal: Refusal | None = None  # the API's answer, before a download starts
-    tree_refusal: Refusal | None = None  # the answer when it is asked for its list of files
-    file_refusal: Refusal | None = None  # each file's answer: the API of a gated model is public
-    cut_after: int | None = None  # the first GET of model.safetensors breaks off after so many bytes
-    silent: bool = False  # takes the request and never answers
-    xet: bool = False  # the files are in the Xet store, which then lets nobody in
+    refusal: Refusal | None = None  # the API's response, before a download
+    tree_refusal: Refusal | None = None  # the response for the list of files
+    file_refusal: Refusal | None = None  # each file's response: the API of a gated model is public
+    cut_after: int | None = None  # the first GET of model.safetensors ends after this many bytes
+    silent: bool = False  # accepts the request and never responds
+    xet: bool = False  # the files are in the Xet store, which denies access
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Request:
     method: str
     path: str
     headers: dict[str, str]  # names in lower case
-    body_bytes: int = 0  # what the server sent of the answer's body
+    body_bytes: int = 0  # bytes of the body that were sent
 
 
 class FakeHub(ThreadingHTTPServer):
@@ -139,7 +139,7 @@ class _Handler(BaseHTTPRequestHandler):
         """The repository, or None if the request has been answered."""
         repository = self.server.repositories.get(name)
         if repository is None:
-            # The Hub does not tell a missing repository from a private one, unless a token comes along.
+            # Without a token, the Hub reports a missing repository like a private one.
             self._refuse(Refusal(404 if "Authorization" in self.headers else 401, "RepoNotFound"))
         elif repository.silent:
             self.server.closing.wait()

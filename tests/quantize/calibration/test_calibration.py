@@ -83,7 +83,7 @@ def test_damaged_entry_is_replaced(damage: str, model: Any, tmp_path: Path) -> N
             path.write_text("no GGUF")
         case "folder":
             path.mkdir()
-        case "other":  # of another model, as if by its name
+        case "other":  # of another model, under this model's name
             make_checkpoint(tmp_path / "wider", layers=1, width=64, inner=32, context=CONTEXT)
             imatrix(str(tmp_path / "wider"), text="sampled", output=path)
         case _:
@@ -92,7 +92,7 @@ def test_damaged_entry_is_replaced(damage: str, model: Any, tmp_path: Path) -> N
     again, is_new = collected(source)
     assert is_new
     assert again.sha256 == first.sha256
-    if damage != "folder":  # which is not ours to remove
+    if damage != "folder":  # a folder is not removed
         assert path.read_bytes() == data
         assert collected(source)[1] is False
 

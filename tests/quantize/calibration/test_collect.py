@@ -103,7 +103,7 @@ def test_sums_equal_an_independent_forward_pass(head: Any, text: Path, tmp_path:
         ({}, CHUNKS, SIZE),
         ({"ctx_size": 8}, 2 * CHUNKS + 1, 8),
         ({"ctx_size": 1}, SIZE * CHUNKS + 8, 1),
-        ({"ctx_size": SIZE + 1}, CHUNKS, SIZE),  # the model has no more positions
+        ({"ctx_size": SIZE + 1}, CHUNKS, SIZE),  # the model has only SIZE positions
         ({"chunks": 2}, 2, SIZE),
         ({"chunks": 99}, CHUNKS, SIZE),
         ({"ctx_size": 8, "chunks": 3}, 3, 8),
@@ -212,7 +212,7 @@ def damaged(path: Path) -> None:
         lambda path: path.write_bytes(b"garbage"),
         lambda path: path.write_bytes(b"PK\3\4" + bytes(99)),
         lambda path: path.write_bytes(b"\x93NUMPY\1\0" + bytes(99)),
-        lambda path: path.write_bytes(b"\x80\4." * 9),  # a pickle's beginning
+        lambda path: path.write_bytes(b"\x80\4." * 9),  # the beginning of a pickle
         npy,
         archive_without_a_key,
         cut_short,

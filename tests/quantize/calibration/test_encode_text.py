@@ -162,7 +162,7 @@ def test_special_and_added_tokens_together(kinds: dict[str, bool], tmp_path: Pat
 def test_control_tokens_by_name(kind: str, tmp_path: Path) -> None:
     names = ["<|im_start|>", "<|im_end|>", "<|fim_prefix|>", "</s>", "<PRE>"[:-1]]
     folder = with_added(tmp_path / "model", *names)
-    if kind == "normal":  # in the vocabulary itself, and no added tokens
+    if kind == "normal":  # in the vocabulary itself, not added
         ids = json.loads((folder / "vocab.json").read_text("utf-8"))
         write_json(folder / "vocab.json", ids | json.loads((folder / "added_tokens.json").read_text("utf-8")))
         (folder / "added_tokens.json").unlink()

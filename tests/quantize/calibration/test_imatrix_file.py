@@ -86,7 +86,7 @@ def test_file_format_of_llama_cpp(tmp_path: Path) -> None:
 def llama_imatrix_file(path: Path, entries: Mapping[str, tuple[Vector, float]], **changed: Any) -> Path:
     """In the format of tools/imatrix/imatrix.cpp: two dimensions (outermost first), and no sums of x."""
     writer = gguf.GGUFWriter(path, "")
-    writer.kv_data[0].clear()  # it has no architecture
+    writer.kv_data[0].clear()  # no architecture
     writer.add_type("imatrix")
     writer.add_array("imatrix.datasets", ["wiki.train.raw"])
     writer.add_uint32("imatrix.chunk_count", 5)
@@ -136,7 +136,7 @@ def test_merging_adds_sums() -> None:
     assert both.entries[UP] is one.entries[UP]
     assert both.entries["new"] is other.entries["new"]
     assert (both.datasets, both.chunk_count, both.chunk_size) == (["a.txt", "bé", "c"], 3 + 2 * 2, 32)
-    assert one.entries[HEAD].count == 97.0  # as it was
+    assert one.entries[HEAD].count == 97.0  # unchanged
 
 
 def test_merging_a_single_matrix() -> None:
@@ -244,7 +244,7 @@ class TestTokens:
 
     def test_check_text(self) -> None:
         self.whole.check_text(50257, 4)
-        matrix().check_text(1, 1)  # there are none
+        matrix().check_text(1, 1)  # no tokens
         with pytest.raises(UsageError, match="contains the token 50256, but the model has 50256 tokens"):
             self.whole.check_text(50256, 4)
         with pytest.raises(UsageError, match="chunks of 4 tokens, but the model has 3 positions"):
@@ -389,7 +389,7 @@ def test_truncated_file_is_refused(tmp_path: Path) -> None:
         path.write_bytes(data[:length])
         with pytest.raises(GGUFError):
             read_importance(path)
-    path.write_bytes(data[:end])  # what follows is padding
+    path.write_bytes(data[:end])  # the rest is padding
     assert read_importance(path).entries.keys() == {UP}
 
 

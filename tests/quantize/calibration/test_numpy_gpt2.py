@@ -89,7 +89,7 @@ def test_model_predicts_the_text(expected: list[Logits], chunks: list[list[int]]
         -log_softmax(logits[:-1])[np.arange(511), chunk[1:]].mean()
         for logits, chunk in zip(expected, chunks, strict=True)
     ]
-    assert np.exp(np.mean(surprises)) < 100  # of 8189 tokens; a model that is wrong anywhere knows nothing
+    assert np.exp(np.mean(surprises)) < 100  # of 8189 tokens; any error in the model gives far more
 
 
 def test_float32_agrees_with_float64(folder: Path, chunks: list[list[int]], expected: list[Logits]) -> None:
@@ -142,5 +142,5 @@ def test_gelu_and_softmax() -> None:
     # x * Phi(x) is what the tanh form approximates, to 5e-4
     exact = np.array([v * (1 + erf(v / sqrt(2))) / 2 for v in x])
     np.testing.assert_allclose(reference.gelu(x), exact, atol=5e-4)
-    assert np.abs(reference.gelu(x) - exact).max() > 1e-4  # and it is not the exact one
+    assert np.abs(reference.gelu(x) - exact).max() > 1e-4  # not the exact form
     np.testing.assert_allclose(reference.softmax(np.array([[1e4, 1e4, -np.inf]])), [[0.5, 0.5, 0]])

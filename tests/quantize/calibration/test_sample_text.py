@@ -32,7 +32,7 @@ def test_tokens_are_drawn_from_the_model_distribution(
         return draw(probabilities, rng)
 
     monkeypatch.setattr(sample_text, "draw", watched)
-    if at_once == "in turns":  # two sequences: of keys and values, 2 x 2 layers x 12 x 16 numbers each
+    if at_once == "in turns":  # two sequences: keys and values of 2 x 2 layers x 12 x 16 numbers each
         monkeypatch.setattr(sample_text, "_CACHE_BYTES", 2 * 2 * 2 * LENGTH * 16 * 4)
     if at_once == "beside one another":
         monkeypatch.setattr(sample_text, "_ROWS", 2)
@@ -40,7 +40,7 @@ def test_tokens_are_drawn_from_the_model_distribution(
     tokens = np.reshape(sample(model, 7, COUNT, LENGTH), (COUNT, LENGTH))
     assert (tokens[:, 0] == 7).all()
     turns, drawn, behind = [2, 2, 1] if at_once == "in turns" else [COUNT], [], np.concatenate(met)
-    for turn in turns:  # in each, one position after the other
+    for turn in turns:  # in each, positions in order
         steps, behind = np.split(behind, [(LENGTH - 1) * turn])
         drawn += [*steps.reshape(LENGTH - 1, turn, -1).transpose(1, 0, 2)]
     assert len(behind) == 0
@@ -70,7 +70,7 @@ def test_draw_frequencies() -> None:
 def test_draw_at_the_upper_end_has_a_probability(count: int, behind: int) -> None:
     class Last:
         def random(self, count: int) -> Any:
-            return np.full(count, np.nextafter(1, 0))  # rounded to float32 it is 1
+            return np.full(count, np.nextafter(1, 0))  # 1 when rounded to float32
 
     probabilities = np.zeros((2, count + behind), np.float32)
     probabilities[:, :count] = np.random.default_rng(0).dirichlet(np.ones(count), 2)

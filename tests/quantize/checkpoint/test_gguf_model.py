@@ -221,7 +221,7 @@ def test_file_without_quant_type_keys(made: dict[str, Path], tmp_path: Path) -> 
     source = rewrite(made["F32"], tmp_path / "bare.gguf", metadata=dict.fromkeys(ours))
     keys = list(read_header(converted(source, "Q4_0", tmp_path)).metadata)
     assert set(keys) == {*read_header(made["F32"]).metadata}
-    assert keys.index("dgpt2_quant.type") < keys.index("tokenizer.ggml.model")  # what is small comes first
+    assert keys.index("dgpt2_quant.type") < keys.index("tokenizer.ggml.model")  # small values come first
 
 
 def test_quant_type_keys_are_replaced(made: dict[str, Path], importance: Path, tmp_path: Path) -> None:

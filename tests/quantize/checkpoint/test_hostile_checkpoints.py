@@ -39,7 +39,7 @@ T = TypeVar("T")
 FIXED = settings(deadline=None, derandomize=True, database=None)
 MANY, SOME, FEW = (settings(FIXED, max_examples=count) for count in (160, 80, 40))
 
-LONGEST = 10**4300 - 1  # the longest number that Python reads from text; one digit more it would not write either
+LONGEST = 10**4300 - 1  # the longest number that Python reads from text or writes
 ODD_INTEGERS = (-1, 0, 1, 2, 3, 4, 64, 255, 2**16, 2**31 - 1, 2**31, 2**32, 2**53, 2**63, 2**64, -(2**63), LONGEST)
 ODD_FLOATS = (0.0, -0.0, 0.5, 1.0, 1e-5, 1e-46, 1e-300, 5e-324, 1 - 1e-12, 1e39, 1e308, float("nan"), float("inf"))
 ODD_TEXTS = ("", "0", "-1", "-300", "5", "gpt2", "BPE", END_OF_TEXT, "Ġt", "a", "\0", "a\0b", "\ud800", "F32", " ")
@@ -100,7 +100,7 @@ def attempt(call: Callable[[], T]) -> T | DgptQuantError:
 
 
 def dump(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content), "ascii")  # half a surrogate pair is spelled out
+    path.write_text(json.dumps(content), "ascii")  # a lone surrogate is escaped
 
 
 def converted_or_refused(model: Path, *types: str) -> list[Hyperparameters]:
@@ -296,7 +296,7 @@ SETTINGS = {
 merge_lines = st.lists(
     st.sampled_from([*MERGES, "a b", "a", "a  b", "#version: 0.2", " ", "\ufeffa b"]) | st.text(max_size=5), max_size=4
 )
-# of each the sound file is most likely, so that the damage of another one is seen
+# the correct file is most likely for each, so that damage in another file is reached
 tokenizer_files = st.fixed_dictionaries(
     {},
     optional={

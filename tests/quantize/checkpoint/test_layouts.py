@@ -42,7 +42,7 @@ END = SIZE - 1
 TEXT = [40, 201, 7, 99, 250, 250, 12, 0, 33, 71, 115, 40, 201, 8, 180, 99, 255, 3, 64, 65]
 UNSCALED = {"scale_attn_weights": False}
 BY_LAYER = {"scale_attn_by_inverse_layer_idx": True}
-FOLDED, NARROWED = 5e-7, 2e-6  # a scale into float32 weights; float64 weights to float32
+FOLDED, NARROWED = 5e-7, 2e-6  # a scale folded into float32 weights; float64 weights to float32
 
 
 Built = Callable[[str], tuple[Path, Path]]
@@ -112,7 +112,10 @@ def add_fast_tokens(folder: Path) -> None:
 
 
 BASE_MODEL = {"architectures": ["GPT2Model"]}
-SMALL = {"vocabulary": 259, "config": {"bos_token_id": 0, "eos_token_id": 0}}  # up to "in"; the end of text goes too
+SMALL = {
+    "vocabulary": 259,
+    "config": {"bos_token_id": 0, "eos_token_id": 0},
+}  # up to "in"; the end of text is dropped too
 
 LAYOUTS: dict[str, Layout] = {
     # names
@@ -225,7 +228,7 @@ def test_every_layout_computes_the_same(layout: str, built: Built) -> None:
     assert relative(ours.hidden(TEXT), expected.hidden) < LAYOUTS[layout].rounding
     assert relative(ours.logits(TEXT), expected.logits) < LAYOUTS[layout].rounding
     with Model.load(path, threads=1) as model:
-        # keys, values and the table of GELUs are F16 there
+        # llama.cpp has keys, values and the GELU table in F16
         assert relative(model.logits(TEXT), expected.logits) < 1e-2
 
 
@@ -330,7 +333,7 @@ def test_tokens_without_a_row_and_their_merges_are_dropped(
         tokens = model.tokenize(f"the man in then the{END_OF_TEXT}")
         assert max(tokens) < model.vocabulary == 259
         assert model.detokenize(tokens) == f"the man in then the{END_OF_TEXT}"
-        # what would be Ġthe and an stays in two
+        # Ġthe and an are split in two
         assert [TOKENS[token] for token in model.tokenize(" the an")] == ["Ġt", "he", "Ġ", "a", "n"]
     caplog.clear()
     with caplog.at_level(logging.WARNING):

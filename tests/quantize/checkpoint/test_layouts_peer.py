@@ -21,7 +21,7 @@ transformers = pytest.importorskip("transformers")
 
 pytestmark = pytest.mark.peer
 
-# What Transformers has to be told: it does not know the old n_ctx, and takes the default of 1024 instead.
+# Transformers ignores the old n_ctx and uses its default of 1024.
 TOLD: dict[str, dict[str, Any]] = {"n_ctx only": {"n_positions": 64}}
 
 
@@ -52,7 +52,7 @@ def test_every_layout_equals_transformers(layout: str, tmp_path: Path) -> None:
     ours, independent = from_gguf(converted(folder), np.float64), forward(folder, TEXT)
     assert relative(ours.logits(TEXT), logits) < LAYOUTS[layout].rounding
     assert relative(ours.hidden(TEXT), hidden) < LAYOUTS[layout].rounding
-    # the yardstick of the tests that run without Transformers
+    # the oracle of the tests that run without Transformers
     assert relative(independent.logits, logits) < 1e-12
     assert relative(independent.hidden, hidden) < 1e-12
 

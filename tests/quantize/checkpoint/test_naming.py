@@ -43,7 +43,7 @@ def test_file_names_contain_the_recipe(model: str, tmp_path: Path) -> None:
     names = [Path(file.path).name for file in files]
     assert names == [
         "tiny.Q4_0.gguf",
-        "tiny.F16.gguf",  # where lean changes nothing, the file is the stock one
+        "tiny.F16.gguf",  # lean does not change F16, so the name is that of stock
         "tiny.lean.Q4_0.gguf",
         "tiny.search-12bpw.gguf",
         "tiny.search-0.04MB.gguf",

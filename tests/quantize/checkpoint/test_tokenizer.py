@@ -41,7 +41,7 @@ def read(folder: Path, vocabulary: int = SIZE, **config: Any) -> Tokenizer:
 def change(path: Path, edit: Callable[[Any], None]) -> None:
     content = json.loads(path.read_bytes())
     edit(content)
-    path.write_text(json.dumps(content), "utf-8")  # with escapes, which can spell what UTF-8 can not
+    path.write_text(json.dumps(content), "utf-8")  # escapes can spell what UTF-8 cannot
 
 
 def test_both_layouts_give_the_same_tokenizer(files: Path, fast: Path) -> None:
@@ -138,7 +138,7 @@ def test_merges_of_dropped_tokens_are_dropped(files: Path) -> None:
 
 
 def test_merges_of_dropped_tokens_in_any_order(files: Path) -> None:
-    # "he", the second merge, moves behind the rest; Ġthe, which needs it, stays a token that is never made
+    # "he", the second merge, moves to the end; Ġthe needs it, and is never produced
     change(files / "vocab.json", lambda v: v.update(he=SIZE))
     tokenizer = read(files)
     number = TOKENS.index("he")
@@ -186,7 +186,7 @@ def test_llama_cpp_loads_gaps_and_dropped_tokens(tmp_path: Path) -> None:
     with Model.load(file.path, threads=1) as model:
         assert model.vocabulary == SIZE + 4
         assert model.tokenize(f"<|user|>{END_OF_TEXT}[PAD{SIZE + 1}]") == [SIZE + 2, END, SIZE]
-        for text in ("<|beyond|>", "<|far|>", *unused):  # no tokens of their own, but text
+        for text in ("<|beyond|>", "<|far|>", *unused):  # not tokens, but text
             tokens = model.tokenize(text)
             assert not {SIZE + 1, SIZE + 3} & set(tokens)
             assert model.detokenize(tokens) == text
@@ -315,7 +315,7 @@ FAST: dict[str, tuple[dict[str, Any], str]] = {
     "no pre-tokenizer": ({"pre_tokenizer": None}, "with a None"),
     "a prefix space": ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "add_prefix_space"),
     "no splitting": ({"pre_tokenizer": {"type": "ByteLevel", "use_regex": False}}, "no splitting"),
-    # "THE" would be the tokens of "THE", which the model never saw
+    # "THE" would be encoded as "THE", which the model never saw
     "a normalizer": ({"normalizer": {"type": "Lowercase"}}, "normalizer"),
     "words that end in a suffix": (
         {"model": fast_tokenizer()["model"] | {"end_of_word_suffix": "</w>"}},
@@ -359,7 +359,7 @@ def test_special_token_id_must_be_an_integer(number: Any, files: Path) -> None:
 
 @pytest.mark.parametrize("number", [-1, SIZE, 50256])
 def test_out_of_range_special_token_is_found_by_name(number: int, files: Path) -> None:
-    # a config that was never told its vocabulary has GPT-2's own 50256
+    # a config with GPT-2's default of 50256
     assert read(files, eos_token_id=number).eos == END
     write_json(files / "tokenizer_config.json", {"eos_token": {"content": "!"}})
     assert read(files, eos_token_id=number).eos == read(files).tokens.index("!")

@@ -68,7 +68,7 @@ def by_c(kernels: Any, kind: TensorType, x: Array) -> Array:
 def test_rounding_equals_the_kernels(kernels: Any, kind: TensorType) -> None:
     found, expected = round_activations(X, kind), by_c(kernels, kind, X)
     assert found.dtype == np.float32
-    # a tie may fall to either side, for one divides where another multiplies; else they are equal
+    # ties may differ, because one divides where the other multiplies; all else is equal
     same = np.isclose(found, expected, rtol=1e-6, atol=0)
     assert same.mean() > 0.999
     size = 256 if kernels(int(kind)).vec_dot_type == Q8_K else 32

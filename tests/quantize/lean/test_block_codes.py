@@ -13,8 +13,8 @@ from dgpt2_quant.quantize.recipes.lean_mix import ROUNDABLE
 ROWS, COLUMNS = 6, 512
 SHAPE = (ROWS, COLUMNS)
 WEIGHTS = np.random.default_rng(0).normal(0.02, 0.1, SHAPE).astype(np.float32)
-WEIGHTS[4] *= np.repeat([1, 30], 256)  # blocks of one row that differ much
-# how many levels a weight can have, by the formats' descriptions; Q8_0 can also hold -128, which C never writes
+WEIGHTS[4] *= np.repeat([1, 30], 256)  # blocks of one row with very different scales
+# the number of levels by format; Q8_0 can also hold -128, which C never writes
 LEVELS = {"Q4_0": 16, "Q4_1": 16, "Q5_0": 32, "Q5_1": 32, "Q8_0": 255, "Q2_K": 4, "Q3_K": 8, "Q4_K": 16, "Q5_K": 32}
 LEVELS |= {"Q6_K": 64, "IQ4_NL": 16, "IQ4_XS": 16}
 
@@ -53,7 +53,7 @@ def test_grid_equals_the_c_decoder(kind: TensorType) -> None:
     blocks, grid = made(kind)
     wanted = np.random.default_rng(1).normal(0, 0.2, SHAPE).astype(np.float32)
     codes, values = nearest(grid, wanted)
-    assert len(np.unique(codes)) == LEVELS[kind.name]  # all of them are tried
+    assert len(np.unique(codes)) == LEVELS[kind.name]  # all are tested
     found = decoded(kind, blocks, np.ascontiguousarray(codes.T))
     np.testing.assert_allclose(found, values.T, rtol=1e-5, atol=1e-6 * float(np.abs(values).max()))
 
@@ -86,7 +86,7 @@ def test_every_code_has_its_place(kind: TensorType) -> None:
     alone = {code: decoded(kind, blocks, np.full(SHAPE, code, np.int16)) for code in all_codes(kind)}
     expected = np.array([[alone[int(codes[r, c])][r, c] for c in range(COLUMNS)] for r in range(ROWS)])
     assert np.array_equal(decoded(kind, blocks, codes), expected)
-    assert len({values[0, 0] for values in alone.values()}) == LEVELS[kind.name]  # and all can be told apart
+    assert len({values[0, 0] for values in alone.values()}) == LEVELS[kind.name]  # all differ
 
 
 @each_type
@@ -95,7 +95,7 @@ def test_scales_are_unchanged(kind: TensorType) -> None:
     before = blocks.copy()
     low, high = (with_codes(kind, blocks, np.full(SHAPE, code, np.int16)) for code in (all_codes(kind)[0], 1))
     again = with_codes(kind, low, np.full(SHAPE, 1, np.int16))
-    assert np.array_equal(again, high)  # nothing is left of the codes before
+    assert np.array_equal(again, high)  # no trace of the former codes
     assert np.array_equal(blocks, before)
     assert low.shape == blocks.shape
 

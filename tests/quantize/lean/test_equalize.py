@@ -87,8 +87,8 @@ def test_scaling_evens_inputs_and_columns() -> None:
 def test_unused_columns() -> None:
     model = random_reference()
     weights: Any = model.weights
-    weights["blk.0.attn_norm.weight"][2] = 0  # an input that is always the same
-    weights["blk.0.ffn_up.weight"][:, 5] = 0  # and weights for nothing
+    weights["blk.0.attn_norm.weight"][2] = 0  # a constant input
+    weights["blk.0.ffn_up.weight"][:, 5] = 0  # unused weights
     weights["blk.1.ffn_norm.weight"][:] = 0
     with np.errstate(all="raise"):
         found = equalize_inputs(weights, model.sizes, importance(model), centre=True, scale=True)

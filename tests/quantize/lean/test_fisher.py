@@ -122,8 +122,8 @@ def test_mean_over_tokens_is_deterministic(tiny: Reference) -> None:
     for name, gram in one.grams.items():
         assert np.array_equal(gram, other.grams[name])
         assert np.array_equal(gram, gram.T)
-    assert [seen[:2] for seen in shown] == [(1, 2), (2, 2)]  # some at once
-    # the seeds are part of what makes files the same
+    assert [seen[:2] for seen in shown] == [(1, 2), (2, 2)]  # several chunks per task
+    # reproducible files depend on the seeds
     each = [gradients(tiny, chunk, np.random.default_rng([1, number]))[0] for number, chunk in enumerate(chunks)]
     rows = np.concatenate([found[LOOKUP] for found in each])
     np.testing.assert_allclose(one.lookup, rows.T @ rows / 6, rtol=1e-9)

@@ -55,13 +55,13 @@ def test_row_feedback_lowers_the_loss(kind: TensorType) -> None:
     one = round_matrix("w", WEIGHTS, kind, factor(H))
     both = round_matrix("w", WEIGHTS, kind, factor(H), factor(G))
     assert loss(both, kind, g=G) < 0.9 * loss(one, kind, g=G)
-    assert loss(one, kind) < loss(both, kind)  # the rows pay for each other
+    assert loss(one, kind) < loss(both, kind)  # rows alone get worse
 
 
 @each_type
 def test_sweeps_never_raise_the_loss(kind: TensorType) -> None:
     inputs = factor(H)
-    damped = H + DAMPING * np.diag(H).mean() * np.eye(COLUMNS)  # what the sweeps look at
+    damped = H + DAMPING * np.diag(H).mean() * np.eye(COLUMNS)  # the matrix that the sweeps use
     losses = [loss(round_matrix("w", WEIGHTS, kind, inputs, sweeps=n), kind, damped) for n in range(4)]
     assert losses[1] < losses[0]
     assert all(after <= before * (1 + 1e-6) for before, after in pairwise(losses))
@@ -83,7 +83,7 @@ def test_error_is_spread_over_remaining_columns() -> None:
     found = values(round_matrix("w", WEIGHTS[:3], kind, inputs, sweeps=0), kind, WEIGHTS[:3])
     same = np.isclose(found.T[inputs.order], expected, atol=1e-6)
     assert same[:128].all()
-    assert same.mean() > 0.98  # one tie that falls otherwise is felt by all behind it
+    assert same.mean() > 0.98  # a tie rounded the other way affects all columns after it
 
 
 @each_type
@@ -117,7 +117,7 @@ def test_rows_are_independent_without_outputs() -> None:
     whole = round_matrix("w", WEIGHTS, TensorType.Q5_K, inputs)
     parts = [round_matrix("w", WEIGHTS[n : n + 1], TensorType.Q5_K, inputs) for n in range(0, ROWS, 3)]
     apart = sum(not np.array_equal(one[0], row) for one, row in zip(parts, whole[::3], strict=True))
-    assert apart <= 1  # but for ties, which a sum in another order may break otherwise
+    assert apart <= 1  # except ties, which sums in another order may round differently
 
 
 @each_type

@@ -21,7 +21,7 @@ MODEL = random_reference(layers=2, width=WIDTH, heads=4, inner=32, context=16, v
 RANDOM = np.random.default_rng(7)
 MIXED = RANDOM.normal(size=(WIDTH, WIDTH)) * RANDOM.gamma(1, 1, WIDTH)
 WANTED = (RANDOM.normal(size=(TOKENS, WIDTH)) @ MIXED / 8 + RANDOM.normal(size=WIDTH)).astype(np.float32)
-# what came before has lost some, and moved
+# the quantized model's inputs: shrunk, shifted and noisy
 FOUND = (0.95 * WANTED + 0.1 * RANDOM.normal(size=WANTED.shape) + 0.1).astype(np.float32)
 Array = npt.NDArray[np.floating]
 NONE = steps_without(["feedback", "compensation", "sweeps"])

@@ -59,7 +59,7 @@ def test_scores_and_vocab_size_are_extended() -> None:
     found = values(with_pad_tokens(metadata, 1))
     assert found == {
         "tokenizer.ggml.tokens": ["a", "b", "[PAD2]"],
-        "tokenizer.ggml.token_type": [1, 1, 5],  # the file had none
+        "tokenizer.ggml.token_type": [1, 1, 5],  # missing in the file
         "tokenizer.ggml.scores": [0.5, -1.0, 0.0],
         "gpt2.vocab_size": 3,
     }

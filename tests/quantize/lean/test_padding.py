@@ -20,7 +20,7 @@ from dgpt2_quant.runtime.native.sampler import NativeSampler
 from ..checkpoints import TOKENS, make_checkpoint
 
 REAL, PADS = 8189, 3
-LEVELS = ["Q4_0", "Q4_K_M", "Q6_K", "Q8_0"]  # with and without kernels for rows in eights
+LEVELS = ["Q4_0", "Q4_K_M", "Q6_K", "Q8_0"]  # with and without kernels for 8 rows at a time
 
 
 def test_pad_count() -> None:
@@ -67,7 +67,7 @@ def test_pads_have_the_logit_of_their_twin(level: str, files: dict[str, Converte
         assert (model.vocabulary, model.real_vocabulary) == (REAL + PADS, REAL)
         texts = [model.tokenize(load_text("evaluation").text)[:400], [twin] * 20, [REAL, REAL + 1, REAL + 2] * 5]
         rows = np.concatenate([model.logits(text) for text in texts])
-        assert np.array_equal(model.logits([5, REAL]), model.logits([5, twin]))  # where they are looked up, too
+        assert np.array_equal(model.logits([5, REAL]), model.logits([5, twin]))  # also as inputs
     assert np.array_equal(rows[:, REAL:], np.repeat(rows[:, [twin]], PADS, axis=1))
     share = softmax(rows[:400].astype(np.float64))[:, REAL:].sum(axis=1)
     assert share.mean() < 1e-5
