@@ -111,11 +111,6 @@ def random_tensors(seed: int, layers: int, width: int, inner: int, context: int,
     return tensors
 
 
-def read_tensors(folder: Path) -> Tensors:
-    """Reads a one-file checkpoint's tensors with the safetensors library, by names without prefix."""
-    return {name.removeprefix("transformer."): data for name, data in load_file(folder / "model.safetensors").items()}
-
-
 def write_weights(folder: Path, tensors: Tensors, dtype: str = "F32", shards: int = 1) -> None:
     """Writes `model.safetensors`, or the given number of shards and their index."""
     if shards == 1:

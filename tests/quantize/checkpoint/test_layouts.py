@@ -112,10 +112,7 @@ def add_fast_tokens(folder: Path) -> None:
 
 
 BASE_MODEL = {"architectures": ["GPT2Model"]}
-SMALL = {
-    "vocabulary": 259,
-    "config": {"bos_token_id": 0, "eos_token_id": 0},
-}  # up to "in"; the end of text is dropped too
+SMALL = {"vocabulary": 259, "config": {"bos_token_id": 0, "eos_token_id": 0}}  # drops all after "in"
 
 LAYOUTS: dict[str, Layout] = {
     # names
