@@ -82,8 +82,8 @@ def test_note_on_special_tokens() -> None:
     tokens, types = ["a", "<|endoftext|>", "<pad>"], [1, 3, 3]
     text = NamedText("tale.txt", "", "a<|endoftext|>a<|endoftext|>")
     assert special_note(text, tokens, types) == (
-        "tale.txt: 2 special tokens (<|endoftext|>), read as tokens (`parse_special`), as by Transformers;"
-        " otherwise as letters, as by llama-perplexity"
+        "tale.txt: 2 special tokens (<|endoftext|>), read as tokens, as by Transformers;"
+        " llama-perplexity reads them as letters"
     )
     letters = NamedText("tale.txt", "", text.text, parse_special=False)
     assert "read as letters" in str(special_note(letters, tokens, types))
