@@ -115,8 +115,8 @@ def _folder_for(path: Path) -> Iterator[int]:
     finally:
         for descriptor in held:
             os.close(descriptor)
-        for made in missing if failed else ():
-            _remove_unused(made)
+        for created in missing if failed else ():
+            _remove_unused(created)
 
 
 def _hold_folder(path: Path, held: list[int]) -> None:

@@ -112,19 +112,16 @@ def _quantize(
     blocks = np.empty((data.shape[0], tensor_type.row_bytes(columns)), np.uint8)
     weighing = None if weights is None else weights.ctypes.data
     library().ggml_quantize_chunk(tensor_type, data.ctypes.data, blocks.ctypes.data, 0, *data.shape, weighing)
-    if not _is_finite(blocks, tensor_type):
-        what = "value" if tensor_type is TensorType.F16 else "scale"
+    if tensor_type is TensorType.F16:  # the C function would also print to stderr
+        what, is_finite = "value", (blocks.view(np.uint16) & 0x7FFF).max() < 0x7C00
+    else:
+        what, is_finite = "scale", library().ggml_validate_row_data(tensor_type, blocks.ctypes.data, blocks.nbytes)
+    if not is_finite:
         raise CheckpointError(
             f"tensor {name} has values up to {np.abs(data).max():.4g}: a {what} overflows in {tensor_type.name}",
             "Convert it to f32 or bf16." if weights is None else "Try without the importance matrix: is it damaged?",
         )
     return blocks
-
-
-def _is_finite(blocks: npt.NDArray[np.uint8], tensor_type: TensorType) -> bool:
-    if tensor_type is TensorType.F16:  # the C function would also print to stderr
-        return bool((blocks.view(np.uint16) & 0x7FFF).max() < 0x7C00)
-    return bool(library().ggml_validate_row_data(tensor_type, blocks.ctypes.data, blocks.nbytes))
 
 
 def dequantize(

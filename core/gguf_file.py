@@ -240,7 +240,12 @@ class _Reader:
 
     def value(self) -> Any:
         """Reads a type and its value."""
-        return self._value(self._value_type())
+        value_type = self._value_type()
+        if value_type is ValueType.STRING:
+            return self._string()
+        if value_type is ValueType.ARRAY:
+            return self._array()
+        return self._number(_FORMATS[value_type])
 
     def _tensor_entry(self) -> tuple[str, tuple[int, ...], TensorType, int]:
         name = self._string()
@@ -265,13 +270,6 @@ class _Reader:
             return ValueType(number)
         except ValueError:
             raise self._broken(f"the value at byte {self.at} has the unknown type {number}") from None
-
-    def _value(self, value_type: ValueType) -> Any:
-        if value_type is ValueType.STRING:
-            return self._string()
-        if value_type is ValueType.ARRAY:
-            return self._array()
-        return self._number(_FORMATS[value_type])
 
     def _array(self) -> Any:
         item_type, count = self._value_type(), self._number("<Q")

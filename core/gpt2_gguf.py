@@ -134,14 +134,11 @@ def wrong_texts(tokens: Sequence[str]) -> str | None:
 def _check_types(header: GGUFHeader) -> None:
     """Checks the types of single values: llama.cpp ignores a value of another type, with a line in its log only."""
     for key, encoded in header.encoded.items():
-        wanted = ValueType.UINT32 if _is_token_id(key) else _TYPES.get(key)
+        is_token_id = key.startswith("tokenizer.ggml.") and key.endswith("_token_id")
+        wanted = ValueType.UINT32 if is_token_id else _TYPES.get(key)
         if wanted is not None and not encoded.startswith(struct.pack("<I", wanted)):
             (found,) = struct.unpack_from("<I", encoded)
             raise _refused(header.path, f"its {key} has the type {ValueType(found).name}, not {wanted.name}")
-
-
-def _is_token_id(key: str) -> bool:
-    return key.startswith("tokenizer.ggml.") and key.endswith("_token_id")
 
 
 def _check_tables(header: GGUFHeader) -> None:

@@ -89,11 +89,11 @@ def by_rows(
     function: Callable[[Array], Array], x: Array, columns: int, size: int = _ROWS, out: Array | None = None
 ) -> Array:
     """Applies the function to `size` rows at a time, result shape (rows, columns); `out` may be `x`."""
-    made: Array = np.empty((len(x), columns), np.float32) if out is None else out
+    result: Array = np.empty((len(x), columns), np.float32) if out is None else out
 
     def compute(piece: slice) -> None:
-        made[piece] = function(x[piece])
+        result[piece] = function(x[piece])
 
     for _ in in_parallel(compute, pieces(len(x), size)):
         pass
-    return made
+    return result

@@ -1,11 +1,11 @@
-"""What every test gets: caches of its own, no Hub; and what many use: storybook's files, made once a session."""
+"""Shared fixtures: private caches, no network, and converted files of storybook."""
 
 import os
 
-# OpenMP's and OpenBLAS's threads spin while they wait, and beside a busy neighbour a test would take ten times as long.
+# OpenMP's and OpenBLAS's threads spin while they wait; with a busy neighbour a test would take ten times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # the least: 2 to the power of it, in cycles
-# Some have Python write no bytecode, and then every child would compile all of ours anew.
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # the minimum: 2 to this power, in cycles
+# If Python writes no bytecode, every child process compiles the package again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import gc
@@ -24,17 +24,17 @@ from safetensors.numpy import load_file, save_file
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """First those with the mark `tables`: a worker begins at the front of its part, and nobody takes that from it."""
+    """Runs tests marked `tables` first: a worker begins with the front of its part, which no other takes."""
     items.sort(key=lambda item: item.get_closest_marker("tables") is None)
 
 
 def pytest_collection_finish() -> None:
-    gc.freeze()  # thousands of tests, which no collection need go through
+    gc.freeze()  # thousands of tests, which collections need not traverse
 
 
 @pytest.fixture(autouse=True)
 def _own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test finds what another or the user left, and none reaches for the network."""
+    """Isolates each test from caches of other tests and the user, and from the network."""
     monkeypatch.setenv("DGPT2_QUANT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf-home"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -44,13 +44,13 @@ def _own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def storybook_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The bundled checkpoint at the levels of the CI matrix, by their names. Not to be changed by a test."""
+    """The bundled checkpoint in the CI matrix's quant types, by name. Tests must not change the files."""
     return at_all_levels("storybook", tmp_path_factory.mktemp("storybook"))
 
 
 @pytest.fixture(scope="session")
 def short_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The same with the first two of its six layers, for who computes much and does not mind what it writes."""
+    """The same with only two of its six layers, for tests that compute much."""
     folder = tmp_path_factory.mktemp("short")
     whole, short = resolve("storybook").folder, folder / "storybook"
     shutil.copytree(whole, short)

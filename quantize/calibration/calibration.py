@@ -102,10 +102,10 @@ class Calibration:
         kept = cache_folder() / "calibration" / name
         if found := read_entry(kept, self._checked):
             return found
-        made = collect(source, cut(source, None, progress=progress), progress=progress)
+        found = collect(source, cut(source, None, progress=progress), progress=progress)
         with contextlib.suppress(DgptQuantError):  # the cache is optional
-            made.write(kept, overwrite=True)
-        return made
+            found.write(kept, overwrite=True)
+        return found
 
     def _checked(self, path: Path) -> ImportanceMatrix:
         """Reads a cache entry. Raises `DgptQuantError` if it does not fit this model."""

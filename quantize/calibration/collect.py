@@ -171,9 +171,10 @@ def collect(
     if text.sums is not None:
         return _Collected("", count, text.sums).result(text.name, size, tokens)
     reference = from_source(source)
-    collected = (
-        _resume(partial, [source.sha256(), _sha256_of(tokens), size, count]) if partial else _Collected("", 0, {})
-    )
+    collected = _Collected("", 0, {})
+    if partial:
+        tokens_sha256 = hashlib.sha256(np.asarray(tokens, np.int32).tobytes()).hexdigest()
+        collected = _resume(partial, [source.sha256(), tokens_sha256, size, count])
     saved = time.monotonic()
 
     def of_chunk(chunk: int) -> dict[str, Sums]:
@@ -195,10 +196,6 @@ def collect(
             collected.save(partial)
         raise
     return collected.result(text.name, size, tokens)
-
-
-def _sha256_of(tokens: Sequence[int]) -> str:
-    return hashlib.sha256(np.asarray(tokens, np.int32).tobytes()).hexdigest()
 
 
 def _add_to(sums: dict[str, Sums]) -> Observer:

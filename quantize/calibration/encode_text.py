@@ -61,7 +61,7 @@ def special_note(text: NamedText, tokens: Sequence[str], types: Sequence[int]) -
         return None
     how = "read as letters, as by llama-perplexity"
     if text.parse_special:
-        how = "read as tokens, as by Transformers; without `parse_special` as letters, as by llama-perplexity"
+        how = "read as tokens, as by Transformers; llama-perplexity reads them as letters"
     shown = ", ".join(list(counts)[:_SHOWN]) + (", ..." if len(counts) > _SHOWN else "")
     total = sum(counts.values())
     return f"{text.name}: {total:,} special token{'s' * (total > 1)} ({shown}), {how}"

@@ -48,7 +48,8 @@ class Reference:
         for block in range(self.sizes.layers):
             check_cancelled()
             name = f"blk.{block}"
-            x = x + self._attention(name, self.norm(f"{name}.attn_norm", x), observe)
+            fused = self._linear(f"{name}.attn_qkv", self.norm(f"{name}.attn_norm", x), observe)
+            x = x + self._linear(f"{name}.attn_output", attention(fused, self.sizes.heads), observe)
             inner = gelu(self._linear(f"{name}.ffn_up", self.norm(f"{name}.ffn_norm", x), observe))
             x = x + self._linear(f"{name}.ffn_down", inner, observe)
         x = self.norm("output_norm", x)
@@ -59,10 +60,6 @@ class Reference:
     def logits(self, tokens: Sequence[int]) -> Array:
         """The logits, shape (len(tokens), vocabulary)."""
         return self.hidden(tokens) @ self.weights[self.head].T
-
-    def _attention(self, name: str, x: Array, observe: Observer | None) -> Array:
-        mixed = attention(self._linear(f"{name}.attn_qkv", x, observe), self.sizes.heads)
-        return self._linear(f"{name}.attn_output", mixed, observe)
 
     def _linear(self, name: str, x: Array, observe: Observer | None) -> Array:
         if observe:

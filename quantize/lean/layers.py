@@ -94,28 +94,19 @@ def quantize_matrix(
 
     The latter are rounded for the tensor type already (activation_rounding.py).
     """
-    return as_quantized(name, _rounded(name, weights, streams, tensor_type, outputs, steps), tensor_type, weights.shape)
-
-
-def _rounded(
-    name: str,
-    weights: Array,
-    streams: tuple[Array, Array],
-    tensor_type: TensorType,
-    outputs: Factor | None,
-    steps: Steps,
-) -> Bytes:
     if not tensor_type.is_quantized:
-        return quantize_rows(name, weights, tensor_type)
-    if not steps.feedback or tensor_type not in ROUNDABLE:
-        return quantize_rows(name, weights, tensor_type, _mean_squares(streams[1]))
-    gram, late = _second_moments(weights, streams, compensation=steps.compensation)
-    inputs = factor(gram)
-    if late is not None:
-        # least squares for these inputs: W + W E[(wanted - met) metᵀ] (E[met metᵀ])⁻¹, damped
-        weights = weights + inputs.solve(late)
-    sweeps = SWEEPS if steps.sweeps else 0
-    return round_matrix(name, np.asarray(weights, np.float32), tensor_type, inputs, outputs, sweeps=sweeps)
+        blocks = quantize_rows(name, weights, tensor_type)
+    elif not steps.feedback or tensor_type not in ROUNDABLE:
+        blocks = quantize_rows(name, weights, tensor_type, _mean_squares(streams[1]))
+    else:
+        gram, late = _second_moments(weights, streams, compensation=steps.compensation)
+        inputs = factor(gram)
+        if late is not None:
+            # least squares for these inputs: W + W E[(wanted - met) metᵀ] (E[met metᵀ])⁻¹, damped
+            weights = weights + inputs.solve(late)
+        sweeps = SWEEPS if steps.sweeps else 0
+        blocks = round_matrix(name, np.asarray(weights, np.float32), tensor_type, inputs, outputs, sweeps=sweeps)
+    return as_quantized(name, blocks, tensor_type, weights.shape)
 
 
 def _second_moments(weights: Array, streams: Sequence[Array], *, compensation: bool) -> tuple[Array, Array | None]:

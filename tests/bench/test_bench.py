@@ -195,7 +195,7 @@ def refused(error: type[Exception], message: str, model: str = "storybook", **op
 @pytest.mark.parametrize("name", ["bench.json", "report.md"])
 def test_an_existing_report_is_not_overwritten(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("mine")
-    with pytest.raises(OutputError, match=f"{name} exists already"):
+    with pytest.raises(OutputError, match=f"{name} already exists"):
         refuse_reports(tmp_path)
     refuse_reports(tmp_path, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == [name]
@@ -243,7 +243,7 @@ def test_wrong_arguments(tmp_path: Path) -> None:
     refused(UsageError, "unknown quant type 'best'", reference="best")
     refused(UsageError, "0 rounds", rounds=0)
     refused(UsageError, "the patience is -1 s", patience=-1)
-    refused(ModelNotFoundError, "there is no text 'absent.txt'", text="absent.txt")
+    refused(ModelNotFoundError, "no text 'absent.txt'", text="absent.txt")
     (tmp_path / "latin.txt").write_bytes(b"\xe4" * 9999)
     refused(UsageError, r"latin\.txt is not UTF-8", text=tmp_path / "latin.txt")
 

@@ -158,10 +158,10 @@ def test_the_same_command_goes_on_where_it_was_interrupted(folder: Path, tmp_pat
         ("convert tiny -t iq2_xs", 2, "IQ2_XS needs an importance matrix"),
         ("convert tiny -t q4_0 --imatrix tiny.F32.gguf", 1, "is not an importance matrix"),
         ("convert tiny -t q4_0 --imatrix text.txt", 1, "old .dat format"),
-        ("convert tiny -t q4_0 --calibrate short.txt", 2, "short.txt has 1 tokens; at least one chunk of 32"),
+        ("convert tiny -t q4_0 --calibrate short.txt", 2, "short.txt has 1 tokens, less than one chunk of 32"),
         ("convert tiny -t q4_0 --calibrate text.txt --imatrix imatrix.gguf", 2, "Leave one of the two out"),
         ("convert tiny -t q4_0 --tensor-type gate=q8_0", 2, "matches no matrix"),
-        ("convert storybook -t q4_0 --imatrix other.gguf", 2, "It was made for another model"),
+        ("convert storybook -t q4_0 --imatrix other.gguf", 2, "It belongs to another model"),
         ("convert tiny.Q8_0.gguf -t q4_0", 2, "is already quantized"),
         ("convert owner/uncached -t q4_0 --dry-run", 1, "offline, and owner/uncached"),
         ("imatrix tiny --text text.txt", 2, "--output"),
@@ -169,7 +169,7 @@ def test_the_same_command_goes_on_where_it_was_interrupted(folder: Path, tmp_pat
         ("imatrix tiny -o new.gguf --text text.txt --merge gone.gguf", 1, "there is no file gone.gguf"),
         ("imatrix tiny -o new.gguf --text text.txt --chunks 0", 2, "--chunks"),
         ("imatrix tiny -o new.gguf --text text.txt --merge other.gguf", 2, "columns for token_embd.weight"),
-        ("imatrix tiny -o text.txt --text text.txt", 1, "text.txt exists already"),
+        ("imatrix tiny -o text.txt --text text.txt", 1, "text.txt already exists"),
     ],
 )
 def test_errors_are_a_sentence_and_a_status(

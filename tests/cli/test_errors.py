@@ -119,7 +119,7 @@ CHECKPOINTS = {
     "truncated weights": Bad(weights(lambda c: c[:-1]), ("model.safetensors", "ends at byte"), "truncated"),
     "weights cut off in the header": Bad(weights(lambda c: c[:1000]), ("model.safetensors", "claims")),
     "a header length that lies": Bad(weights(lambda c: b"\xff" * 8 + c[8:]), ("claims 18446744073709551615 bytes",)),
-    "a header that is no JSON": Bad(weights(lambda c: c[:8] + b"{'" + c[10:]), ("not sound JSON",)),
+    "a header that is no JSON": Bad(weights(lambda c: c[:8] + b"{'" + c[10:]), ("not valid JSON",)),
     "an unknown dtype": Bad(header(lambda h: h[FIRST].update(dtype="F31")), ("unknown dtype 'F31'", FIRST)),
     "tensors that overlap": Bad(
         header(lambda h: h[FIRST].update(data_offsets=[n + 4 for n in h[FIRST]["data_offsets"]])), ("overlaps",)
@@ -128,7 +128,7 @@ CHECKPOINTS = {
     "a wrong shape": Bad(header(lambda h: h[SECOND]["shape"].reverse()), (SECOND, "shape", "implies")),
     "a missing tensor": Bad(header(lambda h: h.pop(FIRST)), (FIRST,), "n_layer"),
     "no config": Bad(file("config.json", None), ("config.json",)),
-    "a config that is garbage": Bad(file("config.json", b"\x80garbage"), ("config.json is not sound JSON",)),
+    "a config that is garbage": Bad(file("config.json", b"\x80garbage"), ("config.json is not valid JSON",)),
     "another architecture": Bad(config(model_type="llama"), ("'llama'", "gpt2"), "llama.cpp"),
     "no weights": Bad(file("model.safetensors", None), ("has no model.safetensors",)),
     "only pytorch's weights": Bad(only_pytorch, ("only pytorch_model.bin",), "save_pretrained"),
@@ -154,7 +154,7 @@ FILES: dict[str, bytes] = {
     "storybook.Q8_0.gguf": b"precious",
 }
 CALLS = [
-    ("storybook -t q8_0", 1, ("storybook.Q8_0.gguf exists already",), "--overwrite"),
+    ("storybook -t q8_0", 1, ("storybook.Q8_0.gguf already exists",), "--overwrite"),
     ("storybook -t q8_0 -o notes", 1, ("notes is a file, not a folder",), "folder"),
     ("storybook -t q8_0 -o /dev/null", 1, ("/dev/null",), "folder"),
     ("storybook -t q4_k_n", 2, ("'q4_k_n'",), "q4_k_m"),

@@ -1,8 +1,8 @@
-"""GPT-2's forward pass from a checkpoint folder, in float64, after the semantics of Transformers' `modeling_gpt2.py`.
+"""GPT-2's forward pass from a checkpoint folder, in float64, written after Transformers' `modeling_gpt2.py`.
 
-It shares no code with the package. The safetensors library reads the weights (except BF16, which NumPy lacks), they
-keep their stored layout (`Conv1D` is (inputs, outputs)), and every switch of `config.json` is where Transformers has
-it. A model must give the same outputs after the conversion has transposed, renamed, dropped or folded its tensors.
+It shares no code with the package: the safetensors library reads the weights (BF16, which NumPy lacks, is decoded
+here), `Conv1D` weights stay (inputs, outputs), and every switch of `config.json` is where Transformers has it. The
+conversion, which transposes, renames, drops and folds tensors, must give the same result.
 """
 
 import json
@@ -21,14 +21,14 @@ _ROOTS = {"gelu_new": np.sqrt(2 / np.pi), "gelu_pytorch_tanh": np.sqrt(2 / np.pi
 
 
 class Output(NamedTuple):
-    """`GPT2Model`'s last_hidden_state and `GPT2LMHeadModel`'s logits, a row for each position."""
+    """`GPT2Model`'s last_hidden_state and `GPT2LMHeadModel`'s logits, one row per position."""
 
     hidden: Array
     logits: Array
 
 
 def forward(folder: Path, tokens: Sequence[int], **config: Any) -> Output:
-    """The outputs of the checkpoint; `config` goes before its `config.json`."""
+    """Computes the checkpoint's outputs; `config` overrides its `config.json`."""
     config = {**json.loads((folder / "config.json").read_bytes()), **config}
     weights = read_weights(folder)
     heads, epsilon = config["n_head"], config.get("layer_norm_epsilon", 1e-5)
@@ -56,11 +56,11 @@ def forward(folder: Path, tokens: Sequence[int], **config: Any) -> Output:
 
 
 def read_weights(folder: Path) -> dict[str, Array]:
-    """Every tensor of every file by its name without `transformer.`, in float64."""
+    """All tensors of all files by name without `transformer.`, in float64."""
     weights = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "numpy") as file:
-            for name in file.keys():  # noqa: SIM118 - not a dictionary
+            for name in file.keys():  # noqa: SIM118 - it is no dictionary
                 is_bfloat16 = file.get_slice(name).get_dtype() == "BF16"
                 data = _read_bfloat16(path, name) if is_bfloat16 else file.get_tensor(name)
                 weights[name.removeprefix("transformer.")] = data.astype(np.float64)

@@ -1,4 +1,4 @@
-"""A small random GPT-2 for the NumPy reference, without a file."""
+"""A random GPT-2 of any size as a NumPy `Reference`, without a file."""
 
 import numpy as np
 from dgpt2_quant.core.hyperparameters import Hyperparameters
@@ -17,7 +17,7 @@ def random_reference(
     spread: float = 0.3,
     dtype: type[np.floating] = np.float64,
 ) -> Reference:
-    """The same arguments give the same weights, whose standard deviation is `spread`."""
+    """Equal arguments give equal weights, with standard deviation `spread`."""
     sizes = Hyperparameters(layers, width, heads, inner, context, vocabulary, 1e-5)
     random = np.random.default_rng(0)
     weights = {

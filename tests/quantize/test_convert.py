@@ -153,7 +153,7 @@ def test_an_existing_target_is_refused_before_anything_is_written(tmp_path: Path
     with pytest.raises(OutputError) as caught:
         convert("storybook", type=["f16", "q8_0"], output=tmp_path)
     assert str(target) in caught.value.message
-    assert "--overwrite" in caught.value.hint
+    assert "`overwrite`" in caught.value.hint
     assert target.read_bytes() == b"precious"
     assert names(tmp_path) == [target.name]
 
@@ -173,8 +173,8 @@ def test_overwrite_replaces(tmp_path: Path, results: list[ConvertedFile]) -> Non
         ({"type": []}, "`type` must name at least one quant type", "q4_k"),
         ({"type": ["q4_k_x"]}, "'q4_k_x'", "q4_k"),
         ({"type": ["f16"], "recipe": "magic"}, "'magic'", ""),
-        ({"type": ["f16"], "threads": 0}, "0 threads were asked for", ""),
-        ({"type": ["f16"], "threads": -1}, "-1 threads were asked for", ""),
+        ({"type": ["f16"], "threads": 0}, "`threads` must be at least 1, not 0", ""),
+        ({"type": ["f16"], "threads": -1}, "`threads` must be at least 1, not -1", ""),
         (
             {"type": ["f16", "q8_0"], "output": "one.gguf"},
             "must be a folder for 2 types, not the file one.gguf",

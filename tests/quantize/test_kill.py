@@ -268,7 +268,7 @@ def test_of_two_conversions_to_one_file_one_succeeds(
         answers = forker.run(target, target, types=["q8_0"], named=named)
         said = [answer["said"].lstrip("stl") for answer in answers]
         assert sorted(text[0] for text in said) == ["d", "e"], said
-        assert "exists already" in max(said), said
+        assert "already exists" in max(said), said
         assert sha256(target) == whole[name]
         assert [path.name for path in target.parent.iterdir()] == [name]
 
@@ -293,7 +293,7 @@ def test_two_conversions_to_the_same_files_leave_complete_ones(
         folder = tmp_path / f"{number}"
         answers = forker.run(folder, folder)
         assert {answer["status"] for answer in answers} == {0}
-        assert all("d" in a["said"] or "exists already" in a["said"] for a in answers), answers
+        assert all("d" in a["said"] or "already exists" in a["said"] for a in answers), answers
         assert {path.name: sha256(path) for path in folder.iterdir()} == whole
 
 
@@ -347,7 +347,7 @@ def test_a_file_that_appears_during_the_conversion_is_not_replaced(
         if done == total:
             taken.write_bytes(b"theirs")
 
-    with pytest.raises(OutputError, match="exists already"):
+    with pytest.raises(OutputError, match="already exists"):
         convert(model, type=TYPES, output=tmp_path, progress=take)
     assert taken.read_bytes() == b"theirs"
     assert hidden(tmp_path) == []

@@ -1,4 +1,4 @@
-"""The layouts of `test_layouts.py` as Transformers itself computes them: the file is the model that its users know.
+"""The layouts of `test_layouts.py` compared with Transformers.
 
 Neither PyTorch nor Transformers is a dependency: without them these tests are skipped.
 """
@@ -21,7 +21,7 @@ transformers = pytest.importorskip("transformers")
 
 pytestmark = pytest.mark.peer
 
-# What Transformers has to be told: it does not know the old n_ctx, and takes the default of 1024 instead.
+# Transformers ignores the old n_ctx and uses its default of 1024.
 TOLD: dict[str, dict[str, Any]] = {"n_ctx only": {"n_positions": 64}}
 
 
@@ -43,7 +43,7 @@ def logits_of(model: Any) -> npt.NDArray[np.float64]:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_file_of_every_layout_computes_what_transformers_does(layout: str, tmp_path: Path) -> None:
+def test_every_layout_equals_transformers(layout: str, tmp_path: Path) -> None:
     folder = LAYOUTS[layout].make(tmp_path / "model")
     told = TOLD.get(layout, {})
     logits = logits_of(load("GPT2LMHeadModel", folder, **told))
@@ -52,13 +52,13 @@ def test_the_file_of_every_layout_computes_what_transformers_does(layout: str, t
     ours, independent = from_gguf(converted(folder), np.float64), forward(folder, TEXT)
     assert relative(ours.logits(TEXT), logits) < LAYOUTS[layout].rounding
     assert relative(ours.hidden(TEXT), hidden) < LAYOUTS[layout].rounding
-    # the yardstick of the tests that run without Transformers
+    # the oracle of the tests that run without Transformers
     assert relative(independent.logits, logits) < 1e-12
     assert relative(independent.hidden, hidden) < 1e-12
 
 
 @pytest.mark.parametrize("layout", ["prefixed names", "unscaled by layer"])
-def test_attention_by_either_implementation_is_the_same(layout: str, tmp_path: Path) -> None:
+def test_eager_and_sdpa_attention_agree(layout: str, tmp_path: Path) -> None:
     folder = LAYOUTS[layout].make(tmp_path / "model")
     for implementation in ("eager", "sdpa"):
         logits = logits_of(load("GPT2LMHeadModel", folder, attn_implementation=implementation))
@@ -66,8 +66,8 @@ def test_attention_by_either_implementation_is_the_same(layout: str, tmp_path: P
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_what_transformers_saves_itself_is_converted(tied: bool, tmp_path: Path) -> None:
-    """A model of its own making: GPT2LMHeadModel with a tied or an own head, written by `save_pretrained`."""
+def test_saved_model_is_converted(tied: bool, tmp_path: Path) -> None:
+    """A GPT2LMHeadModel with a tied or untied output matrix, saved by `save_pretrained`."""
     torch.manual_seed(0)
     config = transformers.GPT2Config(
         vocab_size=262, n_positions=64, n_embd=48, n_layer=3, n_head=4, tie_word_embeddings=tied
@@ -78,7 +78,7 @@ def test_what_transformers_saves_itself_is_converted(tied: bool, tmp_path: Path)
     assert relative(from_gguf(converted(folder), np.float64).logits(TEXT), logits_of(model.double())) < 1e-9
 
 
-def test_a_base_model_that_transformers_saves_is_converted(tmp_path: Path) -> None:
+def test_saved_base_model_is_converted(tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = transformers.GPT2Config(vocab_size=262, n_positions=64, n_embd=48, n_layer=2, n_head=4)
     model = transformers.GPT2Model(config).eval()
@@ -90,7 +90,7 @@ def test_a_base_model_that_transformers_saves_is_converted(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("n_head", [None, 6])
-def test_transformers_reads_the_heads_by_their_other_name(n_head: int | None, tmp_path: Path) -> None:
+def test_transformers_reads_num_attention_heads(n_head: int | None, tmp_path: Path) -> None:
     config = {"n_head": n_head, "num_attention_heads": 4}
     folder = make_checkpoint(tmp_path / "model", width=48, config=config)
     logits = logits_of(load("GPT2LMHeadModel", folder))

@@ -1,4 +1,4 @@
-"""The rewritings: the model computes what it did, and its inputs and rows are what they should become."""
+"""Equalizing: the model computes the same, and its inputs and rows have the intended statistics."""
 
 from collections import defaultdict
 from typing import Any
@@ -20,7 +20,7 @@ Array = npt.NDArray[np.floating]
 
 
 def seen(reference: Reference) -> dict[str, Array]:
-    """What each matrix is multiplied with over the text, in float64."""
+    """The input of each matrix over the text, in float64."""
     found = defaultdict(list)
     for chunk in TEXT:
         reference.hidden(chunk, observe=lambda name, x: found[name].append(x))
@@ -45,7 +45,7 @@ def logits(reference: Reference) -> Array:
 
 @both_heads
 @parts
-def test_even_inputs_leave_the_logits_as_they_were(centre: bool, scale: bool, tied: bool) -> None:
+def test_equalized_inputs_keep_the_logits(centre: bool, scale: bool, tied: bool) -> None:
     model = random_reference(tied=tied)
     before = {name: data.copy() for name, data in model.weights.items()}
     weights = equalize_inputs(model.weights, model.sizes, importance(model), centre=centre, scale=scale)
@@ -58,7 +58,7 @@ def test_even_inputs_leave_the_logits_as_they_were(centre: bool, scale: bool, ti
     assert all(np.array_equal(data, model.weights[name]) for name, data in before.items())
 
 
-def test_centred_inputs_have_the_mean_0() -> None:
+def test_centered_inputs_have_mean_0() -> None:
     model = random_reference()
     weights = equalize_inputs(model.weights, model.sizes, importance(model), centre=True, scale=False)
     for name, x in seen(rewritten(model, weights)).items():
@@ -71,7 +71,7 @@ def test_centred_inputs_have_the_mean_0() -> None:
             np.testing.assert_allclose(x, before, atol=1e-5)
 
 
-def test_scaled_inputs_are_nearer_to_each_other_and_so_are_the_columns() -> None:
+def test_scaling_evens_inputs_and_columns() -> None:
     model = random_reference()
     model.weights["blk.0.ffn_norm.weight"][3] *= 50  # type: ignore[index]
     weights = equalize_inputs(model.weights, model.sizes, importance(model), centre=True, scale=True)
@@ -84,11 +84,11 @@ def test_scaled_inputs_are_nearer_to_each_other_and_so_are_the_columns() -> None
     assert np.log(ratio).mean() == pytest.approx(0, abs=1e-5)
 
 
-def test_columns_that_are_never_used_do_no_harm() -> None:
+def test_unused_columns() -> None:
     model = random_reference()
     weights: Any = model.weights
-    weights["blk.0.attn_norm.weight"][2] = 0  # an input that is always the same
-    weights["blk.0.ffn_up.weight"][:, 5] = 0  # and weights for nothing
+    weights["blk.0.attn_norm.weight"][2] = 0  # a constant input
+    weights["blk.0.ffn_up.weight"][:, 5] = 0  # unused weights
     weights["blk.1.ffn_norm.weight"][:] = 0
     with np.errstate(all="raise"):
         found = equalize_inputs(weights, model.sizes, importance(model), centre=True, scale=True)
@@ -103,7 +103,7 @@ def test_scaling_needs_no_sums() -> None:
 
 
 @both_heads
-def test_a_centred_embedding_moves_all_logits_of_a_position_alike(tied: bool) -> None:
+def test_centered_embedding_shifts_all_logits_equally(tied: bool) -> None:
     model = random_reference(tied=tied)
     frequencies = np.bincount(np.concatenate(TEXT), minlength=20).astype(np.float64)
     found = rewritten(model, center_embedding(model.weights, frequencies))

@@ -1,4 +1,4 @@
-"""One matrix after what came before it was rounded: each step brings its outputs nearer to the trained model's."""
+"""Quantizing layer by layer: each step brings a matrix's outputs closer to the original model's."""
 
 from dataclasses import replace
 from typing import Any
@@ -21,7 +21,7 @@ MODEL = random_reference(layers=2, width=WIDTH, heads=4, inner=32, context=16, v
 RANDOM = np.random.default_rng(7)
 MIXED = RANDOM.normal(size=(WIDTH, WIDTH)) * RANDOM.gamma(1, 1, WIDTH)
 WANTED = (RANDOM.normal(size=(TOKENS, WIDTH)) @ MIXED / 8 + RANDOM.normal(size=WIDTH)).astype(np.float32)
-# what came before has lost some, and moved
+# the quantized model's inputs: shrunk, shifted and noisy
 FOUND = (0.95 * WANTED + 0.1 * RANDOM.normal(size=WANTED.shape) + 0.1).astype(np.float32)
 Array = npt.NDArray[np.floating]
 NONE = steps_without(["feedback", "compensation", "sweeps"])
@@ -30,7 +30,7 @@ NONE = steps_without(["feedback", "compensation", "sweeps"])
 def rounded(
     kind: TensorType, steps: Steps, wanted: Array = WANTED, found: Array = FOUND
 ) -> tuple[QuantizedTensor, Array, Array]:
-    """The matrix, and what it should and does give."""
+    """The matrix, and its intended and actual outputs."""
     weights = MODEL.weights[f"{NAME}.weight"]
     met = round_activations(found, kind)
     matrix = quantize_matrix(NAME, weights, (wanted, met), kind, None, steps)
@@ -42,20 +42,20 @@ def error(steps: Steps, kind: TensorType = TensorType.Q4_0) -> float:
     return float(np.square(should - gives, dtype=np.float64).mean())
 
 
-def test_what_comes_back_is_what_the_blocks_stand_for() -> None:
+def test_values_are_the_decoded_blocks() -> None:
     matrix, _, _ = rounded(TensorType.Q5_0, Steps())
     values = dequantize("w", matrix.blocks, TensorType.Q5_0, matrix.values.shape)
     assert np.array_equal(matrix.values, values)
 
 
 @pytest.mark.parametrize(("step", "by"), [("feedback", 0.95), ("compensation", 0.9)], ids=lambda value: str(value))
-def test_each_step_lowers_the_error_of_the_outputs(step: str, by: float) -> None:
+def test_each_step_lowers_the_output_error(step: str, by: float) -> None:
     needed = {"feedback": True, step: True}
     assert error(replace(NONE, **needed)) < by * error(replace(NONE, **{**needed, step: False}))
 
 
-def test_compensation_comes_near_to_the_best_that_a_matrix_can_do() -> None:
-    """In eight bits little is left but what no linear map of the inputs can make good."""
+def test_compensation_is_near_least_squares() -> None:
+    """With 8 bits, the remaining error is nearly what no linear map of the inputs can compensate."""
     met = round_activations(FOUND, TensorType.Q8_0).astype(np.float64)
     should = WANTED.astype(np.float64) @ MODEL.weights[f"{NAME}.weight"].T
     best = should - met @ np.linalg.lstsq(met, should, rcond=None)[0]
@@ -63,7 +63,7 @@ def test_compensation_comes_near_to_the_best_that_a_matrix_can_do() -> None:
     assert error(Steps(), TensorType.Q8_0) < 0.6 * error(steps_without(["compensation"]), TensorType.Q8_0)
 
 
-def test_inputs_that_never_change_do_no_harm() -> None:
+def test_constant_inputs() -> None:
     constant = np.tile(FOUND[:1], (TOKENS, 1))
     matrix, should, gives = rounded(TensorType.Q4_0, Steps(), constant, constant)
     _, _, nearest = rounded(TensorType.Q4_0, NONE, constant, constant)
@@ -71,8 +71,8 @@ def test_inputs_that_never_change_do_no_harm() -> None:
     assert np.abs(matrix.values - MODEL.weights[f"{NAME}.weight"]).max() < 0.3
 
 
-def test_both_streams_go_through_all_blocks() -> None:
-    """In F16 next to nothing is lost, so every matrix sees what it was trained for, and stays."""
+def test_streams_pass_all_blocks() -> None:
+    """F16 loses almost nothing, so every matrix sees its original inputs and stays the same."""
     chunks = np.random.default_rng(1).integers(0, 30, (4, 16)).tolist()
     matrices = [f"blk.{n}.{part}" for n in (0, 1) for part in ("attn_qkv", "attn_output", "ffn_up", "ffn_down")]
     types = {f"{name}.weight": TensorType.F16 for name in matrices}
@@ -87,8 +87,8 @@ def test_both_streams_go_through_all_blocks() -> None:
         np.testing.assert_allclose(Reference(MODEL.sizes, weights).logits(chunk), MODEL.logits(chunk), atol=0.05)
 
 
-def test_every_matrix_gets_its_own_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of the trained model are the reference's."""
+def test_every_matrix_gets_its_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The inputs of the original model are the reference's."""
     chunks = np.random.default_rng(2).integers(0, 30, (3, 16)).tolist()
     expected: dict[str, list[Array]] = {}
     for chunk in chunks:

@@ -1,4 +1,4 @@
-"""Pad tokens in the metadata of a checkpoint or of a GGUF file."""
+"""Pad tokens in the metadata of checkpoints and GGUF files."""
 
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,13 @@ def test_pad_tokens_are_unused_tokens_after_the_others() -> None:
     assert padded == plain
 
 
-def test_pad_tokens_have_texts_of_their_own() -> None:
+def test_pad_texts_are_unique() -> None:
     tokens = ["a", "[PAD3]", "[PAD4]_"]
     padded = with_pad_tokens(tokenizer_metadata(Tokenizer(tokens, [TokenType.NORMAL] * 3, ["a b"], 0, 0)), 3)
     assert values(padded)["tokenizer.ggml.tokens"] == [*tokens, "[PAD3]_", "[PAD4]", "[PAD5]"]
 
 
-def test_of_a_checkpoint_and_of_its_file(storybook_files: dict[str, Path]) -> None:
+def test_checkpoint_and_file_agree(storybook_files: dict[str, Path]) -> None:
     for source in (open_model("storybook"), open_model(str(storybook_files["F32"]))):
         plain = source.metadata("0" * 64, {})
         padded = with_pad_tokens(plain, 3)
@@ -45,7 +45,7 @@ def test_of_a_checkpoint_and_of_its_file(storybook_files: dict[str, Path]) -> No
         assert len(types) == source.sizes.padded(3).vocabulary == 8192
 
 
-def test_what_else_counts_the_tokens_follows() -> None:
+def test_scores_and_vocab_size_are_extended() -> None:
     metadata = {
         "tokenizer.ggml.tokens": ["a", "b"],
         "tokenizer.ggml.scores": encode_value([0.5, -1.0]),
@@ -54,13 +54,13 @@ def test_what_else_counts_the_tokens_follows() -> None:
     found = values(with_pad_tokens(metadata, 1))
     assert found == {
         "tokenizer.ggml.tokens": ["a", "b", "[PAD2]"],
-        "tokenizer.ggml.token_type": [1, 1, 5],  # the file had none
+        "tokenizer.ggml.token_type": [1, 1, 5],  # missing in the file
         "tokenizer.ggml.scores": [0.5, -1.0, 0.0],
         "gpt2.vocab_size": 3,
     }
 
 
-def test_nothing_but_the_vocabulary_grows() -> None:
+def test_other_metadata_are_unchanged() -> None:
     sizes = Hyperparameters(2, 64, 4, 256, 64, 100, 1e-5)
     shapes, padded = sizes.shapes(), sizes.padded(4).shapes()
     assert {name for name in shapes if shapes[name] != padded[name]} == {"token_embd.weight"}
@@ -68,11 +68,11 @@ def test_nothing_but_the_vocabulary_grows() -> None:
 
 
 @pytest.mark.parametrize("value", ["text", True, 7, 1 << 40, 0.5, ["a", ""], [1, -2], [0.25, 1.5]], ids=str)
-def test_values_come_back(value: Any) -> None:
+def test_decode_value_round_trip(value: Any) -> None:
     assert decode_value(encode_value(value)) == value
 
 
 @pytest.mark.parametrize("data", [b"", b"\x08\0\0\0\xff", b"\x63\0\0\0"])
-def test_bytes_that_are_no_value_are_refused(data: bytes) -> None:
+def test_invalid_value_bytes_are_refused(data: bytes) -> None:
     with pytest.raises(GGUFError):
         decode_value(EncodedValue(data))

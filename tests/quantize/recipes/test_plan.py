@@ -160,7 +160,7 @@ def test_a_quant_type_that_needs_an_importance_matrix_is_refused_before_the_mode
     [
         ({"imatrix": "gone.gguf"}, ModelNotFoundError, "there is no file .*gone.gguf"),
         ({"imatrix": "bad.gguf"}, GGUFError, "bad.gguf is not a GGUF file"),
-        ({"calibrate": "gone.txt"}, ModelNotFoundError, "there is no text .*gone.txt"),
+        ({"calibrate": "gone.txt"}, ModelNotFoundError, "no text .*gone.txt"),
         ({"calibrate": "bad.gguf"}, UsageError, "bad.gguf is not UTF-8"),
         (
             {"imatrix": "bad.gguf", "calibrate": "calibration"},

@@ -75,7 +75,7 @@ class TestRecipeFiles:
 
     def test_an_existing_file_is_replaced_only_with_overwrite(self, tmp_path: Path) -> None:
         RECIPE.write(tmp_path / "mine.json")
-        with pytest.raises(OutputError, match="exists already"):
+        with pytest.raises(OutputError, match="already exists"):
             RECIPE.write(tmp_path / "mine.json")
         RECIPE.write(tmp_path / "mine.json", overwrite=True)
 
