@@ -246,7 +246,7 @@ def test_search_returns_the_recipe_that_convert_saves(tiny: Tiny, tmp_path: Path
         ({"max_kld": 1e-12}, "no mix of types"),
         ({"target_size": -1}, "above 0"),
         ({"target_bpw": float("nan")}, "above 0"),
-        ({"target_size": "much"}, "no size"),
+        ({"target_size": "much"}, "is not a size"),
         ({"target_size": 10**6, "max_kld": 0.1}, "`target_size` and `max_kld` cannot be combined"),
         ({"target_size": 10**6, "type": "q4_0"}, "`type` cannot be combined with a target"),
         ({"target_bpw": 6.5, "prefer": "beauty"}, "`prefer` must be"),
@@ -279,5 +279,7 @@ def test_damaged_effects_in_the_cache_are_measured_again(
         memo.write_bytes(broken)
         caplog.clear()
         assert tiny.convert(tmp_path / "b.gguf", target_bpw=6.5, overwrite=True).sha256 == first.sha256
-        assert [text for text in caplog.messages if "damaged" in text] == [f"{memo} is damaged, and is made again"]
+        assert [text for text in caplog.messages if "damaged" in text] == [
+            f"{memo} is damaged and will be created again"
+        ]
         assert memo.read_bytes() == content
