@@ -41,7 +41,7 @@ from dgpt2_quant.quantize.convert import convert
 from dgpt2_quant.quantize.recipes.lean_steps import STEPS
 from dgpt2_quant.runtime import Model
 from doc_tables import quality_tables, speeds_table, texts_table
-from harness import in_turns, median_ratio, parser_of, show, spread
+from harness import in_turns, parser_of, show, spread
 from time_generation import SETTINGS, one_sequence, several_sequences
 
 LEVELS = ("q3_k_m", "q4_0", "iq4_nl", "q4_k_m", "q5_k_m", "q6_k")
@@ -54,7 +54,9 @@ def main() -> None:
     arguments = parsed()
     with tempfile.TemporaryDirectory() as scratch:
         maker = Maker(arguments, Path(scratch))
-        scorer = Scorer(maker, [Text(name, arguments.scored, maker.source) for name in arguments.text], arguments.threads)
+        scorer = Scorer(
+            maker, [Text(name, arguments.scored, maker.source) for name in arguments.text], arguments.threads
+        )
         files = maker.stock()
         scorer.score(files)
         made = maker.lean()
@@ -140,8 +142,7 @@ class Maker:
         return convert(self.model, output=self.folder / output, **settings)
 
     def stock(self) -> list[File]:
-        files = self.make("stock", type=[level for level in self.levels if level != "iq4_nl"])  # IQ4_NL is no stock mix
-        return [File(f"stock {file.type}", "stock", file) for file in files]
+        return [File(f"stock {file.type}", "stock", file) for file in self.make("stock", type=self.levels)]
 
     def lean(self) -> list[File]:
         plain = self.make("lean", type=self.levels, recipe="lean")
@@ -205,9 +206,7 @@ class Scorer:
             group = files[first : first + AT_ONCE]
             paths = [Path(one.converted.path) for one in group]
             for text in self.texts:
-                quality = compare(
-                    self.reference, paths, text.text, threads=self.threads, cache_bytes=0, progress=show
-                )
+                quality = compare(self.reference, paths, text.text, threads=self.threads, cache_bytes=0, progress=show)
                 text.draws = text.draws or resampled(quality)
                 text.about = {
                     "name": text.key,
@@ -244,7 +243,8 @@ class Scorer:
             "kld_p999_ratio": one.figures[text.key]["kld_p999"] / other.figures[text.key]["kld_p999"],
             "top1_difference": text.draws.mean(same.astype(np.float64) - other_same),
             "speed_ratio": {
-                batch: median_ratio(speeds, other.speeds[batch]) for batch, speeds in one.speeds.items() if other.speeds
+                batch: spread([a / b for a, b in zip(speeds, other.speeds[batch], strict=True)], 3)
+                for batch, speeds in one.speeds.items()
             },
         }
 
@@ -278,8 +278,8 @@ def written(arguments: argparse.Namespace, maker: Maker, scorer: Scorer, files: 
             if one.kind == "ablated":
                 pairs.append(scorer.pair(one, searched[one.beside], text))
             elif one.kind != "stock":
-                others = dict.fromkeys([one.beside or beside(one, stock), *([EQUAL] if EQUAL in stock else [])])
-                pairs += [scorer.pair(one, stock[other], text) for other in others]
+                others = dict.fromkeys([one.beside or one.converted.type, EQUAL])
+                pairs += [scorer.pair(one, stock[other], text) for other in others if other in stock]
     importance = read_importance(maker.imatrix)
     datasets, tokens = list(importance.datasets), len(importance.tokens)
     document = {
@@ -291,15 +291,6 @@ def written(arguments: argparse.Namespace, maker: Maker, scorer: Scorer, files: 
         "pairs": pairs,
     }
     arguments.output.write_text(to_json_text(document) + "\n", "utf-8")
-
-
-def beside(one: File, stock: dict[str, File]) -> str:
-    """The stock file of the same type; or else the smallest that is not smaller, or the largest."""
-    if one.converted.type in stock:
-        return str(one.converted.type)
-    by_size = sorted(stock.values(), key=lambda other: other.converted.bytes)
-    larger = [other for other in by_size if other.converted.bytes >= one.converted.bytes]
-    return str((larger or by_size[-1:])[0].converted.type)
 
 
 if __name__ == "__main__":
