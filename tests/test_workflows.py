@@ -108,14 +108,14 @@ def test_hosted_runners_build_with_our_flags_for_a_named_processor(file: Path) -
 
 
 def test_the_matrix_has_the_ci_types_of_the_registry(tmp_path: Path) -> None:
-    assert JOBS["bench", "bench"]["strategy"]["matrix"] == {"type": "${{ fromJSON(needs.levels.outputs.types) }}"}
-    [step] = [step for step in JOBS["bench", "levels"]["steps"] if step.get("id") == "levels"]
+    assert JOBS["bench", "bench"]["strategy"]["matrix"] == {"type": "${{ fromJSON(needs.types.outputs.types) }}"}
+    [step] = [step for step in JOBS["bench", "types"]["steps"] if step.get("id") == "types"]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "GITHUB_OUTPUT": str(tmp_path / "output")}
     subprocess.run(["bash", "-eo", "pipefail", "-c", step["run"]], cwd=tmp_path, env=environment, check=True)
-    name, _, levels = (tmp_path / "output").read_text().partition("=")
+    name, _, types = (tmp_path / "output").read_text().partition("=")
     assert name == "types"
-    assert json.loads(levels) == [one.name for one in QUANT_TYPES.values() if one.ci and one.name != "F32"]
+    assert json.loads(types) == [one.name for one in QUANT_TYPES.values() if one.ci and one.name != "F32"]
 
 
 def test_the_baseline_has_every_type_of_the_matrix() -> None:
