@@ -36,7 +36,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts tests marked `tables` first: a worker runs the front of its part itself, and other workers do not take it."""
+    """Puts tests marked `tables` first: a worker runs the front of its part itself, and no other worker takes it."""
     items.sort(key=lambda item: item.get_closest_marker("tables") is None)
 
 
