@@ -22,8 +22,7 @@ from typer.testing import CliRunner
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCH = ROOT / "docs" / "bench"
-PAGES_WITH_TABLES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("benchmarks", "convert"))]
-PAGES_WITH_TABLES += [ROOT / "docs" / f"{name}.md" for name in ("performance", "quantization")]
+PAGES_WITH_TABLES = [ROOT / "docs" / f"{name}.md" for name in ("benchmarks", "convert", "performance", "quantization")]
 
 
 def main() -> None:
@@ -94,7 +93,6 @@ def tables() -> dict[str, list[str]]:
     """The blocks between `<!-- name -->` and `<!-- /name -->`."""
     lean, speeds = document_of("lean"), document_of("lean-speed")
     return {
-        "types": doc_tables.type_table(t for t in QUANT_TYPES.values() if t.ci),
         "all_types": doc_tables.type_table(QUANT_TYPES.values()),
         "demo": fenced((BENCH / "demo.txt").read_text("utf-8")).splitlines(),
         "bench": doc_tables.bench_table(document_of("storybook")),
