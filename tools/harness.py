@@ -82,10 +82,10 @@ def run(*command: object) -> tuple[float, int]:
     return seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def output_of(*command: object) -> str:
-    """stdout and stderr of a command, in their order."""
-    done = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    return done.stdout.decode()
+def output_of(*command: object, log: bool = False) -> str:
+    """stdout of a command, and with `log` its stderr too, in their order."""
+    errors = subprocess.STDOUT if log else subprocess.DEVNULL
+    return subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, stderr=errors).stdout.decode()
 
 
 def show(done: int, total: int, what: str) -> None:

@@ -124,7 +124,7 @@ def perplexity(arguments: Arguments, scratch: Path) -> dict[str, Any]:
             return found["tps"]
 
         def theirs(_number: int, path: Path = path, seen: dict[str, float] = seen) -> float:
-            log = output_of(*program, path, "-f", text)
+            log = output_of(*program, path, "-f", text, log=True)
             begin = re.search(STAMP + r"perplexity: calculating perplexity over (\d+) chunks, n_ctx=(\d+)", log, re.M)
             end = re.search(STAMP + r"Final estimate: PPL = ([\d.]+)", log, re.M)
             assert begin
@@ -154,7 +154,7 @@ def divergences(arguments: Arguments, text: Path, program: list[Any], scratch: P
     draws = resampled(quality)
     found = []
     for number, path in enumerate(arguments.files):
-        printed = output_of(*program, path, "--kl-divergence-base", base, "--kl-divergence")
+        printed = output_of(*program, path, "--kl-divergence-base", base, "--kl-divergence", log=True)
         ours = divergence(quality, number, draws)
         figures = {}
         for name, (label, factor) in FIGURES.items():

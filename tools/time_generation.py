@@ -120,8 +120,7 @@ def completion(path: Path, threads: int, settings: Mapping[str, Any], streamed: 
 
 def llama_bench(path: Path, arguments: argparse.Namespace, _number: int) -> float:
     command = [arguments.llama_cpp_bin / "llama-bench", "-m", path, "-t", arguments.threads, "-p", 0, "-n", TOKENS]
-    printed = output_of(*command, "-r", 1, "-o", "json")
-    return float(json.loads(printed[printed.index("[") :])[0]["avg_ts"])
+    return float(json.loads(output_of(*command, "-r", 1, "-o", "json"))[0]["avg_ts"])
 
 
 def pages(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
