@@ -88,7 +88,9 @@ def decode(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def one_sequence(model: Model, settings: Mapping[str, Any], number: int) -> float:
     """Tokens per second from the call to the last piece."""
-    return TOKENS / seconds_of(list, model.stream([number], max_tokens=TOKENS, ignore_eos=True, seed=1, **settings))
+    return TOKENS / seconds_of(
+        list, model.stream([1000 + number], max_tokens=TOKENS, ignore_eos=True, seed=1, **settings)
+    )
 
 
 def llama(path: Path, threads: int, settings: Mapping[str, Any], process: Executor) -> dict[str, Callable[..., float]]:
@@ -104,14 +106,14 @@ def llama(path: Path, threads: int, settings: Mapping[str, Any], process: Execut
 def llama_of(path: Path, threads: int) -> Any:
     from llama_cpp import Llama
 
-    return Llama(str(path), n_ctx=TOKENS + 8, n_threads=threads, n_threads_batch=threads, verbose=False)
+    return Llama(str(path), n_ctx=1024, n_threads=threads, n_threads_batch=threads, verbose=False)
 
 
 def completion(path: Path, threads: int, settings: Mapping[str, Any], streamed: bool, number: int) -> float:
     model = llama_of(path, threads)
     model.reset()
     started = time.perf_counter()
-    answer = model.create_completion([number], stream=streamed, max_tokens=TOKENS, seed=1, **settings)
+    answer = model.create_completion([1000 + number], stream=streamed, max_tokens=TOKENS, seed=1, **settings)
     if streamed:
         for _ in answer:
             pass
@@ -217,7 +219,7 @@ def batch(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 def several_sequences(model: Model, settings: Mapping[str, Any], number: int) -> float:
     """Tokens per second of all sequences together, from the first token of the last one to the end."""
     texts = model.batch(
-        [[number, 2, 3, 4]],
+        [[1000 + number, 2, 3, 4]],
         num_return_sequences=SEQUENCES,
         parallel=SEQUENCES,
         max_tokens=TOKENS + 1,

@@ -31,12 +31,12 @@ model = load()
 
 def text(tokens, temperature, number):
     settings = {"max_tokens": tokens, "ignore_eos": True, "seed": 1, "temperature": temperature, "lookup": 0}
-    for _ in model.stream([number], **settings):
+    for _ in model.stream([1000 + number], **settings):
         pass
     return tokens
 
 def texts(tokens, number):
-    model.generate([[number, 2, 3, 4]], num_return_sequences=8, max_tokens=tokens, ignore_eos=True, seed=1)
+    model.generate([[1000 + number, 2, 3, 4]], num_return_sequences=8, max_tokens=tokens, ignore_eos=True, seed=1)
     return 8 * tokens
 
 def prompt(tokens, number):
