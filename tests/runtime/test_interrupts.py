@@ -133,7 +133,7 @@ def test_a_handler_that_closes_the_model(model: Model, monkeypatch: pytest.Monke
 
 
 def test_a_storm() -> None:
-    command = [sys.executable, ROOT / "tools" / "interrupt_storm.py", "220", "--seed", "3"]
+    command = [sys.executable, ROOT / "tools" / "stress.py", "interrupts", "220", "--seed", "3"]
     found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert found.returncode == 0, found.stdout + found.stderr
     assert "ignored" not in found.stderr  # as Python says of an interrupt that it drops

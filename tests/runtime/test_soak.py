@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "soak.py"
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "stress.py"
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not tell")
 def test_thirty_reloads_stay_within_one_and_a_half_models(storybook_files: dict[str, Path]) -> None:
-    command = [sys.executable, TOOL, storybook_files["Q8_0"], "--cycles", "30"]
+    command = [sys.executable, TOOL, "soak", storybook_files["Q8_0"], "--cycles", "30"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     *lines, last = done.stdout.splitlines()
     found = json.loads(last)

@@ -127,6 +127,7 @@ def application(environ, start_response):
 """
 
 
+@pytest.mark.peer
 def test_gunicorn_that_loads_the_application_first(short_files: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "application.py").write_text(f"PATH = {str(short_files['Q8_0'])!r}\n{APPLICATION}", "utf-8")
     address = str(tmp_path / "socket")
