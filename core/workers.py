@@ -160,7 +160,7 @@ def no_more_threads() -> RuntimeFailure:
     """The error for a `RuntimeError` of a thread that could not be started."""
     return RuntimeFailure(
         "the system refuses to start another thread",
-        "Raise the limit of processes (ulimit -u, or pids.max of the control group) or of memory (ulimit -v).",
+        "Raise the limit of processes (`ulimit -u`, a container's pids limit) or of memory (`ulimit -v`).",
     )
 
 

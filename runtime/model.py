@@ -160,6 +160,18 @@ class Model(Scorer):
         """What decoding uses now; with "auto" it changes."""
         return self._single.governor.threads
 
+    @threads.setter
+    def threads(self, threads: int | Literal["auto"]) -> None:
+        """For what is computed from now on. Raises `UsageError` as `load` does, `RuntimeFailure` without threads."""
+        threads = check_threads(threads)
+        require_threads(make_governor(threads).most)
+        with self._lock:
+            self._open()
+            self._threads = threads
+            for engine in (self._single, self._several):
+                if engine is not None:
+                    engine.governor = make_governor(threads)
+
     def stream(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Generation:
         """Starts a generation: iterate over it for pieces of text. `Options` tells what can be said by keyword.
 

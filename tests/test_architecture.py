@@ -31,7 +31,7 @@ MAY_IMPORT = {  # a folder: the other folders whose modules it may import
     "runtime/native": {"core"},
     "runtime": {"core", "runtime/native"},
     "bench/document": {"core"},
-    "bench/data": {*CONVERTER, *RUNNER},
+    "bench/data": {*CONVERTER, *RUNNER, "bench/document"},
     "bench/quality": MEASURES,
     "bench/speed": MEASURES,
     "bench/tasks": {*MEASURES, "bench/quality"},

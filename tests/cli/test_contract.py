@@ -81,7 +81,7 @@ def test_convert_all(tmp_path: Path) -> None:
     model = make_checkpoint(tmp_path / "model", width=256, inner=256)
     done = dgpt2("convert", model, "--all", "-o", tmp_path / "out", "--json")
     files = document(done)
-    assert b"Without IQ3_XS IQ3_XXS Q2_K_S" in done.stderr
+    assert b"Skipping IQ3_XS IQ3_XXS Q2_K_S" in done.stderr
     assert b"they need --imatrix or --calibrate" in done.stderr
     assert sorted(Path(file["path"]).name for file in files) == sorted(
         path.name for path in (tmp_path / "out").iterdir()
@@ -247,7 +247,7 @@ def test_a_prompt_from_echo_has_no_line_end(storybook_files: dict[str, Path]) ->
     assert dgpt2(*call, stdin=b"The king\n").stdout == dgpt2(*call, stdin=b"The king").stdout
 
 
-def test_a_full_disk_behind_stdout_is_said() -> None:
+def test_a_full_disk_is_reported() -> None:
     result = subprocess.run(f"'{TOOL}' types > /dev/full", shell=True, capture_output=True, check=False)
     assert result.returncode == 1
     assert result.stderr.decode().startswith("Error: ")

@@ -69,7 +69,7 @@ def test_types_set_by_hand_are_taken_and_shown(folder: Path, tmp_path: Path) -> 
     described = document("inspect", entry["path"])
     types = {tensor["name"]: tensor["type"] for tensor in described["tensors"]}
     assert [types[f"blk.0.{name}.weight"] for name in ("ffn_down", "attn_qkv", "ffn_up")] == ["Q8_0", "F16", "Q4_0"]
-    assert "set by hand    ffn_down=Q8_0, qkv=F16\n" in succeeded("inspect", entry["path"]).stdout
+    assert "set manually   ffn_down=Q8_0, qkv=F16\n" in succeeded("inspect", entry["path"]).stdout
 
 
 def test_a_text_on_the_way_gives_the_file_of_its_importance_matrix(folder: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Bad input through the real program: one sentence, perhaps one hint, a status, and nothing left behind."""
+"""Wrong input of the program gives one sentence, at most one hint, a status, and no files."""
 
 import json
 import os

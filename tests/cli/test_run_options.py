@@ -74,7 +74,7 @@ def test_a_special_token_stops_and_is_shown(model: Path) -> None:
     ],
     ids=str,
 )
-def test_what_would_be_ignored_is_refused(arguments: tuple[str, ...], says: str, model: Path) -> None:
+def test_options_without_effect_are_refused(arguments: tuple[str, ...], says: str, model: Path) -> None:
     done = dgpt2("run", "x", "-m", model, "-n", "1", *arguments)
     assert (done.returncode, done.stdout) == (2, b"")
     assert says in done.stderr.decode()
@@ -83,14 +83,14 @@ def test_what_would_be_ignored_is_refused(arguments: tuple[str, ...], says: str,
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--ctx-size", "4096"), "--ctx-size 4096 is more than the 512 positions"),
+        (("--ctx-size", "4096"), "--ctx-size 4096 is more than this model's 512 positions"),
         (("--mirostat-tau", "3"), "--mirostat-tau has no effect without --mirostat 2"),
         (("--repeat-last-n", "9"), "--repeat-last-n has no effect without a penalty"),
         (("--lookup", "3", "--num-return-sequences", "2"), "--lookup has no effect without a single text"),
     ],
     ids=str,
 )
-def test_what_changes_nothing_is_noted(arguments: tuple[str, ...], says: str, model: Path) -> None:
+def test_options_without_effect_are_reported(arguments: tuple[str, ...], says: str, model: Path) -> None:
     done = dgpt2("run", "x", "-m", model, "-n", "1", *arguments)
     assert done.returncode == 0
     assert says in done.stderr.decode()

@@ -38,7 +38,7 @@ def compared(
     return result
 
 
-def test_each_token_by_the_definition() -> None:
+def test_compare_matches_the_definition() -> None:
     reference, level, targets = random_pair()
     found = compared(reference, level, targets)
     p, q = probabilities(reference), probabilities(level)
@@ -60,7 +60,7 @@ def test_pad_tokens_take_their_share_of_the_probability() -> None:
         assert np.array_equal(found.top, q.argmax(axis=-1))
 
 
-def test_what_is_expected_by_the_definition() -> None:
+def test_expected_matches_the_definition() -> None:
     reference, _, targets = random_pair()
     with rows.on_threads(2) as for_blocks:
         found = rows.expected(reference, targets, for_blocks)
@@ -73,14 +73,14 @@ def test_what_is_expected_by_the_definition() -> None:
 
 
 @pytest.mark.parametrize("options", [{"threads": 3}, {"cuts": (1, 2, 17)}, {"threads": 2, "cuts": (30,)}], ids=str)
-def test_neither_threads_nor_parts_change_a_bit(options: dict[str, object]) -> None:
+def test_threads_and_batches_do_not_change_the_bits(options: dict[str, object]) -> None:
     pair = random_pair()
     found, whole = compared(*pair, **options), compared(*pair)  # type: ignore[arg-type]
     for name in ("nll", "kld", "top"):
         assert np.array_equal(getattr(found, name), getattr(whole, name))
 
 
-def test_the_logits_are_left_alone() -> None:
+def test_the_logits_are_not_modified() -> None:
     reference, level, targets = random_pair()
     for array in (reference, level):
         array.flags.writeable = False
@@ -96,7 +96,7 @@ def test_a_distribution_does_not_diverge_from_itself() -> None:
 
 
 @pytest.mark.parametrize("noise", [1e-6, 1e-4, 1e-3])
-def test_small_divergences_are_told_apart_from_none(noise: float) -> None:
+def test_small_divergences_are_not_rounded_to_zero(noise: float) -> None:
     reference, level, targets = random_pair(noise)
     found = compared(reference, level, targets).kld
     p, q = probabilities(reference), probabilities(level)
@@ -105,7 +105,7 @@ def test_small_divergences_are_told_apart_from_none(noise: float) -> None:
     assert found == pytest.approx(exact, abs=2e-9, rel=1e-3)
 
 
-def test_it_is_measured_from_the_reference() -> None:
+def test_the_divergence_is_from_the_reference() -> None:
     sure, unsure = np.log(np.float32([[0.98, 0.01, 0.01]])), np.log(np.float32([[0.5, 0.25, 0.25]]))
     target = np.array([0])
     from_sure, from_unsure = compared(sure, unsure, target).kld[0], compared(unsure, sure, target).kld[0]
