@@ -104,7 +104,7 @@ def run(
     from dgpt2_quant.quantize.store.model_files import model_file
     from dgpt2_quant.runtime import Model
     from dgpt2_quant.runtime.request import check_seed
-    from dgpt2_quant.runtime.sampling import Sampling
+    from dgpt2_quant.runtime.sampling.settings import Sampling
 
     settings: dict[str, Any] = {
         "temperature": temperature,

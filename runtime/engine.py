@@ -17,9 +17,9 @@ from time import perf_counter
 
 import numpy as np
 from dgpt2_quant.runtime.native.batch_token import Fed, Logits
+from dgpt2_quant.runtime.native.depth_context import DepthContext
 from dgpt2_quant.runtime.native.model_context import NativeContext
 
-from .depth_context import DepthContext
 from .sequence import Draft, TokenLogprob, token_logprob
 from .threads import Fixed, Governor
 

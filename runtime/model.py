@@ -22,9 +22,10 @@ from dgpt2_quant.core.gguf_file import require_file
 from dgpt2_quant.core.workers import require_threads
 from dgpt2_quant.runtime.native.batch_token import token_ids
 from dgpt2_quant.runtime.native.calls import flush
+from dgpt2_quant.runtime.native.depth_context import DepthContext
 from dgpt2_quant.runtime.native.model_context import F16, F32, KV_TYPES, NativeContext, NativeModel
+from dgpt2_quant.runtime.sampling.settings import whole
 
-from .depth_context import DepthContext
 from .engine import CHUNK, Engine, Piece
 from .generation import Batch, Generation
 from .reentry import refuse_within
@@ -37,7 +38,6 @@ from .request import (
     make_request,
     random_seed,
 )
-from .sampling import whole
 from .scorer import SCORING, Scorer
 from .sequence import Completion, Draft
 from .threads import check_threads, make_governor

@@ -10,9 +10,9 @@ import numpy as np
 from dgpt2_quant.core.errors import UsageError
 from dgpt2_quant.runtime.native.batch_token import token_ids
 from dgpt2_quant.runtime.native.model_context import NativeModel
+from dgpt2_quant.runtime.sampling.settings import Sampling, whole
 
 from .prompt_lookup import GUESSES, MOST_GUESSES
-from .sampling import Sampling, whole
 
 DEFAULT_MAX_TOKENS = 128
 _SEEDS = 2**32 - 1  # llama.cpp takes the last number of 32 bits (LLAMA_DEFAULT_SEED) for "draw one yourself"

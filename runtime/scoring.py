@@ -7,8 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from dgpt2_quant.core.errors import UsageError
 from dgpt2_quant.runtime.native.model_context import NativeContext
-
-from .candidates import log_total
+from dgpt2_quant.runtime.sampling.candidates import log_total
 
 Pooling = Literal["none", "mean", "last"]
 Visitor = Callable[[int, npt.NDArray[np.float32]], None]

@@ -9,11 +9,11 @@ from typing import Any, Literal
 import numpy as np
 from dgpt2_quant.runtime.native.batch_token import Logits
 from dgpt2_quant.runtime.native.model_context import NativeModel
+from dgpt2_quant.runtime.sampling.candidates import likeliest, log_total
+from dgpt2_quant.runtime.sampling.sampler import Sampler
 
-from .candidates import likeliest, log_total
 from .prompt_lookup import Guess, Lookup
 from .request import Request
-from .sampler import Sampler
 from .text_stream import TextStream
 
 FinishReason = Literal["length", "stop", "eos", "cancelled"]

@@ -19,8 +19,7 @@ from typing import Literal
 
 from dgpt2_quant.core.cores import usable_cores
 from dgpt2_quant.core.errors import UsageError
-
-from .sampling import whole
+from dgpt2_quant.runtime.sampling.settings import whole
 
 MOST_THREADS = 512
 MOST_AUTO = 16  # with more threads, barriers cost more than what each of them computes of a token

@@ -16,7 +16,7 @@ from dgpt2_quant.cli.main import VERBS
 from dgpt2_quant.core.quant_types import BENCH_TYPES, QUANT_TYPES
 from dgpt2_quant.quantize.checkpoint.resolve import DEFAULT_MODEL
 from dgpt2_quant.runtime.request import DEFAULT_MAX_TOKENS
-from dgpt2_quant.runtime.sampling import Sampling
+from dgpt2_quant.runtime.sampling.settings import Sampling
 
 from ..quantize.checkpoints import make_checkpoint
 from .program import TOOL

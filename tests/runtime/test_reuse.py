@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 from dgpt2_quant.runtime import Completion, Model
-from dgpt2_quant.runtime.depth_context import FLASH_POSITIONS
 from dgpt2_quant.runtime.engine import CHUNK, Engine
+from dgpt2_quant.runtime.native.depth_context import FLASH_POSITIONS
 from dgpt2_quant.runtime.native.model_context import CELLS
 from dgpt2_quant.runtime.sequence import Draft
 

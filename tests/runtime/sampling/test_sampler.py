@@ -10,8 +10,8 @@ import pytest
 from dgpt2_quant.core.errors import UsageError
 from dgpt2_quant.runtime.native.model_context import NativeModel
 from dgpt2_quant.runtime.native.sampler import NativeSampler
-from dgpt2_quant.runtime.sampler import Sampler
-from dgpt2_quant.runtime.sampling import Sampling
+from dgpt2_quant.runtime.sampling.sampler import Sampler
+from dgpt2_quant.runtime.sampling.settings import Sampling
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from dgpt2_quant.runtime.depth_context import FLASH_POSITIONS, DepthContext, transpose
 from dgpt2_quant.runtime.native.batch_token import Logits
+from dgpt2_quant.runtime.native.depth_context import FLASH_POSITIONS, DepthContext, transpose
 from dgpt2_quant.runtime.native.model_context import CELLS, F16, F32, NativeContext, NativeModel
 
 LENGTH = CELLS + 20

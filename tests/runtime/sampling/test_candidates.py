@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 import pytest
-from dgpt2_quant.runtime.candidates import at_least, at_least_likely, likeliest, log_total, nucleus, typical
+from dgpt2_quant.runtime.sampling.candidates import at_least, at_least_likely, likeliest, log_total, nucleus, typical
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

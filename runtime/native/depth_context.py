@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from dgpt2_quant.runtime.native.batch_token import Fed, Logits, State
-from dgpt2_quant.runtime.native.model_context import NativeContext
+
+from .batch_token import Fed, Logits, State
+from .model_context import NativeContext
 
 FLASH_POSITIONS = 128
 

@@ -12,7 +12,7 @@ from dgpt2_quant.runtime.native.sampler import NativeSampler
 
 from .candidates import Ids, at_least, at_least_likely, log_total, nucleus, typical
 from .grammar import check_grammar
-from .sampling import Sampling
+from .settings import Sampling
 
 _BLOCK = 256  # tokens that are drawn together first, when nothing filters them
 
