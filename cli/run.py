@@ -196,8 +196,8 @@ def _follow(batch: "Batch", prompt: str, *, at_once: bool) -> None:
     try:
         if not at_once:
             show()
-        for number, piece in batch:
-            waiting[number].append(piece)
+        for event in batch:
+            waiting[event.number].append(event)
             show()
         show()
     except BaseException:

@@ -82,7 +82,7 @@ def test_signals_hangs_exceptions_and_allocations_are_found(sources: list[Path],
     assert found[-1] == "[]"  # a quarter of what is allowed
 
 
-def test_a_case_is_the_same_wherever_it_is_made(sources: list[Path]) -> None:
+def test_cases_are_reproducible(sources: list[Path]) -> None:
     for path in sources:
         assert take_apart(path).encode() == path.read_bytes()
     draft = take_apart(sources[0])
