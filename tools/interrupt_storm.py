@@ -145,9 +145,9 @@ class Use:
 
     def schedule(self) -> None:
         with Scheduler(self.model, parallel=2) as scheduler:
-            handles = [scheduler.submit(PROMPT, max_tokens=5) for _ in range(3)]
-            next(handles[0])
-            handles[1].result()
+            tickets = [scheduler.submit(PROMPT, max_tokens=5) for _ in range(3)]
+            next(tickets[0])
+            tickets[1].result()
 
     def convert(self) -> None:
         convert("storybook", type=["q4_k", "q8_0"], output=self.folder, overwrite=True)

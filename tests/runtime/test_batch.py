@@ -1,4 +1,4 @@
-"""Several texts at a time: the same ones as one after the other, in their order, whenever each of them ends."""
+"""Several texts together are equal to those one after the other, whenever each of them ends."""
 
 from pathlib import Path
 from typing import Any

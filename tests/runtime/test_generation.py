@@ -1,4 +1,4 @@
-"""What can be asked of a generation, and what several at a time have in common with one after the other."""
+"""Options of a generation: ends, truncation, echo, log-probabilities, lengths."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -20,7 +20,7 @@ STORY = (Path(__file__).parents[2] / "demo" / "evaluation.txt").read_text("utf-8
 
 
 def one(model: Model, prompt: str | list[int] = PROMPT, **options: Any) -> Completion:
-    """Alone, through `stream`; at temperature 0 unless something else is asked for."""
+    """A text from `stream`, greedy unless `options` differ."""
     generation = model.stream(prompt, **{"temperature": 0, "max_tokens": 16, **options})
     text = "".join(generation)
     assert generation.completion is not None
@@ -35,7 +35,7 @@ def as_told(completion: Completion) -> tuple[Any, ...]:
 
 @pytest.fixture(scope="module")
 def daughter(storybook_files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
-    """A model for which " daughter", its sixth token behind the prompt, ends a text."""
+    """A model for which " daughter", the sixth token of its greedy text, is an end-of-text token."""
     with Model.load(storybook_files["F32"], threads=1) as model:
         (token,) = model.tokenize(" daughter")
     ends = {"tokenizer.ggml.eos_token_id": token}
@@ -147,7 +147,7 @@ class TestLogprobs:
         assert as_told(completion)[3:5] == as_told(one(storybook, prompt, logprobs=2))[3:5]
 
     def test_of_the_prompt_alone(self, storybook: Model) -> None:
-        # how log-likelihoods of given texts are asked for in the OpenAI API
+        # as the OpenAI API requests log-likelihoods of given texts
         completion = one(storybook, echo=True, logprobs=1, max_tokens=0)
         assert completion.prompt_logprobs is not None
         assert len(completion.prompt_logprobs) == len(storybook.tokenize(PROMPT))

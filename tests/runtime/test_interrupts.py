@@ -1,4 +1,4 @@
-"""Ctrl-C at any instant: it arrives once, within two seconds, and what it interrupted can be used or closed."""
+"""Ctrl-C at any instant: it arrives once, within two seconds, and the interrupted model can be used or closed."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Models in several threads and processes, and how they end."""
+"""Models in several threads and processes, and their end."""
 
 import copy
 import gc

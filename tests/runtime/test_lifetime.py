@@ -1,4 +1,4 @@
-"""What is dropped is gone, without a collection; what is shared or closed early answers."""
+"""Dropped objects are freed at once, and shared or closed ones still answer."""
 
 import asyncio
 import contextlib
@@ -17,6 +17,8 @@ from dgpt2_quant.core import versions as llama_cpp_version
 from dgpt2_quant.core.errors import DgptQuantError, RuntimeFailure
 from dgpt2_quant.runtime import Completion, Model, Scheduler
 from dgpt2_quant.runtime.native import calls as native_calls
+
+from .conftest import FAILING
 
 PROMPT = "Once upon a time"
 
@@ -114,14 +116,12 @@ class TestReaders:
         assert len([event for event in events if event.completion]) == 1
         assert completion.tokens == 60
 
-    def test_all_readers_get_the_error_of_a_failure(self, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-        with Scheduler(model, parallel=1) as scheduler:
-            monkeypatch.setattr(scheduler._worker.engine, "step", lambda: (_ for _ in ()).throw(OSError("no more")))
-            handle = scheduler.submit(PROMPT, max_tokens=60)
-            with ThreadPoolExecutor(2) as pool:
-                for reader in [pool.submit(list, handle) for _ in range(2)]:
-                    with pytest.raises(OSError, match="no more"):
-                        reader.result(20)
+    def test_all_readers_get_the_error_of_a_failure(self, fragile: Model) -> None:
+        with Scheduler(fragile, parallel=1) as scheduler, ThreadPoolExecutor(2) as pool:
+            handle = scheduler.submit(FAILING)
+            for reader in [pool.submit(list, handle) for _ in range(2)]:
+                with pytest.raises(RuntimeFailure, match="not finite"):
+                    reader.result(20)
 
     def test_three_threads_read_one_stream(self, model: Model) -> None:
         expected = "".join(model.stream(PROMPT, max_tokens=60, seed=1, ignore_eos=True))
@@ -222,22 +222,18 @@ def test_a_model_that_is_closed_in_the_middle_of_texts_is_freed(short_files: dic
             list(ended)
 
 
-def test_a_failure_keeps_nothing_in_memory(short_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_keeps_nothing_in_memory(fragile: Model) -> None:
     gc.collect()
-    model = Model.load(short_files["Q8_0"], threads=1)
-    scheduler = Scheduler(model)
-    monkeypatch.setattr(scheduler._worker.engine, "step", lambda: (_ for _ in ()).throw(OSError("no more")))
-    handle = scheduler.submit(PROMPT)
-    for _ in range(3):
-        with pytest.raises(OSError, match="no more") as caught:
-            handle.result(20)
-        depth = len(caught.traceback)
-    assert depth < 8  # and does not grow with each call
-    gone = weakref.ref(handle)
-    del caught, handle
-    assert gone() is None
-    scheduler.close()
-    model.close()
+    with Scheduler(fragile) as scheduler:
+        handle = scheduler.submit(FAILING)
+        for _ in range(3):
+            with pytest.raises(RuntimeFailure, match="not finite") as caught:
+                handle.result(20)
+            depth = len(caught.traceback)
+        assert depth < 8  # and does not grow with each call
+        gone = weakref.ref(handle)
+        del caught, handle
+        assert gone() is None
 
 
 def test_a_request_that_meets_the_end_of_its_scheduler_is_not_lost(model: Model) -> None:

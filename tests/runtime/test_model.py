@@ -1,4 +1,4 @@
-"""A loaded model: the exact text, the same text again, every way for it to end, and every way to use it wrongly."""
+"""A loaded model: exact texts, reproducibility, every end of a text, and wrong use."""
 
 import gc
 import io
@@ -51,7 +51,7 @@ class TestText:
                 with Model.load(sys.argv[1], threads=threads) as model:
                     print(repr("".join(model.stream("Once upon a time", seed=1, max_tokens=40, temperature=1))))
         """
-        # a process of its own, in which threads give way: otherwise they spin, and crawl when another one works too
+        # a separate process, in which threads yield: spinning threads are very slow next to another busy process
         command = [sys.executable, "-c", program, str(storybook_files[level])]
         environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
         child = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=True)
@@ -404,7 +404,7 @@ class TestMemory:
         monkeypatch.setattr(library.bindings(), "llama_init_from_model", lambda model, params: None)
         with pytest.raises(RuntimeFailure, match="cannot create a context of"):
             Model.load(storybook_files["Q8_0"])
-        gc.collect()  # what is left of it frees the model once, not twice
+        gc.collect()  # the remaining objects free the model once, not twice
 
 
 class TestNumbersOfAllKinds:

@@ -1,4 +1,4 @@
-"""Pad tokens are never chosen and have no part in any probability, even where their logits are the largest."""
+"""Pad tokens are never sampled and have no probability, even if their logits are the largest."""
 
 from collections.abc import Iterator
 from pathlib import Path

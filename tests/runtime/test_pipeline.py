@@ -1,4 +1,4 @@
-"""The pipeline of those who come from Transformers: its calls, its output shapes, its defaults."""
+"""`pipeline("text-generation")`: the calls, output shapes and defaults of Transformers."""
 
 import itertools
 import re
@@ -85,7 +85,7 @@ class TestLengths:
             generator("word " * 600, max_new_tokens=10)
         (record,) = generator("word " * 600, max_new_tokens=10, handle_long_generation="hole", return_tensors=True)
         assert len(record["generated_token_ids"]) == 512
-        # also where the prompt fits, but not with what is to come behind it
+        # also if the prompt fits, but not with the new tokens
         fits = "word " * 499
         (record,) = generator(fits, max_new_tokens=200, handle_long_generation="hole", return_tensors=True)
         assert record["generated_token_ids"][:312] == generator.model.tokenize(fits)[-312:]

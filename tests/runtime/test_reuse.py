@@ -1,4 +1,4 @@
-"""A prompt gets the same bits whether it is computed, or kept of what another one had in common with it."""
+"""A prompt gives the same bits whether it is computed or reused from another prompt."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,12 +66,12 @@ def write(model: Model, prompt: list[int], **options: Any) -> tuple[Told, int]:
 
 
 def forget(model: Model) -> None:
-    """Makes it compute something else, so that nothing is left of what was before."""
+    """Computes another prompt, so that nothing of earlier ones is reused."""
     write(model, [9, 9, 9])
 
 
 def other(prompt: list[int], shared: int, more: int = 30) -> list[int]:
-    """A prompt that has its beginning in common with this one, but not the token behind that."""
+    """A prompt with the same beginning, and another token after it."""
     return [*prompt[:shared], (prompt[shared] + 1) % 8000, *range(100, 100 + more)]
 
 

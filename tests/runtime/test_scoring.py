@@ -1,4 +1,4 @@
-"""Scores and hidden states, against the forward pass in NumPy; and that generations go on as if there had been none."""
+"""Scores and hidden states, compared with the forward pass in NumPy; scoring does not change a generation."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,7 +69,7 @@ class TestScore:
 
 
 class TestFeatures:
-    # what is left is GELU, which llama.cpp looks up in a table of 16 bits
+    # the difference is GELU, which llama.cpp looks up in a table of 16 bits
     def test_features_are_the_last_hidden_states(self, storybook: Model, reference: Reference) -> None:
         tokens = storybook.tokenize(TEXT)
         found = storybook.features(tokens)
@@ -169,7 +169,7 @@ def test_numpy_integers_are_token_ids(storybook: Model) -> None:
 
 
 class TestContinuations:
-    """Scores behind a shared prefix, against `score` of the whole."""
+    """Scores after a shared prefix, compared with `score` of the whole text."""
 
     @staticmethod
     def expected(model: Model, prefix: list[int], tokens: list[int]) -> tuple[npt.NDArray[Any], list[bool]]:

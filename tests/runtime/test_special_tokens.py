@@ -1,4 +1,4 @@
-"""Special tokens: stopping at them, showing them, and the one that a file puts before every text."""
+"""Special tokens: stopping at them, showing them, and the beginning-of-text token."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Bytes of tokens to text: nothing lost, nothing shown too early, whatever the tokens' borders."""
+"""Token bytes to text: nothing is lost or shown too early, wherever the tokens end."""
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise

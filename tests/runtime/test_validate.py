@@ -1,4 +1,4 @@
-"""Files that must be refused in Python: llama.cpp would end the process, or run them wrongly."""
+"""GGUF files that must be refused: llama.cpp would end the process, or run them wrongly."""
 
 import os
 import random

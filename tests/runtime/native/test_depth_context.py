@@ -1,4 +1,4 @@
-"""Two contexts that are one: what each sequence gets does not depend on which of them has it, and since when."""
+"""A `DepthContext`: the logits do not depend on which of its two contexts has a sequence, or since when."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,7 +38,7 @@ def context(make: Make) -> DepthContext:
 
 
 def feed(slot: int, position: int) -> SimpleNamespace:
-    """Each slot has tokens of its own."""
+    """Different tokens for each slot."""
     return SimpleNamespace(token=TOKENS[position] + slot, next_position=position, slot=slot)
 
 
@@ -53,7 +53,7 @@ def prompt(context: NativeContext | DepthContext, slot: int, length: int) -> Non
 
 @pytest.fixture
 def expected(make: Make) -> list[list[Logits]]:
-    """For two slots: rows of single tokens behind a prompt of 100, from position 100 to `LENGTH`."""
+    """For two slots: rows of single tokens after a prompt of 100, from position 100 to `LENGTH`."""
     flash, plain = make(True), make(False)
     found = []
     for slot in (0, 1):

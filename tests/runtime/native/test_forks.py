@@ -1,4 +1,4 @@
-"""Worker processes: what a server or a pool does that loads a model, and forks."""
+"""Forks and worker processes: models in pools and servers."""
 
 import socket
 import subprocess

@@ -1,4 +1,4 @@
-"""Weights and caches in huge pages: where there are any, and that nothing else changes."""
+"""Weights and KV caches in huge pages, without any other change."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ ASKED = """if True:
     from pathlib import Path
     from dgpt2_quant.runtime import Model
 
-    def asked():  # kilobytes of memory for which huge pages have been asked for
+    def asked():  # kilobytes of memory with requested huge pages
         smaps = Path("/proc/self/smaps").read_text()
         maps = re.findall(r"^Size: +(\\d+) kB$.*?^VmFlags:([^\\n]*)$", smaps, re.M | re.S)
         return sum(int(size) for size, flags in maps if "hg" in flags.split())

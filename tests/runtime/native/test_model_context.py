@@ -1,4 +1,4 @@
-"""llama.cpp talks to a logger, and to nobody else."""
+"""llama.cpp's messages go to a logger and nowhere else."""
 
 import logging
 import subprocess

@@ -1,4 +1,4 @@
-"""The vectors that find candidates, against the plainest definitions of what a filter leaves, in float64."""
+"""The candidate filters, compared with plain definitions in float64."""
 
 import math
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def tied(logits: Row) -> Row:
 
 
 def holed(logits: Row) -> Row:
-    """Every third token forbidden, the likeliest one not."""
+    """Every third token forbidden, except the most likely one."""
     forbidden = np.arange(len(logits)) % 3 == 1
     forbidden[logits.argmax()] = False
     return np.where(forbidden, -np.inf, logits).astype(np.float32)
@@ -54,7 +54,7 @@ def is_a_beginning(found: npt.NDArray[np.intp], scores: npt.NDArray[np.float64])
     return len(set(found.tolist())) == len(found) and (not len(rest) or scores[rest].max() <= scores[found].min())
 
 
-class TestLikeliest:
+class TestTopK:
     @given(rows, st.integers(1, 9000))
     @settings(deadline=None, derandomize=True)
     def test_top_k_by_descending_logit(self, logits: Row, count: int) -> None:

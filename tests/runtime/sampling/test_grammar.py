@@ -1,4 +1,4 @@
-"""Grammars: the text is one of theirs, whatever else is set; how it ends; and which ones are refused."""
+"""Grammars: texts fit them with any settings, how they end, and which grammars are refused."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The sampler against llama.cpp's own chain over the whole vocabulary: the same tokens, or the same distribution."""
+"""The sampler, compared with llama.cpp's chain over the whole vocabulary: equal tokens, or equal distributions."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -166,7 +166,7 @@ class TestTheSameDistribution:
         sampler.close()
 
     def test_unfiltered_sampling_reaches_every_block(self, native: NativeModel) -> None:
-        # each block of tokens has one that stands out, and the last block is shorter than the others
+        # each block of tokens has one very likely token, and the last block is shorter than the others
         row = np.full(native.vocabulary, -50, np.float32)
         standing_out = np.append(np.arange(255, native.vocabulary, 256), native.vocabulary - 1)
         row[standing_out] = np.linspace(0, 1, len(standing_out))

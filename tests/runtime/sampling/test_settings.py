@@ -1,4 +1,4 @@
-"""Sampling settings: what is refused, what they become, and what they do to storybook's text."""
+"""Sampling settings: refused values, and their effects on a text."""
 
 import math
 import re
@@ -187,7 +187,7 @@ def test_the_seed_fixes_the_text(storybook: Model) -> None:
 
 @pytest.mark.parametrize("seed", [2**32 - 1, 2**32 - 2, 2**40 + 3])
 def test_every_number_is_a_seed(storybook: Model, seed: int) -> None:
-    # llama.cpp draws a seed of its own for 2**32 - 1
+    # llama.cpp chooses a random seed for 2**32 - 1
     assert text(storybook, seed=seed) == text(storybook, seed=seed)
 
 
