@@ -40,14 +40,7 @@ from .engine import CHUNK, Engine
 from .generation import Batch, Generation
 from .lifecycle import refuse_within
 from .load_options import LoadOptions, check_load_options
-from .request import (
-    Options,
-    Prompt,
-    check_count,
-    check_seed,
-    make_request,
-    random_seed,
-)
+from .request import Options, Prompt, check_count, check_seed, make_request, random_seed
 from .scoring import SCORING, Scorer
 from .sequence import Sequence
 from .threads import make_governor
@@ -335,16 +328,15 @@ class Model(Scorer):
                 if self._turn is sequences and self._native is not None:
                     self._take(None)
 
-    def _take(self, turn: object) -> NativeModel:
+    def _take(self, turn: object) -> None:
         """Starts a turn: ends everything else in these contexts."""
-        native = self._open()
+        self._open()
         engines = [engine for engine in (self._single, self._several) if engine]
         for engine in engines:
             refuse_within(engine, Engine.step)
         self._turn = turn
         for engine in engines:
             engine.cancel_all()
-        return native
 
     def _context_for(self, *, features: bool = False) -> NativeContext:
         """The context for scoring, separate from those that generate."""
