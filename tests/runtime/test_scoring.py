@@ -118,19 +118,21 @@ class TestFeatures:
 
 
 @pytest.mark.parametrize("name", ["score", "features", "logits"])
-class TestRefused:
-    def test_no_input(self, storybook: Model, name: str) -> None:
-        with pytest.raises(UsageError, match="1-512 tokens, not 0"):
-            getattr(storybook, name)([])
-
-    def test_too_many_tokens(self, storybook: Model, name: str) -> None:
-        with pytest.raises(UsageError, match="1-512 tokens, not 513"):
-            getattr(storybook, name)([5] * 513)
-
-    @pytest.mark.parametrize("token", [-1, 8189, 2**40, 1.5, "a"])
-    def test_ids_outside_the_vocabulary(self, storybook: Model, name: str, token: Any) -> None:
-        with pytest.raises(UsageError, match=r"a token id must be 0-8188|not a list of texts"):
-            getattr(storybook, name)([5, token])
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ([], "1-512 tokens, not 0"),
+        ([5] * 513, "1-512 tokens, not 513"),
+        ([5, -1], "a token id must be 0-8188 in this vocabulary, not -1"),
+        ([5, 8189], "not 8189"),
+        ([5, 2**40], "not 1099511627776"),
+        ([5, 1.5], r"not 1\.5"),
+        (["a", "b"], "not a list of texts"),
+    ],
+)
+def test_wrong_tokens_are_refused(storybook: Model, name: str, tokens: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        getattr(storybook, name)(tokens)
 
 
 def test_an_empty_text_is_refused(storybook: Model) -> None:
