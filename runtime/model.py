@@ -43,7 +43,7 @@ from .load_options import LoadOptions, check_load_options
 from .request import Options, Prompt, check_count, check_seed, make_request, random_seed
 from .scoring import SCORING, Scorer
 from .sequence import Sequence
-from .threads import make_governor
+from .threads import check_threads, make_governor
 from .validate import check_model_file
 
 PARALLEL = 8  # default number of sequences that decode together
@@ -169,6 +169,18 @@ class Model(Scorer):
     def threads(self) -> int:
         """The number of threads that decode now; with "auto" it changes."""
         return self._single.governor.threads
+
+    @threads.setter
+    def threads(self, threads: int | Literal["auto"]) -> None:
+        """Sets it for later calls. Raises `UsageError` as `load` does, `RuntimeFailure` if no thread can be started."""
+        threads = check_threads(threads)
+        require_threads(make_governor(threads).most)
+        with self._lock:
+            self._open()
+            self._threads = threads
+            for engine in (self._single, self._several):
+                if engine is not None:
+                    engine.governor = make_governor(threads)
 
     def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Generation:
         """Starts a text: iterate for its events, which are pieces of text. `Options` lists the keyword arguments.

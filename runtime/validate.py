@@ -47,7 +47,7 @@ def _check_tokenizer(header: GGUFHeader) -> None:
     pre = header.metadata.get("tokenizer.ggml.pre")
     if pre not in SPLIT_AS_GPT2:
         again = f"`dgpt2-quant convert {header.path.name} --type ...` writes a file that can."
-        raise _refused(header.path, f"its tokenizer.ggml.pre must be gpt-2, not {pre!r}", again)
+        raise _refused(header.path, f"its tokenizer.ggml.pre is {pre!r}, not gpt-2", again)
 
 
 def _check_end(header: GGUFHeader) -> None:

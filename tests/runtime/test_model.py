@@ -324,6 +324,17 @@ class TestLife:
             assert (model.quant_type, model.positions, model.vocabulary) == ("Q4_K_M", POSITIONS, 8189)
             assert (model.path, model.threads) == (storybook_files["Q4_K_M"], 2)
 
+    def test_threads_can_be_set_later(self, short_files: dict[str, Path]) -> None:
+        def found(model: Model) -> Any:
+            return model.generate([PROMPT, "The king"], max_tokens=20, temperature=0), model.score([5, 6]).tolist()[1:]
+
+        with Model.load(short_files["Q8_0"], threads=1) as model:
+            expected = found(model)
+            model.threads = 2
+            assert (model.threads, found(model)) == (2, expected)
+            with pytest.raises(UsageError, match="`threads` must be"):
+                model.threads = 0
+
     def test_use_after_close(self, storybook_files: dict[str, Path]) -> None:
         with Model.load(storybook_files["Q4_0"], threads=1) as model:
             late, begun, batch = model.stream(PROMPT), model.stream(PROMPT), model.batch([PROMPT, "The wolf"])

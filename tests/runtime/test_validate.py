@@ -107,9 +107,9 @@ def test_every_level_of_the_bundled_checkpoint_is_accepted(short_files: dict[str
         ("tokenizer.ggml.merges", ["a b"] * 600_000, "it has 600000 merges"),
         ("tokenizer.ggml.token_type", [1] * 261 + [6], "token_type has 6, not 1 to 5"),
         ("tokenizer.ggml.token_type", [1] * 261 + [-1], "token_type has -1, not 1 to 5"),
-        ("tokenizer.ggml.pre", None, "tokenizer.ggml.pre must be gpt-2, not None"),
-        ("tokenizer.ggml.pre", "default", "tokenizer.ggml.pre must be gpt-2, not 'default'"),
-        ("tokenizer.ggml.pre", "llama-bpe", "tokenizer.ggml.pre must be gpt-2, not 'llama-bpe'"),
+        ("tokenizer.ggml.pre", None, "tokenizer.ggml.pre is None, not gpt-2"),
+        ("tokenizer.ggml.pre", "default", "tokenizer.ggml.pre is 'default', not gpt-2"),
+        ("tokenizer.ggml.pre", "llama-bpe", "tokenizer.ggml.pre is 'llama-bpe', not gpt-2"),
         ("tokenizer.ggml.pre", ["gpt-2"], "tokenizer.ggml.pre is of the type ARRAY, not STRING"),
         # for these llama.cpp takes token 11, a comma
         ("tokenizer.ggml.eos_token_id", None, "eos_token_id is None, not 0 to 261"),
