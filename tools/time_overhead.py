@@ -19,7 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from dgpt2_quant.runtime import Model
-from dgpt2_quant.runtime.native.depth_context import FLASH_POSITIONS
+from dgpt2_quant.runtime.depth_context import FLASH_POSITIONS
 from dgpt2_quant.runtime.native.model_context import NativeContext, NativeModel
 
 TOKENS = FLASH_POSITIONS - 8  # all where single tokens have flash attention
