@@ -51,9 +51,9 @@ def test_what_was_asked_for() -> None:
         (Grid(prompt_sizes=(0,)), "a prompt of 0 tokens can not be timed"),
         (Grid(depths=(481,)), "32 tokens behind 481 can not be timed: the model has 512 positions"),
         (Grid(depths=(-1,)), "32 tokens behind -1 can not be timed"),
-        (Grid(batches=(257,)), "`parallel` must be a whole number, 1-256, not 257"),
-        (Grid(batches=(0,)), "`parallel` must be"),
-        (Grid(thread_counts=(100_000,)), '`threads` must be 1-512 or "auto", not 100000'),
+        (Grid(batches=(257,)), "257 sequences at a time were asked for; 1 to 256 are possible"),
+        (Grid(batches=(0,)), "0 sequences at a time"),
+        (Grid(thread_counts=(100_000,)), "100000 threads were asked for"),
     ],
 )
 def test_what_does_not_fit_is_an_error_with_the_limit(grid: Grid, message: str) -> None:
