@@ -1,7 +1,8 @@
-"""What is checked of a grammar before llama.cpp gets it.
+"""Checks of a GBNF grammar before llama.cpp gets it.
 
-llama.cpp writes what is wrong with one to stderr or to its log. For some it takes exponential time, and some end the
-process: those that lead back to the same rule by parts that may be empty, which its search for left recursion misses.
+llama.cpp writes the errors of a grammar to stderr or its log. Some grammars take it exponential time, and some end the
+process: those that lead back to the same rule through parts that may be empty, which its search for left recursion
+misses.
 """
 
 from collections.abc import Sequence
@@ -11,15 +12,15 @@ from .gbnf import ONE, Parser, Rule, refuse
 
 _LONGEST = 1 << 16  # bytes
 _MOST_PATHS = 1 << 20  # that llama.cpp follows in its search for left recursion
-_MOST_RETURNS = 4  # different ones from a recursion to which nothing more need come: they multiply at each level
-_MOST_OPTIONAL = 128  # parts in a row that may be left out: the time for a token grows with the cube of it
+_MOST_RETURNS = 4  # from a recursion after which the rest may be empty: they multiply at each level
+_MOST_OPTIONAL = 128  # parts in a row that may be empty: the time for a token grows with their number's cube
 
 
 @lru_cache(maxsize=8)
 def check_grammar(text: str) -> tuple[str, ...]:
-    """The tokens that it names, as `<name>` or `<[id]>`. Raises `UsageError` for what llama.cpp could not run."""
+    """The tokens that it names, as `<name>` or `<[id]>`. Raises `UsageError` if llama.cpp cannot run it."""
     if (size := len(text.encode("utf-8"))) > _LONGEST:
-        refuse(f"it has {size} bytes, more than {_LONGEST}")
+        refuse(f"it may have at most {_LONGEST} bytes, not {size}")
     parser = Parser(text)
     rules = parser.parse()
     _check_begins(parser, rules)
@@ -30,7 +31,7 @@ def check_grammar(text: str) -> tuple[str, ...]:
 
 
 def _check_begins(parser: Parser, rules: Sequence[Rule]) -> None:
-    """As `llama_grammar_detect_left_recursion`, which goes through a rule again each time that it gets there."""
+    """Left recursion, as `llama_grammar_detect_left_recursion` finds it, which revisits a rule on every path to it."""
     graph = [[rule for rule, _ in found] for found in _first(rules, [[] in rule for rule in rules])]
     paths = [0] * len(rules)
     for group in _strongly_connected(graph):
@@ -43,7 +44,7 @@ def _check_begins(parser: Parser, rules: Sequence[Rule]) -> None:
 
 
 def _check_growth(parser: Parser, rules: Sequence[Rule], empty: Sequence[bool]) -> None:
-    """Of what llama.cpp keeps in mind at a token: all the places where the text may be, which must be few."""
+    """The number of places in the grammar where a text may be, which llama.cpp keeps for each token."""
     first = _first(rules, empty)
     places = [0] * len(rules)
     for group in _strongly_connected([[rule for rule, _ in found] for found in first]):
@@ -60,32 +61,32 @@ def _check_growth(parser: Parser, rules: Sequence[Rule], empty: Sequence[bool]) 
                 places[rule] = max(places[rule], count)
             if places[rule] > _MOST_OPTIONAL:
                 refuse(
-                    f"the rule {parser.name(rule)!r} has {places[rule]} parts in a row that may be left out,"
-                    f" more than {_MOST_OPTIONAL}"
+                    f"the rule {parser.name(rule)!r} may have at most {_MOST_OPTIONAL} optional parts in a row,"
+                    f" not {places[rule]}"
                 )
 
 
 def _check_returns(parser: Parser, rules: Sequence[Rule], empty: Sequence[bool]) -> None:
-    """Of the ways on behind a recursion: `"if" x ("else" x)?` has one, `"(" x ")"` none that is open, `x{0,9}` nine."""
+    """The ways to continue after a recursion: `"if" x ("else" x)?` has one, `"(" x ")"` none, `x{0,9}` nine."""
     graph = [[element for part in rule for element in part if element != ONE] for rule in rules]
     for group in _strongly_connected(graph):
         members = set(group)
         returns = 0
         for rule in group:
             for part in rules[rule]:
-                ends = len(part)  # from here on all may be empty
+                ends = len(part)  # the parts from here on may be empty
                 while ends and part[ends - 1] != ONE and empty[part[ends - 1]]:
                     ends -= 1
                 returns += sum(element in members for element in part[max(ends - 1, 0) : -1])
         if returns > _MOST_RETURNS:
             refuse(
-                f"the rule {parser.name(min(group))!r} leads back to itself {returns} times where what follows may be"
-                f" left out, more than {_MOST_RETURNS}"
+                f"the rule {parser.name(min(group))!r} may lead back to itself with an optional rest at most"
+                f" {_MOST_RETURNS} times, not {returns}"
             )
 
 
 def _empty(rules: Sequence[Rule]) -> list[bool]:
-    """Whether each rule may be the empty text."""
+    """Whether each rule matches the empty text."""
     users: list[list[int]] = [[] for _ in rules]
     for number, rule in enumerate(rules):
         for element in {element for part in rule for element in part} - {ONE}:
@@ -101,7 +102,7 @@ def _empty(rules: Sequence[Rule]) -> list[bool]:
 
 
 def _first(rules: Sequence[Rule], empty: Sequence[bool]) -> list[list[tuple[int, bool]]]:
-    """For each rule, those that its alternatives may begin with, and whether anything follows them there."""
+    """For each rule, the rules that its alternatives may begin with, and whether anything follows them there."""
     found: list[list[tuple[int, bool]]] = []
     for rule in rules:
         begins = []
@@ -117,10 +118,10 @@ def _first(rules: Sequence[Rule], empty: Sequence[bool]) -> list[list[tuple[int,
 
 
 def _strongly_connected(graph: Sequence[Sequence[int]]) -> list[list[int]]:
-    """The groups of nodes that lead to each other, each after those that it leads to (Tarjan 1972)."""
+    """Strongly connected groups of nodes, each after the groups that it leads to (Tarjan 1972)."""
     groups: list[list[int]] = []
     index = [-1] * len(graph)  # the order in which nodes are seen
-    lowest = [0] * len(graph)  # the first of them that a node leads to; beyond the last once its group is known
+    lowest = [0] * len(graph)  # the first that a node leads to; len(graph) once its group is known
     stack: list[int] = []
     seen = 0
     for root in range(len(graph)):

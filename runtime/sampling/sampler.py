@@ -1,4 +1,4 @@
-"""Choosing a token from a row of logits: first the candidates are found, then llama.cpp's samplers do the rest."""
+"""Sampling a token from a row of logits: candidates by NumPy first, then llama.cpp's samplers on these."""
 
 import math
 from collections.abc import Sequence
@@ -6,35 +6,35 @@ from typing import Any
 
 import numpy as np
 from dgpt2_quant.core.errors import RuntimeFailure, UsageError
-from dgpt2_quant.runtime.native.batch_token import Logits
+from dgpt2_quant.runtime.native.batch_token import Logits, TokenIds
 from dgpt2_quant.runtime.native.model_context import NativeModel
 from dgpt2_quant.runtime.native.sampler import NativeSampler
 
-from .candidates import Ids, at_least, at_least_likely, log_total, nucleus, typical
+from .candidates import Ids, at_least, log_total, nucleus, top_k_candidates, typical
 from .grammar import check_grammar
-from .sampling import Sampling
+from .settings import Sampling
 
-_BLOCK = 256  # tokens that are drawn together first, when nothing filters them
+_BLOCK = 256  # tokens that are sampled as one first, if there is no filter
 
 
 class Sampler:
-    """Of one sequence: its random numbers, and what penalties and grammars remember. Free it with `close`.
+    """The sampler of one sequence: its random numbers, and the state of its penalties and grammar.
 
-    `positions` bounds how many tokens can come; `prompt` is what the penalties know from the beginning.
-    Raises `UsageError` for a bias or a grammar that names a token that is not there.
+    `positions` bounds the number of tokens; the penalties apply to the tokens of `prompt` too. Free it with `close`.
+    Raises `UsageError` for a bias or a grammar that names a token outside the vocabulary.
     """
 
     def __init__(
-        self, model: NativeModel, sampling: Sampling, seed: int, positions: int, prompt: Sequence[int] = ()
+        self, model: NativeModel, sampling: Sampling, seed: int, positions: int, prompt: TokenIds = ()
     ) -> None:
         self.sampling = sampling
-        self._penalties = self._grammar = self._choice = None
+        self._penalties = self._grammar = self._chain = None
         for token in sampling.logit_bias:
             if not 0 <= token < model.real_vocabulary:
                 is_pad = model.real_vocabulary <= token < model.vocabulary
                 raise UsageError(
-                    f"logit_bias names token {token}; this vocabulary goes to {model.real_vocabulary - 1}"
-                    + (", and behind are pad tokens, which are never chosen" if is_pad else "")
+                    f"token ids of `logit_bias` must be 0-{model.real_vocabulary - 1}, not {token}"
+                    + (", a pad token, which is never sampled" if is_pad else "")
                 )
         self._vocabulary = model.real_vocabulary
         self._bias_ids = np.array(list(sampling.logit_bias), np.intp)
@@ -42,36 +42,36 @@ class Sampler:
         self._surprise_limit = 2 * sampling.mirostat_tau  # mirostat's mu, in bits
         penalties = sampling.penalties(model.vocabulary, positions + 1)
         if penalties:
-            self._history = np.zeros(positions + 1, np.intp)  # the last token that is sampled needs no position
+            self._history = np.zeros(positions + 1, np.intp)  # the last sampled token needs no position
             self._length = 0
             self._penalties = NativeSampler(model, penalties)
         if sampling.grammar:
             _check_tokens(sampling.grammar, model)
             self._grammar = NativeSampler(model, [("grammar", sampling.grammar, "root")])
         if not sampling.is_greedy:
-            self._choice = NativeSampler(model, _choice(sampling, seed))
-        self._plain = not (len(self._bias) or penalties or sampling.grammar)
+            self._chain = NativeSampler(model, _chain_steps(sampling, seed))
+        self._filters_only = not (len(self._bias) or penalties or sampling.grammar)
         if self._penalties:
             for token in prompt:
                 self._remember(token)
 
-    def choose(self, logits: Logits) -> int | None:
-        """The next token by these logits, shape (real vocabulary,), which are changed, and remembers it.
+    def sample(self, logits: Logits) -> int | None:
+        """Samples the next token from logits, shape (real vocabulary,), which it changes.
 
-        None where nothing is allowed. Raises `RuntimeFailure` for logits that are not finite.
+        None if no token is allowed. Raises `RuntimeFailure` for logits that are not finite.
         """
-        if self._plain:
+        if self._filters_only:
             return self._pick(logits)
         if len(self._bias):
             logits[self._bias_ids] += self._bias
         if self._penalties and self._length:
-            # only tokens that were there already can change, so only they are handed over
+            # the penalties change earlier tokens only
             recent = self._history[: self._length]
             self._penalties.apply(recent, logits[recent])
             logits[self._penalties.ids[: len(recent)]] = self._penalties.logits[: len(recent)]
         token = self._pick(logits)
         if self._grammar and token is not None and not self._fits(token):
-            # as llama.cpp's own tools do: the whole vocabulary is only checked where the first choice does not fit
+            # as in llama.cpp's tools, the whole vocabulary is checked only if the first choice does not fit
             self._grammar.apply(np.arange(len(logits)), logits)
             logits[:] = self._grammar.logits[: len(logits)]
             token = self._pick(logits)
@@ -83,19 +83,19 @@ class Sampler:
         return token
 
     def close(self) -> None:
-        for part in (self._penalties, self._grammar, self._choice):
+        for part in (self._penalties, self._grammar, self._chain):
             if part:
                 part.close()
-        self._penalties = self._grammar = self._choice = None
+        self._penalties = self._grammar = self._chain = None
 
     def _pick(self, logits: Logits) -> int | None:
-        if self._choice is None:
+        if self._chain is None:
             token = int(logits.argmax())
             return token if self._possible(logits.item(token)) else None
         settings = self.sampling
         if settings.top_k and not settings.mirostat:
-            found = at_least_likely(logits, settings.top_k)
-            # no row of finite logits leaves none, and only a row with many -inf leaves all
+            found = top_k_candidates(logits, settings.top_k)
+            # finite logits leave some and not all; with many -inf all are left
             if 0 < len(found) < len(logits) or self._possible(float(logits.max())):
                 return self._draw(found, logits[found])
             return None
@@ -114,36 +114,36 @@ class Sampler:
         return self._draw(found, logits[found])
 
     def _possible(self, top: float) -> bool:
-        """Whether there is anything to choose from, by the largest logit; samplers end the process on a NaN."""
+        """Whether any token is allowed, by the largest logit. Raises for NaN, on which samplers end the process."""
         if math.isfinite(top):
             return True
-        if top == -math.inf and not self._plain:
+        if top == -math.inf and not self._filters_only:
             return False
         raise overflowed()
 
     def _draw(self, ids: Ids, logits: Logits) -> int:
-        choice = self._choice
-        assert choice
-        index = choice.apply(ids, logits)
-        probability = choice.probabilities.item(index)
-        if not probability >= 0:  # of an infinite logit
+        chain = self._chain
+        assert chain
+        index = chain.apply(ids, logits)
+        probability = chain.probabilities.item(index)
+        if not probability >= 0:  # NaN, from an infinite logit
             self._possible(math.inf)
         if self.sampling.mirostat:
             surprise = -math.log2(probability or 1)
             self._surprise_limit -= self.sampling.mirostat_eta * (surprise - self.sampling.mirostat_tau)
-        return int(choice.ids[index])
+        return int(chain.ids[index])
 
     def _pick_of_all(self, logits: Logits) -> int:
-        """First a block of tokens by the probability of all of them together, then a token of it."""
+        """Samples without a filter: first a block of tokens by its total probability, then a token in it."""
         scaled = (logits - logits.max()) / np.float32(self.sampling.temperature)
         starts = np.arange(0, len(logits), _BLOCK)
-        with np.errstate(divide="ignore"):  # a block without any probability
+        with np.errstate(divide="ignore"):  # a block without probability
             blocks = np.log(np.add.reduceat(np.exp(scaled), starts))
         start = self._draw(starts, blocks)
         return self._draw(np.arange(start, min(start + _BLOCK, len(logits))), scaled[start : start + _BLOCK])
 
     def _pick_by_surprise(self, logits: Logits) -> int:
-        """Mirostat 2 (Basu et al. 2020, arXiv:2007.14966): C truncates what is too surprising; here it comes cut."""
+        """Mirostat 2 (Basu et al. 2020, arXiv:2007.14966), without the tokens that C would drop as too surprising."""
         scaled = logits / np.float32(self.sampling.temperature)
         found = at_least(scaled, log_total(scaled) - self._surprise_limit * math.log(2))
         return self._draw(found, scaled[found])
@@ -155,17 +155,17 @@ class Sampler:
 
     def _remember(self, token: int) -> None:
         assert self._penalties
-        if token < self._vocabulary:  # a prompt may have pad tokens, but there is no logit of one
+        if token < self._vocabulary:  # a prompt may have pad tokens, which have no logit
             self._history[self._length] = token
             self._length += 1
         self._penalties.accept(token)
 
 
 def overflowed() -> RuntimeFailure:
-    """What to raise for logits that are not finite."""
+    """The error for logits that are not finite."""
     return RuntimeFailure(
-        "the logits are not finite: the model's weights are so large that its sums overflow",
-        "The file is damaged, or never was a model that works; make it again with `dgpt2-quant convert`.",
+        "the logits are not finite: the model's weights are so large that sums overflow",
+        "The file or its checkpoint is damaged; convert it again with `dgpt2-quant convert`.",
     )
 
 
@@ -177,11 +177,11 @@ def _check_tokens(grammar: str, model: NativeModel) -> None:
         else:
             known = len(model.tokenize(name, special=True)) == 1
         if not known:
-            raise UsageError(f"the grammar names the token {name[:40]}, which this vocabulary lacks")
+            raise UsageError(f"`grammar` names the token {name[:40]}, which this vocabulary lacks")
 
 
-def _choice(settings: Sampling, seed: int) -> Sequence[tuple[Any, ...]]:
-    """What is left to do for C when the candidates have been found."""
+def _chain_steps(settings: Sampling, seed: int) -> Sequence[tuple[Any, ...]]:
+    """The steps of llama.cpp's sampler chain that run on the candidates."""
     if settings.mirostat:
         return [("mirostat_v2", seed, settings.mirostat_tau, settings.mirostat_eta)]
     steps: list[tuple[Any, ...]] = []
@@ -196,4 +196,4 @@ def _choice(settings: Sampling, seed: int) -> Sequence[tuple[Any, ...]]:
             steps.append(("min_p", settings.min_p, 1))
     if steps or settings.typical_p < 1 or settings.top_p < 1 or settings.min_p:
         steps.append(("temp", settings.temperature))
-    return [*steps, ("dist", seed)]  # where nothing filters, the temperature is applied before
+    return [*steps, ("dist", seed)]  # without a filter, the temperature is applied before

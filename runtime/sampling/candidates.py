@@ -1,8 +1,8 @@
-"""Which tokens can be chosen at all: the cheap part of sampling, over the whole vocabulary.
+"""Top-k, top-p, min-p and typical filters over the whole vocabulary, in NumPy: the tokens that can be sampled.
 
-llama.cpp's samplers take an array of all tokens, which is built anew for each token and, for some, sorted; for 50,257
-flat logits that can take longer than the decode itself. These functions find by vectors the few tokens that such a
-filter would leave; C then does the rest on them. What they find depends on nothing but the logits.
+llama.cpp's samplers take an array of all tokens, which is built for each token and, for some filters, sorted; with
+50,257 flat logits that can take longer than the decode. These functions find the few tokens that a filter would leave;
+llama.cpp's samplers then run on them. The result depends only on the logits.
 """
 
 from typing import Any
@@ -13,19 +13,19 @@ from dgpt2_quant.runtime.native.batch_token import Logits
 
 Ids = npt.NDArray[np.intp]
 
-_ROWS = 32  # how a row of logits is folded to find a bound of the k-th largest
-_FIRST_GUESS = 256  # candidates that usually hold the mass asked for
+_ROWS = 32  # rows into which logits are folded to bound the k-th largest
+_USUALLY_ENOUGH = 256  # candidates that usually have the requested probability
 
 
-def at_least_likely(logits: Logits, count: int) -> Ids:
-    """The `count` likeliest tokens and some more, by id: all from a bound on that is easy to find."""
+def top_k_candidates(logits: Logits, count: int) -> Ids:
+    """The `count` most likely tokens and perhaps some more, by id: those whose logits reach a cheap bound."""
     size = len(logits)
     columns = size // _ROWS
     if count >= size:
         return np.arange(size)
-    # called once a token, right after a decode has emptied the caches: as few operations as can be
+    # called for each token, after a decode has evicted everything from the caches: few operations
     if count <= columns // 4:
-        # the k-th largest of the maxima of disjoint columns is a lower bound of the k-th largest, and a close one
+        # the k-th largest of the maxima of disjoint columns is a close lower bound of the k-th largest
         folded = np.maximum.reduce(logits[: _ROWS * columns].reshape(_ROWS, columns), axis=0)
     else:
         folded = logits.copy()
@@ -35,29 +35,29 @@ def at_least_likely(logits: Logits, count: int) -> Ids:
     return found
 
 
-def likeliest(logits: Logits, count: int) -> Ids:
-    """The `count` likeliest tokens, shape (count,), by falling logit; of equal ones the lower id comes first."""
-    return _descending(logits, at_least_likely(logits, count))[:count]
+def top_k(logits: Logits, count: int) -> Ids:
+    """The `count` most likely tokens, shape (count,), by descending logit; of equal ones the lower id comes first."""
+    return _descending(logits, top_k_candidates(logits, count))[:count]
 
 
 def at_least(logits: Logits, bound: float) -> Ids:
-    """The tokens whose logits reach `bound`, by id, and the likeliest one in any case."""
+    """The tokens whose logits reach `bound`, by id; at least the most likely one."""
     found = (logits >= bound).nonzero()[0]
-    return found if len(found) else likeliest(logits, 1)
+    return found if len(found) else top_k(logits, 1)
 
 
 def nucleus(logits: Logits, share: float, least: float = -np.inf) -> Ids:
-    """Top-p: the likeliest tokens that together have `share` of the probability; all that tie for the last place.
+    """Top-p: the most likely tokens that together have `share` of the probability, with all ties for the last place.
 
-    Of these, those whose logits reach `least` (min-p, which needs no normalization of its own). In no special order.
+    Only those whose logits reach `least` (min-p, as a bound of the logits). In no particular order.
     """
     weights = np.exp(logits - logits.max())
     wanted = share * float(weights.sum(dtype=np.float64))
     if least > -np.inf:
         found = (logits >= least).nonzero()[0]
-        if weights[found].sum(dtype=np.float64) <= wanted:  # both filters keep a beginning of the same order
+        if weights[found].sum(dtype=np.float64) <= wanted:  # both filters keep the beginning of the same order
             return found
-    found = likeliest(logits, _FIRST_GUESS)
+    found = top_k(logits, _USUALLY_ENOUGH)
     ordered = weights[found]
     mass = ordered.cumsum(dtype=np.float64)
     if mass[-1] < wanted:
@@ -70,16 +70,17 @@ def nucleus(logits: Logits, share: float, least: float = -np.inf) -> Ids:
 def typical(logits: Logits, share: float) -> Ids:
     """Locally typical tokens (Meister et al. 2022, arXiv:2202.00666), the most typical first.
 
-    Those whose surprise is nearest to the entropy and that together have more than `share` of the probability.
+    These are the tokens with the surprise nearest to the entropy that together have more than `share` of the
+    probability.
     """
     shifted = logits - logits.max()
     weights = np.exp(shifted)
     total = float(weights.sum(dtype=np.float64))
-    # entropy = log(total) - sum(p * shifted); a logit of -inf has no part in it
+    # entropy = log(total) - sum(p * shifted); a logit of -inf contributes nothing
     possible = np.where(weights > 0, shifted, 0)
     entropy = np.log(total) - float(np.dot(weights, possible)) / total
     distance = np.abs(np.log(total) - shifted - entropy)
-    order = likeliest(-distance.astype(np.float32), _FIRST_GUESS)
+    order = top_k(-distance.astype(np.float32), _USUALLY_ENOUGH)
     mass = weights[order].cumsum(dtype=np.float64)
     if mass[-1] <= share * total:
         order = np.argsort(distance)

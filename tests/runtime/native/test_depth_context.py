@@ -1,4 +1,4 @@
-"""Two contexts that are one: what each sequence gets does not depend on which of them has it, and since when."""
+"""A `DepthContext`: the logits do not depend on which of its two contexts has a sequence, or since when."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from dgpt2_quant.runtime.depth_context import FLASH_POSITIONS, DepthContext, transpose
 from dgpt2_quant.runtime.native.batch_token import Logits
+from dgpt2_quant.runtime.native.depth_context import FLASH_POSITIONS, DepthContext, transpose
 from dgpt2_quant.runtime.native.model_context import CELLS, F16, F32, NativeContext, NativeModel
 
 LENGTH = CELLS + 20
@@ -38,7 +38,7 @@ def context(make: Make) -> DepthContext:
 
 
 def feed(slot: int, position: int) -> SimpleNamespace:
-    """Each slot has tokens of its own."""
+    """Different tokens for each slot."""
     return SimpleNamespace(token=TOKENS[position] + slot, next_position=position, slot=slot)
 
 
@@ -53,7 +53,7 @@ def prompt(context: NativeContext | DepthContext, slot: int, length: int) -> Non
 
 @pytest.fixture
 def expected(make: Make) -> list[list[Logits]]:
-    """For two slots: rows of single tokens behind a prompt of 100, from position 100 to `LENGTH`."""
+    """For two slots: rows of single tokens after a prompt of 100, from position 100 to `LENGTH`."""
     flash, plain = make(True), make(False)
     found = []
     for slot in (0, 1):
@@ -83,7 +83,7 @@ def test_the_plain_context_is_made_when_it_is_needed_and_kept(
     assert context._plain is made
 
 
-def test_what_an_interrupt_left_is_forgotten(context: DepthContext, expected: list[list[Logits]]) -> None:
+def test_forget_after_an_interrupt(context: DepthContext, expected: list[list[Logits]]) -> None:
     prompt(context, 0, 200)
     one(context, 0, 200)
     context._both[0] = 150  # in the middle of a change nothing is consistent
@@ -94,7 +94,7 @@ def test_what_an_interrupt_left_is_forgotten(context: DepthContext, expected: li
     assert same([one(context, 1, position) for position in range(100, LENGTH)], expected[1])
 
 
-def test_several_cross_the_border_one_after_the_other(context: DepthContext, expected: list[list[Logits]]) -> None:
+def test_several_sequences_move_to_the_plain_context(context: DepthContext, expected: list[list[Logits]]) -> None:
     found: list[list[Logits]] = [[], []]
     for slot in (0, 1):
         prompt(context, slot, 100)
@@ -110,7 +110,7 @@ def test_several_cross_the_border_one_after_the_other(context: DepthContext, exp
     assert same(found[1], expected[1])
 
 
-def test_who_went_along_with_a_longer_one_goes_on_there(context: DepthContext) -> None:
+def test_a_short_sequence_that_moved_with_a_long_one_stays(context: DepthContext) -> None:
     for slot, length in ((0, 200), (1, 10)):
         prompt(context, slot, length)
     together = [row.copy() for row in context.decode_each([feed(0, 200), feed(1, 10)])[:2]]
@@ -123,7 +123,7 @@ def test_who_went_along_with_a_longer_one_goes_on_there(context: DepthContext) -
     assert np.array_equal(one(context, 1, 11), row)
 
 
-def test_who_comes_back_with_the_same_cells_need_not_be_carried_again(
+def test_unchanged_cells_are_not_copied_again(
     context: DepthContext, expected: list[list[Logits]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     carried = []
@@ -146,7 +146,7 @@ def test_who_comes_back_with_the_same_cells_need_not_be_carried_again(
 
 
 @pytest.mark.parametrize("length", [100, 200])
-def test_copies_have_what_both_have(context: DepthContext, length: int) -> None:
+def test_copy_copies_both_contexts(context: DepthContext, length: int) -> None:
     prompt(context, 2, length + 1)  # so that it has to go
     prompt(context, 0, length)
     for position in range(length, length + 3):

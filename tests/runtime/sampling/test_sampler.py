@@ -1,4 +1,4 @@
-"""The sampler against llama.cpp's own chain over the whole vocabulary: the same tokens, or the same distribution."""
+"""The sampler, compared with llama.cpp's chain over the whole vocabulary: equal tokens, or equal distributions."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +10,8 @@ import pytest
 from dgpt2_quant.core.errors import UsageError
 from dgpt2_quant.runtime.native.model_context import NativeModel
 from dgpt2_quant.runtime.native.sampler import NativeSampler
-from dgpt2_quant.runtime.sampler import Sampler
-from dgpt2_quant.runtime.sampling import Sampling
+from dgpt2_quant.runtime.sampling.sampler import Sampler
+from dgpt2_quant.runtime.sampling.settings import Sampling
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -59,7 +59,7 @@ def same_tokens(native: NativeModel, wanted: Sampling, draws: int, seed: int = 7
     for row in rows(native.vocabulary, 10, seed) * (draws // 10):
         index = theirs.apply(everything, row)
         expected.append(int(theirs.ids[index]))
-        token = ours.choose(row.copy())
+        token = ours.sample(row.copy())
         assert token is not None
         found.append(token)
         if token != expected[-1]:
@@ -96,7 +96,7 @@ dry = {
 class TestTheSameTokens:
     @given(st.builds(Sampling, **filters))
     @settings(deadline=None, derandomize=True, max_examples=20)
-    def test_filters_behind_a_top_k(self, native: NativeModel, wanted: Sampling) -> None:
+    def test_filters_after_a_top_k(self, native: NativeModel, wanted: Sampling) -> None:
         same_tokens(native, wanted, 200)
 
     @given(st.builds(Sampling, **filters, **penalties))
@@ -122,7 +122,7 @@ class TestTheSameTokens:
 
     @given(st.builds(Sampling, **penalties, **dry, temperature=st.just(0)))
     @settings(deadline=None, derandomize=True, max_examples=15)
-    def test_greedy_is_the_likeliest_behind_the_penalties(self, native: NativeModel, wanted: Sampling) -> None:
+    def test_greedy_applies_penalties(self, native: NativeModel, wanted: Sampling) -> None:
         only_the_likeliest = {"top_k": 1, "typical_p": 1.0, "top_p": 1.0, "min_p": 0.0}
         assert same_tokens(native, wanted, 50) == same_tokens(
             native, Sampling(**{**vars(wanted), **only_the_likeliest}), 50
@@ -158,20 +158,20 @@ class TestTheSameDistribution:
         expected[chain.ids[:left]] = np.exp(chain.logits[:left].astype(np.float64) - chain.logits[:left].max())
         expected *= draws / expected.sum()
         sampler = Sampler(native, sampling, 1, POSITIONS)
-        counts = np.bincount([sampler.choose(row.copy()) or 0 for _ in range(draws)], minlength=native.vocabulary)
+        counts = np.bincount([sampler.sample(row.copy()) or 0 for _ in range(draws)], minlength=native.vocabulary)
         # at the edge of a filter a rounding lets a token in or not
         assert counts[expected == 0].sum() <= 0.002 * draws
         assert_chi_square(counts, expected)
         chain.close()
         sampler.close()
 
-    def test_the_likeliest_of_all_from_every_block(self, native: NativeModel) -> None:
-        # each block of tokens has one that stands out, and the last block is shorter than the others
+    def test_unfiltered_sampling_reaches_every_block(self, native: NativeModel) -> None:
+        # each block of tokens has one very likely token, and the last block is shorter than the others
         row = np.full(native.vocabulary, -50, np.float32)
         standing_out = np.append(np.arange(255, native.vocabulary, 256), native.vocabulary - 1)
         row[standing_out] = np.linspace(0, 1, len(standing_out))
         sampler = Sampler(native, Sampling(**OFF, temperature=1), 1, POSITIONS)
-        found = {sampler.choose(row.copy()) for _ in range(1000)}
+        found = {sampler.sample(row.copy()) for _ in range(1000)}
         sampler.close()
         assert found == set(standing_out.tolist())
 
@@ -190,24 +190,24 @@ class TestBias:
     @pytest.mark.parametrize(
         "wanted", [{"temperature": 0}, {}, OFF, {"mirostat": 2}, {**OFF, "typical_p": 0.9}], ids=str
     )
-    def test_it_forbids_and_it_forces(self, native: NativeModel, wanted: dict[str, Any]) -> None:
+    def test_a_bias_forbids_and_forces(self, native: NativeModel, wanted: dict[str, Any]) -> None:
         row = rows(native.vocabulary, 1)[0]
         likeliest = np.argsort(-row)[:5].tolist()
         forbidding = Sampler(native, Sampling(**wanted, logit_bias=dict.fromkeys(likeliest, -np.inf)), 1, POSITIONS)
         forcing = Sampler(native, Sampling(**wanted, logit_bias={8000: 1000.0}), 1, POSITIONS)
-        assert not {forbidding.choose(row.copy()) for _ in range(50)} & set(likeliest)
-        assert {forcing.choose(row.copy()) for _ in range(50)} == {8000}
+        assert not {forbidding.sample(row.copy()) for _ in range(50)} & set(likeliest)
+        assert {forcing.sample(row.copy()) for _ in range(50)} == {8000}
 
     def test_it_is_added_before_the_penalties(self, native: NativeModel) -> None:
         row = np.full(native.vocabulary, -9, np.float32)
         row[[5, 6]] = 2.0, 2.1
         wanted = Sampling(temperature=0, logit_bias={5: 1}, repeat_penalty=2)
-        assert Sampler(native, wanted, 1, POSITIONS, prompt=[9]).choose(row.copy()) == 5
-        assert Sampler(native, wanted, 1, POSITIONS, prompt=[5]).choose(row.copy()) == 6  # (2 + 1) / 2 < 2.1
+        assert Sampler(native, wanted, 1, POSITIONS, prompt=[9]).sample(row.copy()) == 5
+        assert Sampler(native, wanted, 1, POSITIONS, prompt=[5]).sample(row.copy()) == 6  # (2 + 1) / 2 < 2.1
 
     @pytest.mark.parametrize("token", [-1, 8189, 2**31, 2**70])
-    def test_a_token_that_is_not_there_is_named(self, native: NativeModel, token: int) -> None:
-        with pytest.raises(UsageError, match=f"logit_bias names token {token}; this vocabulary goes to 8188"):
+    def test_a_bias_outside_the_vocabulary_is_refused(self, native: NativeModel, token: int) -> None:
+        with pytest.raises(UsageError, match=f"token ids of `logit_bias` must be 0-8188, not {token}"):
             Sampler(native, Sampling(logit_bias={token: 1}), 1, POSITIONS)
 
     @pytest.mark.parametrize(
@@ -223,14 +223,14 @@ class TestBias:
         ],
         ids=str,
     )
-    def test_where_nothing_is_allowed_nothing_is_chosen(self, native: NativeModel, wanted: dict[str, Any]) -> None:
+    def test_no_allowed_token_gives_none(self, native: NativeModel, wanted: dict[str, Any]) -> None:
         nothing = Sampling(**wanted, logit_bias=dict.fromkeys(range(native.vocabulary), -np.inf))
-        assert Sampler(native, nothing, 1, POSITIONS).choose(rows(native.vocabulary, 1)[0]) is None
+        assert Sampler(native, nothing, 1, POSITIONS).sample(rows(native.vocabulary, 1)[0]) is None
 
 
 @pytest.mark.parametrize("temperature", [1e-12, 1e-30, 1e-42, 1e-320])
 @pytest.mark.parametrize("wanted", [{}, OFF, {"mirostat": 2}], ids=str)
-def test_hardly_any_temperature_is_greedy(native: NativeModel, wanted: dict[str, Any], temperature: float) -> None:
+def test_a_tiny_temperature_is_greedy(native: NativeModel, wanted: dict[str, Any], temperature: float) -> None:
     row = rows(native.vocabulary, 1)[0]
     sampler = Sampler(native, Sampling(**wanted, temperature=temperature), 1, POSITIONS)
-    assert [sampler.choose(row.copy()) for _ in range(5)] == [int(row.argmax())] * 5
+    assert [sampler.sample(row.copy()) for _ in range(5)] == [int(row.argmax())] * 5

@@ -1,4 +1,4 @@
-"""Grammars: the text is one of theirs, whatever else is set; how it ends; and which ones are refused."""
+"""Grammars: texts fit them with any settings, how they end, and which grammars are refused."""
 
 import json
 import re
@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from dgpt2_quant.core.errors import UsageError
 from dgpt2_quant.runtime import Completion, Model
-from dgpt2_quant.runtime.candidates import log_total
-from dgpt2_quant.runtime.grammar import check_grammar
 from dgpt2_quant.runtime.native.model_context import bindings
+from dgpt2_quant.runtime.sampling.candidates import log_total
+from dgpt2_quant.runtime.sampling.grammar import check_grammar
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -40,7 +40,7 @@ def written(model: Model, seed: int = 1, max_tokens: int = 120, **options: Any) 
 
 
 @pytest.mark.parametrize("options", SETTINGS, ids=str)
-def test_one_of_some_words(storybook: Model, options: dict[str, Any]) -> None:
+def test_a_choice_of_words(storybook: Model, options: dict[str, Any]) -> None:
     for seed in range(5):
         completion = written(storybook, seed, grammar=OF_WORDS, **options)
         assert completion.text.removeprefix(" ") in WORDS
@@ -54,7 +54,7 @@ def test_json(storybook: Model, options: dict[str, Any]) -> None:
     assert completion.finish_reason == "eos"
 
 
-def test_the_likeliest_that_fits(storybook: Model) -> None:
+def test_greedy_takes_the_most_likely_token_that_fits(storybook: Model) -> None:
     tokens = storybook.tokenize(PROMPT)
     row = storybook.logits(tokens, len(tokens) - 1)[0]
     fitting = [t for t in range(storybook.vocabulary) if re.fullmatch(rb" [xyz][a-z]*", storybook.token_bytes(t))]
@@ -65,7 +65,7 @@ def test_the_likeliest_that_fits(storybook: Model) -> None:
     assert completion.logprobs[0].logprob == pytest.approx(row[completion.token_ids[0]] - log_total(row), abs=0.02)
 
 
-def test_it_is_cut_where_the_tokens_end(storybook: Model) -> None:
+def test_max_tokens_cuts_it(storybook: Model) -> None:
     completion = written(storybook, grammar="root ::= [a-z ]+", max_tokens=9)
     assert re.fullmatch("[a-z ]+", completion.text)
     assert (completion.tokens, completion.finish_reason) == (9, "length")
@@ -86,13 +86,13 @@ def test_where_no_token_is_allowed_the_text_ends(storybook: Model) -> None:
 
 
 @pytest.mark.parametrize("options", SETTINGS, ids=str)
-def test_a_grammar_that_the_biases_leave_nothing_of(storybook: Model, options: dict[str, Any]) -> None:
+def test_biases_that_forbid_every_fitting_token_end_the_text(storybook: Model, options: dict[str, Any]) -> None:
     biases = {token: float("-inf") for token in range(storybook.vocabulary) if b"a" in storybook.token_bytes(token)}
     completion = written(storybook, grammar='root ::= "a" "b"', logit_bias=biases, **options)
     assert completion == Completion("", 0, "stop")
 
 
-def test_of_several_sequences_each_has_its_own(storybook: Model) -> None:
+def test_each_sequence_has_its_own_state(storybook: Model) -> None:
     (completions,) = storybook.generate(PROMPT, num_return_sequences=6, seed=1, grammar=OF_JSON, parallel=3)
     assert all(json.loads(completion.text) for completion in completions)
     assert len({completion.text for completion in completions}) == 6
@@ -109,7 +109,7 @@ def test_of_several_sequences_each_has_its_own(storybook: Model) -> None:
         ('root ::= ("a"?)?*', r"'root' may begin with itself \(left recursion\)"),
         ('root ::= x*\nx ::= ""', r"'root' may begin with itself \(left recursion\)"),
         ('root ::= ("")*', None),
-        ('root ::= ""*', "nothing before this to repeat"),
+        ('root ::= ""*', "expected something to repeat before this"),
         ("x", "line 1, column 2: expected ::=, found the end"),
         ("  ", "it has no rules"),
         ("# only a remark", "it has no rules"),
@@ -126,7 +126,7 @@ def test_of_several_sequences_each_has_its_own(storybook: Model) -> None:
         ("root ::= <no such token>", "the token <no such token>"),
     ],
 )
-def test_what_is_wrong_with_a_grammar_is_said(
+def test_errors_name_the_place_in_the_grammar(
     storybook: Model, grammar: str, message: str | None, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(UsageError, match=message):
@@ -138,27 +138,27 @@ def test_what_is_wrong_with_a_grammar_is_said(
 @pytest.mark.parametrize(
     ("grammar", "message"),
     [
-        (None, "grammar is None"),
-        (b'root ::= "a"', "grammar is b'root"),
+        (None, "`grammar` must be a text in GBNF, not None"),
+        (b'root ::= "a"', "`grammar` must be a text in GBNF, not b'root"),
         ('root ::= "a\0"', "a zero byte"),
-        ('root ::= "' + "語" * 22_000 + '"', "66011 bytes, more than 65536"),
-        ("root ::= " + 101 * "(" + '"a"' + 101 * ")", "deeper than 100"),
+        ('root ::= "' + "語" * 22_000 + '"', "at most 65536 bytes, not 66011"),
+        ("root ::= " + 101 * "(" + '"a"' + 101 * ")", "at most 100 deep"),
         ('root ::= "\ud83d"', "grammar"),
-        ("# " + 200 * ")" + "\nroot ::= " + 101 * "(" + '"a"' + 101 * ")", "deeper than 100"),
-        (r'root ::= "\")" [\])] ")" ' + 101 * "(" + '"a"' + 101 * ")", "deeper than 100"),
-        ('root ::= "a"{3,2}', "at least is more often than at most"),
-        ('root ::= ("a"{ 0003, # at the most\n 02 })', "more often"),
-        ('root ::= "a"{' + 5000 * "9" + ",2}", "more often"),
+        ("# " + 200 * ")" + "\nroot ::= " + 101 * "(" + '"a"' + 101 * ")", "at most 100 deep"),
+        (r'root ::= "\")" [\])] ")" ' + 101 * "(" + '"a"' + 101 * ")", "at most 100 deep"),
+        ('root ::= "a"{3,2}', "the least number is more than the most"),
+        ('root ::= ("a"{ 0003, # at the most\n 02 })', "more than the most"),
+        ('root ::= "a"{' + 5000 * "9" + ",2}", "more than the most"),
         # llama.cpp's own search for left recursion misses it, and its memory grows without end
         ('root ::= a root "x" | "y"\na ::= b\nb ::= "b"?', "'root' may begin with itself, after parts that"),
         # it would search for minutes, or for ever
         ("root ::= a0\n" + "".join(f"a{n} ::= a{n + 1} | a{n + 1}\n" for n in range(60)) + 'a60 ::= "a"', "ways"),
-        ('root ::= (("a"?){40}){40}', "1600 parts in a row that may be left out, more than 128"),
-        ("root ::= " + 300 * '"a"? ', "300 parts in a row"),
-        ("root ::= " + 7000 * '"a"{2000}', "more than 262144 elements"),
+        ('root ::= (("a"?){40}){40}', "at most 128 optional parts in a row, not 1600"),
+        ("root ::= " + 300 * '"a"? ', "not 300"),
+        ("root ::= " + 7000 * '"a"{2000}', "at most 262144 elements"),
     ],
 )
-def test_what_llama_cpp_would_not_survive_is_refused(storybook: Model, grammar: Any, message: str) -> None:
+def test_grammars_that_would_crash_or_stall_llama_cpp_are_refused(storybook: Model, grammar: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         storybook.stream(PROMPT, grammar=grammar)
 
@@ -175,7 +175,7 @@ PARTS = st.sampled_from(
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.lists(PARTS, max_size=9), st.lists(PARTS, max_size=6), st.lists(PARTS, max_size=4))
-def test_what_is_taken_is_what_llama_cpp_takes(storybook: Model, root: list[str], x: list[str], y: list[str]) -> None:
+def test_accepts_what_llama_cpp_accepts(storybook: Model, root: list[str], x: list[str], y: list[str]) -> None:
     grammar = "\n".join(f"{name} ::= {' '.join(parts)}" for name, parts in (("root", root), ("x", x), ("y", y)))
     lib, native = bindings(), storybook._open()
     try:
@@ -199,7 +199,7 @@ def test_what_is_taken_is_what_llama_cpp_takes(storybook: Model, root: list[str]
         ('root ::= "a"{2,' + 15 * "9" + '} "b"', None),
     ],
 )
-def test_what_is_no_parenthesis_and_no_repetition(storybook: Model, grammar: str, text: str | None) -> None:
+def test_parentheses_in_literals_and_comments_do_not_count(storybook: Model, grammar: str, text: str | None) -> None:
     found = written(storybook, grammar=grammar).text
     assert found
     assert text in (None, found)

@@ -1,4 +1,4 @@
-"""The vectors that find candidates, against the plainest definitions of what a filter leaves, in float64."""
+"""The candidate filters, compared with plain definitions in float64."""
 
 import math
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 import pytest
-from dgpt2_quant.runtime.candidates import at_least, at_least_likely, likeliest, log_total, nucleus, typical
+from dgpt2_quant.runtime.sampling.candidates import at_least, log_total, nucleus, top_k, top_k_candidates, typical
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,7 +31,7 @@ def tied(logits: Row) -> Row:
 
 
 def holed(logits: Row) -> Row:
-    """Every third token forbidden, the likeliest one not."""
+    """Every third token forbidden, except the most likely one."""
     forbidden = np.arange(len(logits)) % 3 == 1
     forbidden[logits.argmax()] = False
     return np.where(forbidden, -np.inf, logits).astype(np.float32)
@@ -54,43 +54,43 @@ def is_a_beginning(found: npt.NDArray[np.intp], scores: npt.NDArray[np.float64])
     return len(set(found.tolist())) == len(found) and (not len(rest) or scores[rest].max() <= scores[found].min())
 
 
-class TestLikeliest:
+class TestTopK:
     @given(rows, st.integers(1, 9000))
     @settings(deadline=None, derandomize=True)
-    def test_the_likeliest_are_there_in_their_order(self, logits: Row, count: int) -> None:
-        found = at_least_likely(logits, count)
+    def test_top_k_by_descending_logit(self, logits: Row, count: int) -> None:
+        found = top_k_candidates(logits, count)
         assert len(found) >= min(count, len(logits))
         assert is_a_beginning(found, logits.astype(np.float64))
         assert (np.diff(found) > 0).all()
         expected = sorted(range(len(logits)), key=lambda token: (-logits[token], token))[:count]
-        assert likeliest(logits, count).tolist() == expected
+        assert top_k(logits, count).tolist() == expected
 
     @pytest.mark.parametrize("size", [8189, 50257])
     @pytest.mark.parametrize("count", [1, 10, 40, 3000])
-    def test_few_more_than_were_asked_for(self, size: int, count: int) -> None:
-        assert len(at_least_likely(normal(size), count)) <= max(2 * count, 80)
+    def test_candidates_are_few_more_than_k(self, size: int, count: int) -> None:
+        assert len(top_k_candidates(normal(size), count)) <= max(2 * count, 80)
 
     @pytest.mark.parametrize("count", [3, 64, 200])
-    def test_of_equal_ones_all_come(self, count: int) -> None:
-        assert len(at_least_likely(np.zeros(8189, np.float32), count)) == 8189
+    def test_ties_are_all_candidates(self, count: int) -> None:
+        assert len(top_k_candidates(np.zeros(8189, np.float32), count)) == 8189
 
     @pytest.mark.parametrize("count", [1, 5, 6, 40])
-    def test_more_than_are_possible(self, count: int) -> None:
+    def test_k_above_the_vocabulary(self, count: int) -> None:
         logits = np.full(8189, -np.inf, np.float32)
         logits[[7, 70, 700, 7000, 8188]] = 1, 5, 3, 4, 2
-        assert likeliest(logits, count)[:5].tolist() == [70, 7000, 700, 8188, 7][:count]
+        assert top_k(logits, count)[:5].tolist() == [70, 7000, 700, 8188, 7][:count]
 
-    def test_the_logits_stay(self) -> None:
+    def test_logits_are_not_changed(self) -> None:
         for count in (1, 40, 3000):
             logits = normal(8189)
-            at_least_likely(logits, count)
+            top_k_candidates(logits, count)
             assert np.array_equal(logits, normal(8189))
 
 
 class TestNucleus:
     @given(rows, shares)
     @settings(deadline=None, derandomize=True)
-    def test_as_few_of_the_likeliest_as_have_the_share(self, logits: Row, share: float) -> None:
+    def test_the_smallest_set_with_the_share(self, logits: Row, share: float) -> None:
         found = nucleus(logits, share)
         mass = probabilities(logits)
         assert is_a_beginning(found, mass)
@@ -104,7 +104,7 @@ class TestNucleus:
 
     @given(rows, shares, st.floats(1e-4, 1))
     @settings(deadline=None, derandomize=True)
-    def test_those_that_reach_a_bound_too(self, logits: Row, share: float, share_of_the_top: float) -> None:
+    def test_with_a_min_p_bound(self, logits: Row, share: float, share_of_the_top: float) -> None:
         least = float(logits.max()) + math.log(share_of_the_top)
         both = set(nucleus(logits, share).tolist()) & set(at_least(logits, least).tolist())
         found = set(nucleus(logits, share, least).tolist())
@@ -114,12 +114,12 @@ class TestNucleus:
         assert all(mass[token] < EDGE or abs(mass[list(both)].sum() - share) < EDGE for token in found ^ both)
 
     @pytest.mark.parametrize("share", [0.3, 0.9, 0.999])
-    def test_flat_logits_reach_beyond_the_first_guess(self, share: float) -> None:
+    def test_flat_logits_need_more_candidates(self, share: float) -> None:
         logits = normal(8189, spread=0.1)
         ordered = np.sort(probabilities(logits))[::-1]
         assert len(nucleus(logits, share)) == int(np.searchsorted(ordered.cumsum(), share)) + 1
 
-    def test_nothing_of_the_share_leaves_the_likeliest(self) -> None:
+    def test_share_0_leaves_the_most_likely(self) -> None:
         assert nucleus(normal(8189), 0).tolist() == [int(normal(8189).argmax())]
 
     def test_one_token(self) -> None:
@@ -129,7 +129,7 @@ class TestNucleus:
 class TestAtLeast:
     @given(rows, st.floats(-40, 40, width=32))
     @settings(deadline=None, derandomize=True)
-    def test_those_that_reach_it_and_the_likeliest(self, logits: Row, bound: float) -> None:
+    def test_the_bound_and_at_least_the_most_likely(self, logits: Row, bound: float) -> None:
         expected = [token for token, logit in enumerate(logits) if logit >= bound]
         assert at_least(logits, bound).tolist() == (expected or [int(logits.argmax())])
 
@@ -137,7 +137,7 @@ class TestAtLeast:
 class TestTypical:
     @given(rows, st.floats(0.01, 0.99))
     @settings(deadline=None, derandomize=True)
-    def test_those_nearest_to_the_entropy(self, logits: Row, share: float) -> None:
+    def test_tokens_nearest_to_the_entropy(self, logits: Row, share: float) -> None:
         found = typical(logits, share)
         mass = probabilities(logits)
         possible = mass > 0
@@ -153,12 +153,12 @@ class TestTypical:
         assert mass[found].sum() > share - EDGE
         assert mass[found[:-1]].sum() <= share + EDGE
 
-    def test_the_likeliest_need_not_be_typical(self) -> None:
+    def test_the_most_likely_token_can_be_dropped(self) -> None:
         # entropy 1.75 bits: the tokens of a quarter, with 2 bits, are the nearest to it
         logits = np.log(np.array([0.5, 0.25, 0.125, 0.125], np.float32))
         assert typical(logits, 0.2).tolist() == [1]
 
-    def test_flat_logits_reach_beyond_the_first_guess(self) -> None:
+    def test_flat_logits_need_more_candidates(self) -> None:
         assert 0.8 * 8189 < len(typical(normal(8189, spread=0.01), 0.9)) < 8189
 
     def test_a_forbidden_token_is_never_typical(self) -> None:
@@ -169,7 +169,7 @@ class TestTypical:
 class TestLogTotal:
     @given(rows, st.sampled_from([-1e4, -90.0, 0.0, 90.0, 1e4]))
     @settings(deadline=None, derandomize=True)
-    def test_it_is_the_log_of_the_sum_of_exponentials(self, logits: Row, offset: float) -> None:
+    def test_log_sum_exp(self, logits: Row, offset: float) -> None:
         shifted = logits + np.float32(offset)
         top = float(shifted.max())
         expected = top + math.log(math.fsum(math.exp(float(logit) - top) for logit in shifted))

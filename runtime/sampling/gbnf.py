@@ -1,7 +1,7 @@
-"""Reads a GBNF grammar into rules, and names the line where it is wrong.
+"""A parser of GBNF grammars, which reports the line and column of an error.
 
-It makes the same rules as `llama_grammar_parser` in llama.cpp's src/llama-grammar.cpp, with the same numbers, so that
-what is checked of them (grammar.py) is what is run there. What a set of characters contains is not kept.
+It produces the same rules as `llama_grammar_parser` in llama.cpp's src/llama-grammar.cpp, with the same numbers, so
+that the rules which grammar.py checks are those which llama.cpp runs. The contents of character sets are not kept.
 """
 
 import re
@@ -18,12 +18,12 @@ _SPACE, _BLANK = re.compile(r"(?:[ \t\r\n]|#[^\r\n]*)*"), re.compile(r"(?:[ \t]|
 _CHARACTER = re.compile(r'\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[tnr\\"\[\]-])|[^\\]', re.DOTALL)
 _TOKEN = re.compile(r"!?<(?:\[[0-9]+\]|(?!\[)[^>]*)>")
 
-ONE = -1  # an element that takes a character or a token; others are the numbers of rules
+ONE = -1  # an element that matches a character or a token; other elements are numbers of rules
 Rule = list[list[int]]  # alternatives, each of elements
 
 
 def refuse(why: str) -> NoReturn:
-    raise UsageError(f"the grammar cannot be used: {why}", "See llama.cpp's grammars/README.md for GBNF.")
+    raise UsageError(f"`grammar` cannot be used: {why}", "See llama.cpp's grammars/README.md for GBNF.")
 
 
 class Parser:
@@ -35,7 +35,7 @@ class Parser:
         self._at = self._depth = self._size = 0
 
     def parse(self) -> list[Rule]:
-        """All rules by their numbers. Raises `UsageError` that names what is wrong."""
+        """All rules by their numbers. Raises `UsageError`."""
         self._skip(_SPACE)
         while self._at < len(self.text):
             self._rule()
@@ -51,7 +51,7 @@ class Parser:
         return [rule for rule in self.rules if rule is not None]
 
     def name(self, number: int) -> str:
-        """That of a rule, or of the rule that a part in parentheses or a repetition belongs to."""
+        """The name of a rule, or of the rule that a group or a repetition belongs to."""
         found = next((name for name, other in self.numbers.items() if other == number), "root")
         return found.rpartition("_")[0] or found  # names have no underscores
 
@@ -77,7 +77,7 @@ class Parser:
     def _sequence(self, name: str, nested: bool) -> list[int]:
         space = _SPACE if nested else _BLANK
         found: list[int] = []
-        last, made = 0, 1  # where the item begins that a repetition repeats, and how many rules it has
+        last, made = 0, 1  # where the item that a repetition repeats begins, and its number of rules
         while here := self._here():
             if here in "*+?{":
                 least, most = self._times(space)
@@ -108,7 +108,7 @@ class Parser:
         return found
 
     def _characters(self, end: str) -> bool:
-        """Reads a literal or a set of characters; whether there are any."""
+        """Reads a literal or a set of characters. Returns whether it has any."""
         start = self._at
         self._at += 1
         if end == "]" and self._here() == "^":
@@ -125,7 +125,7 @@ class Parser:
     def _group(self, name: str) -> int:
         self._depth += 1
         if self._depth > _DEEPEST:
-            refuse(f"its parentheses go deeper than {_DEEPEST}")
+            refuse(f"its parentheses may be at most {_DEEPEST} deep")
         self._at += 1
         self._skip(_SPACE)
         number = self._generated(name)
@@ -135,7 +135,7 @@ class Parser:
         return number
 
     def _times(self, space: re.Pattern[str]) -> tuple[int, int | None]:
-        """How often a repetition repeats: at least, and at most."""
+        """The least and the most times of a repetition."""
         start = self._at
         self._at += 1
         match self.text[start]:
@@ -156,23 +156,23 @@ class Parser:
             self._skip(space)
         self._expect("}")
         if most is not None and most < least:
-            self._fail("at least is more often than at most", start)
+            self._fail("the least number is more than the most", start)
         if least > _MOST_REPEATED:
             self._fail(f"at most {_MOST_REPEATED} repetitions are possible", start)
         return least, None if most is None or most > _MOST_REPEATED else most
 
     def _count(self) -> int:
         digits = self._take(_DIGITS, "a number")
-        return int(digits.lstrip("0")[:19] or "0")  # Python reads no more than 4,300 digits
+        return int(digits.lstrip("0")[:19] or "0")  # Python reads at most 4,300 digits
 
     def _repeat(self, name: str, found: list[int], last: int, made: int, least: int, most: int | None) -> int:
-        """Puts rules in the place of a repetition, as llama.cpp's comment in `parse_sequence` describes it."""
+        """Replaces a repetition by rules, as the comment in llama.cpp's `parse_sequence` describes."""
         item = found[last:]
         if not item:
-            self._fail("there is nothing before this to repeat, or nothing that is not empty")
+            self._fail("expected something to repeat before this")
         times = most or least or 1
         if made * times > _MOST_REPEATED:
-            self._fail(f"nested repetitions make more than {_MOST_REPEATED} rules")
+            self._fail(f"nested repetitions may make at most {_MOST_REPEATED} rules")
         if least == 0:
             del found[last:]
         else:
@@ -203,7 +203,7 @@ class Parser:
     def _grow(self, count: int) -> None:
         self._size += count
         if self._size > _LARGEST:
-            refuse(f"its repetitions make more than {_LARGEST} elements")
+            refuse(f"its repetitions may make at most {_LARGEST} elements")
 
     def _here(self) -> str:
         return self.text[self._at : self._at + 1]

@@ -1,4 +1,4 @@
-"""Sampling settings: what is refused, what they become, and what they do to storybook's text."""
+"""Sampling settings: refused values, and their effects on a text."""
 
 import math
 import re
@@ -63,20 +63,20 @@ def text(model: Model, max_tokens: int = 24, seed: int = 0, **sampling: Any) -> 
         ("min_p", None),
     ],
 )
-def test_out_of_range_values_are_refused_by_name(name: str, value: float) -> None:
-    with pytest.raises(UsageError, match=re.escape(f"{name} is {value!r}; it goes from ")) as caught:
+def test_values_out_of_range_are_refused_by_name(name: str, value: float) -> None:
+    with pytest.raises(UsageError, match=f"`{name}` must be .*, not {re.escape(repr(value))}") as caught:
         Sampling(**{name: value})
     assert caught.value.exit_status == 2
 
 
 @pytest.mark.parametrize("name", ["top_k", "repeat_last_n", "dry_allowed_length", "dry_penalty_last_n", "mirostat"])
-def test_what_is_counted_is_a_whole_number(name: str) -> None:
-    with pytest.raises(UsageError, match=rf"{name} is 2\.0, not a whole number"):
+def test_counts_must_be_whole_numbers(name: str) -> None:
+    with pytest.raises(UsageError, match=rf"`{name}` must be a whole number, not 2\.0"):
         Sampling(**{name: 2.0})
 
 
-def test_mirostat_1_is_not_there() -> None:
-    with pytest.raises(UsageError, match=r"mirostat is 1; it is 0 \(off\) or 2"):
+def test_mirostat_1_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"`mirostat` must be 0 \(off\) or 2, not 1"):
         Sampling(mirostat=1)
 
 
@@ -105,7 +105,7 @@ def test_a_bias_maps_token_ids_to_numbers(bias: Any) -> None:
 
 @pytest.mark.parametrize("breakers", ["\n", [""], ["x" * 41], ["語" * 14], [b"x"], [3], None, 3, ["\ud83d"], ["a\0b"]])
 def test_breakers_are_short_texts(breakers: Any) -> None:
-    with pytest.raises(UsageError, match="dry_sequence_breakers is "):
+    with pytest.raises(UsageError, match="`dry_sequence_breakers` must be texts of 1-40 bytes, not "):
         Sampling(dry_sequence_breakers=breakers)
 
 
@@ -143,15 +143,15 @@ def test_the_ends_of_the_ranges_generate(storybook: Model, sampling: dict[str, A
 
 
 def test_an_unknown_setting_is_named(storybook: Model) -> None:
-    with pytest.raises(UsageError, match="no option 'top_kk'") as caught:
+    with pytest.raises(UsageError, match="there is no option `top_kk`") as caught:
         storybook.stream(PROMPT, top_kk=3)  # type: ignore[call-arg]
-    assert caught.value.hint == "Did you mean top_k?"
-    with pytest.raises(UsageError, match="no option 'beams'") as caught:
+    assert caught.value.hint == "Did you mean `top_k`?"
+    with pytest.raises(UsageError, match="there is no option `beams`") as caught:
         storybook.stream(PROMPT, beams=3)  # type: ignore[call-arg]
-    assert "There are max_tokens, seed" in caught.value.hint
+    assert "The options are max_tokens, seed" in caught.value.hint
 
 
-def test_temperature_0_takes_the_likeliest_token_at_each_step(storybook: Model) -> None:
+def test_temperature_0_is_greedy(storybook: Model) -> None:
     tokens = storybook.tokenize(PROMPT)
     prompt = len(tokens)
     for _ in range(12):
@@ -160,7 +160,7 @@ def test_temperature_0_takes_the_likeliest_token_at_each_step(storybook: Model) 
 
 
 @pytest.mark.parametrize("sampling", [{"top_k": 1}, {"min_p": 1}, {"top_p": 0}, {"temperature": 1e-6}])
-def test_settings_that_leave_one_token_are_greedy(storybook: Model, sampling: dict[str, Any]) -> None:
+def test_filters_that_leave_one_token_are_greedy(storybook: Model, sampling: dict[str, Any]) -> None:
     greedy = text(storybook, temperature=0)
     assert text(storybook, seed=1, **{"temperature": 2, **sampling}) == greedy
     assert text(storybook, seed=2, **{"temperature": 2, **sampling}) == greedy
@@ -187,7 +187,7 @@ def test_the_seed_fixes_the_text(storybook: Model) -> None:
 
 @pytest.mark.parametrize("seed", [2**32 - 1, 2**32 - 2, 2**40 + 3])
 def test_every_number_is_a_seed(storybook: Model, seed: int) -> None:
-    # llama.cpp draws a seed of its own for 2**32 - 1
+    # llama.cpp chooses a random seed for 2**32 - 1
     assert text(storybook, seed=seed) == text(storybook, seed=seed)
 
 
@@ -198,7 +198,7 @@ def test_seed_minus_1_is_a_random_one(storybook: Model) -> None:
     assert len(set(seeds)) == 4
 
 
-def test_without_a_seed_the_drawn_one_gives_the_text_again(storybook: Model) -> None:
+def test_the_random_seed_reproduces_the_text(storybook: Model) -> None:
     first, second = storybook.stream(PROMPT, max_tokens=16), storybook.stream(PROMPT, max_tokens=16)
     assert first.seed != second.seed
     written = "".join(first)

@@ -1,11 +1,11 @@
-"""Sequences whose attention is computed in the faster way at each depth, and whose bits do not depend on threads.
+"""A context with flash attention at the beginning of a text and plain attention after that, whichever is faster.
 
-Flash attention is faster for prompts, and at the beginning of texts, most of all of several together. For single
-tokens at depth it is much slower: its sums in 16 bits cost more than they save; and from 512 cells on it splits them by
-the number of threads (`ggml_compute_forward_flash_attn_ext_f16` in ggml-cpu/ops.cpp), so that threads would change a
-text. So prompts, and tokens before position `FLASH_POSITIONS`, are computed with flash attention in one context, and
-the tokens after them without it in another one, *plain*, to which a sequence's cells are copied. docs/decisions.md has
-what each of the two would lose by itself.
+Flash attention is faster for prompts and at the beginning of texts, most of all for several sequences together. For
+single tokens at depth it is much slower: its 16-bit sums cost more than they save. From 512 cells on it also splits the
+sums by the number of threads (`ggml_compute_forward_flash_attn_ext_f16` in ggml-cpu/ops.cpp), so threads would change a
+text. Therefore prompts, and tokens before position `FLASH_POSITIONS`, are computed with flash attention in one context,
+and the tokens after them without it in a second one, *plain*, to which a sequence's cells are copied. docs/decisions.md
+has the cost of each context alone.
 """
 
 import struct
@@ -13,44 +13,45 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from dgpt2_quant.runtime.native.batch_token import Fed, Logits, State
-from dgpt2_quant.runtime.native.model_context import NativeContext
+
+from .batch_token import BatchToken, Logits, State, TokenIds
+from .model_context import NativeContext
 
 FLASH_POSITIONS = 128
 
 
 class DepthContext:
-    """A `NativeContext` made of two."""
+    """Two contexts with the interface of a `NativeContext`."""
 
-    def __init__(self, make: Callable[[bool], NativeContext]) -> None:
-        """`make` gives a context with or without flash attention."""
-        self._make = make
-        self._flash = self._last = make(True)
-        self._plain: NativeContext | None = None  # made when it is first needed, and then kept
-        self._left: dict[int, int] = {}  # the slots that went on in the plain one: how many cells the flash one has
-        self._both: dict[int, int] = {}  # the slots that are back: how many of their cells the plain one has, too
+    def __init__(self, new_context: Callable[..., NativeContext]) -> None:
+        """`new_context` takes the keyword `flash_attention`."""
+        self._new_context = new_context
+        self._flash = self._last = new_context(flash_attention=True)
+        self._plain: NativeContext | None = None  # created when first needed, then kept
+        self._left: dict[int, int] = {}  # the slots now in the plain context -> the cells that the flash one has
+        self._both: dict[int, int] = {}  # the slots that are back in the flash one -> the cells that the plain one has
         self.positions = self._flash.positions
         self.slots = self._flash.slots
         self.vocabulary = self._flash.vocabulary
         self.threads = self._flash.threads
 
-    def decode(self, tokens: Sequence[int], position: int, slot: int = 0, scored_from: int | None = None) -> None:
+    def decode(self, tokens: TokenIds, position: int, slot: int = 0, scored_from: int | None = None) -> None:
         """As `NativeContext.decode`."""
         self._last = self._flash
         if slot in self._left or (len(tokens) == 1 and position >= FLASH_POSITIONS):
             self._last = self._plain_with(slot, position)
         self._last.decode(tokens, position, slot, scored_from)
 
-    def decode_each(self, feeds: Sequence[Fed]) -> list[Logits]:
-        """As `NativeContext.decode_each`. All are computed in the plain context if one of them has to be."""
-        for feed in feeds:
-            if feed.next_position >= FLASH_POSITIONS or feed.slot in self._left:
+    def decode_each(self, tokens: Sequence[BatchToken]) -> list[Logits]:
+        """As `NativeContext.decode_each`. If one token needs the plain context, all are computed in it."""
+        for token in tokens:
+            if token.next_position >= FLASH_POSITIONS or token.slot in self._left:
                 break
         else:
-            return self._flash.decode_each(feeds)
-        for feed in feeds:
-            plain = self._plain_with(feed.slot, feed.next_position)
-        return plain.decode_each(feeds)
+            return self._flash.decode_each(tokens)
+        for token in tokens:
+            plain = self._plain_with(token.slot, token.next_position)
+        return plain.decode_each(tokens)
 
     def logits(self, rows: int) -> npt.NDArray[np.float32]:
         """As `NativeContext.logits`, of the last `decode`."""
@@ -76,7 +77,7 @@ class DepthContext:
             self._left[target] = self._left[source]
 
     def forget(self) -> None:
-        """Empties all slots, whatever state an interrupt or an error left them in."""
+        """Empties all slots, also after an interrupt or an error."""
         self._left.clear()
         self._both.clear()
         for slot in range(self.slots):
@@ -99,7 +100,7 @@ class DepthContext:
         """The plain context, with a sequence's cells before position `begin`."""
         plain = self._plain
         if plain is None:
-            plain = self._plain = self._make(False)
+            plain = self._plain = self._new_context(flash_attention=False)
         if plain.threads != self.threads:
             plain.set_threads(self.threads)
         if slot not in self._left:
@@ -110,22 +111,23 @@ class DepthContext:
 
 
 def transpose(state: State) -> State:
-    """Turns the values of a sequence's saved state from a row for each cell to a row for each channel, in place.
+    """Transposes the values in a sequence's saved state in place: from rows of cells to rows of channels.
 
-    That is how llama.cpp keeps them without flash attention. The layout is that of `llama_kv_cache::state_write`
-    (src/llama-kv-cache.cpp) in llama-cpp-python 0.3.36, for float values, and for cells in one stream of the cache.
+    llama.cpp keeps them in rows of channels without flash attention. The layout is that of
+    `llama_kv_cache::state_write` (src/llama-kv-cache.cpp) in llama-cpp-python 0.3.36, for float values, and for cells
+    in one stream of the cache.
     """
-    at = 12  # magic, sequence, number of streams: of each its cells
+    at = 12  # magic, sequence, number of streams; then for each stream its cells
     while not (cells := struct.unpack_from("<I", state.data, at)[0]):
         at += 4
-    at += 4 + 12 * cells  # each with its position, and the one sequence that it belongs to
+    at += 4 + 12 * cells  # each cell: its position, and its one sequence
     _, layers = struct.unpack_from("<II", state.data, at)
-    struct.pack_into("<I", state.data, at, 1)  # whether values are by channel
+    struct.pack_into("<I", state.data, at, 1)  # values are in rows of channels
     at += 8
     for _ in range(layers):  # keys: type, bytes of a row, rows
         (row,) = struct.unpack_from("<Q", state.data, at + 4)
         at += 12 + cells * row
-    for _ in range(layers):  # values likewise; by channel: type, bytes of a value, channels, all their rows
+    for _ in range(layers):  # values likewise; by channels: type, bytes of a value, channels, rows
         kind, row = struct.unpack_from("<iQ", state.data, at)
         dtype = np.dtype(_VALUES[kind])
         channels = row // dtype.itemsize
@@ -136,4 +138,4 @@ def transpose(state: State) -> State:
     return state
 
 
-_VALUES = {0: np.uint32, 1: np.uint16}  # by ggml's type: F32, F16
+_VALUES = {0: np.uint32, 1: np.uint16}  # ggml's type -> dtype: F32, F16

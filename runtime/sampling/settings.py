@@ -1,4 +1,4 @@
-"""How the next token is chosen: settings, by the names that the field gives them, and their bounds."""
+"""Sampling settings (temperature, top-k, penalties, ...) and their bounds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,25 +10,25 @@ from dgpt2_quant.core.errors import UsageError
 
 from .grammar import check_grammar
 
-_BIAS = 1_000_000  # beyond it a sum, divided by a temperature, would overflow
-_COLDEST = 1e-30  # divided by less, logits overflow; long before it nothing but the likeliest is left
+_BIAS = 1_000_000  # beyond it a sum divided by a temperature would overflow
+_COLDEST = 1e-30  # logits divided by less overflow; sampling is greedy long before
 _LONGEST_BREAKER = 40  # bytes of a DRY breaker that llama.cpp looks at
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Sampling settings. `temperature` 0 takes the likeliest token (greedy); the defaults are llama.cpp's.
+    """Sampling settings. `temperature` 0 is greedy; the defaults are llama.cpp's.
 
-    They work in this order, each on what the one before left: `logit_bias` (token id: what is added to its logit; -inf
-    forbids it), the penalties (`repeat_penalty` divides, `frequency_penalty` subtracts for each occurrence and
-    `presence_penalty` once, over the last `repeat_last_n` tokens; -1 for all), DRY (`dry_multiplier` above 0 switches
-    it on: a token that would go on with a repetition longer than `dry_allowed_length` loses
+    They apply in this order, each to the result of the one before: `logit_bias` (maps token ids to numbers that are
+    added to their logits; -inf forbids a token), the penalties (`repeat_penalty` divides, `frequency_penalty` subtracts
+    for each occurrence and `presence_penalty` once, over the last `repeat_last_n` tokens; -1 for all), DRY
+    (`dry_multiplier` above 0 enables it: a token that continues a repetition longer than `dry_allowed_length` loses
     `dry_multiplier * dry_base ** (length - dry_allowed_length)`), `top_k`, `typical_p`, `top_p`, `min_p`,
-    `temperature`. `mirostat` 2 replaces all from `top_k` to `min_p` and steers towards a surprise of `mirostat_tau`
-    bits a token. `grammar` (GBNF, beginning with the rule `root`) forbids what does not fit it.
+    `temperature`. `mirostat` 2 replaces those from `top_k` to `min_p`, and aims at a surprise of `mirostat_tau` bits a
+    token. `grammar` (GBNF, with a rule `root`) allows only tokens that fit it.
 
-    Off are: `top_k` 0; `typical_p` and `top_p` 1; `min_p` 0; `repeat_penalty` 1; the other penalties 0.
-    Raises `UsageError` for a value out of range.
+    These values switch a setting off: `top_k` 0; `typical_p` and `top_p` 1; `min_p` 0; `repeat_penalty` 1; the other
+    penalties 0. Raises `UsageError` for a value out of range.
     """
 
     temperature: float = 0.8
@@ -54,36 +54,36 @@ class Sampling:
     def __post_init__(self) -> None:
         for name, (low, high) in _BOUNDS.items():
             value = getattr(self, name)
-            if value is getattr(Sampling, name):  # its default; all the checks take a good part of a text's beginning
+            if value is getattr(Sampling, name):  # the default; checks delay a text's first token
                 continue
             number = whole(value) if name in _WHOLE else _number(value)
             if number is None and _number(value) is not None:
-                raise UsageError(f"{name} is {value!r}, not a whole number")
+                raise UsageError(f"`{name}` must be a whole number, not {value!r}")
             if number is None or not low <= number <= high:
-                raise UsageError(f"{name} is {value!r}; it goes from {low} to {high}")
+                raise UsageError(f"`{name}` must be {low} to {high}, not {value!r}")
             object.__setattr__(self, name, number)
         if self.mirostat not in (0, 2):
-            raise UsageError(f"mirostat is {self.mirostat}; it is 0 (off) or 2")
+            raise UsageError(f"`mirostat` must be 0 (off) or 2, not {self.mirostat}")
         if not isinstance(self.logit_bias, Mapping):
-            raise UsageError(f"logit_bias is {self.logit_bias!r}, not a mapping of token ids to numbers")
+            raise UsageError(f"`logit_bias` must map token ids to numbers, not be {self.logit_bias!r}")
         object.__setattr__(self, "logit_bias", dict(_bias(*pair) for pair in self.logit_bias.items()))
         breakers = self.dry_sequence_breakers
         if isinstance(breakers, str) or not isinstance(breakers, Sequence) or not all(map(_is_breaker, breakers)):
-            raise UsageError(f"dry_sequence_breakers is {breakers!r}; they are texts of 1-{_LONGEST_BREAKER} bytes")
+            raise UsageError(f"`dry_sequence_breakers` must be texts of 1-{_LONGEST_BREAKER} bytes, not {breakers!r}")
         if not isinstance(self.grammar, str):
-            raise UsageError(f"grammar is {self.grammar!r}, not a text in GBNF")
+            raise UsageError(f"`grammar` must be a text in GBNF, not {self.grammar!r}")
         if self.grammar:
             if _c_text(self.grammar) is None:
-                raise UsageError("the grammar has a zero byte, or what is no character")
+                raise UsageError("`grammar` must not contain a zero byte or a lone surrogate")
             check_grammar(self.grammar)
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the likeliest token is taken, and nothing is drawn."""
+        """Whether the most likely token is always chosen."""
         return self.temperature < _COLDEST or (self.top_k == 1 and not self.mirostat)
 
     def penalties(self, vocabulary: int, positions: int) -> Sequence[tuple[Any, ...]]:
-        """The samplers for `NativeSampler` that change the logits of tokens which were there already."""
+        """The steps of a `NativeSampler` that change the logits of earlier tokens."""
         steps: list[tuple[Any, ...]] = []
         if self.repeat_last_n and (self.repeat_penalty, self.frequency_penalty, self.presence_penalty) != (1, 0, 0):
             last = positions if self.repeat_last_n < 0 else min(self.repeat_last_n, positions)
@@ -122,8 +122,8 @@ _WHOLE = ("top_k", "repeat_last_n", "dry_allowed_length", "dry_penalty_last_n", 
 
 
 def whole(value: object) -> int | None:
-    """A whole number of any kind, NumPy's too, as Python's; None for what is none."""
-    if type(value) is int:  # nearly always, and to ask for its kind takes ten times as long
+    """A whole number of any type, also NumPy's, as a Python integer; None for other values."""
+    if type(value) is int:  # nearly always; isinstance takes ten times as long
         return value
     return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
 
@@ -137,7 +137,7 @@ def _bias(token: object, bias: object) -> tuple[int, float]:
     number, added = whole(token), _number(bias)
     if number is None or added is None or not (abs(added) <= _BIAS or added == -inf):
         raise UsageError(
-            f"logit_bias has {token!r}: {bias!r}; it maps token ids to -{_BIAS} to {_BIAS}, or -inf (never)"
+            f"`logit_bias` must map token ids to -{_BIAS} to {_BIAS}, or -inf (never), not {token!r} to {bias!r}"
         )
     return number, added
 
@@ -148,7 +148,7 @@ def _is_breaker(text: object) -> bool:
 
 
 def _c_text(text: object) -> bytes | None:
-    """A text as C takes it; None for what it can not be: no text, a lone surrogate in it, or a zero byte."""
+    """A text as a C string; None for other types, a lone surrogate, or a zero byte."""
     try:
         data = text.encode("utf-8") if isinstance(text, str) else b"\0"
     except UnicodeEncodeError:
