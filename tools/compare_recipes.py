@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from dgpt2_quant.bench.document.environment import describe_environment
 from dgpt2_quant.bench.quality.bootstrap import Bootstrap
-from dgpt2_quant.bench.quality.compare_files import compare
+from dgpt2_quant.bench.quality.compare_files import compare_files
 from dgpt2_quant.bench.quality.divergence import divergence, resampled
 from dgpt2_quant.bench.quality.windows import LLAMA_CPP
 from dgpt2_quant.core.json_text import to_json_text
@@ -206,7 +206,9 @@ class Scorer:
             group = files[first : first + AT_ONCE]
             paths = [Path(one.converted.path) for one in group]
             for text in self.texts:
-                quality = compare(self.reference, paths, text.text, threads=self.threads, cache_bytes=0, progress=show)
+                quality = compare_files(
+                    self.reference, paths, text.text, threads=self.threads, reference_cache=0, progress=show
+                )
                 text.draws = text.draws or resampled(quality)
                 text.about = {
                     "name": text.key,
@@ -214,11 +216,11 @@ class Scorer:
                     "scored_sha256": hashlib.sha256(text.text.encode()).hexdigest(),
                     "tokens": len(quality.tokens),
                     "tokens_scored": sum(quality.lengths),
-                    "context": quality.cut.context,
+                    "context": quality.windowing.context,
                     "perplexity": float(np.exp(quality.base.nll.mean())),
                 }
                 for number, one in enumerate(group):
-                    level, found = quality.levels[number], divergence(quality, number, text.draws)
+                    level, found = quality.files[number], divergence(quality, number, text.draws)
                     one.scores[text.key] = level.kld, level.top == quality.base.top
                     one.figures[text.key] = {
                         "kld": found.kld_interval,

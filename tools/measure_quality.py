@@ -26,12 +26,13 @@ from typing import Any
 
 import numpy as np
 from compare_recipes import Text
-from dgpt2_quant.bench.bench import Settings, Subject, measure_levels
-from dgpt2_quant.bench.compare import compare_documents
+from dgpt2_quant.bench.bench import bench_files
+from dgpt2_quant.bench.compare import compare
 from dgpt2_quant.bench.document.environment import describe_environment
 from dgpt2_quant.bench.document.schema import BenchJson
+from dgpt2_quant.bench.measure import Settings, Subject
 from dgpt2_quant.bench.perplexity import perplexity as our_perplexity
-from dgpt2_quant.bench.quality.compare_files import compare, visit
+from dgpt2_quant.bench.quality.compare_files import compare_files, visit
 from dgpt2_quant.bench.quality.divergence import divergence, resampled
 from dgpt2_quant.bench.quality.logit_rows import Logits
 from dgpt2_quant.bench.quality.windows import LLAMA_CPP
@@ -150,7 +151,7 @@ def divergences(arguments: Arguments, text: Path, program: list[Any], scratch: P
     """Each figure of each file as ours and as llama-perplexity prints it."""
     base = scratch / "base.kld"
     output_of(*program, arguments.reference, "-f", text, "--kl-divergence-base", base)
-    quality = compare(arguments.reference, arguments.files, load_text(text).text, threads=arguments.threads)
+    quality = compare_files(arguments.reference, arguments.files, load_text(text).text, threads=arguments.threads)
     draws = resampled(quality)
     found = []
     for number, path in enumerate(arguments.files):
@@ -179,7 +180,9 @@ def roundings(arguments: Arguments, scratch: Path) -> dict[str, Any]:
         convert(arguments.model, type=ROUNDED[name], output=both, tensor_type=types, imatrix=importance, overwrite=True)
         convert(str(both), type="f32", output=weights, allow_requantize=True, overwrite=True)
         files = {"both": both, "weights": weights}
-        quality = compare(Path(reference.path), [*files.values()], text.text, threads=arguments.threads, cache_bytes=0)
+        quality = compare_files(
+            Path(reference.path), [*files.values()], text.text, threads=arguments.threads, reference_cache=0
+        )
         draws = resampled(quality)
         found = [divergence(quality, number, draws) for number in range(len(files))]
         figures = [{"kld": one.kld_interval, "kld_p999": one.kld_p999} for one in found]
@@ -235,10 +238,10 @@ def gate(arguments: Arguments, scratch: Path) -> dict[str, Any]:
 
     def measured(file: Path, rounds: int = 1) -> BenchJson:
         subject = Subject("storybook", "0" * 64, base, [file])
-        return measure_levels(subject, load_text(arguments.text), Settings(rounds=rounds, grid=Grid.none()))
+        return bench_files(subject, load_text(arguments.text), Settings(rounds=rounds, grid=Grid.none()))
 
     same = [measured(files[0], arguments.rounds) for _ in range(arguments.runs + 1)]
-    found = [compare_documents(old, new, speed_tolerance=SPEED_TOLERANCE) for old, new in pairwise(same)]
+    found = [compare(old, new, speed_tolerance=SPEED_TOLERANCE) for old, new in pairwise(same)]
     speeds = [one for document in found for one in document["changes"] if one["figure"].endswith("_ratio")]
     planted: list[dict[str, Any]] = []
     for level, file in zip(levels, files, strict=True):
@@ -247,7 +250,7 @@ def gate(arguments: Arguments, scratch: Path) -> dict[str, Any]:
             kind = LOWER[tensors[tensor].type.name]
             override = f"{re.escape(tensor)}={kind}"
             (changed,) = convert("storybook", type=level, tensor_type=[override], output=scratch / f"{level}.{tensor}")
-            comparison = compare_documents(sound, measured(Path(changed.path)))
+            comparison = compare(sound, measured(Path(changed.path)))
             changes = {change["figure"]: change for change in comparison["changes"]}
             planted.append(
                 {
