@@ -20,13 +20,7 @@ from .output import megabytes, note, print_json, print_table
 from .progress import progress_bar
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from dgpt2_quant.core.hyperparameters import Hyperparameters
-    from dgpt2_quant.core.progress import Progress
-    from dgpt2_quant.core.quant_types import TensorType
-    from dgpt2_quant.quantize.convert import ConvertedFile, MeasureTimes
-    from dgpt2_quant.quantize.search.search import Times
+    from dgpt2_quant.quantize.converted_file import ConvertedFile
 
 
 def convert(
@@ -149,7 +143,6 @@ def convert(
             target_size=target_size,
             target_bpw=target_bpw,
             max_kld=max_kld,
-            measure_times=_times(threads, progress),
             revision=revision,
             offline=offline,
             threads=threads,
@@ -182,18 +175,6 @@ def convert(
         )
     what = "nothing was written" if dry_run else f"in {files[0].seconds:.1f} s"
     note(f"{files[0].parameters:,} parameters of {files[0].model}, {what}")
-
-
-def _times(threads: int | None, progress: "Progress") -> "MeasureTimes":
-    """What the search asks for the time of a matrix, where it prefers speed."""
-
-    def measure(sizes: "Hyperparameters", types: "Sequence[TensorType]") -> "Times":
-        from dgpt2_quant.bench.speed.kernel_times import token_times
-
-        note("Measuring how long each type takes on this machine, once")
-        return token_times(sizes, types, threads=threads, progress=progress)
-
-    return measure
 
 
 def _print_plans(files: "list[ConvertedFile]") -> None:

@@ -119,7 +119,7 @@ def run(
     from dgpt2_quant.quantize.store.model_files import model_file
     from dgpt2_quant.runtime import Model
     from dgpt2_quant.runtime.request import check_seed
-    from dgpt2_quant.runtime.sampling import Sampling
+    from dgpt2_quant.runtime.sampling.settings import Sampling
 
     settings: dict[str, Any] = {
         "temperature": temperature,
@@ -211,8 +211,8 @@ def _follow(batch: "Batch", prompt: str, *, at_once: bool) -> None:
     try:
         if not at_once:
             show()
-        for number, piece in batch:
-            waiting[number].append(piece)
+        for event in batch:
+            waiting[event.number].append(event)
             show()
         show()
     except BaseException:

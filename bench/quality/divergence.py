@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 from dgpt2_quant.bench.document.schema import ConfidenceJson, Interval, NoiseFloor, Pair
-from dgpt2_quant.runtime.sampler import overflowed
+from dgpt2_quant.runtime.sampling.sampler import overflowed
 
 from .bootstrap import Bootstrap, token_blocks
 from .compare_files import Quality

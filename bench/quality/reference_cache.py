@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from dgpt2_quant.bench.document.environment import cpu_name
 from dgpt2_quant.core.atomic_file import output_file
-from dgpt2_quant.core.cache import cache_folder, made_by
+from dgpt2_quant.core.cache import cache_folder, cache_version
 from dgpt2_quant.core.errors import OutputError
 
 from .logit_rows import Logits
@@ -83,7 +83,7 @@ def _key(file: Path, windows: Sequence[Window], vocabulary: int) -> str:
     key = hashlib.sha256()
     with file.open("rb") as content:
         key.update(hashlib.file_digest(content, "sha256").digest())
-    key.update(f"{made_by('runtime', 'bench')} {cpu_name()} {vocabulary}\n".encode())
+    key.update(f"{cache_version('runtime', 'bench')} {cpu_name()} {vocabulary}\n".encode())
     for window in windows:
         key.update(np.array([window.first, *window.tokens], np.int32).tobytes())
         key.update(b";")

@@ -1,16 +1,16 @@
-"""GPT-2's byte-level BPE as llama.cpp wants it: a list of tokens, their types, and the merges.
+"""Reads GPT-2's byte-level BPE for llama.cpp: tokens, token types and merges.
 
-Read from `vocab.json` + `merges.txt`, or from `tokenizer.json` where these are missing; added tokens from wherever one
-is named (`added_tokens.json`, `tokenizer.json`, `tokenizer_config.json`). Encoding and decoding are
-llama.cpp's business (`pre = gpt-2`); what its pre-tokenizer could not reproduce is refused here.
+The source is `vocab.json` + `merges.txt`, or else `tokenizer.json`; added tokens come from `added_tokens.json`,
+`tokenizer.json` and `tokenizer_config.json`. llama.cpp encodes and decodes (`pre = gpt-2`); a tokenizer that its
+pre-tokenizer cannot reproduce is refused.
 
-A tokenizer need not have as many tokens as the embedding has rows: fine-tuners pad the one, and add tokens to the other
-without resizing. Rows without a token get an unused one; tokens without a row, which the model never saw, are left out.
+The number of tokens can differ from the embedding's rows: some fine-tuners pad the embedding, others add tokens without
+resizing it. Rows without a token get an unused one; tokens without a row, which the model never saw, are dropped.
 """
 
 import logging
 from collections.abc import Container, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ class TokenType(IntEnum):
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """`tokens[i]` is token i's text in GPT-2's printable-bytes spelling; `merges` are "left right", best first."""
+    """`tokens[i]` is token i in GPT-2's byte-to-Unicode spelling; `merges` are "left right", by priority."""
 
     tokens: list[str]
     types: list[TokenType]
@@ -45,32 +45,34 @@ class Tokenizer:
 
 
 def read_tokenizer(folder: Path, config: dict[str, Any], vocabulary: int) -> Tokenizer:
-    """The tokenizer of a checkpoint folder, with a token for each of the `vocabulary` rows of the embedding.
+    """Reads the tokenizer of a checkpoint folder, one token for each of the `vocabulary` rows of the embedding.
 
-    Raises `CheckpointError` when it is missing or broken.
+    Raises `CheckpointError` if it is missing or broken.
     """
     settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
     ids, merges, added = _read_files(folder, settings)
     try:
         "".join([*ids, *merges]).encode("utf-8")
-    except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair, UTF-8 can not
-        raise CheckpointError(f"{folder}: a token is no Unicode text ({error.reason})") from error
+    except UnicodeEncodeError as error:  # JSON can contain a lone surrogate, UTF-8 cannot
+        raise CheckpointError(f"{folder}: a token is not valid Unicode ({error.reason})") from error
     if beyond := [token for token, number in ids.items() if number >= vocabulary]:
         if letter := next((token for token in beyond if len(token) == 1), None):
             raise CheckpointError(
-                f"{folder}: token {letter!r} has the number {ids[letter]}, the embedding {vocabulary} rows: a byte that"
-                " every text would lose",
-                "Are tokenizer and model of the same checkpoint?",
+                f"{folder}: token {letter!r} has the id {ids[letter]}, but the embedding has {vocabulary} rows: texts"
+                " would lose this byte",
+                "Do tokenizer and model belong to the same checkpoint?",
             )
         some = ", ".join(map(repr, beyond[:4])) + (", ..." if len(beyond) > 4 else "")
         _log.warning(
-            "%s: left out, for the embedding has %d rows: %d tokens (%s)", folder, vocabulary, len(beyond), some
+            "%s: the embedding has %d rows, so %d tokens are dropped (%s)", folder, vocabulary, len(beyond), some
         )
         ids = {token: number for token, number in ids.items() if number < vocabulary}
         merges = [merge for merge in merges if merge.replace(" ", "") in ids]
     if not merges or not any(len(token) == 1 for token in ids):
         what = "tokens for bytes" if merges else "merges"
-        raise CheckpointError(f"{folder}: its tokenizer has no {what}", "Fetch or save it again; it may be truncated.")
+        raise CheckpointError(
+            f"{folder}: its tokenizer has no {what}", "Download or save it again; it may be truncated."
+        )
     tokens = _by_number(folder, ids, vocabulary)
     special = {text for text, is_special in added.items() if is_special} | {END_OF_TEXT}
     types = [_type(token, added, special) if token in ids else TokenType.UNUSED for token in tokens]
@@ -80,33 +82,24 @@ def read_tokenizer(folder: Path, config: dict[str, Any], vocabulary: int) -> Tok
     return Tokenizer(tokens, types, merges, bos, eos)
 
 
-def padded_tokenizer(tokenizer: Tokenizer, count: int) -> Tokenizer:
-    """The tokenizer with `count` unused tokens behind its own; no text ever becomes one of them."""
-    return replace(
-        tokenizer,
-        tokens=[*tokenizer.tokens, *pad_texts(tokenizer.tokens, count)],
-        types=[*tokenizer.types, *[TokenType.UNUSED] * count],
-    )
-
-
 def pad_texts(tokens: Sequence[str], count: int) -> list[str]:
-    """Texts for `count` tokens behind these, `[PAD8189]` and so on, that no other token has."""
+    """Texts for `count` tokens after these: `[PAD8189]` and so on, different from all others."""
     there = set(tokens)
     return [_unused(number, there) for number in range(len(tokens), len(tokens) + count)]
 
 
 def _read_files(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, int], list[str], dict[str, bool]]:
-    """(token -> id, merges, added token -> is it special)."""
+    """Returns (token -> id, merges, added token -> whether it is special)."""
     if settings.get("add_prefix_space"):
         raise CheckpointError(
-            f"{folder / 'tokenizer_config.json'} says add_prefix_space: llama.cpp's GPT-2 tokenizer puts no space"
-            " before a text, so every prompt would be read differently"
+            f"{folder / 'tokenizer_config.json'} says add_prefix_space: llama.cpp's GPT-2 tokenizer adds no space, so"
+            " every prompt would be read differently"
         )
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         ids, merges = read_json(folder / "vocab.json"), _read_merges(folder / "merges.txt")
         extra = read_json(folder / "added_tokens.json") if (folder / "added_tokens.json").is_file() else {}
         added = {text: text == END_OF_TEXT for text in extra}
-        if (folder / "tokenizer.json").is_file():  # it knows the added tokens' kinds, and what comes before the BPE
+        if (folder / "tokenizer.json").is_file():  # states the kinds of added tokens, and the pre-tokenizer
             _, _, more, kinds = _read_fast_tokenizer(folder / "tokenizer.json")
             extra, added = {**more, **extra}, {**added, **kinds}
     elif (folder / "tokenizer.json").is_file():
@@ -119,14 +112,14 @@ def _read_files(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, int],
             if not isinstance(entry["content"], str):
                 raise TypeError("a token is not a string")
             if int(number) < 0:
-                raise ValueError(f"{number} is no token's number")
+                raise ValueError(f"{number} is not a token id")
             ids.setdefault(entry["content"], int(number))
             added[entry["content"]] = bool(entry.get("special"))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder / 'tokenizer_config.json'}: bad added_tokens_decoder ({error})") from error
-    for text, number in ids.items():  # the empty one too
+        raise CheckpointError(f"{folder / 'tokenizer_config.json'}: invalid added_tokens_decoder ({error})") from error
+    for text, number in ids.items():  # including the empty token
         if type(number) is not int or number < 0:
-            raise CheckpointError(f"{folder}: {text!r} is a token without a number: {number!r} is none")
+            raise CheckpointError(f"{folder}: the id of token {text!r} is {number!r}, not an integer from 0 up")
     named = read_json(folder / "special_tokens_map.json") if (folder / "special_tokens_map.json").is_file() else {}
     for text in added.keys() & (_named_tokens(named) | _named_tokens(settings)):
         added[text] = True
@@ -134,7 +127,7 @@ def _read_files(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, int],
 
 
 def _named_tokens(settings: dict[str, Any]) -> set[str]:
-    """The texts under `eos_token`, `pad_token` and their like, and `additional_special_tokens`."""
+    """The texts of `eos_token`, `pad_token` and so on, and of `additional_special_tokens`."""
     values = [value for key, value in settings.items() if key.endswith("_token")]
     more = settings.get("additional_special_tokens")
     values += more if isinstance(more, list) else []
@@ -147,8 +140,8 @@ def _read_fast_tokenizer(path: Path) -> tuple[dict[str, int], list[str], dict[st
     model, pre = (value if isinstance(value := content.get(key), dict) else {} for key in ("model", "pre_tokenizer"))
     if model.get("type", "BPE") != "BPE" or pre.get("type") != "ByteLevel":
         raise CheckpointError(
-            f"{path}: a {model.get('type')} model behind a {pre.get('type')} pre-tokenizer;"
-            " GPT-2 has a BPE behind ByteLevel"
+            f"{path}: a {model.get('type')} model with a {pre.get('type')} pre-tokenizer;"
+            " GPT-2 has a BPE with ByteLevel"
         )
     changing = [
         name
@@ -160,14 +153,13 @@ def _read_fast_tokenizer(path: Path) -> tuple[dict[str, int], list[str], dict[st
     ]
     if changing:
         raise CheckpointError(
-            f"{path} has a {changing[0]}, which llama.cpp's GPT-2 tokenizer does not know:"
-            " texts would be read differently"
+            f"{path} has a {changing[0]}, which llama.cpp's GPT-2 tokenizer lacks: texts would be read differently"
         )
     if pre.get("add_prefix_space") or not pre.get("use_regex", True):
-        raise CheckpointError(f"{path}: its pre-tokenizer is not GPT-2's (add_prefix_space, or no splitting at all)")
+        raise CheckpointError(f"{path}: its pre-tokenizer is not GPT-2's (add_prefix_space, or no splitting)")
     try:
         if not isinstance(model["merges"], list):
-            raise TypeError("its merges are no list")
+            raise TypeError("merges is not a list")
         merges = [_merge(merge) for merge in model["merges"]]
         extra = {entry["content"]: entry["id"] for entry in content.get("added_tokens", [])}
         added = {entry["content"]: bool(entry.get("special")) for entry in content.get("added_tokens", [])}
@@ -176,14 +168,14 @@ def _read_fast_tokenizer(path: Path) -> tuple[dict[str, int], list[str], dict[st
             raise TypeError("a token is not a string")
         return ids, merges, extra, added
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path} is not a tokenizers file: {error!r}") from error
+        raise CheckpointError(f"{path} is not a valid tokenizer.json: {error!r}") from error
 
 
 def _merge(merge: Any) -> str:
-    """As merges.txt has it, from that or from a pair."""
+    """A merge in the form of merges.txt, from a string or a pair."""
     parts = merge.split(" ") if isinstance(merge, str) else merge
     if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) and part for part in parts):
-        raise TypeError(f"{merge!r} is no merge of two tokens")
+        raise TypeError(f"{merge!r} is not a merge of two tokens")
     return " ".join(parts)
 
 
@@ -191,13 +183,13 @@ def _read_merges(path: Path) -> list[str]:
     try:
         lines = path.read_text("utf-8").split("\n")
     except OSError as error:
-        raise CheckpointError(f"{path} can not be read: {error.strerror}") from error
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path} is not UTF-8: {error}") from error
     merges = [line for line in lines if line and not line.startswith("#version")]
     for line in merges:
         if len(line.split(" ")) != 2:
-            raise CheckpointError(f"{path}: {line!r} is no merge of two tokens")
+            raise CheckpointError(f"{path}: {line!r} is not a merge of two tokens")
     return merges
 
 
@@ -205,13 +197,13 @@ def _by_number(folder: Path, ids: dict[str, int], vocabulary: int) -> list[str]:
     tokens: list[str | None] = [None] * vocabulary
     for token, number in ids.items():
         if (other := tokens[number]) is not None:
-            raise CheckpointError(f"{folder}: {other!r} and {token!r} both are token number {number}")
+            raise CheckpointError(f"{folder}: {other!r} and {token!r} both have the id {number}")
         tokens[number] = token
     return [_unused(number, ids) if token is None else token for number, token in enumerate(tokens)]
 
 
 def _unused(number: int, ids: Container[str]) -> str:
-    """A text for a row without a token: llama.cpp ends the process when two have the same."""
+    """A unique text for a row without a token: llama.cpp aborts if two tokens have the same text."""
     text = f"[PAD{number}]"
     while text in ids:
         text += "_"
@@ -227,15 +219,15 @@ def _type(token: str, added: dict[str, bool], special: set[str]) -> TokenType:
 def _special_id(
     config: dict[str, Any], settings: dict[str, Any], name: str, ids: dict[str, int], vocabulary: int
 ) -> int:
-    """By the config; else by the tokenizer's settings; else `<|endoftext|>`.
+    """The id in the config; else in the tokenizer's settings; else that of `<|endoftext|>`.
 
-    A config may well name a token that is not there: GPT-2's own number is the default for every vocabulary.
+    A config's id can be out of range: 50256 is the default for every vocabulary.
     """
     value = config.get(f"{name}_id")
     if isinstance(value, list) and value:
         value = value[0]
     if value is not None and type(value) is not int:
-        raise CheckpointError(f"config.json: {name}_id is {value!r}, not a token's number")
+        raise CheckpointError(f"config.json: {name}_id is {value!r}, not a token id")
     if value is not None and 0 <= value < vocabulary:
         return value
     text = settings.get(name)
@@ -244,6 +236,6 @@ def _special_id(
         if isinstance(candidate, str) and candidate in ids:
             return ids[candidate]
     raise CheckpointError(
-        f"config.json: {name}_id is {value!r}; the vocabulary has {vocabulary} tokens, and none is {END_OF_TEXT}",
-        f"Set {name}_id in config.json to the token that ends a text.",
+        f"config.json: {name}_id is {value!r}, but the vocabulary has {vocabulary} tokens, and none is {END_OF_TEXT}",
+        f"Set {name}_id in config.json to the id of the token that ends a text.",
     )

@@ -249,11 +249,11 @@ def test_wrong_files(tmp_path: Path, storybook_files: dict[str, Path]) -> None:
 
 
 def test_wrong_arguments(tmp_path: Path) -> None:
-    refused(UsageError, "unknown quantization type 'q4_z'", type=["q4_z"])
-    refused(UsageError, "unknown quantization type 'best'", reference="best")
+    refused(UsageError, "unknown quant type 'q4_z'", type=["q4_z"])
+    refused(UsageError, "unknown quant type 'best'", reference="best")
     refused(UsageError, "`rounds` must be 1 or more, not 0", rounds=0)
     refused(UsageError, "`patience` must be 0 to .* not -1", patience=-1)
-    refused(ModelNotFoundError, "there is no text 'absent.txt'", text="absent.txt")
+    refused(ModelNotFoundError, "no text 'absent.txt'", text="absent.txt")
     (tmp_path / "latin.txt").write_bytes(b"\xe4" * 9999)
     refused(UsageError, r"latin\.txt is not UTF-8", text=tmp_path / "latin.txt")
 

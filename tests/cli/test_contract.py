@@ -16,7 +16,7 @@ from dgpt2_quant.cli.main import VERBS
 from dgpt2_quant.core.quant_types import BENCH_TYPES, QUANT_TYPES
 from dgpt2_quant.quantize.checkpoint.resolve import DEFAULT_MODEL
 from dgpt2_quant.runtime.request import DEFAULT_MAX_TOKENS
-from dgpt2_quant.runtime.sampling import Sampling
+from dgpt2_quant.runtime.sampling.settings import Sampling
 
 from ..quantize.checkpoints import make_checkpoint
 from .program import TOOL
@@ -144,10 +144,10 @@ def test_stop_text_is_not_printed(storybook_files: dict[str, Path]) -> None:
         (["convert", "storybook", "-t", "f16", "-t", "q8_0", "-o", "x.gguf"], 2, "x.gguf"),
         (["run", "x", "-m", "missing.gguf"], 1, "missing.gguf"),
         (["run", "x"], 1, "storybook"),  # the default model, offline: the hint names what works
-        (["run", "x", "--top-p", "7"], 2, "top_p"),  # before the default model is looked for
+        (["run", "x", "--top-p", "7"], 2, "--top-p must be 0 to 1, not 7.0"),  # before the default model is looked for
         (["run", "x", "--threads", "many"], 2, "many"),
-        (["run", "x", "--threads", "0"], 2, "0 threads"),
-        (["features", "x", "--threads", "0"], 2, "0 threads"),
+        (["run", "x", "--threads", "0"], 2, '--threads must be 1-512 or "auto", not 0'),
+        (["features", "x", "--threads", "0"], 2, '--threads must be 1-512 or "auto", not 0'),
         (["run", "x", "-m", "storybook", "--no-such-flag"], 2, "--no-such-flag"),
         (["run", "word " * 600, "-m", "storybook"], 2, "512"),
         (["inspect", "missing.gguf"], 1, "missing.gguf"),

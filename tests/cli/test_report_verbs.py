@@ -108,7 +108,7 @@ def test_report_merges_runs(folder: Path) -> None:
     assert run("compare", "good.json", "out/all/bench.json", folder=folder).returncode == 0
     again = run("report", "good.json", "-o", "out/all", folder=folder)
     assert (again.returncode, again.stdout) == (1, "")
-    assert "bench.json exists already" in again.stderr
+    assert "bench.json already exists" in again.stderr
     last = run("report", "good.json", "-o", "out/all", "--overwrite", "--json", folder=folder)
     assert json.loads(last.stdout) == json.loads((folder / "out/all/bench.json").read_text("utf-8"))
 

@@ -67,10 +67,10 @@ class TestFiles:
         one = PACK[kind](tmp_path / "one", {"../../king.txt": CONTENT})
         assert read_data_file(one) == DataFile("king.txt", CONTENT)
         two = PACK[kind](tmp_path / "two", {"a.txt": b"", "b.txt": b""})
-        with pytest.raises(UsageError, match=r"two holds several files: a\.txt, b\.txt") as raised:
+        with pytest.raises(UsageError, match=r"two contains several files: a\.txt, b\.txt") as raised:
             read_data_file(two)
         assert raised.value.hint == "Unpack it, and name one of them."
-        with pytest.raises(UsageError, match="empty holds no file"):
+        with pytest.raises(UsageError, match="empty contains no file"):
             read_data_file(PACK[kind](tmp_path / "empty", {"a/": b""} if kind == "zip" else {}))
 
     @pytest.mark.parametrize("kind", PACK)
@@ -78,15 +78,15 @@ class TestFiles:
         members = {"w/wiki.train.raw": b"x", "w/wiki.test.raw": CONTENT, "w/LICENSE": b"y"}
         path = PACK[kind](tmp_path / "a", members)
         assert read_data_file(path, prefer=("enwik8", "wiki.test.raw")) == DataFile("wiki.test.raw", CONTENT)
-        with pytest.raises(UsageError, match="a holds several files"):
+        with pytest.raises(UsageError, match="a contains several files"):
             read_data_file(path, prefer=("wiki.train.raw", "wiki.test.raw"))
 
     @pytest.mark.parametrize("kind", PACK)
     def test_a_missing_member_is_named_with_what_is_there(self, tmp_path: Path, kind: str) -> None:
         path = PACK[kind](tmp_path / "a", {"x/queen.txt": b"", "king.txt.bak": b""})
-        with pytest.raises(UsageError, match=r"does not hold king\.txt, but x/queen\.txt, king\.txt\.bak"):
+        with pytest.raises(UsageError, match=r"does not contain king\.txt, but x/queen\.txt, king\.txt\.bak"):
             read_data_file(path, "king.txt")
-        with pytest.raises(UsageError, match=r"does not hold king\.txt, but nothing"):
+        with pytest.raises(UsageError, match=r"does not contain king\.txt, but nothing"):
             read_data_file(PACK["tgz"](tmp_path / "empty", {}), "king.txt")
 
     @pytest.mark.parametrize("kind", PACK)
@@ -142,7 +142,7 @@ class TestFiles:
             link = tarfile.TarInfo("king.txt")
             link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
             archive.addfile(link)
-        with pytest.raises(UsageError, match=r"does not hold king\.txt"):
+        with pytest.raises(UsageError, match=r"does not contain king\.txt"):
             read_data_file(tmp_path / "a.tgz", "king.txt")
 
     def test_a_missing_file(self, tmp_path: Path) -> None:

@@ -62,5 +62,5 @@ def test_per_token_of_perplexity(short_files: dict[str, Path], tmp_path: Path) -
     assert len(rows) == found["tokens_scored"]
     assert sum(row["nll"] for row in rows) / len(rows) == pytest.approx(found["nll"])
     assert set(rows[0]) == {"window", "position", "token", "text", "nll", "top", "top_p"}
-    with pytest.raises(OutputError, match=r"tokens\.jsonl exists already"):
+    with pytest.raises(OutputError, match=r"tokens\.jsonl already exists"):
         perplexity(str(short_files["Q4_0"]), **options)  # type: ignore[arg-type]

@@ -253,7 +253,7 @@ def test_an_existing_report_is_kept_without_overwrite(name: str, tmp_path: Path)
     (tmp_path / name).write_text("mine")
     before = sorted(tmp_path.rglob("*"))
     for refused in (lambda: refuse_reports(tmp_path), lambda: write_report(TWO, tmp_path)):
-        with pytest.raises(OutputError, match=rf"{name} exists already"):
+        with pytest.raises(OutputError, match=rf"{name} already exists"):
             refused()
     assert sorted(tmp_path.rglob("*")) == before
     assert (tmp_path / name).read_text() == "mine"

@@ -1,6 +1,5 @@
 """Peers: `llama_cpp.Llama` for real; for the rest, workers and libraries that this file writes, good ones and bad."""
 
-import importlib.util
 import json
 import os
 import re
@@ -21,7 +20,6 @@ from dgpt2_quant.bench.speed.peer_process import PeerFailed
 from dgpt2_quant.bench.speed.peers import Peer, PeerSpec, is_sane, llama_bench_for, peers_for
 from dgpt2_quant.bench.speed.rounds import Speeds, make_prompt, measure_speed
 from dgpt2_quant.core.errors import UsageError
-from dgpt2_quant.quantize.checkpoint.resolve import resolve
 from dgpt2_quant.runtime import Model
 
 from ..processes import await_end
@@ -337,10 +335,8 @@ def test_a_checkpoint_is_converted_for_ctranslate2(tmp_path: Path, monkeypatch: 
 @pytest.mark.peer
 @pytest.mark.parametrize("name", ["Transformers F32", "Transformers BF16", "CTranslate2 F32", "CTranslate2 INT8"])
 def test_the_real_libraries(short_files: dict[str, Path], name: str) -> None:
-    for module in ("torch", "transformers", "ctranslate2"):
-        if importlib.util.find_spec(module) is None:
-            pytest.skip(f"{module} is not installed")
-    (spec,) = [spec for spec in peers_for(resolve("storybook").folder, []) if str(spec) == name]
+    checkpoint = short_files["F32"].parent / "storybook"
+    (spec,) = [spec for spec in peers_for(checkpoint, []) if str(spec) == name]
     found = run(short_files, spec, prompt_tokens=32, decode_tokens=16)
     assert found.skipped_peers == []
     assert found.peers[0]["sane"] is True
