@@ -11,7 +11,7 @@ from typing import Literal
 
 from dgpt2_quant.core.errors import UsageError
 from dgpt2_quant.runtime.model import check_parallel
-from dgpt2_quant.runtime.threads import check_threads
+from dgpt2_quant.runtime.threads import MOST_THREADS
 
 TOKENS = 32  # decoded at each point, per sequence
 PROMPT_TOKENS = 128  # of the points that change the number of threads
@@ -54,17 +54,15 @@ class Grid:
     def points(self, positions: int, threads: int) -> list[Point]:
         """The points for a model with these positions and the usual number of threads, without duplicates.
 
-        Raises `UsageError` for a given value that does not fit the positions.
+        Raises `UsageError` for a given value out of range; prompts and depths must fit the positions.
         """
         tokens = min(TOKENS, positions // 2)
         sizes = _chosen("prompt_sizes", self.prompt_sizes, _PROMPT_SIZES, 1, positions)
         depths = _chosen("depths", self.depths, _DEPTHS, 0, positions - tokens)
         batches = _BATCHES if self.batches is None else self.batches
         for batch in batches:
-            check_parallel(batch)
-        counts = _THREAD_COUNTS if self.thread_counts is None else self.thread_counts
-        for count in counts:
-            check_threads(count)
+            check_parallel(batch, "batches")
+        counts = _chosen("thread_counts", self.thread_counts, _THREAD_COUNTS, 1, MOST_THREADS)
         found = [Point("prompt", size, 0, 1, threads) for size in sizes]
         found += [Point("decode", tokens, depth, 1, threads) for depth in depths]
         found += [Point("decode", tokens, 0, batch, threads) for batch in batches]
@@ -104,5 +102,5 @@ def _chosen(name: str, given: Sequence[int] | None, usual: Sequence[int], least:
         return [value for value in usual if value <= most]
     for value in given:
         if not least <= value <= most:
-            raise UsageError(f"`{name}` must be {least}-{most} for this model, not {value}")
+            raise UsageError(f"`{name}` must be {least}-{most}, not {value}")
     return given

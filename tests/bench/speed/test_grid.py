@@ -47,9 +47,9 @@ def test_given_values() -> None:
 @pytest.mark.parametrize(
     ("grid", "message"),
     [
-        (Grid(prompt_sizes=(16, 513)), "`prompt_sizes` must be 1-512 for this model, not 513"),
+        (Grid(prompt_sizes=(16, 513)), "`prompt_sizes` must be 1-512, not 513"),
         (Grid(prompt_sizes=(0,)), "not 0"),
-        (Grid(depths=(481,)), "`depths` must be 0-480 for this model, not 481"),
+        (Grid(depths=(481,)), "`depths` must be 0-480, not 481"),
         (Grid(depths=(-1,)), "not -1"),
         (Grid(batches=(257,)), "257"),
         (Grid(batches=(0,)), "256"),

@@ -242,7 +242,7 @@ def test_wrong_arguments(short_files: dict[str, Path], tmp_path: Path, monkeypat
     for patience in (-1, float("nan"), float("inf")):
         with pytest.raises(UsageError, match="`patience` must be 0 to"):
             run(short_files, [], patience=patience)
-    with pytest.raises(UsageError, match="`prompt_sizes` must be 1-512 for this model, not 600"):
+    with pytest.raises(UsageError, match="`prompt_sizes` must be 1-512, not 600"):
         run(short_files, [], grid=Grid(prompt_sizes=(600,)))
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF")
