@@ -214,24 +214,6 @@ def test_ctrl_c_leaves_no_half_written_file(tmp_path: Path) -> None:
         assert not [name for name in left if name.endswith(".part")]
 
 
-def test_a_reader_that_goes_away_is_no_error(storybook_files: dict[str, Path]) -> None:
-    result = subprocess.run(
-        [
-            "bash",
-            "-c",
-            f"set -o pipefail; '{TOOL}' run Once -m '{storybook_files['Q4_0']}' -n 500 --seed 1 | head -c 5",
-        ],
-        capture_output=True,
-        check=False,
-    )
-    assert result.returncode == 0
-    assert result.stderr == b""
-
-
-def test_version() -> None:
-    assert dgpt2("--version").stdout.startswith(b"dgpt2-quant 0.")
-
-
 def test_the_defaults_of_run_are_those_of_the_library() -> None:
     defaults = {name: p.default for name, p in inspect.signature(VERBS["run"]).parameters.items()}
     shared = [field for field in dataclasses.fields(Sampling) if field.name in defaults]
@@ -245,12 +227,6 @@ def test_the_defaults_of_run_are_those_of_the_library() -> None:
 def test_a_prompt_from_echo_has_no_line_end(storybook_files: dict[str, Path]) -> None:
     call = ("run", "-", "-m", storybook_files["Q8_0"], "-n", "3", "--seed", "1")
     assert dgpt2(*call, stdin=b"The king\n").stdout == dgpt2(*call, stdin=b"The king").stdout
-
-
-def test_a_full_disk_is_reported() -> None:
-    result = subprocess.run(f"'{TOOL}' types > /dev/full", shell=True, capture_output=True, check=False)
-    assert result.returncode == 1
-    assert result.stderr.decode().startswith("Error: ")
 
 
 def test_bench_prints_the_table_and_writes_the_report(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Streams that are closed or full, and readers that go away: the work is done, or one sentence says what is wrong."""
+"""Streams that are closed or full, and readers that go away: the work is done, or there is one error."""
 
 import subprocess
 import sys
@@ -32,7 +32,7 @@ def test_an_unwritable_stdout_is_one_error(
 
 @pytest.mark.parametrize("where", ["2>&-", "2>/dev/full", "<&-", "<&- 2>&-"])
 def test_the_result_is_the_same_without_stdin_and_stderr(where: str, tmp_path: Path) -> None:
-    """With a remark to write, too: the checkpoint is converted first."""
+    """Also with a note on stderr: the checkpoint is converted first."""
     call = f"DGPT2_QUANT_CACHE='{tmp_path}' PROGRAM run 'The king' -m storybook -t q4_0 -n 3 --temperature 0"
     result = shell(f"{call} {where}", tmp_path)
     assert (result.returncode, result.stdout) == (0, "The king was very angry\n"), result.stderr
@@ -59,8 +59,9 @@ def test_errors_keep_their_status_without_stderr(tmp_path: Path) -> None:
         assert shell(f"PROGRAM tpyes {where}", tmp_path).returncode == 2
 
 
-@pytest.mark.parametrize("call", ["--help", "types", "convert --help"])
-def test_a_reader_that_goes_away_is_no_error(call: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("call", ["--help", "types", "convert --help", "run Once -m {model} -n 500 --seed 1"])
+def test_a_reader_that_goes_away_is_no_error(call: str, storybook_files: dict[str, Path], tmp_path: Path) -> None:
+    call = call.format(model=storybook_files["Q4_0"])
     for pipe in ("|", "2>&1 |"):
         result = shell(f"PROGRAM {call} {pipe} head -c 1", tmp_path)
         assert (result.returncode, len(result.stdout), result.stderr) == (0, 1, "")
