@@ -90,7 +90,7 @@ def test_threads_change_nothing_but_the_speed(short_files: dict[str, Path], tale
     ("options", "error", "message"),
     [
         ({"text": "absent.txt"}, ModelNotFoundError, "no text 'absent.txt'"),
-        ({"ctx_size": 0}, UsageError, "the context size is 0"),
+        ({"ctx_size": 0}, UsageError, "`ctx_size` must be .* not 0"),
         ({"ctx_size": 3}, UsageError, "a context of 3 positions is too short"),
         ({"stride": 0}, UsageError, "`stride` must be 1-512 .* not 0"),
         ({"stride": 513}, UsageError, "`stride` must be 1-512 .* not 513"),

@@ -263,7 +263,7 @@ def test_wrong_arguments_are_refused_before_the_work(options: dict[str, Any], sa
 
 
 def test_missing_data_is_reported_before_the_work(tmp_path: Path, cache: Path) -> None:
-    with pytest.raises(ModelNotFoundError, match="there is no data file"):
+    with pytest.raises(ModelNotFoundError, match="no data file"):
         evaluate("no/such/model", task="bpb", data=tmp_path / "none.txt")
     with pytest.raises(ModelNotFoundError, match="offline, and the data set lambada"):
         evaluate("no/such/model", task="lambada", offline=True)
