@@ -34,7 +34,7 @@ class Completion:
     prompt_logprobs: tuple[TokenLogprob, ...] | None = field(default=None, compare=False, repr=False)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class Event(str):
     """A piece of text with the tokens since the previous event, from `Model.stream`, `Model.batch` or a `Scheduler`.
 
@@ -50,8 +50,18 @@ class Event(str):
     logprobs: tuple[TokenLogprob, ...] = ()
     completion: Completion | None = None
 
-    def __new__(cls, text: str, *_: object, **__: object) -> Self:
-        return super().__new__(cls, text)
+    def __new__(
+        cls,
+        text: str,
+        number: int = 0,
+        token_ids: tuple[int, ...] = (),
+        logprobs: tuple[TokenLogprob, ...] = (),
+        completion: Completion | None = None,
+    ) -> Self:
+        event = super().__new__(cls, text)
+        # the dataclass's own __init__ takes twice as long, between two decodes
+        event.__dict__.update(text=text, number=number, token_ids=token_ids, logprobs=logprobs, completion=completion)
+        return event
 
 
 @dataclass

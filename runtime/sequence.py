@@ -109,8 +109,8 @@ class Sequence:
         if not text and self.completion is None:
             return None
         begin, self._reported = self._reported, len(self.token_ids)
-        tokens, logprobs = tuple(self.token_ids[begin:]), tuple(self._logprobs[begin:])
-        return Event(text, self.number, tokens, logprobs, self.completion)
+        logprobs = tuple(self._logprobs[begin:]) if self._logprobs else ()
+        return Event(text, self.number, tuple(self.token_ids[begin:]), logprobs, self.completion)
 
     def stop(self) -> str:
         """Cancels it; returns the text that was held back."""
