@@ -30,7 +30,7 @@ _SMALL_FILES = ["README.md", "config.json", "generation_config.json", "tokenizer
 _SMALL_FILES += ["vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json"]
 _log = logging.getLogger(__name__)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_KINDS = f"MODEL is a Hub name (distilgpt2, owner/name), a folder (./my-model), or the bundled {BUNDLED}."
+_KINDS = f"`model` is a Hub name (distilgpt2, owner/name), a folder (./my-model), or the bundled {BUNDLED}."
 _WORKS_OFFLINE = f"The bundled checkpoint works offline: {BUNDLED}."
 
 

@@ -111,7 +111,7 @@ class TestFiles:
     def test_an_unusual_packing(self, tmp_path: Path) -> None:
         with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_BZIP2) as archive:
             archive.writestr("king.txt", CONTENT)
-        with pytest.raises(UsageError, match="unusual method"):
+        with pytest.raises(UsageError, match="unsupported compression method"):
             read_data_file(tmp_path / "a.zip", "king.txt")
 
     @pytest.mark.parametrize("cut", [10, 40, 300])
@@ -146,7 +146,7 @@ class TestFiles:
             read_data_file(tmp_path / "a.tgz", "king.txt")
 
     def test_a_missing_file(self, tmp_path: Path) -> None:
-        with pytest.raises(ModelNotFoundError, match=r"there is no data file '.*no\.txt'"):
+        with pytest.raises(ModelNotFoundError, match=r"no data file '.*no\.txt'"):
             read_data_file(tmp_path / "no.txt")
         with pytest.raises(ModelNotFoundError, match=r"cannot read the data file .*: Is a directory"):
             read_data_file(tmp_path)
