@@ -117,4 +117,4 @@ def read_request(
 
 def _refuse_given(parameters: dict[str, Collection[Any] | float | None], what: str) -> None:
     if given := [f"`{name}`" for name, value in parameters.items() if value]:
-        raise UsageError(f"{', '.join(given)} cannot be combined with {what}", "It sets all types; leave one out.")
+        raise UsageError(f"{', '.join(given)} cannot be combined with {what}, which sets all types")

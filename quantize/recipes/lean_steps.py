@@ -59,5 +59,5 @@ def steps_without(names: Iterable[str]) -> Steps:
     names = tuple(names)
     for name in names:
         if name not in STEPS:
-            raise UsageError(f"`without` must name steps of {', '.join(STEPS)}, not {name!r}")
+            raise UsageError(f"`without` must be {', '.join(STEPS[:-1])} or {STEPS[-1]}, not {name!r}")
     return Steps(**dict.fromkeys(names, False))

@@ -232,7 +232,7 @@ def test_a_terminal_is_waited_for_with_a_note() -> None:
     done = subprocess.run(call, stdin=theirs, capture_output=True, check=False, timeout=60)
     os.close(theirs)
     os.close(ours)
-    assert done.stderr.startswith(b"Reading the text from the terminal; ")
+    assert done.stderr.startswith(b"Reading the text from the terminal; end it with Ctrl-D")
     assert b"the text has 4 tokens" in done.stderr
 
 

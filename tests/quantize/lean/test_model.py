@@ -411,7 +411,7 @@ def test_an_existing_file_is_refused_before_the_work(tiny: Tiny, tmp_path: Path)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"without": ["feedbak"]}, "`without` must name steps of padding, centring, .*, not 'feedbak'"),
+        ({"without": ["feedbak"]}, "`without` must be padding, centring, .*, not 'feedbak'"),
         ({"prefer": "beauty"}, "`prefer` must be quality, speed or size, not 'beauty'"),
         ({"recipe": "stock", "without": ["sweeps"]}, "are for the recipe lean"),
         ({"recipe": "stock", "prefer": "size"}, "are for the recipe lean"),

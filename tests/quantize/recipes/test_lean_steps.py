@@ -13,5 +13,5 @@ def test_all_steps_are_on_until_left_out() -> None:
 
 @pytest.mark.parametrize("name", ["", "Sweeps", "left_out", "sweeps "])
 def test_unknown_names_are_refused(name: str) -> None:
-    with pytest.raises(UsageError, match=f"`without` must name steps of padding, centring, scaling, .*, not {name!r}"):
+    with pytest.raises(UsageError, match=f"`without` must be padding, centring, scaling, .*, not {name!r}"):
         steps_without(["sweeps", name])

@@ -250,7 +250,7 @@ def test_search_returns_the_recipe_that_convert_saves(tiny: Tiny, tmp_path: Path
         ({"target_size": 10**6, "max_kld": 0.1}, "`target_size` and `max_kld` cannot be combined"),
         ({"target_size": 10**6, "type": "q4_0"}, "`type` cannot be combined with a target"),
         ({"target_bpw": 6.5, "prefer": "beauty"}, "`prefer` must be"),
-        ({"target_bpw": 6.5, "without": ["haste"]}, "`without` must name steps"),
+        ({"target_bpw": 6.5, "without": ["haste"]}, "`without` must be padding"),
         ({"target_bpw": 6.5, "imatrix": None, "calibrate": "nowhere.txt"}, "no text"),
     ],
 )
