@@ -173,9 +173,12 @@ def test_gate(text: Path) -> None:
 
 def test_recipes_side_by_side(short_files: dict[str, Path], text: Path, tmp_path: Path) -> None:
     import doc_tables
+    from dgpt2_quant.quantize.calibration.collect import imatrix
 
     model, output = short_files["F32"].parent / "storybook", tmp_path / "lean.json"
-    flags = ["--model", model, "--text", text, "--level", "q4_k_m", "--rounds", "1"]
+    imatrix(str(model), text=text, output=tmp_path / "imatrix.gguf")  # sampling a text takes longer than the rest
+    flags = ["--model", model, "--text", text, "--imatrix", tmp_path / "imatrix.gguf", "--level", "q4_k_m"]
+    flags += ["--rounds", "1"]
     command = [sys.executable, TOOLS / "compare_recipes.py", output, *flags, "--search", "--ablation", "--speed"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
