@@ -49,7 +49,7 @@ def evaluate(
     stride: Annotated[
         int | None,
         typer.Option(
-            "--stride", metavar="N", help="Tokens by which windows of a text advance. Default: half a window."
+            "--stride", metavar="N", help="Score in windows that advance by N tokens. Default: half a window."
         ),
     ] = None,
     parse_special: ParseSpecialOption = True,
