@@ -28,7 +28,7 @@ def convert(
     type: TypesOption = None,
     all: Annotated[
         bool,
-        typer.Option("--all", help="Convert to every type; to those that need an importance matrix only with one."),
+        typer.Option("--all", help="Convert to every type. Without an importance matrix, skip types that need one."),
     ] = False,
     output: Annotated[
         str | None,
@@ -121,7 +121,7 @@ def convert(
     from dgpt2_quant.quantize.convert import convert as convert_model
 
     if all and type:
-        raise UsageError("--all and --type exclude each other", "Omit one of them.")
+        raise UsageError("--all and --type cannot be combined", "Omit one of them.")
     calibrated = imatrix or calibrate or recipe != "stock"
     every = [t.name for t in QUANT_TYPES.values() if calibrated or not t.needs_imatrix]
     if all and len(every) < len(QUANT_TYPES):

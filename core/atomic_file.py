@@ -29,7 +29,7 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
     """
     path = user_path(path)
     if path.parts[:1] == ("-",):
-        raise UsageError("'-' (stdout) is not possible here", "Name a file or a folder.")
+        raise UsageError("'-' (stdout) is not supported here", "Name a file or a folder.")
     if "\0" in str(path):
         raise OutputError(f"{str(path)!r} is not a file name: it contains a NUL byte", "Choose another `output`.")
     with explain_errors(path):  # stat fails in a folder without search permission

@@ -1,4 +1,4 @@
-"""Parses amounts of memory (48MB, 1.5 GiB, 4096) and time (30d, 12h)."""
+"""Parses sizes (48MB, 1.5 GiB, 4096) and durations (30d, 12h)."""
 
 import re
 
@@ -23,5 +23,5 @@ def parse_seconds(text: str) -> float:
     """The number of seconds; the unit is required. Raises `UsageError` for other text."""
     match = _DURATION.fullmatch(text.strip())
     if not match or len(text) > 40:
-        raise UsageError(f"{text[:60]!r} is not an amount of time", "Write it like 30d, 12h, 90min or 2w.")
+        raise UsageError(f"{text[:60]!r} is not a duration", "Write it like 30d, 12h, 90min or 2w.")
     return float(match[1]) * _SECONDS[match[2].lower()]

@@ -1,7 +1,7 @@
-"""`convert()`: a model to GGUF files. The source is read once for any number of quant types.
+"""`convert()`: converts a model to GGUF files. The source is read once for any number of quant types.
 
-The steps are: what was asked for (request.py), a `Plan` for each file (recipes/plan.py), `prepare`, where `lean`
-computes, and `write_files` (write.py). With a target, a search finds the recipe first (search/search.py).
+The steps are: a `Request` (request.py), a `Plan` for each file (recipes/plan.py), `prepare`, where `lean` computes, and
+`write_files` (write.py). With a target, a search finds the recipe first (search/search.py).
 """
 
 import logging
@@ -67,11 +67,11 @@ def convert(
 
     `recipe` is `stock` (types and bytes of llama-quantize), `lean` (less loss in the same formats), or a file that a
     search wrote. `prefer` (`quality`, `speed` or `size`, for the embedding's type) and `without` (steps to skip,
-    `lean_steps.STEPS`) are for `lean`. `tensor_type` has items `REGEX=TYPE`, which go before the recipe; the first
+    `lean_steps.STEPS`) are for `lean`. `tensor_type` has items `REGEX=TYPE`, which override the recipe; the first
     match counts.
 
     `imatrix` is an importance matrix in llama.cpp's GGUF format; `calibrate` is a text to collect one over, or
-    `sampled` for text that the model writes, the default of `lean`. `parse_special` and `keep_crlf` are as for
+    `sampled` for text that the model generates, the default of `lean`. `parse_special` and `keep_crlf` are as for
     `load_text`.
 
     One of `target_size` (bytes, or as `48MB`), `target_bpw` (bits per weight) and `max_kld` (nats) starts a search for
@@ -148,9 +148,9 @@ def make_plans(source: ModelSource, request: Request, outline: Outline | None) -
                 plan = make_plan(source, quant_type, request.overrides, outline.names if outline else None)
             plans.append(plan)
     if request.recipe == "lean" and (stock := [plan.quant_type.name for plan in plans if plan.recipe == "stock"]):
-        _log.warning("%s: the recipe lean changes nothing there; written as with stock", ", ".join(stock))
+        _log.warning("%s: the recipe lean has no effect; written as with stock", ", ".join(stock))
     if request.weighed and (idle := [plan.quant_type.name for plan in plans if not plan.uses_importance]):
-        _log.warning("%s: the importance matrix changes nothing there", ", ".join(idle))
+        _log.warning("%s: the importance matrix has no effect", ", ".join(idle))
     return plans
 
 
@@ -162,8 +162,8 @@ def prepare(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Prepared]:
-    """The tensors to write: those of the source for all `stock` files together, then those of each `lean` file, which
-    are computed when the iterator reaches them."""
+    """Yields the tensors to write: those of the source for all `stock` files together, then those of each `lean` file,
+    computed when the iterator reaches them."""
     if stock := [path for path, plan in plans.items() if plan.recipe == "stock"]:
         yield Prepared(stock, source.tensors)
     model: LeanModel | None = None

@@ -1,4 +1,4 @@
-"""What `convert` was asked for, read and checked before the model is opened."""
+"""The arguments of `convert`, parsed and checked before the model is opened."""
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Request:
     weighed: bool  # whether an importance matrix was asked for
 
     def is_lean(self, quant_type: QuantType) -> bool:
-        """Whether `lean` computes the file: at F32, F16 and BF16 it changes nothing."""
+        """Whether `lean` computes the file: at F32, F16 and BF16 it has no effect."""
         return self.file is not None or (self.recipe == "lean" and quant_type.base.is_quantized)
 
     @property

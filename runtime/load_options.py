@@ -37,7 +37,7 @@ def check_load_options(
     elif not (isinstance(flash_attention, str) and flash_attention == "auto"):
         raise UsageError(f'`flash_attention` must be True, False or "auto", not {flash_attention!r}')
     if kv_type == "q8_0" and not flash_attention:
-        raise UsageError("`kv_type` q8_0 needs `flash_attention`", "Leave it on, or take f16.")
+        raise UsageError("`kv_type` q8_0 needs `flash_attention`", "Leave it on, or use f16.")
     return {
         "ctx_size": ctx_size,
         "threads": check_threads(threads),

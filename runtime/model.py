@@ -1,4 +1,4 @@
-"""A loaded model: text to tokens, tokens to text, generation, scores and features, from Python.
+"""`Model`: a loaded GGUF file, which tokenizes, generates, scores and computes features.
 
 from dgpt2_quant.runtime import Model
 
@@ -12,8 +12,8 @@ A token passes five places:
 2. engine.py collects the last token of each active sequence into one batch;
 3. native/ has llama.cpp decode the batch: one row of logits for each sequence;
 4. sampling/ picks a token from each row;
-5. sequence.py turns the token into text (text_stream.py holds back half characters and stop strings), ends the text
-   where it must end, and makes the event.
+5. sequence.py turns the token into text (text_stream.py holds back incomplete characters and stop strings), ends the
+   text when it is complete, and makes the event.
 """
 
 import io
@@ -54,7 +54,7 @@ _NO_PROMPTS = (bytes, bytearray, abc.Mapping, abc.Set, io.IOBase)
 
 
 def check_parallel(parallel: object, name: str = "parallel") -> int:
-    """The number as a Python integer. Raises `UsageError` for more sequences than llama.cpp decodes together."""
+    """Returns a Python integer. Raises `UsageError` for more sequences than llama.cpp decodes together."""
     return check_count(name, parallel, 1, _MAX_PARALLEL)
 
 
@@ -150,7 +150,7 @@ class Model(Scorer):
             raise UsageError(f"`path` must be the path of a GGUF file, not {path!r}", "Give a str or a Path.")
         path = require_file(Path(path))
         options = check_load_options(ctx_size, threads, flash_attention, kv_type, huge_pages)
-        require_threads(make_governor(options["threads"]).most)  # without a thread OpenMP ends the process
+        require_threads(make_governor(options["threads"]).most)  # OpenMP ends the process if it gets no thread
         header = check_model_file(path)
         trained: int = header.metadata["gpt2.context_length"]
         bos, quant_type = header.metadata.get("tokenizer.ggml.bos_token_id"), header.quant_type
@@ -309,7 +309,7 @@ class Model(Scorer):
         flush()
 
     def _write(self, sequences: abc.Sequence[Sequence], parallel: int = 1) -> Generator[Event, None, None]:
-        """Writes sequences to their ends, starting at the first request for an event, which ends other generations."""
+        """Generates the sequences. The first request for an event starts it, and ends other generations."""
         self._open()
         with self._lock:
             self._take(sequences)
@@ -318,14 +318,14 @@ class Model(Scorer):
                 engine.add(sequence)
         left = len(sequences)
         # no `finally`: Python drops an interrupt that arrives while it closes a generator without a reader; the next
-        # generation that takes its turn cancels what is left
+        # turn cancels the rest
         while left:
             if self._process != os.getpid():
-                self._open()  # in a forked child the lock may be held for ever
+                self._open()  # in a forked child the lock may be held forever
             with self._lock:
                 if self._turn is not sequences:
                     self._open()
-                    raise RuntimeFailure("another generation of this model has begun, so this one cannot go on")
+                    raise RuntimeFailure("a new generation of this model ended this one", "Use a `Scheduler` for both.")
                 pieces = engine.step()
             for sequence, text in pieces:
                 if sequence.completion:
@@ -334,7 +334,7 @@ class Model(Scorer):
                     yield event
 
     def _end(self, sequences: abc.Sequence[Sequence]) -> None:
-        """Ends what `_write` writes, if it still has its turn."""
+        """Ends these sequences, unless another turn has begun."""
         if self._process == os.getpid():
             with self._lock:
                 if self._turn is sequences and self._native is not None:
@@ -370,7 +370,7 @@ class Model(Scorer):
         return found
 
     def _engine_for(self, sequences: abc.Sequence[Sequence], parallel: int) -> Engine:
-        """The engine for one sequence, or one with enough slots: the last one, or a new one if that is too small."""
+        """The engine for one sequence, or one with enough slots: the existing one, or a larger new one."""
         slots = min(parallel, len(sequences))
         if slots <= 1:
             return self._single

@@ -153,7 +153,7 @@ def pipeline(
     if task not in ("text-generation", None):
         raise UsageError(f"`task` must be text-generation, not {task!r}")
     if str(device) not in ("None", "-1", "cpu"):  # also torch.device("cpu")
-        raise UsageError(f"`device` must be 'cpu' or -1, not {device!r}", "Leave it out.")
+        raise UsageError(f"`device` must be 'cpu' or -1, not {device!r}", "Omit it.")
     _settings(options, {})  # before a download or a conversion
     if not isinstance(model, Model):
         name = "distilbert/distilgpt2" if model is None else str(model)
@@ -285,7 +285,7 @@ _NO_TEXTS = (Mapping, bytes, bytearray, memoryview, io.IOBase)
 
 def _text(text: Any) -> str:
     if isinstance(text, list | tuple | dict):
-        raise UsageError("a GPT-2 continues texts, it cannot chat", "Give a text, or a list of texts.")
+        raise UsageError("a GPT-2 continues texts and cannot chat", "Give a text, or a list of texts.")
     if not isinstance(text, str):
         raise UsageError(f"each text must be a str, not {reprlib.repr(text)}")
     return text
@@ -324,4 +324,4 @@ def _check_neutral(name: str, value: Any) -> None:
     spelled = str(value).removeprefix("torch.") if type(value).__module__ == "torch" else value
     if not any(spelled == allowed and isinstance(spelled, bool) == isinstance(allowed, bool) for allowed in neutral):
         there = " or ".join(map(repr, neutral)) or "None"
-        raise UsageError(f"`{name}` must be {there} in this pipeline, not {value!r}", "Leave it out.")
+        raise UsageError(f"`{name}` must be {there} in this pipeline, not {value!r}", "Omit it.")

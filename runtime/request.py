@@ -103,7 +103,7 @@ def check_seed(seed: object) -> int | None:
     """The seed as a Python integer; None for a random one, which is -1 in llama.cpp too. Raises `UsageError`."""
     number = whole(seed)
     if (number is None and seed is not None) or (number is not None and number < -1):
-        raise UsageError(f"`seed` must be a whole number, 0 or more, or -1 for a random one, not {seed!r}")
+        raise UsageError(f"`seed` must be an integer, 0 or more, or -1 for a random one, not {seed!r}")
     return None if number == -1 else number
 
 
@@ -215,11 +215,11 @@ def check_flag(name: str, value: object) -> bool:
 
 
 def check_count(name: str, value: object, low: int = 0, high: int | None = None) -> int:
-    """A whole number as a Python integer. Raises `UsageError` for other values, and outside of `low` to `high`."""
+    """A Python integer from any integer type. Raises `UsageError` for other values, and outside of `low` to `high`."""
     number = whole(value)
     if number is None or number < low or (high is not None and number > high):
         allowed = f"{low} or more" if high is None else f"{low}-{high}"
-        raise UsageError(f"`{name}` must be a whole number, {allowed}, not {value!r}")
+        raise UsageError(f"`{name}` must be an integer, {allowed}, not {value!r}")
     return number
 
 

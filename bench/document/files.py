@@ -32,7 +32,7 @@ def read_files(paths: Sequence[Path]) -> list[BenchedFile]:
 
     A file without a recipe in its header is named by its file name, and so is a file with the type and recipe of an
     earlier one; by its path if that name is taken too. Raises `GGUFError` for a broken file, `UsageError` for one that
-    is named twice.
+    is given twice.
     """
     found: dict[str, BenchedFile] = {}
     for path in paths:
@@ -42,6 +42,6 @@ def read_files(paths: Sequence[Path]) -> list[BenchedFile]:
         named = [replace(file, recipe=recipe) for recipe in (file.recipe, path.name, str(path))]
         free = [one for one in named if one.name not in found]
         if not free or path in [other.path for other in found.values()]:
-            raise UsageError(f"{path} is named twice", "Name each file once.")
+            raise UsageError(f"{path} is given twice", "Name each file once.")
         found[free[0].name] = free[0]
     return list(found.values())

@@ -141,7 +141,7 @@ def _checked(value: Any, hint: Any, path: Path, where: str, key: str = "") -> An
 
 def _number(value: Any, hint: Any, path: Path, where: str, key: str) -> int | float:
     if isinstance(value, bool) or not isinstance(value, int if hint is int else int | float):
-        raise _wrong(path, where, f"is not a {'whole ' if hint is int else ''}number")
+        raise _wrong(path, where, f"is not {'an integer' if hint is int else 'a number'}")
     if abs(value) > _LARGEST_NUMBER or not math.isfinite(value):
         raise _wrong(path, where, "is out of range")
     if (value < 0 and key not in _SIGNED) or (value == 0 and key in _POSITIVE) or (value > 1 and key in _NOT_ABOVE_ONE):

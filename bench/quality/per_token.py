@@ -59,9 +59,7 @@ def check_per_token(path: str | Path | None, *, overwrite: bool = False) -> Path
     if path is None:
         return None
     if str(path) == "-":
-        raise UsageError(
-            "`per_token` must be a file, not stdout, which has the result", "Name one, such as tokens.jsonl."
-        )
+        raise UsageError("`per_token` must be a file, because stdout has the result", "Name one, such as tokens.jsonl.")
     refuse_existing(found := user_path(path), overwrite)
     return found
 

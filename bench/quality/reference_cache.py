@@ -26,7 +26,7 @@ Compute = Callable[[Window], Logits]
 
 
 class ReferenceCache:
-    """The folder of kept logits; `limit` in bytes, 0 keeps none."""
+    """The folder of cached logits; `limit` in bytes, 0 caches none."""
 
     def __init__(self, limit: int = LIMIT) -> None:
         self.limit = limit

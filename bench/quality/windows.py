@@ -77,7 +77,9 @@ class Windowing:
             )
         starts = range(0, len(tokens) - self.context + 1, self.context)
         if len(starts) * (self.context - self.context // 2 - 1) < _FEWEST_SCORED:
-            raise UsageError(f"one chunk of {self.context} tokens scores too few", "Use a longer text, or a `stride`.")
+            raise UsageError(
+                f"one chunk of {self.context} tokens is too short to score", "Use a longer text, or a `stride`."
+            )
         return [Window(tokens[start : start + self.context], self.context // 2) for start in starts]
 
 

@@ -76,7 +76,7 @@ USUAL = Grid()
 
 
 def parse_counts(text: str | None, name: str, *, least: int = 1) -> tuple[int, ...] | None:
-    """Parses whole numbers from `least` with commas between them, such as "1,4,8"; `name` is the keyword, for errors.
+    """Parses integers from `least`, separated by commas, such as "1,4,8"; `name` is the keyword, for errors.
 
     None stays None. Raises `UsageError` for anything else, and for a number that is given twice.
     """
@@ -86,7 +86,7 @@ def parse_counts(text: str | None, name: str, *, least: int = 1) -> tuple[int, .
     found: list[int] = []
     for part in text.split(","):
         if not re.fullmatch(r"\s*[0-9]{1,9}\s*", part):
-            raise UsageError(f"`{name}` must be whole numbers with commas between them, not {text!r}", hint)
+            raise UsageError(f"`{name}` must be integers separated by commas, not {text!r}", hint)
         number = int(part)
         if number < least:
             raise UsageError(f"`{name}` must be {least} or more, not {number}", hint)

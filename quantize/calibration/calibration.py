@@ -37,7 +37,7 @@ def read_given(
     Raises `DgptQuantError` for both inputs, and for a file or a text that cannot be read.
     """
     if imatrix is not None and text is not None:
-        raise UsageError("`imatrix` and `calibrate` cannot be combined", "Leave one of the two out.")
+        raise UsageError("`imatrix` and `calibrate` cannot be combined", "Omit one of them.")
     if imatrix is not None:
         read_importance(imatrix)
     if text is None:

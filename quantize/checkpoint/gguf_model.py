@@ -158,7 +158,7 @@ def open_gguf_model(
     (without `allow_requantize`) or if a revision is given.
     """
     if revision is not None:
-        raise UsageError(f"`revision` needs a Hub name; {path} is a file", "Leave out `revision`.")
+        raise UsageError(f"`revision` needs a Hub name; {path} is a file", "Omit `revision`.")
     path = require_file(path)
     header = read_header(path, arrays=False)
     if header.metadata.get("split.count", 1) != 1:

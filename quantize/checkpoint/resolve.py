@@ -60,7 +60,7 @@ def resolve(model: str, *, revision: str | None = None, offline: bool = False, p
             _log.warning("%s is a folder here: using it, not %s", model, other)
     if path or model == BUNDLED:
         if revision is not None:
-            raise UsageError(f"`revision` needs a Hub name; {model} is a folder", "Leave out `revision`.")
+            raise UsageError(f"`revision` needs a Hub name; {model} is a folder", "Omit `revision`.")
         if path is None:
             return Source(BUNDLED, _bundled_folder(), None, None)
         from .naming import folder_name  # not needed for the bundled checkpoint
@@ -69,7 +69,7 @@ def resolve(model: str, *, revision: str | None = None, offline: bool = False, p
         written = path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
         return Source(folder_name(written), path.resolve(), None, None)
     if revision == "":  # for example from `--revision "$REV"`
-        raise UsageError("`revision` is empty", "Give a branch, tag or commit, or leave out `revision`.")
+        raise UsageError("`revision` is empty", "Give a branch, tag or commit, or omit `revision`.")
 
     from huggingface_hub import constants  # cheap, unlike the rest of the library
 

@@ -149,12 +149,12 @@ def plan_of_recipe(source: ModelSource, recipe: Recipe, importance: Collection[s
         if len(shape) == 1:
             types[name] = TensorType.F32
         elif name not in recipe.types:
-            raise UsageError(f"{recipe.name} has no type for {name}", "It is for a model of another shape.")
+            raise UsageError(f"{recipe.name} has no type for {name}", "Use a recipe for a model of this shape.")
         else:
             types[name] = fitting(name, recipe.types[name], shape[1])
     if unknown := [name for name in recipe.types if name not in shapes]:
         raise UsageError(
-            f"{recipe.name} names {unknown[0]!r:.80}, which the model does not have", "It is for another model."
+            f"{recipe.name} names {unknown[0]!r:.80}, which the model does not have", "Use a recipe for this model."
         )
     return _lean_plan(source, recipe.quant_type, (), shapes, types, recipe.skip_steps, importance)
 

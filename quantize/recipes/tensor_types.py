@@ -5,7 +5,7 @@ tensor type: mixes are for the search, which measures them. The embedding, which
 gets that type, or at four bits one that llama.cpp multiplies fast once the vocabulary is padded, or a better one in the
 larger of the K-quants' mixes.
 
-A type that the user sets (`tensor_type`) goes before the recipe's. A type whose blocks do not divide a row is replaced
+A type that the user sets (`tensor_type`) overrides the recipe's. A type whose blocks do not divide a row is replaced
 by one whose blocks do. This order is that of llama.cpp's `llama_tensor_get_type` and `tensor_type_fallback`
 (src/llama-quant.cpp).
 """
@@ -201,13 +201,13 @@ def applied_overrides(
     given, applied = tuple(overrides), dict[Override, None]()
     if not quant_type.base.is_quantized:
         if given:
-            _log.warning("%s: `tensor_type` changes nothing, as in llama-quantize", quant_type)
+            _log.warning("%s: `tensor_type` has no effect, as in llama-quantize", quant_type)
         return ()
     for override in given:
         names = [name for name in _matrices(shapes) if override.pattern.search(name)]
         decided = [n for n in names if next(o for o in given if o.pattern.search(n)) == override]
         if not decided:
-            _log.warning("`tensor_type` %s changes nothing: those before it match the same matrices", override)
+            _log.warning("`tensor_type` %s has no effect: earlier ones match the same matrices", override)
         for name in decided:
             applied[Override(override.pattern, types[name])] = None
             if types[name] is not override.type:

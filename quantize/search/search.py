@@ -1,8 +1,8 @@
-"""`search()`: the mix of tensor types with the least loss for a size, or the smallest for a loss, by measurement.
+"""`search()`: finds the mix of tensor types with the least loss for a size, or the least size for a loss.
 
 The effect of each type on each matrix is measured (sensitivity.py), and the sum of the effects is minimised
-(knapsack.py). Effects do not simply add up, so whole mixes are measured: for a size the best mix with each of several
-types of the embedding, of which the best is taken; for a limit of loss one mix after the other, until one keeps it.
+(knapsack.py). Effects do not simply add up, so whole mixes are measured. For a size these are the best mixes with
+different types of the embedding; for a loss limit, one mix after another until one is within the limit.
 """
 
 import hashlib
@@ -37,15 +37,15 @@ from .options import Options
 from .sensitivity import Effects, Predictions, measure_effects, simulated_loss
 from .target import Target, find_target
 
-_HELD_BACK = 4  # chunks of the calibration text that losses are measured on, and nothing else is computed on
+_HELD_BACK = 4  # chunks of the calibration text, used only to measure losses
 _CANDIDATES = 3  # mixes that are measured as a whole for a size
-_NEARLY = 1.25  # times the least loss: the most that `prefer` may cost
+_NEARLY = 1.25  # times the least loss: the limit with `prefer`
 _MINIMISED: dict[Prefer | None, Amount] = {None: "loss", "quality": "loss", "speed": "time", "size": "bytes"}
-_TRIES = 6  # to keep a limit of loss
-_CLOSE = 0.93  # of the limit: near enough
+_TRIES = 6  # to meet a loss limit
+_CLOSE = 0.93  # of the limit: close enough to stop
 
 Measured = tuple[Allocation, float, list[float], float]
-"""A mix, its measured loss, the losses of all mixes that were measured, and the bound of what is minimised."""
+"""A mix, its measured loss, the losses of all measured mixes, and the lower bound of the minimised amount."""
 
 
 def search(
@@ -68,9 +68,9 @@ def search(
     progress: Progress | None = None,
     announce: Announce | None = None,
 ) -> Recipe:
-    """The recipe of the types that reach one target; parameters as for `convert`, which writes a file by it.
+    """Finds the recipe that meets one target; parameters as for `convert`, which also writes the file.
 
-    Raises `DgptQuantError`, a `UsageError` among them for a target that cannot be reached.
+    Raises `DgptQuantError`, and its kind `UsageError` for a target that cannot be met.
     """
     target, skip_steps = find_target(target_size, target_bpw, max_kld, prefer), steps_without(without).left_out
     if target is None:
@@ -94,7 +94,7 @@ def find_recipe(
     skip_steps: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Recipe:
-    """`search` for an open model. Raises `UsageError` for a target that cannot be reached; it names the nearest."""
+    """`search` for an open model. Raises `UsageError` for a target that cannot be met; it names the nearest."""
     held_back, rest = _split(importance)
     model = LeanModel(source, rest, skip_steps, progress)
     options = Options(source, importance, model, target)
@@ -124,7 +124,7 @@ def find_recipe(
 def _within_bytes(
     options: Options, effects: Effects, target: Target, measured: Callable[[Allocation], float]
 ) -> Measured:
-    """The best of some mixes, each the best with another option of the embedding."""
+    """The best of several mixes with different types of the embedding."""
     groups, budget = options.groups(effects), options.budget
     best = allocate(groups, "loss", {"bytes": budget})
     if best is None:
@@ -151,7 +151,7 @@ def _within_bytes(
 def _within_loss(
     options: Options, effects: Effects, target: Target, measured: Callable[[Allocation], float]
 ) -> Measured:
-    """The smallest, or fastest, mix whose measured loss keeps the limit."""
+    """The smallest, or fastest, mix whose measured loss is within the limit."""
     groups = options.groups(effects)
     minimise: Amount = "time" if target.prefer == "speed" else "bytes"
     wanted = limit = target.max_kld or 0.0
@@ -167,7 +167,7 @@ def _within_loss(
                 kept = found, losses[-1]
             if losses[-1] >= _CLOSE * wanted:
                 break
-        # each mix that misses the limit leaves more room: sums of effects only approximate what is measured
+        # the margin grows with each miss: a sum of effects only approximates the measured loss
         room = 0.95 ** (1 + sum(loss > wanted for loss in losses)) if losses[-1] > wanted else 0.98
         limit *= room * wanted / max(losses[-1], 1e-12)
     if kept is None:
@@ -180,12 +180,12 @@ def _within_loss(
 
 
 def _split(importance: ImportanceMatrix) -> tuple[list[Sequence[int]], ImportanceMatrix]:
-    """The chunks to measure on, and the matrix with the others."""
+    """The chunks to measure on, and the importance matrix without their tokens."""
     chunks = importance.chunks
     if len(chunks) < 2:
         raise UsageError(
             f"a search needs at least 2 chunks of calibration text in the importance matrix, not {len(chunks)}",
-            "Make one with `dgpt2-quant imatrix`, from a longer text or `--text sampled`.",
+            "Make one from a longer text with `dgpt2-quant imatrix`.",
         )
     held = max(1, min(_HELD_BACK, len(chunks) // 4))
     size = importance.chunk_size
@@ -193,11 +193,11 @@ def _split(importance: ImportanceMatrix) -> tuple[list[Sequence[int]], Importanc
 
 
 def _read_effects(path: Path) -> Effects:
-    """Raises one of Python's own errors for a file that has none."""
+    """Raises a built-in error for a file without effects."""
     found = json.loads(path.read_bytes())
     return {str(n): {str(t): float(loss) for t, loss in of.items()} for n, of in found.items()}
 
 
 def _write_effects(path: Path, effects: Effects) -> None:
-    with suppress(OutputError), output_file(path, overwrite=True) as file:  # it only saves time
+    with suppress(OutputError), output_file(path, overwrite=True) as file:  # a cache, which may be missing
         file.write(to_json_text(effects).encode())

@@ -163,7 +163,7 @@ def _remove(entry: CacheEntry) -> bool:
     except FileNotFoundError:
         return False
     except OSError as error:
-        raise OutputError(f"{entry.path} cannot be removed: {error.strerror}", "Is the folder yours?") from error
+        raise OutputError(f"{entry.path} cannot be removed: {error.strerror}", "Check the folder's owner.") from error
     return True
 
 

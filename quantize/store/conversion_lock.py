@@ -62,7 +62,7 @@ def free_folder(folder: Path) -> Iterator[bool]:
         yield False
         return
     except OSError as error:
-        raise OutputError(f"{folder} cannot be changed: {error.strerror}", "Is the folder yours?") from error
+        raise OutputError(f"{folder} cannot be changed: {error.strerror}", "Check the folder's owner.") from error
     try:
         yield True
     finally:

@@ -1,4 +1,4 @@
-"""From a model's name to a GGUF file: converts once, keeps the file in the cache, and finds it again quickly.
+"""Finds the GGUF file for a model name: converts the model once and keeps the file in the cache.
 
 The key of a converted file is the source's content, the recipe and the code that wrote it (`cache.cache_version`).
 Hashing 352 MB on every start would cost more than loading the model, so the hash is stored together with path, size
@@ -55,9 +55,9 @@ def model_file(
     if is_gguf_name(model):
         path = require_file(Path(model))
         if revision is not None:
-            raise UsageError(f"`revision` cannot be combined with a file: {model}", "Leave one of the two out.")
+            raise UsageError(f"`revision` cannot be combined with a file: {model}", "Omit one of them.")
         if type is not None:
-            raise UsageError(f"`type` cannot be combined with a file: {model}", "Leave one of the two out.")
+            raise UsageError(f"`type` cannot be combined with a file: {model}", "Omit one of them.")
         return path.stem, path
     quant_type = find_type(type or DEFAULT_TYPE)
     stored = model_files(
@@ -106,7 +106,7 @@ def model_files(
             try:
                 _convert_missing(source, files, sha256, threads, progress, announce)
             except OutputError as error:
-                raise OutputError(error.message, "Set DGPT2_QUANT_CACHE to a folder with room.") from error
+                raise OutputError(error.message, "Set DGPT2_QUANT_CACHE to a folder with free space.") from error
     for path in files.values():
         touch(path)
     _in_use.update(files.values())

@@ -84,7 +84,7 @@ class NativeModel:
         return owner
 
     def _without_padding(self) -> int:
-        """The number of tokens before those of type UNUSED at the end, with which a vocabulary is padded."""
+        """The number of tokens without the padding at the end, which has the type UNUSED."""
         lib, count = bindings(), self.vocabulary
         while count and lib.llama_vocab_get_attr(self.vocab, count - 1) & lib.LLAMA_TOKEN_ATTR_UNUSED:
             count -= 1
@@ -102,7 +102,7 @@ class NativeModel:
         return step
 
     def _dry_step(self, arguments: tuple[Any, ...]) -> Any:
-        # DRY searches all tokens for its breakers, which is slow; the last sampler is kept and cloned
+        # DRY searches all tokens for its breakers, which is slow, so the last sampler is kept and cloned
         lib = bindings()
         with self._lock:
             if self._dry is None or self._dry[0] != arguments:
@@ -214,7 +214,7 @@ class NativeContext:
         self.batch_size: int = params.n_batch
         self._decode = lib.llama_decode
         self._make_batch(lib)
-        # as an integer, without ctypes' pointer object: creating a view takes ten times as long as finding it again
+        # returns an integer, not ctypes' pointer object: a view is cached by it, as a new one takes ten times as long
         self._logits_address = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(
             ctypes.cast(lib.llama_get_logits, ctypes.c_void_p).value or 0
         )
@@ -266,7 +266,7 @@ class NativeContext:
     def owner(self) -> Owned:
         """Keeps the context in memory while a call holds it. Raises `RuntimeFailure` if the context is closed."""
         if self._owner is None:
-            raise RuntimeFailure("the model was closed meanwhile", "Load it again.")
+            raise RuntimeFailure("the model was closed during the call", "Load it again.")
         return self._owner
 
     def decode(self, tokens: TokenIds, position: int, slot: int = 0, scored_from: int | None = None) -> None:
@@ -284,7 +284,7 @@ class NativeContext:
 
     def decode_each(self, tokens: Sequence[BatchToken]) -> list[Logits]:
         """Appends one token to each of several sequences, by ascending slot, or several tokens to one. Returns their
-        logits without pad tokens: views until the next decode, perhaps followed by rows of earlier decodes."""
+        logits without pad tokens: views until the next decode, possibly followed by rows of earlier decodes."""
         # a decode evicts Python from the CPU caches: calls and objects here cost several times as much as elsewhere
         last = count = 0
         for token in tokens:

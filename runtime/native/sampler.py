@@ -26,7 +26,7 @@ class NativeSampler:
             step = model.sampler_step(name, *arguments)
             if not step:  # only a grammar can be invalid
                 self.close()
-                raise UsageError(f"llama.cpp cannot read `{name}`", "Its message on stderr names the place.")
+                raise UsageError(f"llama.cpp cannot read `{name}`", "See its message on stderr.")
             lib.llama_sampler_chain_add(chain, step)
         self._array = lib.llama_token_data_array()
         self._apply = lib.llama_sampler_apply

@@ -58,7 +58,7 @@ class Sampling:
                 continue
             number = whole(value) if name in _WHOLE else _number(value)
             if number is None and _number(value) is not None:
-                raise UsageError(f"`{name}` must be a whole number, not {value!r}")
+                raise UsageError(f"`{name}` must be an integer, not {value!r}")
             if number is None or not low <= number <= high:
                 raise UsageError(f"`{name}` must be {low} to {high}, not {value!r}")
             object.__setattr__(self, name, number)
@@ -122,7 +122,7 @@ _WHOLE = ("top_k", "repeat_last_n", "dry_allowed_length", "dry_penalty_last_n", 
 
 
 def whole(value: object) -> int | None:
-    """A whole number of any type, also NumPy's, as a Python integer; None for other values."""
+    """A Python integer from any integer type, also NumPy's; None for other values."""
     if type(value) is int:  # nearly always; isinstance takes ten times as long
         return value
     return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None

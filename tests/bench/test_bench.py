@@ -245,7 +245,7 @@ def test_wrong_files(tmp_path: Path, storybook_files: dict[str, Path]) -> None:
     refused(ModelNotFoundError, "there is no file absent.gguf", file=["absent.gguf"])
     (tmp_path / "text.gguf").write_text("Once upon a time")
     refused(GGUFError, "text.gguf", file=[storybook_files["Q4_0"], tmp_path / "text.gguf"])
-    refused(UsageError, "is named twice", file=[storybook_files["Q4_0"], storybook_files["Q4_0"]])
+    refused(UsageError, "is given twice", file=[storybook_files["Q4_0"], storybook_files["Q4_0"]])
 
 
 def test_wrong_arguments(tmp_path: Path) -> None:

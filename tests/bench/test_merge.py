@@ -200,7 +200,7 @@ def test_keys_that_older_documents_lack(key: str, value: Any, tmp_path: Path) ->
         ("runs", ..., "lacks runs: it is incomplete, or of an older version"),
         ("results[1].kld_interval", ..., r"lacks results\[1\]\.kld_interval"),
         ("results[0].kld_interval.low", None, r"results\[0\]\.kld_interval\.low is not a number"),
-        ("results[0].bytes", 1.5, r"results\[0\]\.bytes is not a whole number"),
+        ("results[0].bytes", 1.5, r"results\[0\]\.bytes is not an integer"),
         ("results[0].bytes", 0, r"results\[0\]\.bytes is 0, which is impossible"),
         ("results[0].perplexity", -3.0, r"perplexity is -3\.0, which"),
         ("results[0].perplexity", True, "perplexity is not a number"),

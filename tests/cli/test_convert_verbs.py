@@ -159,7 +159,7 @@ def test_the_same_command_goes_on_where_it_was_interrupted(folder: Path, tmp_pat
         ("convert tiny -t q4_0 --imatrix tiny.F32.gguf", 1, "is not an importance matrix"),
         ("convert tiny -t q4_0 --imatrix text.txt", 1, "old .dat format"),
         ("convert tiny -t q4_0 --calibrate short.txt", 2, "short.txt has 1 tokens, less than one chunk of 32"),
-        ("convert tiny -t q4_0 --calibrate text.txt --imatrix imatrix.gguf", 2, "Leave one of the two out"),
+        ("convert tiny -t q4_0 --calibrate text.txt --imatrix imatrix.gguf", 2, "Omit one of them"),
         ("convert tiny -t q4_0 --tensor-type gate=q8_0", 2, "matches no matrix"),
         ("convert storybook -t q4_0 --imatrix other.gguf", 2, "It belongs to another model"),
         ("convert tiny.Q8_0.gguf -t q4_0", 2, "is already quantized"),

@@ -66,7 +66,7 @@ def test_a_special_token_stops_and_is_shown(model: Path) -> None:
     ("arguments", "says"),
     [
         (("--logprobs", "2"), "--logprobs needs --json"),
-        (("--seed", "-2"), "--seed must be a whole number, 0 or more, or -1 for a random one, not -2"),
+        (("--seed", "-2"), "--seed must be an integer, 0 or more, or -1 for a random one, not -2"),
         (("--stop", ""), "each text of --stop must be a str"),
         (("--stop-token-id", "99999"), "99999"),
         (("--grammar-file", "/dev/null"), "is empty"),

@@ -205,5 +205,5 @@ def test_entry_ages() -> None:
         10,
     ]
     for text in ("", "30", "d", "-1d", "1y", "1e3d", "nan d"):
-        with pytest.raises(UsageError, match="not an amount of time"):
+        with pytest.raises(UsageError, match="not a duration"):
             parse_seconds(text)

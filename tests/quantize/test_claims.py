@@ -52,9 +52,9 @@ def test_nothing_is_claimed_where_nothing_is_quantized(
         said, _ = claims(folder, tmp_path, quant_type, **options)
     assert said == {}
     assert (tmp_path / "it.gguf").read_bytes() == Path(plain[0].path).read_bytes()
-    assert any("`tensor_type` changes nothing" in text for text in caplog.messages)
-    assert any("importance matrix changes nothing" in text for text in caplog.messages)
-    assert any("lean changes nothing" in text for text in caplog.messages) is (recipe == "lean")
+    assert any("`tensor_type` has no effect" in text for text in caplog.messages)
+    assert any("importance matrix has no effect" in text for text in caplog.messages)
+    assert any("lean has no effect" in text for text in caplog.messages) is (recipe == "lean")
 
 
 def test_importance_is_not_collected_where_it_changes_nothing(folder: Path, tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_metadata_names_the_types_that_overrides_resulted_in(
     assert types["blk.0.ffn_down.weight"] == "Q8_0"
     assert types["blk.0.attn_qkv.weight"] == types["blk.0.attn_output.weight"] == "Q5_1"
     assert any("blk.0.ffn_down.weight do not fit; it gets Q8_0" in text for text in caplog.messages)
-    assert any("ffn_down=Q4_0 changes nothing" in text for text in caplog.messages)
+    assert any("ffn_down=Q4_0 has no effect" in text for text in caplog.messages)
 
 
 @pytest.mark.parametrize("expression", ["nothing", "position_embd", "attn_norm", r"\.bias$"])

@@ -152,7 +152,7 @@ class TestOrder:
     @pytest.mark.parametrize("options", WRONG, ids=str)
     def test_numbers_out_of_range(self, storybook: Model, options: dict[str, Any]) -> None:
         (wrong,) = options.values()
-        with pytest.raises(UsageError, match=f"must be a whole number, .*, not {wrong}"):
+        with pytest.raises(UsageError, match=f"must be an integer, .*, not {wrong}"):
             storybook.batch(PROMPTS, **options)
 
     def test_one_wrong_prompt_refuses_the_batch(self, storybook: Model) -> None:

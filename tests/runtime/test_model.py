@@ -187,7 +187,7 @@ class TestContextSize:
 
     @pytest.mark.parametrize("size", [0, -1])
     def test_out_of_range(self, storybook_files: dict[str, Path], size: int) -> None:
-        with pytest.raises(UsageError, match=f"`ctx_size` must be a whole number, 1 or more, not {size}"):
+        with pytest.raises(UsageError, match=f"`ctx_size` must be an integer, 1 or more, not {size}"):
             Model.load(storybook_files["F32"], ctx_size=size)
 
 
@@ -381,7 +381,7 @@ class TestLife:
         first, second = (storybook.stream(PROMPT, max_tokens=24, temperature=0) for _ in range(2))
         next(first)
         start = next(second)
-        with pytest.raises(RuntimeFailure, match="another generation"):
+        with pytest.raises(RuntimeFailure, match="a new generation of this model"):
             next(first)
         assert start + "".join(second) == GREEDY
         assert first.completion

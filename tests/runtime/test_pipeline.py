@@ -227,10 +227,10 @@ def test_truncation_keeps_the_beginning(generator: TextGenerationPipeline) -> No
         ({"do_sample": "no"}, "`do_sample` must be True or False, not 'no'"),
         ({"temperature": -1.0}, "`temperature` must be 0 to 100, not -1.0"),
         ({"repetition_penalty": 0}, "`repeat_penalty` must be 0.01 to 100, not 0"),
-        ({"num_return_sequences": 0}, "`num_return_sequences` must be a whole number, 1 or more, not 0"),
-        ({"max_new_tokens": -3}, "`max_new_tokens` must be a whole number, 0 or more, not -3"),
+        ({"num_return_sequences": 0}, "`num_return_sequences` must be an integer, 1 or more, not 0"),
+        ({"max_new_tokens": -3}, "`max_new_tokens` must be an integer, 0 or more, not -3"),
         ({"eos_token_id": -1}, "a token id must be 0-8188 in this vocabulary, not -1"),
-        ({"batch_size": 0}, "`batch_size` must be a whole number, 1-256, not 0"),
+        ({"batch_size": 0}, "`batch_size` must be an integer, 1-256, not 0"),
     ],
     ids=str,
 )

@@ -275,7 +275,7 @@ class TestEnds:
 
 @pytest.mark.parametrize("lookup", [-1, 32, 1.5, "3", True, 10**30])
 def test_numbers_out_of_range(storybook: Model, lookup: Any) -> None:
-    with pytest.raises(UsageError, match="`lookup` must be a whole number, 0-31, not "):
+    with pytest.raises(UsageError, match="`lookup` must be an integer, 0-31, not "):
         storybook.generate(PROMPT, lookup=lookup)
 
 

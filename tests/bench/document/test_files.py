@@ -49,7 +49,7 @@ def test_named_by_path_if_the_file_name_is_taken(tmp_path: Path) -> None:
 
 def test_a_file_named_twice_is_refused(tmp_path: Path) -> None:
     path = foreign(tmp_path / "theirs.gguf", 2)
-    with pytest.raises(UsageError, match=r"theirs\.gguf is named twice"):
+    with pytest.raises(UsageError, match=r"theirs\.gguf is given twice"):
         read_files([path, path])
 
 

@@ -85,7 +85,7 @@ def test_windows_are_never_longer_than_the_model() -> None:
     [
         (Windowing(), 511, "the text has 511 tokens, and needs at least one chunk of 512"),
         (Windowing("strided", 512, 256), 2, "the text has 2 tokens, and needs at least 3"),
-        (Windowing(context=4), 7, "one chunk of 4 tokens scores too few"),
+        (Windowing(context=4), 7, "one chunk of 4 tokens is too short to score"),
     ],
 )
 def test_a_text_that_is_too_short(windowing: Windowing, count: int, message: str) -> None:

@@ -71,7 +71,7 @@ def test_values_out_of_range_are_refused_by_name(name: str, value: float) -> Non
 
 @pytest.mark.parametrize("name", ["top_k", "repeat_last_n", "dry_allowed_length", "dry_penalty_last_n", "mirostat"])
 def test_counts_must_be_whole_numbers(name: str) -> None:
-    with pytest.raises(UsageError, match=rf"`{name}` must be a whole number, not 2\.0"):
+    with pytest.raises(UsageError, match=rf"`{name}` must be an integer, not 2\.0"):
         Sampling(**{name: 2.0})
 
 
