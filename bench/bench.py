@@ -1,7 +1,6 @@
 """The benchmark: every file of one model, compared by size, quality and speed.
 
-What was asked becomes `Settings`; the files become a `Subject`; `measure` measures them; `make_document` writes down
-what was found.
+The arguments become `Settings`, the files a `Subject`; `measure` measures them; `make_document` builds the result.
 """
 
 import time
@@ -71,7 +70,7 @@ def bench(
     windows. `prompt_sizes`, `depths`, `batches` and `thread_counts` are the settings at which speed is measured (see
     `Grid`). `peers` also times other installed programs on the same weights, `llama_cpp_bin` the llama-bench in that
     folder. Disturbed measurements are repeated, for at most `patience` seconds in all, and marked. `per_token` is a
-    file for one line of JSON per scored token; `reference_cache` (bytes, or "1GB") limits the kept logits.
+    file for one line of JSON per scored token; `reference_cache` (bytes, or "1GB") limits the cached logits.
     `write_report` writes the result to files. Raises `DgptQuantError`.
     """
     if is_gguf_name(model):

@@ -1,4 +1,4 @@
-"""Makes the document `bench.json` of what was measured."""
+"""Builds the document `bench.json` from the measurements."""
 
 import hashlib
 

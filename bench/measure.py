@@ -23,7 +23,7 @@ from dgpt2_quant.core.text import NamedText
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: the model's name, the hash of its source, its reference file, its other files, and peers."""
+    """The subject: the model's name, the hash of its source, its reference file, its other files, and peers."""
 
     name: str
     source_sha256: str
@@ -34,7 +34,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Settings:
-    """How it is measured; the fields are keywords of `bench`."""
+    """The settings; the fields are keywords of `bench`."""
 
     windowing: Windowing = LLAMA_CPP
     reference_cache: int = LIMIT
@@ -48,7 +48,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured; lists are in the order of `files`."""
+    """The results; lists are in the order of `files`."""
 
     reference: BenchedFile
     files: list[BenchedFile]
@@ -59,7 +59,7 @@ class Measured:
 
 
 def measure(subject: Subject, text: NamedText, settings: Settings, progress: Progress | None = None) -> Measured:
-    """Measures the files of a subject. Raises `DgptQuantError`, for settings that do not fit before the work."""
+    """Measures the files of a subject. Raises `DgptQuantError`, for unsuitable settings before any work."""
     (reference,), files = read_files([subject.reference]), read_files(subject.files)
     positions = min(file.header.metadata["gpt2.context_length"] for file in (reference, *files))
     threads = threads_or_all(settings.threads)

@@ -77,7 +77,7 @@ def bench(
     per_token: PerTokenOption = None,
     reference_cache: Annotated[
         str,
-        typer.Option("--reference-cache", metavar="SIZE", help="Limit of the kept logits of references; 0 keeps none."),
+        typer.Option("--reference-cache", metavar="SIZE", help="Limit of the cached reference logits; 0 caches none."),
     ] = "1GB",
     threads: ThreadsOption = None,
     output: Annotated[

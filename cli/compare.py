@@ -56,7 +56,7 @@ def compare(
     Exits with status 1 if it is. Worse means, by more than the tolerance: more KL divergence or perplexity, a larger
     file, a missing type, or fewer bits per weight of a type without a gain; with --speed-tolerance also less speed. The
     same build on the same machine gives the same numbers. Rounding on another processor changes the KL divergence by
-    about 1 %; most single tensors with the next lower type cost more. Both benchmarks must have the same model, text
+    about 1 %; a tensor in the next lower type usually changes it more. Both benchmarks must have the same model, text
     and reference.
     """
     from dgpt2_quant.bench.compare import compare as compare_documents

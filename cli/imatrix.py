@@ -1,4 +1,4 @@
-"""`dgpt2-quant imatrix`: collects an importance matrix, with which quantizers weigh errors."""
+"""`dgpt2-quant imatrix`: collects an importance matrix over a text."""
 
 from pathlib import Path
 from typing import Annotated

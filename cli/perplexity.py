@@ -48,7 +48,7 @@ def perplexity(
 ) -> None:
     """Compute the perplexity of a model on a text.
 
-    With its standard error, by the method of llama-perplexity or of the documentation of Transformers.
+    Prints it with its standard error, by the method of llama-perplexity or of Transformers' documentation.
 
     Example: dgpt2-quant perplexity -m storybook -t q4_0 --text story.txt --ctx-size 512 --stride 128
     """

@@ -190,7 +190,7 @@ def run(
 def _follow(batch: "Batch", prompt: str, *, at_once: bool) -> None:
     """Prints the texts one after another, each after its prompt, the current one while it is generated.
 
-    On Ctrl-C the printed text ends with a line end.
+    On Ctrl-C the output ends with a newline.
     """
     waiting = [[prompt] for _ in batch.completions]
     turn = 0

@@ -1,7 +1,7 @@
 """Worker threads that end soon after Ctrl-C.
 
 Python runs signal handlers in the main thread between any two instructions, also inside `threading` and
-`concurrent.futures`, where an exception can leave a lock held for ever. So the main thread waits only on locks and
+`concurrent.futures`, where an exception can leave a lock held forever. So the main thread waits only on locks and
 queues written in C, which an exception leaves intact. Workers that end early set a flag; long jobs test it with
 `check_cancelled`.
 """

@@ -34,11 +34,10 @@ from dgpt2_quant.quantize.recipes.plan import Plan
 from .converted_file import ConvertedFile
 
 _PIECE_WEIGHTS = 1 << 17  # large against a call's cost, small against the second-level cache
-_PIECES_AHEAD = 8  # for each thread: pieces that are quantized while the oldest is waited for
-# Pieces that may wait to be written, while the source is still being hashed, whose hash is in the headers: 256 MB in
-# F32, 38 MB in 4 bits.
+_PIECES_AHEAD = 8  # for each thread: pieces in work while the oldest is awaited
+# Pieces that may wait for the headers, which contain the hash of the source: 256 MB in F32, 38 MB in 4 bits.
 _WRITES_AHEAD = 512
-_FLUSH_BYTES = 32 << 20  # written to the disk early, so that the end need not wait for it
+_FLUSH_BYTES = 32 << 20  # flushed early, so that the end does not wait for the disk
 
 Blocks = dict[TensorType, npt.NDArray[np.uint8]]
 
@@ -66,7 +65,7 @@ def write_files(
     """Writes a file for each plan. They appear when all are complete.
 
     The files are opened first; then `prepared`, which may compute, is iterated. `known_sha256` is the source's hash, if
-    known: it saves reading the source once more. Raises `DgptQuantError`.
+    known; it saves a second read of the source. Raises `DgptQuantError`.
     """
     started, threads = time.monotonic(), threads_or_all(threads)
     with Workers(1) as aside, ExitStack() as stack:
@@ -111,7 +110,7 @@ class _OpenFile:
         self.bytes += len(data)
 
     def flush(self) -> None:
-        """Writes everything to the disk: a full disk shows here, before any of the files appears."""
+        """Writes everything to the disk: a full disk fails here, before any of the files appears."""
         with explain_errors(self.path):
             self.file.flush()
             os.fsync(self.file.fileno())
@@ -172,7 +171,7 @@ def _pieces(
     importance: ImportanceMatrix | None,
     reading: Workers,
 ) -> Iterator[_Piece]:
-    """All tensors in pieces. While one tensor is taken, the next is read, if it must be read as a whole."""
+    """Yields all tensors in pieces. During one tensor the next is read, if it must be read as a whole."""
 
     def begin(tensor: ModelTensor) -> Job[Callable[[int, int], Blocks]]:
         types = list(dict.fromkeys(file.plan.types[tensor.name] for file in files))
@@ -194,7 +193,7 @@ def _pieces(
 def _row_quantizer(
     tensor: ModelTensor, types: Sequence[TensorType], importance: ImportanceMatrix | None
 ) -> Callable[[int, int], Blocks]:
-    """A function (first row, number of rows) -> blocks of each type: copied where the tensor is stored in the type."""
+    """A function (first row, number of rows) -> blocks by type: copied for a type in which the tensor is stored."""
     copied = [t for t in types if t is tensor.stored and t.is_quantized]  # quantized again, they could differ
     computed = [t for t in types if t not in copied]
     entry = importance.entries.get(tensor.name) if importance else None
@@ -221,7 +220,7 @@ class _Output:
         self.files = files
         self._writing, self._hashing, self._flushing = writing, hashing, flushing
         self._waiting: deque[Job[None]] = deque()
-        self._flushes: list[Job[None]] = []  # all are waited for: the system reports an error only once
+        self._flushes: list[Job[None]] = []  # each is awaited: the system reports an error only once
 
     def put_headers(self, headers: Callable[[], Sequence[bytes]]) -> None:
         """Must be the first call: all later writes wait for it."""
@@ -230,7 +229,7 @@ class _Output:
         self._waiting.append(self._hashing.submit(lambda: self._hash([[header] for header in encoded.result()])))
 
     def put(self, piece: _Piece, blocks: Blocks) -> None:
-        """A piece for each file; the last of a tensor is padded to the alignment."""
+        """Queues a piece for each file; the last of a tensor is padded to the alignment."""
         parts: list[list[bytes | memoryview]] = []
         for file in self.files:
             parts.append([blocks[file.plan.types[piece.name]].reshape(-1).data])

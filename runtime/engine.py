@@ -1,13 +1,13 @@
-"""The decode loop of several sequences in one context: admission, prompts in chunks, one token each, prefix reuse.
+"""The decode loop of several sequences in one context: admission, chunked prompts, prefix reuse, one token per step.
 
 llama.cpp's kernels for one row and for several differ in the last bits, which can change a text whose logits are nearly
 equal. A sequence that is alone in its step gets the same bits whatever was computed before, because
 
 - a prompt is cut at multiples of `CHUNK` from its beginning, and each chunk is decoded separately; only whole chunks of
-  an earlier prompt are reused (or all of an equal prompt), and they have exactly the bits that they would get again;
+  an earlier prompt are reused (or all of an equal prompt), and a new decode would give the same bits;
 - the cells of a sequence are in order from the beginning of its own stream of the KV cache, the slot.
 
-Sequences that decode together share matrix products of several rows, so their texts depend on how many they are.
+Sequences that decode together share matrix products of several rows, so their texts depend on their number.
 """
 
 from collections import deque
@@ -126,7 +126,7 @@ class Engine:
         return [*self._waiting, *(slot.sequence for slot in self._slots if slot.sequence)]
 
     def reset(self) -> None:
-        """Drops all sequences and the cache. After an interrupt anywhere in it, it runs again."""
+        """Drops all sequences and the cache. After an interrupt it runs again."""
         self._settled = False
         self._waiting.clear()
         self._drafted.clear()
@@ -252,9 +252,9 @@ class Engine:
         self.context.keep(begin, slot.number)
 
     def _decode(self) -> list[Piece]:
-        """Decodes one token of each active sequence; of a single one also its draft tokens."""
+        """Decodes one token for each active sequence; for a single one also its draft tokens."""
         # A decode evicts Python from the CPU caches, so code between two decodes costs several times as much as
-        # elsewhere: this is kept short, and the counting comes last.
+        # elsewhere: it is short, and the counting comes last.
         sequences, governor, context = self._active, self.governor, self.context
         if context.threads != governor.threads:
             context.set_threads(governor.threads)

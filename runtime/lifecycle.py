@@ -1,4 +1,4 @@
-"""When a model may be used: `with` blocks, and calls that arrive in the middle of another one.
+"""The lifetime of a model: `with` blocks, and calls that arrive in the middle of another one.
 
 A signal handler, a finalizer or a callback can call a model while the same thread is in the middle of a call. The
 model's lock lets its own thread in, and the second call would change what the first one is computing.

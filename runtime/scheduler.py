@@ -48,7 +48,7 @@ class Stats:
 
 @dataclass
 class _Job:
-    """A request in progress. The caller owns the handle; when it is gone, no one waits for the text."""
+    """A request in progress. The caller owns the handle; without it, no one waits for the text."""
 
     sequence: Sequence
     handle: "weakref.ref[RequestHandle]"
@@ -56,10 +56,10 @@ class _Job:
 
 
 class Scheduler(Closing):
-    """Runs requests of any thread on one model, `parallel` at a time, in the order of their arrival.
+    """Runs requests from any thread on one model, `parallel` at a time, in the order of their arrival.
 
-    At most `queue` more may wait. Each has `ctx_size` positions (default: the model's). A thread of the scheduler does
-    the work; prompts are computed in chunks between the steps of the others. Closing the model closes its schedulers. A
+    At most `queue` more may wait. Each has `ctx_size` positions (default: the model's). One thread does the
+    work; prompts are computed in chunks between the steps of other requests. Closing the model closes its schedulers. A
     scheduler that is dropped without `close` finishes the requests whose handles still exist, as a `ThreadPoolExecutor`
     does, and ends.
     """
@@ -141,7 +141,7 @@ class _Worker:
     """The thread's state. It has no reference to its `Scheduler`, which can be dropped while the thread waits.
 
     Only the thread changes `jobs` and the engine. Others put requests into `inbox`, a queue in C that an interrupt
-    cannot leave locked; any other entry means: check whether to end.
+    cannot leave locked; any other entry asks the thread to check whether to end.
     """
 
     engine: Engine
@@ -189,7 +189,7 @@ class _Worker:
             return  # a forked child has neither the thread nor the context
         self.end(drain=drain)
         if self.thread is not threading.current_thread():
-            with self.living:  # not `Thread.join`: an interrupt in it marks a thread as ended that still runs
+            with self.living:  # an interrupt in `Thread.join` marks a running thread as ended
                 pass
             flush()
 
@@ -211,7 +211,7 @@ class _Worker:
             self.living.release()
 
     def _take_jobs(self) -> bool:
-        """Gives new requests to the engine and cancels dropped ones; waits while there is no work. False at the end."""
+        """Gives new requests to the engine and cancels dropped ones; waits while idle. Returns False at the end."""
         while True:
             ending = self._is_ending()  # first, so that requests submitted before the end are received
             self._receive(waits=self.engine.idle and not ending)

@@ -1,4 +1,4 @@
-"""Logits, log-probabilities and hidden states of given texts: the half of a `Model` that generates nothing."""
+"""Logits, log-probabilities and hidden states of given texts: the part of `Model` that does not generate."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""One text while it is written: its request, its tokens, the text shown so far, and when it ends."""
+"""A text during generation: its request, its tokens, the text shown so far, and the rules for its end."""
 
 import math
 import time
@@ -41,13 +41,13 @@ class Sequence:
         self._text = TextStream(request.stop)
         self._shown: list[str] = []
         self._logprobs: list[TokenLogprob] = []
-        self._reported = 0  # tokens that events have had
+        self._reported = 0  # tokens in earlier events
         self._sampler = Sampler(model, request.sampling, request.seed, positions, request.prompt)
         self._lookup: Lookup | None = None  # made when first needed: never where several sequences decode together
         self._created = self._started = time.perf_counter()
 
     def begin(self) -> str:
-        """Starts the clock when its prompt is next. A request for no tokens ends here; returns its text."""
+        """Starts the clock before the prompt is computed. A request for no tokens ends here; returns its text."""
         self._started = time.perf_counter()
         self.timing.waited_seconds = self._started - self._created
         if self.room > 0 or self.request.scores_prompt:
@@ -57,7 +57,7 @@ class Sequence:
     def draft_tokens(self, positions: int) -> abc.Sequence[DraftToken]:
         """Guesses of the tokens after the last one, to be decoded with it in a context of `positions`.
 
-        Their number does not depend on `max_tokens`: it decides how many rows are computed together, and a shorter text
+        Their number does not depend on `max_tokens`: it sets the number of rows computed together, and a shorter text
         must be the beginning of a longer one.
         """
         if self._lookup is None:
@@ -113,7 +113,7 @@ class Sequence:
         return Event(text, self.number, tuple(self.token_ids[begin:]), logprobs, self.completion)
 
     def stop(self) -> str:
-        """Cancels it; returns the text that was held back."""
+        """Cancels the text; returns the part that was held back."""
         return "" if self.completion else self._finish("cancelled")
 
     def _finish(self, reason: FinishReason) -> str:

@@ -3,8 +3,8 @@
 Threads meet at about a hundred barriers for each token. When another process takes a core from one of two threads for a
 time slice, the other waits at the next barrier, so two threads next to a busy process are several times slower than
 one. Therefore the governor reads after each step how many tasks the system runs, and uses the other cores. If none
-remain, all threads together are mostly faster than one, because each gets its share of a core; but in some texts they
-keep waiting for each other, so a step that stalls ends this for a while.
+remain, all threads are usually faster than one, because each gets its share of a core. In some texts they stall at the
+barriers; after a stalled step the governor uses one thread for a while.
 
 Only speed depends on it: a text does not depend on the number of threads.
 """

@@ -1,4 +1,4 @@
-"""Checks of a GGUF file before llama.cpp loads it: a malformed one can end the whole process."""
+"""Checks a GGUF file before llama.cpp loads it, because a malformed one can end the process."""
 
 from collections.abc import Sequence
 from pathlib import Path

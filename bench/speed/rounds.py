@@ -1,6 +1,6 @@
 """Prompt and decode speed of files and peers, measured in interleaved rounds.
 
-On a shared machine a single timing says little. So every round times each contestant once, in turn (A B C A B C),
+On a shared machine a single timing is unreliable. So every round times each contestant once, in turn (A B C A B C),
 after a warm-up round, with a prompt that is not cached. The results are the median over the rounds, and the ratio to
 the reference's speed in the same round, which is more reliable.
 
@@ -33,7 +33,7 @@ from .timing import Sample, time_point, time_text
 PROMPT_TOKENS = 128
 DECODE_TOKENS = 64
 GRID_ROUNDS = 3  # at most: there are many points
-PATIENCE = 60.0  # seconds that disturbed measurements may take in all
+PATIENCE = 60.0  # seconds in all for disturbed measurements
 MOST_PATIENCE = 1e6
 _REPEATS = 2  # of one measurement
 _REPEATED_SHARE = 1 / 3  # of all measurements, at most
@@ -82,8 +82,8 @@ def measure_speed(
     """Times the reference, each file and each peer in every round: a prompt, then greedy decoding after it, at batch 1.
     Then times each file at each point of the grid, in separate rounds.
 
-    All decode the same number of tokens, past an end-of-text token too. The reference may be one of the files; it is
-    timed once. `models` are the files if they are open already; otherwise each is loaded on `threads`. When disturbed
+    All decode the same number of tokens, even after an end-of-text token. The reference may be one of the files; it is
+    timed once. `models` are the files if they are open; otherwise each is loaded on `threads`. When disturbed
     measurements have taken `patience` seconds in all, nothing is repeated, and rounds after the first are skipped.
     Raises `UsageError` for a model with too few positions; a peer that cannot take part is not an error.
     """

@@ -1,8 +1,8 @@
-"""Tasks: scores of items, metrics of the sums over them, and their intervals.
+"""Metrics of tasks: computed from sums over the scores of items, with intervals.
 
 Every metric is a function of the quotient of two sums over items (a mean is a sum divided by a count). Its interval
 is from bootstrap draws of the items (Efron 1979). The interval of a change between two files uses the same draws for
-both: items are easy or hard for all files alike, so a difference is known much better than either value. Items that are
+both: items are easy or hard for all files alike, so a difference is much more certain than either value. Items that are
 not independent are drawn together, as blocks.
 """
 

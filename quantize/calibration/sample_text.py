@@ -1,4 +1,4 @@
-"""Generates calibration text with the model itself: always available, and close to the model's use.
+"""Generates calibration text with the model itself: always available, and similar to its output.
 
 Many sequences are computed together, position by position with a KV cache, with the formulas of numpy_gpt2.py. Tokens
 are drawn from the full distribution. Observers see the inputs of all matrices.

@@ -1,11 +1,11 @@
-"""GPTQ: rounds a matrix column by column and spreads each error over the columns that are left.
+"""GPTQ: rounds a matrix column by column and spreads each error over the remaining columns.
 
 For a matrix W with inputs x, rounded to Q, the loss is E[tr((W - Q) x xᵀ (W - Q)ᵀ G)]. H = E[x xᵀ] couples the errors
-of a row's columns; G = E[g gᵀ], with the gradients g of the log-likelihood by the matrix's outputs, those of its rows.
+of columns; G = E[g gᵀ] those of rows, where g is the gradient of the log-likelihood with respect to the outputs.
 After a column is rounded, its error is spread over the remaining columns through the Cholesky factor of H⁻¹
 (GPTQ, Frantar et al. 2022, arXiv:2210.17323); after a group of rows, over the remaining rows through that of G⁻¹ (both
-sides: YAQA, Tseng et al. 2025, arXiv:2505.22988). Then some sweeps of coordinate descent round every column again,
-given all others (Behdin et al. 2023, arXiv:2309.01885). Scales and block formats are those of the C quantizer.
+sides: YAQA, Tseng et al. 2025, arXiv:2505.22988). Then sweeps of coordinate descent round every column again, given
+all others (Behdin et al. 2023, arXiv:2309.01885). Scales and block formats are those of the C quantizer.
 """
 
 from dataclasses import dataclass
@@ -24,15 +24,15 @@ from .block_codes import Bytes, Grid, read_grid, with_codes
 Array = npt.NDArray[np.float32]
 Matrix = npt.NDArray[np.floating]
 
-DAMPING = 0.03  # times the mean of the diagonal, added to it: for directions that calibration hardly saw
-_COLUMNS = 64  # rounded before their errors are applied to all others
-_GROUPS = 16  # of rows; more gain less than the noise
-_STEPS = 24_576  # columns over all groups: each is a step of its own, so wide matrices get fewer groups
+DAMPING = 0.03  # times the mean of the diagonal, added to it: for directions rare in the calibration text
+_COLUMNS = 64  # rounded before their errors are applied to later blocks
+_GROUPS = 16  # of rows; a gain from more is within the noise
+_STEPS = 24_576  # columns over all groups, one step each: wide matrices get fewer groups
 _LEAST_ROWS = 16  # per group
 _SOLVED = 256  # rows per task
 _QUANTIZED = 1 << 15  # weights per task
-_AT_ONCE = 1 << 21  # weights per task, whose columns fit the cache
-SWEEPS = 2  # of coordinate descent; a third gains a quarter of what the first does
+_AT_ONCE = 1 << 21  # weights per task, so that its columns fit the cache
+SWEEPS = 2  # of coordinate descent; a third gains a quarter as much as the first
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def round_matrix(
     """Rounds a matrix to any of `tensor_types.ROUNDABLE`; returns its blocks, shape (rows, bytes of a row).
 
     `weights` has shape (rows, columns), `inputs` is the factor of H and `outputs` that of G (None: rows are rounded
-    independently). Raises as `ggml.quantize`.
+    independently). Raises the errors of `ggml.quantize`.
     """
     rows, columns = weights.shape
     blocks = np.empty((rows, tensor_type.row_bytes(columns)), np.uint8)
@@ -144,7 +144,7 @@ def quantize_rows(name: str, weights: Array, tensor_type: TensorType, weighing: 
 
 
 def _round_rows(name: str, weights: Array, tensor_type: TensorType, inputs: Factor, sweeps: int) -> tuple[Bytes, Array]:
-    """The blocks, and their error: weights minus decoded weights."""
+    """Rounds rows; returns the blocks and their error, weights minus decoded weights."""
     blocks = quantize_rows(name, weights, tensor_type, inputs.column_weights)
     grid = read_grid(name, blocks, tensor_type, (len(weights), weights.shape[1]), inputs.order)
     wanted = weights.T[inputs.order]
@@ -162,7 +162,7 @@ def _round_rows(name: str, weights: Array, tensor_type: TensorType, inputs: Fact
 
 
 def _gptq_pass(wanted: Array, grid: Grid, upper: Array) -> Array:
-    """The GPTQ pass: levels, shape (columns, rows), for `wanted`, the weights minus the grid's offset."""
+    """Runs GPTQ once; returns levels, shape (columns, rows), for `wanted`, the weights minus the grid's offset."""
     columns, rows = wanted.shape
     levels, errors = np.empty_like(wanted), np.empty_like(wanted)
     buffer = np.empty(rows, np.float32)
@@ -185,7 +185,7 @@ def _gptq_pass(wanted: Array, grid: Grid, upper: Array) -> Array:
 
 
 def _coordinate_descent(levels: Array, off: Array, step: Array, grid: Grid, gram: Array) -> None:
-    """A sweep of coordinate descent: each column's level becomes the best one, given all others.
+    """Makes one sweep of coordinate descent: sets each column to its best level, given all others.
 
     `off`, decoded minus wanted weights, is updated; `step` is the change of a level that cancels a slope of 1.
     """

@@ -1,8 +1,8 @@
 """Quantizes the matrices of all blocks in order; each compensates for the errors of those before it.
 
-Two streams of activations pass through the model over the calibration text: one of the original model, and one of the
-matrices quantized so far, with activations rounded as in llama.cpp. Each matrix is rounded so that its outputs for the
-second stream are closest to its outputs for the first.
+The calibration text runs through two models: the original one, and one with the matrices quantized so far, whose
+activations are rounded as in llama.cpp. Each matrix is rounded so that its outputs in the second model are close to
+its outputs in the first.
 """
 
 from collections.abc import Mapping, Sequence
@@ -92,7 +92,7 @@ def quantize_matrix(
 ) -> QuantizedTensor:
     """Quantizes a matrix, given its inputs in the original and in the quantized model, each (tokens, columns).
 
-    The latter are rounded for the tensor type already (activation_rounding.py).
+    The latter are already rounded for the tensor type (activation_rounding.py).
     """
     if not tensor_type.is_quantized:
         blocks = quantize_rows(name, weights, tensor_type)
@@ -112,7 +112,7 @@ def quantize_matrix(
 def _second_moments(weights: Array, streams: Sequence[Array], *, compensation: bool) -> tuple[Array, Array | None]:
     """E[met metᵀ], and W E[(wanted - met) metᵀ].
 
-    The difference is taken before the products: afterwards it would be noise for inputs that hardly change.
+    Subtracts before it multiplies: the other order loses precision if the inputs are nearly equal.
     """
     wanted, met = streams
     few_rows = 2 * weights.shape[0] < weights.shape[1]  # then multiplying by W first is less work
@@ -135,7 +135,7 @@ def _second_moments(weights: Array, streams: Sequence[Array], *, compensation: b
 
 
 def _mean_squares(x: Array) -> Array:
-    """The mean squares of the columns."""
+    """The mean squares of the columns of x, shape (columns,)."""
 
     def of_piece(piece: slice) -> list[Array]:
         return [np.square(x[piece]).sum(axis=0, dtype=np.float64)]

@@ -1,1 +1,1 @@
-"""Which tensor gets which type."""
+"""Recipes: the type of each tensor."""

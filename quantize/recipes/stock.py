@@ -1,4 +1,4 @@
-"""The recipe `stock`: the mixes of llama-quantize, so that our files can replace its files.
+"""The recipe `stock`: the type mixes of llama-quantize, for files that can replace its files.
 
 The rules are those of `llama_tensor_get_type_impl` in llama.cpp's src/llama-quant.cpp (as vendored in llama-cpp-python
 0.3.36), for the architecture gpt2; the tests compare them live with `llama_model_quantize`. Their oddities are kept:

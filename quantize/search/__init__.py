@@ -1,1 +1,1 @@
-"""The search for the types that a target allows."""
+"""Searches for the best tensor types for a target size or loss."""

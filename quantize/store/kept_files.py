@@ -1,4 +1,4 @@
-"""Checks that the files of a folder in the cache are those that were written there.
+"""Checks that files in the cache are unchanged.
 
 Size, modification time and hash of each file are recorded when it is complete. A file with the recorded size and time
 counts as whole and is not read; any other is read and must have the recorded hash.

@@ -94,7 +94,7 @@ def flush() -> None:
 
 
 def _run_and_wait(call: Callable[[], None], cancel: Callable[[], object] | None = None) -> None:
-    """Runs `call` in the native thread, then frees the objects that were dropped meanwhile."""
+    """Runs `call` in the native thread, then frees the objects dropped during it."""
     queue, woken, over = _queue(), _thread.allocate_lock(), False
     woken.acquire()
 
@@ -154,5 +154,5 @@ def _serve(queue: Queue) -> None:
 
 @atexit.register
 def _settle() -> None:
-    """Ends calls of C before the interpreter ends."""
+    """Waits for calls of C before the interpreter ends."""
     flush()

@@ -1,8 +1,8 @@
-"""Forks: llama.cpp's OpenMP threads do not survive one, and a child would wait for them for ever.
+"""Prepares for forks: llama.cpp's OpenMP threads do not survive one, and a child would wait for them forever.
 
 libgomp keeps a pool of threads for each thread that has computed in parallel. Before a fork, the forking thread
 releases its pool (`omp_pause_resource_all`, OpenMP 5.0); the next decode creates a new one, in parent and child.
-A fork that Python does not see, such as one by a server in C, cannot be prepared; the child then gets an error.
+A fork outside of Python, such as by a server in C, cannot be prepared; the child then gets an error.
 """
 
 import os

@@ -1,1 +1,1 @@
-"""Which token comes next: settings, candidates, grammars, and the chain of llama.cpp's samplers."""
+"""Sampling of the next token: settings, candidates, grammars, and the chain of llama.cpp's samplers."""

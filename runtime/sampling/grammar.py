@@ -1,4 +1,4 @@
-"""Checks of a GBNF grammar before llama.cpp gets it.
+"""Checks a GBNF grammar before llama.cpp parses it.
 
 llama.cpp writes the errors of a grammar to stderr or its log. Some grammars take it exponential time, and some end the
 process: those that lead back to the same rule through parts that may be empty, which its search for left recursion
