@@ -15,7 +15,7 @@ import pytest
 from dgpt2_quant.core.errors import ModelNotFoundError, RuntimeFailure, UsageError
 from dgpt2_quant.quantize.calibration.numpy_gpt2 import from_gguf
 from dgpt2_quant.runtime import Completion, Model, Scheduler
-from dgpt2_quant.runtime.native import model_context as library
+from dgpt2_quant.runtime.native import context as library
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
