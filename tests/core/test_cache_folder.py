@@ -190,7 +190,7 @@ def test_size_limit_keeps_entries_in_use(model: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("limit", ["much", "-1", "10 apples"])
 def test_invalid_limit_is_refused(limit: str, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DGPT2_QUANT_CACHE_LIMIT", limit)
-    with pytest.raises(UsageError, match=f"DGPT2_QUANT_CACHE_LIMIT is '{limit}'"):
+    with pytest.raises(UsageError, match=f"DGPT2_QUANT_CACHE_LIMIT must be a size, not '{limit}'"):
         model_file(str(model), type="q8_0")
 
 
