@@ -198,8 +198,8 @@ QUANT_TYPES: dict[str, QuantType] = {
         QuantType("Q5_0", TensorType.Q5_0, 8, 5.5, "5 bits in blocks of 32; older than Q5_K"),
         QuantType("Q4_K_M", TensorType.Q4_K, 15, 4.9, "4 bits, the sensitive tensors 6", ("q4_k",), ci=True),
         QuantType("Q4_K_S", TensorType.Q4_K, 14, 4.67, "4 bits, the first sensitive tensors 5"),
-        QuantType("IQ4_NL", TensorType.IQ4_NL, 25, 4.5, "4 bits on an uneven scale, in blocks of 32"),
-        QuantType("IQ4_XS", TensorType.IQ4_XS, 30, 4.46, "4 bits on an uneven scale, in blocks of 256"),
+        QuantType("IQ4_NL", TensorType.IQ4_NL, 25, 4.5, "4 bits on a non-linear scale, in blocks of 32"),
+        QuantType("IQ4_XS", TensorType.IQ4_XS, 30, 4.46, "4 bits on a non-linear scale, in blocks of 256"),
         QuantType("Q4_1", TensorType.Q4_1, 3, 5.0, "4 bits and a minimum in blocks of 32; older than Q4_K"),
         QuantType("Q4_0", TensorType.Q4_0, 2, 4.5, "4 bits in blocks of 32; the fastest kernels", ci=True),
         QuantType("Q3_K_L", TensorType.Q3_K, 13, 4.3, "3 bits, the sensitive tensors 5"),
@@ -211,17 +211,19 @@ QUANT_TYPES: dict[str, QuantType] = {
         QuantType("IQ3_XXS", TensorType.IQ3_XXS, 23, 3.25, "3 bits from a smaller codebook", needs_imatrix=True),
         QuantType("Q2_K", TensorType.Q2_K, 10, 3.16, "2 bits, the sensitive tensors 3"),
         QuantType("Q2_K_S", TensorType.Q2_K, 21, 2.97, "2 bits in blocks of 256", needs_imatrix=True),
-        QuantType("IQ2_M", TensorType.IQ2_S, 29, 2.93, "2 bits from a codebook, the sensitive 3", needs_imatrix=True),
+        QuantType(
+            "IQ2_M", TensorType.IQ2_S, 29, 2.93, "2 bits from a codebook, the sensitive tensors 3", needs_imatrix=True
+        ),
         QuantType("IQ2_S", TensorType.IQ2_XS, 28, 2.74, "IQ2_XS, the sensitive tensors 3 bits", needs_imatrix=True),
         QuantType("IQ2_XS", TensorType.IQ2_XS, 20, 2.59, "2 bits from a codebook", needs_imatrix=True),
         QuantType("IQ2_XXS", TensorType.IQ2_XXS, 19, 2.38, "2 bits from a smaller codebook", needs_imatrix=True),
-        QuantType("Q2_0", TensorType.Q2_0, 41, 2.25, "2 bits in blocks of 64; for models trained so"),
-        QuantType("TQ2_0", TensorType.TQ2_0, 37, 2.06, "ternary, fast; for models trained so"),
+        QuantType("Q2_0", TensorType.Q2_0, 41, 2.25, "2 bits in blocks of 64; for models trained for it"),
+        QuantType("TQ2_0", TensorType.TQ2_0, 37, 2.06, "ternary, fast; for models trained for it"),
         QuantType("IQ1_M", TensorType.IQ1_M, 31, 2.15, "below 2 bits", needs_imatrix=True),
-        QuantType("IQ1_S", TensorType.IQ1_S, 24, 2.0, "below 2 bits, the least that is not noise", needs_imatrix=True),
-        QuantType("TQ1_0", TensorType.TQ1_0, 36, 1.69, "ternary, small; for models trained so"),
-        QuantType("Q1_0", TensorType.Q1_0, 40, 1.125, "1 bit in blocks of 128; for models trained so"),
-        QuantType("MXFP4_MOE", TensorType.MXFP4, 38, 8.5, "for mixtures of experts; a GPT-2 comes out as Q8_0"),
+        QuantType("IQ1_S", TensorType.IQ1_S, 24, 2.0, "below 2 bits, the smallest codebook type", needs_imatrix=True),
+        QuantType("TQ1_0", TensorType.TQ1_0, 36, 1.69, "ternary, small; for models trained for it"),
+        QuantType("Q1_0", TensorType.Q1_0, 40, 1.125, "1 bit in blocks of 128; for models trained for it"),
+        QuantType("MXFP4_MOE", TensorType.MXFP4, 38, 8.5, "for mixtures of experts; a GPT-2 becomes Q8_0"),
     )
 }
 

@@ -55,7 +55,7 @@ def bench_table(document: Any) -> list[str]:
 
 
 def peers_table(document: Any) -> list[str]:
-    """Decode speeds as multiples of the reference's in the same rounds, ours and the peers', the fastest first."""
+    """Decode speeds of dgpt2-quant and the peers relative to the reference in the same rounds, the fastest first."""
     found = [("dgpt2-quant", row["type"], row) for row in document["results"]]
     found += [(f"{row['name']} {row['version']}", row["precision"], row) for row in document["peers"]]
     rows = [
@@ -70,7 +70,7 @@ def peers_table(document: Any) -> list[str]:
         ]
         for name, precision, row in sorted(found, key=lambda row: -row[2]["decode_ratio"]["median"])
     ]
-    columns = ["", "weights", "decode, tokens/s", "over our F32, same round", "prompt, tokens/s", "load ms", "peak MB"]
+    columns = ["", "weights", "decode, tokens/s", "over F32, same round", "prompt, tokens/s", "load ms", "peak MB"]
     return markdown_table(columns, rows)
 
 
@@ -116,7 +116,7 @@ def generation_table(document: Document) -> list[str]:
                     [level, part, name, tps(found["tps"][ours]), other, tps(found["tps"][other]), f"{ratio:.2f}"]
                     for other, ratio in ((other, found["ratio"][other]) for other in others)
                 ]
-    return markdown_table(["type", "part", "", "ours, tokens/s", "peer", "tokens/s", "ratio"], rows)
+    return markdown_table(["type", "part", "", "dgpt2-quant, tokens/s", "peer", "tokens/s", "ratio"], rows)
 
 
 def lookup_table(document: Document) -> list[str]:

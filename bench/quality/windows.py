@@ -6,7 +6,7 @@ has at least half a context before it (llama.cpp, tools/perplexity/perplexity.cp
 `strided`: windows of `context` tokens that advance by `stride`. Each token is scored once, in the first window that
 contains it. Tokens without a predecessor are not scored: the first of the text, and the first of each window if the
 stride is the whole context (Transformers' documentation, "Perplexity of fixed-length models"). All tokens have the same
-weight; the code in that documentation weighs a window by its tokens minus one, which is 0 for a stride of 1.
+weight; the code in that documentation weights a window by its tokens minus one, which is 0 for a stride of 1.
 """
 
 from collections.abc import Sequence

@@ -145,7 +145,7 @@ class LeanModel:
         return {name: self.rounded(name, types[name], gram) for name, gram in grams.items()}
 
     def rounded(self, name: str, tensor_type: TensorType, gram: Array, *, sweeps: int | None = None) -> QuantizedTensor:
-        """An embedding, with errors weighed by `gram`."""
+        """An embedding, with errors weighted by `gram`."""
         weights = self.reference.weights[name if name in self.reference.weights else "token_embd.weight"]
         if not self.can_feed_back(tensor_type):
             return self.plain(name, weights, tensor_type, np.diag(gram))
