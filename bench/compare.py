@@ -135,7 +135,7 @@ def compare(
 
 
 def refuse_different(one: BenchJson, other: BenchJson, names: str) -> None:
-    """Raises `ResultError` with the first key that must be the same in both documents, and is not."""
+    """Raises `ResultError` for the first key that differs and must not."""
     same = [
         ("schema_version", one["schema_version"], other["schema_version"]),
         ("model.source_sha256", one["model"]["source_sha256"], other["model"]["source_sha256"]),

@@ -22,7 +22,7 @@ _FAILURES = (OSError, ValueError)  # ValueError: the stream is closed
 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """Gives the `progress` argument of the library, which is called with (done, total, what).
+    """Yields the `progress` argument of the library, which is called with (done, total, what).
 
     The bar appears with the first call, and is removed after the block; lines stay.
     """

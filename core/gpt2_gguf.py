@@ -12,11 +12,11 @@ from .errors import GGUFError
 from .gguf_file import EncodedValue, GGUFHeader, ValueType
 from .hyperparameters import KEYS, LARGEST, Hyperparameters
 
-# llama.cpp reads many more (expert_count, rope.scaling.type, attention.key_length ...) for every architecture, and
-# aborts on inconsistent values; the two in addition to ours were tested
+# The allowed `gpt2.*` keys: those that `convert` writes, and two that were tested. llama.cpp reads many more
+# (expert_count, rope.scaling.type ...) for every architecture, and aborts on inconsistent values.
 _KV_HEADS = "gpt2.attention.head_count_kv"
 _KNOWN = {*KEYS, _KV_HEADS, "gpt2.vocab_size"}
-# other keys that it reads of a GPT-2, with the only type that it accepts
+# other keys that llama.cpp reads of a GPT-2, with the only type that it accepts
 _TYPES = {
     **dict.fromkeys(KEYS, ValueType.UINT32),
     "gpt2.attention.layer_norm_epsilon": ValueType.FLOAT32,

@@ -12,11 +12,11 @@ from dgpt2_quant.core.hyperparameters import Hyperparameters
 from dgpt2_quant.core.quant_types import Bits, TensorType
 from dgpt2_quant.runtime.native.context import MAX_BATCH
 
-# The most bytes of a context: so many in any case, and so many for each byte of weights. No real model needs more
-# (GPT-2 XL at one bit a weight: 3 for each), and a file of a few kilobytes cannot claim gigabytes.
+# The byte limit of a context: a fixed limit, and a limit for each byte of weights. No real model needs more
+# (GPT-2 XL at one bit per weight: 3 for each), and a file of a few kilobytes cannot claim gigabytes.
 _ALWAYS_ALLOWED, _ALLOWED_PER_BYTE = 256 << 20, 8
 _MAX_PADDING = 1 << 16  # bytes after the last tensor
-_PIECE = 1 << 19  # bytes that are read and checked at a time: they fit the processor's cache
+_PIECE = 1 << 19  # bytes read and checked at a time: they fit the processor's cache
 
 
 def check_model_file(path: Path) -> GGUFHeader:

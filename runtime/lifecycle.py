@@ -13,7 +13,7 @@ from dgpt2_quant.core.errors import RuntimeFailure
 
 
 class Closing:
-    """Gives a class with `close` its `with` block."""
+    """Makes a class with `close` a context manager."""
 
     def close(self) -> None:
         raise NotImplementedError
@@ -27,7 +27,7 @@ class Closing:
 
 def refuse_within(owner: object, *methods: Callable[..., Any]) -> None:
     """Raises `RuntimeFailure` if this thread is already in one of these methods of `owner`, outside the caller's
-    caller. It searches the stack, which is correct whatever an interrupt has cut short."""
+    caller. It searches the stack, which is correct even after an interrupt."""
     codes = {method.__code__ for method in methods}
     frame: FrameType | None = sys._getframe(2).f_back
     while frame is not None:

@@ -64,8 +64,8 @@ _NONE_IS_DEFAULT = (
     "max_new_tokens",
     "repetition_penalty",
 )
-# Other options in Transformers' tutorials, and their values that change nothing here; other values are refused. (None
-# changes nothing for any option.)
+# Other options in Transformers' tutorials, and their values without effect here; other values are refused. (None has
+# no effect for any option.)
 _ANY: Any = object()
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "pad_token_id": _ANY,  # texts of different lengths decode together without padding

@@ -1,7 +1,7 @@
 """Prompt lookup: draft tokens taken from earlier in the text (Saxena 2023, "Prompt Lookup Decoding").
 
-A draft changes nothing in the text: draft tokens are decoded together with the token before them, and dropped from the
-first one that the model does not choose itself. llama.cpp computes four tokens together in the time of about 2.4 single
+A draft does not change the text: draft tokens are decoded together with the token before them, and dropped from the
+first one that the model does not choose. llama.cpp computes four tokens together in the time of about 2.4 single
 ones, so correct drafts save time, and greedy texts of small models repeat themselves often.
 """
 

@@ -14,7 +14,7 @@ from dgpt2_quant.core.errors import RuntimeFailure, WaitTimeoutError
 
 from .completion import Completion, Event, Timing
 
-_POLL = 0.5  # seconds after which a reader checks for the end: an interrupt may have taken the notice of it
+_POLL = 0.5  # seconds between two checks for the end: an interrupt may drop the notice of it
 
 
 class RequestHandle(Iterator[Event], AsyncIterator[Event]):
@@ -78,7 +78,7 @@ class RequestHandle(Iterator[Event], AsyncIterator[Event]):
             self._events.put(None)
         while self._waiters:
             loop, waiter = self._waiters.popleft()
-            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+            with contextlib.suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(_wake, waiter)
 
     def __next__(self) -> Event:

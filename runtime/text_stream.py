@@ -39,7 +39,7 @@ class TextStream:
         if self.stopped:
             return ""
         text = self._held + new
-        # the one that is complete first, so that the text does not depend on the borders of tokens
+        # the stop string that is complete first, so that token boundaries do not matter
         found = [(at + len(stop), at) for stop in self._stop if (at := text.find(stop)) >= 0]
         if found:
             self.stopped = True

@@ -25,9 +25,9 @@ MOST_THREADS = 512
 MOST_AUTO = 16  # with more threads, barriers cost more than a thread's part of a token
 _LOADAVG = Path("/proc/loadavg")  # proc(5): its fourth field is "tasks that can run/all tasks"
 _EVERY = 0.004  # seconds between two looks, each of which takes about 10 microseconds
-_STALE = 0.05  # seconds after which earlier looks no longer count
+_STALE = 0.05  # seconds after which earlier looks are ignored
 _WEIGHT = 0.3  # of a new look: two in a row change the number of threads, one does not
-_STALL = 4.0  # times the shortest step of the text: a thread waited for another one that had lost its core
+_STALL = 4.0  # times the shortest step of the text: a thread waited for one without a core
 _CAUTION = 2.0  # seconds after a stall in which no core is shared
 
 

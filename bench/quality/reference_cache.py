@@ -56,7 +56,7 @@ class ReferenceCache:
         yield from self._kept(path, size, windows, compute)
 
     def _kept(self, path: Path, size: int, windows: Sequence[Window], compute: Compute) -> Generator[Logits]:
-        """Computes the logits, and keeps them if there is room: a full disk is no reason to fail."""
+        """Computes the logits, and caches them if there is room: a full disk is not an error."""
         done = 0
         with contextlib.suppress(OutputError):
             self._make_room(size)

@@ -179,7 +179,7 @@ def _download(repository: str, revision: str) -> Path:
 
     hub = HfApi(library_name="dgpt2-quant", library_version=version("dgpt2-quant"))
     try:
-        # snapshot_download asks again, but without a timeout: it would wait for ever for a silent server
+        # snapshot_download asks again, but without a timeout: it would wait forever for a silent server
         info = hub.model_info(repository, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         files = _wanted_files(repository, {file.rfilename for file in info.siblings or []})
         return Path(hub.snapshot_download(repository, revision=revision, allow_patterns=files))

@@ -59,7 +59,7 @@ _ABORT_WITHOUT = ("IQ2_XXS", "IQ2_XS", "IQ1_S")  # even for an embedding: ggml_q
 
 @dataclass(frozen=True)
 class Override:
-    """One `REGEX=TYPE` of `tensor_type`: a type for every matrix in whose name the expression is found."""
+    """One `REGEX=TYPE` of `tensor_type`: a type for every matrix whose name matches the expression."""
 
     pattern: re.Pattern[str]
     type: TensorType
@@ -69,7 +69,7 @@ class Override:
 
 
 def find_override(text: str | Override) -> Override:
-    """Reads `REGEX=TYPE`, for example `ffn_down=q6_k`. Raises `UsageError` that names the wrong half."""
+    """Reads `REGEX=TYPE`, for example `ffn_down=q6_k`. Raises `UsageError` that names the invalid half."""
     if isinstance(text, Override):
         return text
     expression, _, name = text.rpartition("=")

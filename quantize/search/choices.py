@@ -26,10 +26,10 @@ SEARCHED_TYPES = tuple(
 _FAST_TYPES = {TensorType.Q4_K, TensorType.IQ4_NL, TensorType.Q6_K, TensorType.Q8_0, TensorType.F16}
 _SLOWER = 2  # llama.cpp's kernels for all other types take about twice the time per byte on x86 (docs/decisions.md)
 _POSITION_TYPES = (TensorType.Q5_1, TensorType.Q8_0, TensorType.F16)
-_FEWER, _MORE = 2.1, 4.1  # bits per weight around the mean that is aimed at: types beyond are hardly ever chosen
+_FEWER, _MORE = 2.1, 4.1  # bits per weight around the target mean: types beyond are rarely chosen
 _EIGHT = TensorType.Q8_0.bits_per_weight  # is always among them
-_SLACK = 64  # bytes by which a header differs with the name of the quant type
-_ENTRY = 96  # bytes that one more tensor takes in a header
+_SLACK = 64  # bytes by which a header's size depends on the quant type's name
+_ENTRY = 96  # bytes of one more tensor in a header
 _EMBEDDING, _OUTPUT, _POSITION = "token_embd.weight", "output.weight", "position_embd.weight"
 
 

@@ -52,7 +52,7 @@ def allocate(
 
 
 def lower_bound(groups: Sequence[Sequence[Option]], minimise: Amount, budgets: Mapping[Amount, float]) -> float:
-    """A sum that no allocation within the budgets is below; infinity where there is none."""
+    """A lower bound of the sum over all allocations within the budgets; infinity if there is none."""
     found = _solve(groups, minimise, budgets, up=False)
     return inf if found is None else Allocation(found).total(minimise)
 

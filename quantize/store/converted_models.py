@@ -158,7 +158,7 @@ def _convert_missing(
     with ExitStack() as held:
         with explain_errors(folder):
             held.enter_context(conversion_lock(folder, f"{source.name} to {names}"))
-        kept = KeptFiles(folder)  # read again: another process may have converted meanwhile
+        kept = KeptFiles(folder)  # read again: another process may have converted it
         missing = {quant_type: path for quant_type, path in files.items() if not kept.is_whole(path)}
         if missing:
             damaged = [path for path in missing.values() if os.path.lexists(path)]

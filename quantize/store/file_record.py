@@ -31,7 +31,7 @@ class KeptFiles:
         return isinstance(known, dict) and _stamp(path) == {name: known.get(name) for name in ("bytes", "mtime_ns")}
 
     def is_whole(self, path: Path) -> bool:
-        """By size and time, or by content where these have changed."""
+        """Whether the file is unchanged: by size and time, or by content if these changed."""
         if self.is_unchanged(path):
             return True
         known, stamp = self._known.get(path.name), _stamp(path)

@@ -104,7 +104,7 @@ class NativeContext:
     def _forget_views(self) -> None:
         self._view: tuple[int, npt.NDArray[np.float32]] = 0, np.empty((0, 0), np.float32)
         self._rows: tuple[int, list[Logits]] = 0, []  # the same row by row, without pad tokens
-        self._is_in_place = False  # whether a single row is where the first of them is
+        self._is_in_place = False  # whether a single row is at the address of the first
 
     @property
     def owner(self) -> Owned:

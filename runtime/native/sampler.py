@@ -41,7 +41,7 @@ class NativeSampler:
         return self._owner
 
     def apply(self, ids: npt.NDArray[np.intp], logits: npt.NDArray[np.float32]) -> int:
-        """Applies the chain to these tokens. The tokens that are left are in `ids`, `logits` and `probabilities`.
+        """Applies the chain to these tokens. The remaining tokens are in `ids`, `logits` and `probabilities`.
 
         Returns the index of the chosen one, or -1. The three arrays are valid until the next call.
         """

@@ -14,7 +14,7 @@ from .candidates import Ids, at_least, log_total, nucleus, top_k_candidates, typ
 from .grammar import check_grammar
 from .settings import Sampling
 
-_BLOCK = 256  # tokens that are sampled as one first, if there is no filter
+_BLOCK = 256  # tokens; without a filter, a block is sampled first, then a token in it
 
 
 class Sampler:
@@ -95,7 +95,7 @@ class Sampler:
         settings = self.sampling
         if settings.top_k and not settings.mirostat:
             found = top_k_candidates(logits, settings.top_k)
-            # finite logits leave some and not all; with many -inf all are left
+            # finite logits leave some candidates, not all; many -inf leave all
             if 0 < len(found) < len(logits) or self._possible(float(logits.max())):
                 return self._draw(found, logits[found])
             return None

@@ -11,8 +11,8 @@ from dgpt2_quant.core.errors import UsageError
 from .grammar import check_grammar
 
 _BIAS = 1_000_000  # beyond it a sum divided by a temperature would overflow
-_COLDEST = 1e-30  # logits divided by less overflow; sampling is greedy long before
-_LONGEST_BREAKER = 40  # bytes of a DRY breaker that llama.cpp looks at
+_COLDEST = 1e-30  # a lower temperature overflows; sampling is greedy long before
+_LONGEST_BREAKER = 40  # bytes of a DRY breaker that llama.cpp reads
 
 
 @dataclass(frozen=True)
