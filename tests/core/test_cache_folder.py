@@ -46,7 +46,7 @@ def test_changed_code_invalidates_entries(model: Path, tmp_path: Path) -> None:
     child = f"""
 import sys
 sys.path.insert(0, {str(tmp_path / "code")!r})
-from dgpt2_quant.quantize.store import model_files as store
+from dgpt2_quant.quantize.store import converted_models as store
 assert store.__file__.startswith({str(tmp_path)!r})
 print(store.model_file({str(model)!r}, type="q8_0")[1])
 """
