@@ -1,4 +1,4 @@
-# The tool belt. Every target sets up what it needs: uv (its own copy where there is none), then .venv with the
+# Every target sets up what it needs: uv (a local copy if it is missing), then .venv with the
 # versions of constraints.txt. The first set-up compiles llama.cpp for this processor, which takes some minutes.
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all check workflows types docs bench constraints clean
@@ -34,7 +34,7 @@ types: $(READY)  ## type-check the built package (checkers do not follow the edi
 	$(UV) pip install --quiet --no-deps --target .types .
 	MYPYPATH=.types .venv/bin/mypy -p dgpt2_quant
 
-docs: $(READY)   ## write the generated pages anew (the tests fail when they are stale)
+docs: $(READY)   ## regenerate the generated pages (a test fails when they are stale)
 	.venv/bin/python tools/generate_docs.py
 
 bench: $(READY)  ## all quant types of the bundled model compared: the tables and plots of docs/benchmarks.md
@@ -44,7 +44,7 @@ bench: $(READY)  ## all quant types of the bundled model compared: the tables an
 	for plot in size_kld speed_kld; do cp $(BENCHED)/plots/$$plot.svg docs/bench/storybook-$$plot.svg; done
 	.venv/bin/python tools/generate_docs.py
 
-constraints: $(UV)  ## resolve the dependencies anew, to the newest versions that pyproject.toml allows
+constraints: $(UV)  ## resolve the dependencies again, to the newest versions that pyproject.toml allows
 	rm -f uv.lock
 	$(UV) export --quiet --no-emit-project --no-header --no-annotate -o constraints.txt
 
