@@ -74,6 +74,26 @@ def peers_table(document: Any) -> list[str]:
     return markdown_table(columns, rows)
 
 
+README_ROWS = ("F32", "BF16", "INT8", "Q4_0")  # of each program, the weights that it is used with
+
+
+def programs_table(document: Any) -> list[str]:
+    """The README's table: decode speed and peak memory of dgpt2-quant and the peers, the slowest first."""
+    found = [("**dgpt2-quant**", row["type"], row) for row in document["results"]]
+    found += [(f"{row['name']} {row['version']}", row["precision"], row) for row in document["peers"]]
+    rows = [
+        [
+            name,
+            weights,
+            f"{row['peak_rss_bytes'] / 1e6:.0f} MB" if row["peak_rss_bytes"] else "",
+            f"{row['decode_tps']['median']:.0f}",
+        ]
+        for name, weights, row in sorted(found, key=lambda row: row[2]["decode_tps"]["median"])
+        if weights in README_ROWS
+    ]
+    return markdown_table(["program", "weights", "peak memory", "tokens/s"], rows)
+
+
 def perplexity_table(*documents: Document) -> list[str]:
     rows = [
         [

@@ -22,7 +22,8 @@ from typer.testing import CliRunner
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCH = ROOT / "docs" / "bench"
-PAGES_WITH_TABLES = [ROOT / "docs" / f"{name}.md" for name in ("benchmarks", "convert", "performance", "quantization")]
+PAGES_WITH_TABLES = [ROOT / "README.md"]
+PAGES_WITH_TABLES += [ROOT / "docs" / f"{name}.md" for name in ("benchmarks", "convert", "performance", "quantization")]
 
 
 def main() -> None:
@@ -97,6 +98,7 @@ def tables() -> dict[str, list[str]]:
         "demo": fenced((BENCH / "demo.txt").read_text("utf-8")).splitlines(),
         "bench": doc_tables.bench_table(document_of("storybook")),
         "gate": doc_tables.gate_lines(document_of("gate")),
+        "programs": doc_tables.programs_table(document_of("distilgpt2-random")),
         "peers": doc_tables.peers_table(document_of("distilgpt2-random")),
         "generation": doc_tables.generation_table(document_of("runtime")),
         "guesses": doc_tables.lookup_table(document_of("lookup")),
