@@ -1,4 +1,4 @@
-"""Files with pad tokens behind the real ones, as a padded recipe makes them, and the prompts that they are tried on."""
+"""Files with pad tokens after the real ones, and the prompts that they are tested with."""
 
 from pathlib import Path
 

@@ -23,7 +23,7 @@ _LARGEST = 1 << 22  # weights of a tensor that data is made for
 
 SIZES = [key for key in KEYS if not key.endswith("epsilon")]
 NUMBERS = (0, 1, 2, 3, 5, 31, 64, 255, 256, 511, 513, 1024, 2**15, 2**20, 2**31 - 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1)
-# what llama.cpp reads besides, of other models' files or of odd ones; beyond these come names with a zero in them
+# keys that llama.cpp also reads, of other models or rarely used; then names that contain a zero byte
 OTHER_KEYS = (
     *(f"gpt2.{name}" for name in ("expert_count", "attention.key_length", "rope.scaling.type", "attention.causal")),
     *("gpt2.attention.head_count_kv", "gpt2.vocab_size", "gpt2.pooling_type", "gpt2.leading_dense_block_count"),

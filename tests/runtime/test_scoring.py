@@ -198,9 +198,9 @@ class TestContinuations:
         assert np.array_equal(one[0].log_probs, one[2].log_probs)
         assert np.array_equal(one[1].log_probs, other[0].log_probs)
 
-    @pytest.mark.parametrize(("before", "behind"), [(1, 700), (600, 100), (700, 1), (513, 2)])
-    def test_of_more_tokens_than_a_batch(self, long: Model, before: int, behind: int) -> None:
-        prefix, tokens = LONG[:before], [LONG[index % 800] for index in range(before, before + behind)]
+    @pytest.mark.parametrize(("before", "after"), [(1, 700), (600, 100), (700, 1), (513, 2)])
+    def test_of_more_tokens_than_a_batch(self, long: Model, before: int, after: int) -> None:
+        prefix, tokens = LONG[:before], [LONG[index % 800] for index in range(before, before + after)]
         (found,) = long.score_continuations(prefix, [tokens])
         assert np.abs(found.log_probs - self.expected(long, prefix, tokens)[0]).max() < 0.01
 

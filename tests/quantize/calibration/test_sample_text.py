@@ -20,7 +20,7 @@ COUNT, LENGTH = 5, 12
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("at_once", ["all", "in turns", "beside one another"])
+@pytest.mark.parametrize("at_once", ["all", "in turns", "together"])
 def test_tokens_are_drawn_from_the_model_distribution(
     tied: bool, at_once: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -34,7 +34,7 @@ def test_tokens_are_drawn_from_the_model_distribution(
     monkeypatch.setattr(sample_text, "draw", watched)
     if at_once == "in turns":  # two sequences: keys and values of 2 x 2 layers x 12 x 16 numbers each
         monkeypatch.setattr(sample_text, "_CACHE_BYTES", 2 * 2 * 2 * LENGTH * 16 * 4)
-    if at_once == "beside one another":
+    if at_once == "together":
         monkeypatch.setattr(sample_text, "_ROWS", 2)
     monkeypatch.setattr(sample_text, "_COLUMNS", 8)
     tokens = np.reshape(sample(model, 7, COUNT, LENGTH), (COUNT, LENGTH))

@@ -420,7 +420,7 @@ def test_damaged_checkpoint(tiny: Path, data: st.DataObject) -> None:
         converted_or_refused(tiny, "f16", "q4_0")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="/proc has a file that even root can not read")
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc has a file that even root cannot read")
 @pytest.mark.parametrize(
     "name", ["README.md", "config.json", "vocab.json", "merges.txt", "special_tokens_map.json", "model.safetensors"]
 )

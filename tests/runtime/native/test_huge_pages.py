@@ -54,7 +54,7 @@ def run(program: str, *arguments: object) -> str:
 @pytest.mark.skipif(not huge_pages._huge_page_bytes(), reason="there are none")
 def test_weights_and_cache_are_in_huge_pages(large: Path) -> None:
     kilobytes, _ = map(int, run(ASKED, large, True).split())
-    # more than one of the two has, though up to 4 MB of each are not aligned. llama.cpp tells in its log when memory is
+    # more than one of the two has, though up to 4 MB of each are not aligned. llama.cpp logs when memory is
     # allocated and not yet filled: if a release says it in other words, this fails
     assert kilobytes > 20_000
 
