@@ -146,9 +146,9 @@ def test_errors_name_the_place_in_the_grammar(
         ('root ::= "\ud83d"', "grammar"),
         ("# " + 200 * ")" + "\nroot ::= " + 101 * "(" + '"a"' + 101 * ")", "at most 100 deep"),
         (r'root ::= "\")" [\])] ")" ' + 101 * "(" + '"a"' + 101 * ")", "at most 100 deep"),
-        ('root ::= "a"{3,2}', "the least number is more than the most"),
-        ('root ::= ("a"{ 0003, # at the most\n 02 })', "more than the most"),
-        ('root ::= "a"{' + 5000 * "9" + ",2}", "more than the most"),
+        ('root ::= "a"{3,2}', "the least number is more than the maximum"),
+        ('root ::= ("a"{ 0003, # at most\n 02 })', "more than the maximum"),
+        ('root ::= "a"{' + 5000 * "9" + ",2}", "more than the maximum"),
         # llama.cpp's own search for left recursion misses it, and its memory grows without end
         ('root ::= a root "x" | "y"\na ::= b\nb ::= "b"?', "'root' may begin with itself, after parts that"),
         # it would search for minutes, or for ever
