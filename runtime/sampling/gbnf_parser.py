@@ -156,7 +156,7 @@ class Parser:
             self._skip(space)
         self._expect("}")
         if most is not None and most < least:
-            self._fail("the least number is more than the maximum", start)
+            self._fail("the minimum is more than the maximum", start)
         if least > _MOST_REPEATED:
             self._fail(f"at most {_MOST_REPEATED} repetitions are possible", start)
         return least, None if most is None or most > _MOST_REPEATED else most

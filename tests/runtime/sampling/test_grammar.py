@@ -146,7 +146,7 @@ def test_errors_name_the_place_in_the_grammar(
         ('root ::= "\ud83d"', "grammar"),
         ("# " + 200 * ")" + "\nroot ::= " + 101 * "(" + '"a"' + 101 * ")", "at most 100 deep"),
         (r'root ::= "\")" [\])] ")" ' + 101 * "(" + '"a"' + 101 * ")", "at most 100 deep"),
-        ('root ::= "a"{3,2}', "the least number is more than the maximum"),
+        ('root ::= "a"{3,2}', "the minimum is more than the maximum"),
         ('root ::= ("a"{ 0003, # at most\n 02 })', "more than the maximum"),
         ('root ::= "a"{' + 5000 * "9" + ",2}", "more than the maximum"),
         # llama.cpp's own search for left recursion misses it, and its memory grows without end
