@@ -7,17 +7,9 @@ token, and without it is letters, as there.
 from collections.abc import Iterable, Sequence
 
 from dgpt2_quant.core.text import NamedText
-from dgpt2_quant.quantize.checkpoint.tokenizer import Tokenizer, TokenType
+from dgpt2_quant.quantize.checkpoint.tokenizer import CONTROL_NAMES, Tokenizer, TokenType
 
 _UNKNOWN = 2  # llama.cpp's LLAMA_TOKEN_TYPE_UNKNOWN, which it parses as it does control tokens
-# llama.cpp makes control tokens of these, whatever their type in the file (src/llama-vocab.cpp: the tokens that end a
-# text or a turn, and those of "fill in the middle", of which it takes one of a kind)
-_NAMES = """<|endoftext|> <|end_of_text|> <|im_end|> <|eot_id|> <|eom_id|> <|end|> <|return|> <|call|> <|calls|>
-<|flush|> <|tool_response> <turn|> <end_of_turn> <end_of_utterance> <eos> </s> <EOT> _<EOT> [EOT] [EOS] [e~[
-<|fim_prefix|> <|fim_suffix|> <|fim_middle|> <|fim_pad|> <|fim_repo|> <|file_sep|> <|repo_name|>
-<fim_prefix> <fim_suffix> <fim_middle> <fim_pad> <fim-prefix> <fim-suffix> <fim-middle> <fim-pad> <fim-repo> <reponame>
-<|code_prefix|> <|code_suffix|> <|code_middle|> <|prefix|> <|suffix|> <|middle|> <PRE> <SUF> <MID> <PAD> <REPO>"""
-_CONTROL_NAMES = frozenset(_NAMES.split())
 _SHOWN = 5  # special tokens that a note names
 
 
@@ -51,7 +43,7 @@ def encode_text(tokenizer: Tokenizer, text: str, *, parse_special: bool = True) 
 def special_tokens(tokens: Sequence[str], types: Sequence[int]) -> list[str]:
     """The texts that are tokens only where special ones are parsed, of a vocabulary and its types."""
     kinds = (TokenType.CONTROL, _UNKNOWN)
-    return [t for t, kind in zip(tokens, types, strict=False) if kind in kinds or t in _CONTROL_NAMES]
+    return [t for t, kind in zip(tokens, types, strict=False) if kind in kinds or t in CONTROL_NAMES]
 
 
 def special_note(text: NamedText, tokens: Sequence[str], types: Sequence[int]) -> str | None:

@@ -1,16 +1,15 @@
-"""GPT-2's byte-level BPE as llama.cpp wants it: a list of tokens, their types, and the merges.
+"""GPT-2's byte-level BPE as llama.cpp wants it: a list of tokens, their types, the merges, and the special tokens.
 
-Read from `vocab.json` + `merges.txt`, or from `tokenizer.json` where these are missing; added tokens from wherever one
-is named (`added_tokens.json`, `tokenizer.json`, `tokenizer_config.json`). Encoding and decoding are
-llama.cpp's business (`pre = gpt-2`); what its pre-tokenizer could not reproduce is refused here.
+The numbers are those that Transformers gives (tokenizer_files.py reads the files). Encoding and decoding are
+llama.cpp's business (`pre = gpt-2`).
 
 A tokenizer need not have as many tokens as the embedding has rows: fine-tuners pad the one, and add tokens to the other
 without resizing. Rows without a token get an unused one; tokens without a row, which the model never saw, are left out.
 """
 
 import logging
-from collections.abc import Container, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,18 @@ from typing import Any
 from dgpt2_quant.core.errors import CheckpointError
 from dgpt2_quant.core.gpt2_gguf import wrong_texts
 
-from .folder import read_json
+from .special_tokens import SpecialTokens, choose_special_tokens
+from .tokenizer_files import TokenizerFiles, read_tokenizer_files
 
-END_OF_TEXT = "<|endoftext|>"
+# llama.cpp makes control tokens of these, whatever their type in the file (src/llama-vocab.cpp: the tokens that end a
+# text or a turn, and those of "fill in the middle", of which it takes one of a kind)
+_NAMES = """<|endoftext|> <|end_of_text|> <|im_end|> <|eot_id|> <|eom_id|> <|end|> <|return|> <|call|> <|calls|>
+<|flush|> <|tool_response> <turn|> <end_of_turn> <end_of_utterance> <eos> </s> <EOT> _<EOT> [EOT] [EOS] [e~[
+<|fim_prefix|> <|fim_suffix|> <|fim_middle|> <|fim_pad|> <|fim_repo|> <|file_sep|> <|repo_name|>
+<fim_prefix> <fim_suffix> <fim_middle> <fim_pad> <fim-prefix> <fim-suffix> <fim-middle> <fim-pad> <fim-repo> <reponame>
+<|code_prefix|> <|code_suffix|> <|code_middle|> <|prefix|> <|suffix|> <|middle|> <PRE> <SUF> <MID> <PAD> <REPO>"""
+CONTROL_NAMES = frozenset(_NAMES.split())
+_SHOWN = 4  # tokens that a warning names
 _log = logging.getLogger(__name__)
 
 
@@ -35,53 +43,66 @@ class TokenType(IntEnum):
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """`tokens[i]` is token i's text in GPT-2's printable-bytes spelling; `merges` are "left right", best first."""
+    """`tokens[i]` is token i's text in GPT-2's printable-bytes spelling; `merges` are "left right", best first.
+
+    `others` maps further roles (`eot`, `pad`, ...) to tokens; `add_bos` and `add_eos` are of every text.
+    """
 
     tokens: list[str]
     types: list[TokenType]
     merges: list[str]
     bos: int
     eos: int
+    others: Mapping[str, int] = field(default_factory=dict)
+    add_bos: bool = False
+    add_eos: bool = False
+    chat_templates: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_tokenizer(folder: Path, config: dict[str, Any], vocabulary: int) -> Tokenizer:
     """The tokenizer of a checkpoint folder, with a token for each of the `vocabulary` rows of the embedding.
 
-    Raises `CheckpointError` when it is missing or broken.
+    Raises `CheckpointError` when it is missing or broken, or of a kind that llama.cpp's GPT-2 cannot reproduce.
     """
-    settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
-    ids, merges, added = _read_files(folder, settings)
-    try:
-        "".join([*ids, *merges]).encode("utf-8")
-    except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair, UTF-8 can not
-        raise CheckpointError(f"{folder}: a token is no Unicode text ({error.reason})") from error
-    if beyond := [token for token, number in ids.items() if number >= vocabulary]:
-        if letter := next((token for token in beyond if len(token) == 1), None):
-            raise CheckpointError(
-                f"{folder}: token {letter!r} has the number {ids[letter]}, the embedding {vocabulary} rows: a byte that"
-                " every text would lose",
-                "Are tokenizer and model of the same checkpoint?",
-            )
-        some = ", ".join(map(repr, beyond[:4])) + (", ..." if len(beyond) > 4 else "")
-        _log.warning(
-            "%s: left out, for the embedding has %d rows: %d tokens (%s)", folder, vocabulary, len(beyond), some
-        )
-        ids = {token: number for token, number in ids.items() if number < vocabulary}
-        merges = [merge for merge in merges if merge.replace(" ", "") in ids]
+    files = read_tokenizer_files(folder, config)
+    ids, special = _numbered(files)
+    _check_texts(folder, ids, files.merges)
+    _check_bpe(folder, files)
+    ids, merges = _with_rows(files, ids, vocabulary)
     if not merges or not any(len(token) == 1 for token in ids):
         what = "tokens for bytes" if merges else "merges"
         raise CheckpointError(f"{folder}: its tokenizer has no {what}", "Fetch or save it again; it may be truncated.")
     tokens = _by_number(folder, ids, vocabulary)
-    special = {text for text, is_special in added.items() if is_special} | {END_OF_TEXT}
-    types = [_type(token, added, special) if token in ids else TokenType.UNUSED for token in tokens]
+    if (rows := vocabulary - len(ids)) > 0:
+        _log.warning(
+            "%s: %d of the %d rows of the embedding have no token; they get unused ones", folder, rows, vocabulary
+        )
     if why := wrong_texts(tokens):
         raise CheckpointError(f"{folder}: {why}")
-    bos, eos = (_special_id(config, settings, name, ids, vocabulary) for name in ("bos_token", "eos_token"))
-    return Tokenizer(tokens, types, merges, bos, eos)
+    _warn_of_differences(files, ids, special)
+    types = [_type(token, ids, files, special) for token in tokens]
+    chosen = choose_special_tokens(files, config, ids, tokens, special)
+    return _assembled(tokens, types, merges, files, chosen)
+
+
+def _assembled(
+    tokens: list[str], types: list[TokenType], merges: list[str], files: TokenizerFiles, chosen: SpecialTokens
+) -> Tokenizer:
+    return Tokenizer(
+        tokens,
+        types,
+        merges,
+        chosen.bos,
+        chosen.eos,
+        chosen.others,
+        chosen.add_bos,
+        chosen.add_eos,
+        files.chat_templates,
+    )
 
 
 def padded_tokenizer(tokenizer: Tokenizer, count: int) -> Tokenizer:
-    """The tokenizer with `count` unused tokens behind its own; no text ever becomes one of them."""
+    """The tokenizer with `count` unused tokens after its own; no text ever becomes one of them."""
     return replace(
         tokenizer,
         tokens=[*tokenizer.tokens, *pad_texts(tokenizer.tokens, count)],
@@ -90,118 +111,111 @@ def padded_tokenizer(tokenizer: Tokenizer, count: int) -> Tokenizer:
 
 
 def pad_texts(tokens: Sequence[str], count: int) -> list[str]:
-    """Texts for `count` tokens behind these, `[PAD8189]` and so on, that no other token has."""
+    """Texts for `count` tokens after these, `[PAD8189]` and so on, that no other token has."""
     there = set(tokens)
     return [_unused(number, there) for number in range(len(tokens), len(tokens) + count)]
 
 
-def _read_files(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, int], list[str], dict[str, bool]]:
-    """(token -> id, merges, added token -> is it special)."""
-    if settings.get("add_prefix_space"):
-        raise CheckpointError(
-            f"{folder / 'tokenizer_config.json'} says add_prefix_space: llama.cpp's GPT-2 tokenizer puts no space"
-            " before a text, so every prompt would be read differently"
-        )
-    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        ids, merges = read_json(folder / "vocab.json"), _read_merges(folder / "merges.txt")
-        extra = read_json(folder / "added_tokens.json") if (folder / "added_tokens.json").is_file() else {}
-        added = {text: text == END_OF_TEXT for text in extra}
-        if (folder / "tokenizer.json").is_file():  # it knows the added tokens' kinds, and what comes before the BPE
-            _, _, more, kinds = _read_fast_tokenizer(folder / "tokenizer.json")
-            extra, added = {**more, **extra}, {**added, **kinds}
-    elif (folder / "tokenizer.json").is_file():
-        ids, merges, extra, added = _read_fast_tokenizer(folder / "tokenizer.json")
-    else:
-        raise CheckpointError(f"{folder} has no tokenizer: neither vocab.json with merges.txt nor tokenizer.json")
-    ids = {**ids, **extra}
-    try:
-        for number, entry in settings.get("added_tokens_decoder", {}).items():
-            if not isinstance(entry["content"], str):
-                raise TypeError("a token is not a string")
-            if int(number) < 0:
-                raise ValueError(f"{number} is no token's number")
-            ids.setdefault(entry["content"], int(number))
-            added[entry["content"]] = bool(entry.get("special"))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder / 'tokenizer_config.json'}: bad added_tokens_decoder ({error})") from error
+def _numbered(files: TokenizerFiles) -> tuple[dict[str, int], set[str]]:
+    """(token -> number, the special ones). A token that no file numbers gets the next number, as in Transformers."""
+    ids = dict(files.vocabulary)
     for text, number in ids.items():  # the empty one too
         if type(number) is not int or number < 0:
-            raise CheckpointError(f"{folder}: {text!r} is a token without a number: {number!r} is none")
-    named = read_json(folder / "special_tokens_map.json") if (folder / "special_tokens_map.json").is_file() else {}
-    for text in added.keys() & (_named_tokens(named) | _named_tokens(settings)):
-        added[text] = True
-    return ids, merges, added
+            raise CheckpointError(f"{files.folder}: {text!r} is a token without a number: {number!r} is none")
+    for added in files.added.values():
+        if added.number is not None and ids.setdefault(added.text, added.number) != added.number:
+            raise CheckpointError(
+                f"{files.folder}: {added.text!r} has two numbers, {ids[added.text]} in the vocabulary and"
+                f" {added.number} as an added token",
+                "Are all of the tokenizer's files of the same checkpoint?",
+            )
+    named = [*files.roles.values(), *files.named]
+    for text in named:
+        ids.setdefault(text, max(ids.values(), default=-1) + 1)
+    return ids, {added.text for added in files.added.values() if added.special} | set(named)
 
 
-def _named_tokens(settings: dict[str, Any]) -> set[str]:
-    """The texts under `eos_token`, `pad_token` and their like, and `additional_special_tokens`."""
-    values = [value for key, value in settings.items() if key.endswith("_token")]
-    more = settings.get("additional_special_tokens")
-    values += more if isinstance(more, list) else []
-    texts = [value.get("content") if isinstance(value, dict) else value for value in values]
-    return {text for text in texts if isinstance(text, str)}
-
-
-def _read_fast_tokenizer(path: Path) -> tuple[dict[str, int], list[str], dict[str, int], dict[str, bool]]:
-    content = read_json(path)
-    model, pre = (value if isinstance(value := content.get(key), dict) else {} for key in ("model", "pre_tokenizer"))
-    if model.get("type", "BPE") != "BPE" or pre.get("type") != "ByteLevel":
-        raise CheckpointError(
-            f"{path}: a {model.get('type')} model behind a {pre.get('type')} pre-tokenizer;"
-            " GPT-2 has a BPE behind ByteLevel"
-        )
-    changing = [
-        name
-        for name, value in (
-            ("normalizer", content.get("normalizer")),
-            *((key, model.get(key)) for key in ("end_of_word_suffix", "continuing_subword_prefix")),
-        )
-        if value
-    ]
-    if changing:
-        raise CheckpointError(
-            f"{path} has a {changing[0]}, which llama.cpp's GPT-2 tokenizer does not know:"
-            " texts would be read differently"
-        )
-    if pre.get("add_prefix_space") or not pre.get("use_regex", True):
-        raise CheckpointError(f"{path}: its pre-tokenizer is not GPT-2's (add_prefix_space, or no splitting at all)")
+def _check_texts(folder: Path, ids: Mapping[str, int], merges: Sequence[str]) -> None:
     try:
-        if not isinstance(model["merges"], list):
-            raise TypeError("its merges are no list")
-        merges = [_merge(merge) for merge in model["merges"]]
-        extra = {entry["content"]: entry["id"] for entry in content.get("added_tokens", [])}
-        added = {entry["content"]: bool(entry.get("special")) for entry in content.get("added_tokens", [])}
-        ids = dict(model["vocab"])
-        if not all(isinstance(text, str) for text in (*ids, *extra)):
-            raise TypeError("a token is not a string")
-        return ids, merges, extra, added
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path} is not a tokenizers file: {error!r}") from error
+        "".join([*ids, *merges]).encode("utf-8")
+    except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair, UTF-8 cannot
+        raise CheckpointError(f"{folder}: a token is not Unicode text ({error.reason})") from error
 
 
-def _merge(merge: Any) -> str:
-    """As merges.txt has it, from that or from a pair."""
-    parts = merge.split(" ") if isinstance(merge, str) else merge
-    if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) and part for part in parts):
-        raise TypeError(f"{merge!r} is no merge of two tokens")
-    return " ".join(parts)
+def byte_letters() -> list[str]:
+    """The 256 bytes as GPT-2 spells them: a printable one stands for itself, the others begin at U+0100."""
+    itself = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = iter(range(256, 512))
+    return [chr(byte) if byte in itself else chr(next(others)) for byte in range(256)]
 
 
-def _read_merges(path: Path) -> list[str]:
-    try:
-        lines = path.read_text("utf-8").split("\n")
-    except OSError as error:
-        raise CheckpointError(f"{path} can not be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path} is not UTF-8: {error}") from error
-    merges = [line for line in lines if line and not line.startswith("#version")]
-    for line in merges:
-        if len(line.split(" ")) != 2:
-            raise CheckpointError(f"{path}: {line!r} is no merge of two tokens")
-    return merges
+def _check_bpe(folder: Path, files: TokenizerFiles) -> None:
+    """Refuses merges of another alphabet than GPT-2's bytes, and merges of or into texts that are not tokens."""
+    letters, results = set(byte_letters()), {merge.replace(" ", "") for merge in files.merges}
+    for merge in files.merges:
+        for part in merge.split(" "):
+            if part not in results and (part.endswith("</w>") or (len(part) == 1 and part not in letters)):
+                raise CheckpointError(
+                    f"{folder}: its merge {merge!r} is of a BPE of {'words' if '</w>' in part else 'characters'}, and"
+                    " GPT-2's is one of bytes",
+                    "This model cannot be converted with its own tokenizer.",
+                )
+        for text in (*merge.split(" "), merge.replace(" ", "")):
+            if text not in files.vocabulary:
+                raise CheckpointError(
+                    f"{folder}: its merge {merge!r} needs the token {text!r}, which its vocabulary lacks",
+                    "Are vocab.json and merges.txt of the same tokenizer? Save it again.",
+                )
 
 
-def _by_number(folder: Path, ids: dict[str, int], vocabulary: int) -> list[str]:
+def _with_rows(files: TokenizerFiles, ids: dict[str, int], vocabulary: int) -> tuple[dict[str, int], list[str]]:
+    """The tokens with a row of the embedding, and the merges between them."""
+    folder, merges = files.folder, files.merges
+    if beyond := [token for token, number in ids.items() if number >= vocabulary]:
+        if letter := next((token for token in beyond if len(token) == 1), None):
+            raise CheckpointError(
+                f"{folder}: token {letter!r} has the number {ids[letter]}, the embedding {vocabulary} rows: a byte that"
+                " every text would lose",
+                "Are tokenizer and model of the same checkpoint?",
+            )
+        some = ", ".join(map(repr, beyond[:_SHOWN])) + (", ..." if len(beyond) > _SHOWN else "")
+        _log.warning(
+            "%s: the embedding has %d rows: %d tokens are left out (%s)", folder, vocabulary, len(beyond), some
+        )
+        ids = {token: number for token, number in ids.items() if number < vocabulary}
+        merges = [merge for merge in merges if merge.replace(" ", "") in ids]
+    return ids, merges
+
+
+def _warn_of_differences(files: TokenizerFiles, ids: Mapping[str, int], special: set[str]) -> None:
+    """llama.cpp's GPT-2 looks for added tokens without regard to what stands around them."""
+    flagged = [f"{token.text!r} ({', '.join(token.flags)})" for token in files.added.values() if token.flags]
+    if flagged := [text for text in flagged if text]:
+        some = ", ".join(flagged[:_SHOWN]) + (", ..." if len(flagged) > _SHOWN else "")
+        _log.warning(
+            "%s: llama.cpp does not know these flags of added tokens, next to which texts differ: %s",
+            files.folder,
+            some,
+        )
+    if forced := [text for text in ids if text in CONTROL_NAMES and text not in special]:
+        _log.warning("%s: llama.cpp reads %s as a special token, Transformers does not", files.folder, repr(forced[0]))
+    texts = sorted({text for text in (*files.added, *files.roles.values(), *files.named) if text in ids})
+    starts = {text[:length]: text for text in texts for length in range(1, len(text))}
+    for text in texts:
+        for length in range(1, len(text)):
+            other = starts.get(text[-length:])
+            if other is not None:
+                _log.warning(
+                    "%s: the added tokens %r and %r overlap; where a text has both in one another, llama.cpp takes the"
+                    " longer one",
+                    files.folder,
+                    text,
+                    other,
+                )
+                return
+
+
+def _by_number(folder: Path, ids: Mapping[str, int], vocabulary: int) -> list[str]:
     tokens: list[str | None] = [None] * vocabulary
     for token, number in ids.items():
         if (other := tokens[number]) is not None:
@@ -218,32 +232,9 @@ def _unused(number: int, ids: Container[str]) -> str:
     return text
 
 
-def _type(token: str, added: dict[str, bool], special: set[str]) -> TokenType:
+def _type(token: str, ids: Mapping[str, int], files: TokenizerFiles, special: set[str]) -> TokenType:
+    if token not in ids:
+        return TokenType.UNUSED
     if token in special:
         return TokenType.CONTROL
-    return TokenType.USER_DEFINED if token in added else TokenType.NORMAL
-
-
-def _special_id(
-    config: dict[str, Any], settings: dict[str, Any], name: str, ids: dict[str, int], vocabulary: int
-) -> int:
-    """By the config; else by the tokenizer's settings; else `<|endoftext|>`.
-
-    A config may well name a token that is not there: GPT-2's own number is the default for every vocabulary.
-    """
-    value = config.get(f"{name}_id")
-    if isinstance(value, list) and value:
-        value = value[0]
-    if value is not None and type(value) is not int:
-        raise CheckpointError(f"config.json: {name}_id is {value!r}, not a token's number")
-    if value is not None and 0 <= value < vocabulary:
-        return value
-    text = settings.get(name)
-    text = text.get("content") if isinstance(text, dict) else text
-    for candidate in (text, END_OF_TEXT):
-        if isinstance(candidate, str) and candidate in ids:
-            return ids[candidate]
-    raise CheckpointError(
-        f"config.json: {name}_id is {value!r}; the vocabulary has {vocabulary} tokens, and none is {END_OF_TEXT}",
-        f"Set {name}_id in config.json to the token that ends a text.",
-    )
+    return TokenType.USER_DEFINED if token in files.added else TokenType.NORMAL
