@@ -1,0 +1,230 @@
+"""LoRA adapters of PEFT, merged into the weights while these are read, one tensor at a time.
+
+W' = W + weight * scaling * B A, with scaling alpha / r, or alpha / sqrt(r) for rank-stabilized LoRA (Kalajdzievski
+2023); DoRA (Liu et al. 2024) then gives each row of W' the length that it has learned. What cannot be merged exactly
+is refused by name. Formats: peft/tuners/lora/config.py and layer.py, peft/utils/save_and_load.py.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from dgpt2_quant.core.errors import CheckpointError, UsageError
+
+from .json_file import read_json
+from .safetensors_file import StoredTensor
+from .weight_files import read_weights
+
+Weights = npt.NDArray[np.floating[Any]]
+
+_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+_PREFIXES = ("base_model.model.", "_orig_mod.", "module.", "transformer.")
+_PART = re.compile(r"(.+)\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector)(?:\.(weight|bias))?")
+# initializations that change the weights of the base as well
+_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga", "lora-ga")
+_REFUSED = {
+    "alora_invocation_tokens": "works from an invocation token on",
+    "arrow_config": "routes between adapters for each token",
+    "kasa_config": "changes the weights of the base",
+    "layer_replication": "makes layers anew",
+    "megatron_config": "is for Megatron's layers",
+    "monteclora_config": "draws its weights at random",
+    "target_parameters": "targets parameters, not layers",
+    "trainable_token_indices": "trains single tokens of the embedding",
+    "use_bdlora": "has block-diagonal matrices",
+    "use_qalora": "pools its inputs",
+}
+_WITHOUT_EFFECT = {
+    *(
+        "auto_mapping",
+        "base_model_name_or_path",
+        "corda_config",
+        "ensure_weight_tying",
+        "eva_config",
+        "exclude_modules",
+    ),
+    *("fan_in_fan_out", "inference_mode", "layers_pattern", "layers_to_transform", "loftq_config", "lora_dropout"),
+    *("lora_ga_config", "megatron_core", "peft_version", "qalora_group_size", "revision", "runtime_config"),
+    *("target_modules", "task_type", "velora_config", "_custom_modules"),
+}
+_USED = {
+    *("alpha_pattern", "bias", "init_lora_weights", "lora_alpha", "lora_bias", "modules_to_save", "peft_type", "r"),
+    *("rank_pattern", "use_dora", "use_rslora"),
+}
+
+
+@dataclass
+class _Update:
+    """What an adapter does to one layer. `a` has the shape (r, inputs), `b` (outputs, r)."""
+
+    a: StoredTensor | None = None
+    b: StoredTensor | None = None
+    b_bias: StoredTensor | None = None
+    magnitude: StoredTensor | None = None
+    of_embedding: bool = False
+    scaling: float = 0.0
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter: updates by the layer's name in the checkpoint (`h.0.attn.c_attn`), and tensors that replace."""
+
+    folder: Path
+    weight: float
+    base: str | None
+    updates: Mapping[str, _Update] = field(default_factory=dict)
+    replacements: Mapping[str, StoredTensor] = field(default_factory=dict)
+
+    def files(self) -> list[Path]:
+        """The files that decide what it does."""
+        return [self.folder / "adapter_config.json", _weights_of(self.folder)]
+
+    def names(self) -> set[str]:
+        """The tensors of the checkpoint that it changes, without prefix: `h.0.attn.c_attn.weight`."""
+        return {f"{layer}.weight" for layer in self.updates} | set(self.replacements)
+
+    def merged(self, name: str, data: Weights) -> Weights:
+        """The tensor `name` with the adapter merged; a matrix has the shape (outputs, inputs)."""
+        if (replacement := self.replacements.get(name)) is not None:
+            return replacement.read()
+        layer, _, kind = name.rpartition(".")
+        update = self.updates.get(layer)
+        if update is None or update.a is None or update.b is None:
+            return data
+        wide = np.result_type(data.dtype, np.float32)
+        if kind == "bias":
+            if update.b_bias is None:
+                return data
+            return data.astype(wide) + self.weight * update.scaling * update.b_bias.read().astype(wide)
+        a, b = (part.read().astype(wide) for part in (update.a, update.b))
+        delta = (b @ a).T if update.of_embedding else b @ a
+        if delta.shape != data.shape:
+            raise CheckpointError(
+                f"{self.folder}: its update of {layer} has the shape {list(delta.shape)}, the weights"
+                f" {list(data.shape)}",
+                "Is it an adapter of this model?",
+            )
+        changed = data.astype(wide) + (self.weight * update.scaling) * delta
+        if update.magnitude is not None:
+            length = np.linalg.norm(changed, axis=1, keepdims=True)
+            changed *= update.magnitude.read().astype(wide).reshape(-1, 1) / length
+        return changed
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether the folder holds an adapter of PEFT."""
+    return (folder / "adapter_config.json").is_file()
+
+
+def parse_lora(text: str) -> tuple[Path, float]:
+    """`FOLDER` or `FOLDER=WEIGHT`. Raises `UsageError`."""
+    folder, separator, weight = text.rpartition("=")
+    if not separator or Path(text).is_dir():
+        return Path(text).expanduser(), 1.0
+    try:
+        value = float(weight)
+    except ValueError:
+        value = float("nan")
+    if not np.isfinite(value):
+        raise UsageError(f"`lora` is {text!r}: {weight!r} is not a number", "Write FOLDER=0.5.")
+    return Path(folder).expanduser(), value
+
+
+def read_adapter(folder: Path, weight: float = 1.0) -> Adapter:
+    """Raises `CheckpointError` for a folder without a sound adapter, or with one that cannot be merged exactly."""
+    if not is_adapter(folder):
+        raise CheckpointError(
+            f"{folder} has no adapter_config.json", "Name the folder that PEFT's save_pretrained wrote."
+        )
+    config = read_json(folder / "adapter_config.json")
+    _check_config(folder, config, weight)
+    updates: dict[str, _Update] = {}
+    replacements: dict[str, StoredTensor] = {}
+    for key, tensor in read_weights([_weights_of(folder)]).tensors.items():
+        name = _without_prefixes(key)
+        if (part := _PART.fullmatch(name)) is None:
+            replacements[name.replace(".modules_to_save", "").replace(".base_layer", "")] = tensor
+            continue
+        layer, kind, which = part.groups()
+        update = updates.setdefault(layer, _Update())
+        if kind == "lora_magnitude_vector":
+            update.magnitude = tensor
+        elif which == "bias":
+            update.b_bias = tensor
+        elif kind.endswith("A"):
+            update.a = tensor
+        else:
+            update.b = tensor
+        update.of_embedding |= kind.startswith("lora_embedding")
+    for layer, update in updates.items():
+        _finish(folder, config, layer, update)
+    if not updates and not replacements:
+        raise CheckpointError(f"{folder}: its adapter has no tensors")
+    base = config.get("base_model_name_or_path")
+    return Adapter(folder, weight, base if isinstance(base, str) and base else None, updates, replacements)
+
+
+def _weights_of(folder: Path) -> Path:
+    for name in _FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(f"{folder} has neither {' nor '.join(_FILES)}", "Save the adapter again.")
+
+
+def _check_config(folder: Path, config: dict[str, Any], weight: float) -> None:
+    path = folder / "adapter_config.json"
+    merge = "Merge it with PEFT, `model.merge_and_unload().save_pretrained(folder)`, and convert that folder."
+    if (kind := config.get("peft_type")) != "LORA":
+        raise CheckpointError(f"{path}: its peft_type is {kind!r}; only LORA is merged here", merge)
+    init = config.get("init_lora_weights")
+    if isinstance(init, str) and init.lower().startswith(_CHANGING_INITS):
+        raise CheckpointError(f"{path}: init_lora_weights {init!r} has changed the weights of the base as well", merge)
+    for key, value in config.items():
+        if key in _USED or key in _WITHOUT_EFFECT or not value:
+            continue
+        why = _REFUSED.get(key, "is not known here")
+        raise CheckpointError(f"{path}: {key} {why}, so it cannot be merged exactly", merge)
+    if weight != 1 and (config.get("use_dora") or config.get("modules_to_save") or config.get("bias") != "none"):
+        what = next(
+            key for key in ("use_dora", "modules_to_save", "bias") if config.get(key) not in (None, False, "none")
+        )
+        raise UsageError(f"{folder}: an adapter with {what} has no weight but 1", f"Name it alone: `lora` {folder}.")
+
+
+def _finish(folder: Path, config: dict[str, Any], layer: str, update: _Update) -> None:
+    if update.a is None or update.b is None:
+        raise CheckpointError(
+            f"{folder}: its update of {layer} lacks one of its two matrices", "Save the adapter again."
+        )
+    shapes = update.a.shape, update.b.shape
+    if any(len(shape) != 2 for shape in shapes) or shapes[0][0] != shapes[1][1]:
+        raise CheckpointError(f"{folder}: its update of {layer} has matrices of the shapes {shapes[0]} and {shapes[1]}")
+    rank = _by_pattern(config.get("rank_pattern"), layer, config.get("r"))
+    alpha = _by_pattern(config.get("alpha_pattern"), layer, config.get("lora_alpha"))
+    if rank != shapes[0][0] or not isinstance(alpha, int | float):
+        raise CheckpointError(
+            f"{folder}: adapter_config.json states rank {rank!r} and alpha {alpha!r} for {layer}, whose matrices have"
+            f" rank {shapes[0][0]}",
+            "Are adapter_config.json and the weights of the same adapter?",
+        )
+    update.scaling = alpha / (sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _by_pattern(patterns: Any, layer: str, otherwise: Any) -> Any:
+    """As PEFT's `get_pattern_key`: the first pattern that the layer's name ends with, at a dot."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", f"base_model.model.transformer.{layer}"):
+            return value
+    return otherwise
+
+
+def _without_prefixes(key: str) -> str:
+    """The name in the checkpoint, without what PEFT and other wrappers put before it."""
+    while prefix := next((prefix for prefix in _PREFIXES if key.startswith(prefix)), None):
+        key = key.removeprefix(prefix)
+    return key
