@@ -39,23 +39,49 @@ _REFUSED = {
     "use_bdlora": "has block-diagonal matrices",
     "use_qalora": "pools its inputs",
 }
-_WITHOUT_EFFECT = {
-    *(
+_WITHOUT_EFFECT = set(
+    [
         "auto_mapping",
         "base_model_name_or_path",
         "corda_config",
         "ensure_weight_tying",
         "eva_config",
         "exclude_modules",
-    ),
-    *("fan_in_fan_out", "inference_mode", "layers_pattern", "layers_to_transform", "loftq_config", "lora_dropout"),
-    *("lora_ga_config", "megatron_core", "peft_version", "qalora_group_size", "revision", "runtime_config"),
-    *("target_modules", "task_type", "velora_config", "_custom_modules"),
-}
-_USED = {
-    *("alpha_pattern", "bias", "init_lora_weights", "lora_alpha", "lora_bias", "modules_to_save", "peft_type", "r"),
-    *("rank_pattern", "use_dora", "use_rslora"),
-}
+        "fan_in_fan_out",
+        "inference_mode",
+        "layers_pattern",
+        "layers_to_transform",
+        "loftq_config",
+        "lora_dropout",
+        "lora_ga_config",
+        "megatron_core",
+        "peft_version",
+        "qalora_group_size",
+        "revision",
+        "runtime_config",
+        "target_modules",
+        "task_type",
+        "velora_config",
+        "_custom_modules",
+    ]
+)
+_USED = set(
+    [
+        "alpha_pattern",
+        "bias",
+        "init_lora_weights",
+        "lora_alpha",
+        "lora_bias",
+        "modules_to_save",
+        "peft_type",
+        "r",
+        "rank_pattern",
+        "use_dora",
+        "use_rslora",
+    ]
+)
+# a regular expression without nested repetition, which can take exponential time
+_PLAIN_PATTERN = re.compile(r"(?:[\w.|()^$-]|\\.|\.\*|\.\+|\\d\+|\[[\w-]+\])*")
 
 
 @dataclass
@@ -138,9 +164,7 @@ def parse_lora(text: str) -> tuple[Path, float]:
 def read_adapter(folder: Path, weight: float = 1.0) -> Adapter:
     """Raises `CheckpointError` for a folder without a sound adapter, or with one that cannot be merged exactly."""
     if not is_adapter(folder):
-        raise CheckpointError(
-            f"{folder} has no adapter_config.json", "Name the folder that PEFT's save_pretrained wrote."
-        )
+        raise CheckpointError(f"{folder} has no adapter_config.json", "Name the folder that PEFT has saved.")
     config = read_json(folder / "adapter_config.json")
     _check_config(folder, config, weight)
     updates: dict[str, _Update] = {}
@@ -189,18 +213,16 @@ def _check_config(folder: Path, config: dict[str, Any], weight: float) -> None:
             continue
         why = _REFUSED.get(key, "is not known here")
         raise CheckpointError(f"{path}: {key} {why}, so it cannot be merged exactly", merge)
-    if weight != 1 and (config.get("use_dora") or config.get("modules_to_save") or config.get("bias") != "none"):
-        what = next(
-            key for key in ("use_dora", "modules_to_save", "bias") if config.get(key) not in (None, False, "none")
+    whole = [key for key in ("use_dora", "modules_to_save", "bias") if config.get(key) not in (None, False, [], "none")]
+    if weight != 1 and whole:
+        raise UsageError(
+            f"{folder}: an adapter with {whole[0]} has no weight but 1", f"Name it alone: `lora` {folder}."
         )
-        raise UsageError(f"{folder}: an adapter with {what} has no weight but 1", f"Name it alone: `lora` {folder}.")
 
 
 def _finish(folder: Path, config: dict[str, Any], layer: str, update: _Update) -> None:
     if update.a is None or update.b is None:
-        raise CheckpointError(
-            f"{folder}: its update of {layer} lacks one of its two matrices", "Save the adapter again."
-        )
+        raise CheckpointError(f"{folder}: its update of {layer} lacks a matrix", "Save the adapter again.")
     shapes = update.a.shape, update.b.shape
     if any(len(shape) != 2 for shape in shapes) or shapes[0][0] != shapes[1][1]:
         raise CheckpointError(f"{folder}: its update of {layer} has matrices of the shapes {shapes[0]} and {shapes[1]}")
@@ -218,6 +240,8 @@ def _finish(folder: Path, config: dict[str, Any], layer: str, update: _Update) -
 def _by_pattern(patterns: Any, layer: str, otherwise: Any) -> Any:
     """As PEFT's `get_pattern_key`: the first pattern that the layer's name ends with, at a dot."""
     for pattern, value in (patterns or {}).items():
+        if not _PLAIN_PATTERN.fullmatch(pattern):
+            raise CheckpointError(f"adapter_config.json has the pattern {pattern!r}, which is not a layer's name")
         if re.match(rf"(.*\.)?({pattern})$", f"base_model.model.transformer.{layer}"):
             return value
     return otherwise

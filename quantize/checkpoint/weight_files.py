@@ -19,14 +19,12 @@ TRAINING_SUFFIXES = (".pt", ".pth", ".ckpt")
 # where programs that train put the weights in what they save
 _STATE_KEYS = ("model", "state_dict", "model_state_dict", "module")
 _TRAINING_ONLY = ("optimizer.pt", "optimizer.bin", "scheduler.pt", "rng_state.pth", "training_args.bin", "scaler.pt")
+_OLD_GGML = ("a file of ggml before GGUF", "Convert the original checkpoint.")
 _MAGICS = {
     b"version https://git-lfs": ("a Git LFS pointer, not the weights", "Fetch the file itself: `git lfs pull`."),
     b"GGUF": ("a GGUF file", "Give it a name that ends in .gguf, and name the file."),
     b"\x89HDF": ("a TensorFlow or Keras file", "Load it with `from_tf=True` in Transformers 4 and save it again."),
-    **dict.fromkeys(
-        (b"lmgg", b"fmgg", b"tjgg", b"algg", b"ggml"),
-        ("a file of ggml before GGUF", "Convert the original checkpoint."),
-    ),
+    **dict.fromkeys((b"lmgg", b"fmgg", b"tjgg", b"algg", b"ggml"), _OLD_GGML),
     b"<!DOCTYPE": ("a web page, not the weights", "Fetch the file again; the download needs a login, or failed."),
     b"<html": ("a web page, not the weights", "Fetch the file again; the download needs a login, or failed."),
 }
@@ -126,7 +124,7 @@ def _read_file(path: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
         return read_header(path), {}
     raise CheckpointError(
         f"{path} is neither a PyTorch nor a safetensors file",
-        "Fetch or save the checkpoint again; it may be truncated.",
+        "Fetch or save it again; it may be truncated.",
     )
 
 
