@@ -39,47 +39,16 @@ _REFUSED = {
     "use_bdlora": "has block-diagonal matrices",
     "use_qalora": "pools its inputs",
 }
-_WITHOUT_EFFECT = set(
-    [
-        "auto_mapping",
-        "base_model_name_or_path",
-        "corda_config",
-        "ensure_weight_tying",
-        "eva_config",
-        "exclude_modules",
-        "fan_in_fan_out",
-        "inference_mode",
-        "layers_pattern",
-        "layers_to_transform",
-        "loftq_config",
-        "lora_dropout",
-        "lora_ga_config",
-        "megatron_core",
-        "peft_version",
-        "qalora_group_size",
-        "revision",
-        "runtime_config",
-        "target_modules",
-        "task_type",
-        "velora_config",
-        "_custom_modules",
-    ]
-)
-_USED = set(
-    [
-        "alpha_pattern",
-        "bias",
-        "init_lora_weights",
-        "lora_alpha",
-        "lora_bias",
-        "modules_to_save",
-        "peft_type",
-        "r",
-        "rank_pattern",
-        "use_dora",
-        "use_rslora",
-    ]
-)
+_WITHOUT_EFFECT = {
+    *("auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config"),
+    *("exclude_modules", "fan_in_fan_out", "inference_mode", "layers_pattern", "layers_to_transform"),
+    *("loftq_config", "lora_dropout", "lora_ga_config", "megatron_core", "peft_version", "qalora_group_size"),
+    *("revision", "runtime_config", "target_modules", "task_type", "velora_config", "_custom_modules"),
+}
+_USED = {
+    *("alpha_pattern", "bias", "init_lora_weights", "lora_alpha", "lora_bias", "modules_to_save", "peft_type", "r"),
+    *("rank_pattern", "use_dora", "use_rslora"),
+}
 # a regular expression without nested repetition, which can take exponential time
 _PLAIN_PATTERN = re.compile(r"(?:[\w.|()^$-]|\\.|\.\*|\.\+|\\d\+|\[[\w-]+\])*")
 
