@@ -1,22 +1,26 @@
 # The tool belt. Every target sets up what it needs: uv (its own copy where there is none), then .venv with the
 # versions of constraints.txt. The first set-up compiles llama.cpp for this processor, which takes some minutes.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check workflows types docs bench constraints clean
+.PHONY: help setup demo test test-all check workflows types docs bench constraints clean
 
 UV := $(shell command -v uv || echo .tools/bin/uv)
 READY := .venv/.ready
+READY_ALL := .venv/.ready-all
 BENCHED := dgpt2-quant-bench/storybook
 
 help:            ## this list
-	@sed -n 's/^\([a-z]*\): .*## /\1\t/p;s/^\([a-z]*\): *## /\1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## .venv with the versions of constraints.txt (every target does it)
 
 demo: $(READY)   ## convert, run and compare the bundled model
 	.venv/bin/dgpt2-quant demo
 
-test: $(READY)   ## the whole test suite
+test: $(READY)   ## the test suite: offline, a few minutes
 	.venv/bin/pytest -n 2 --dist worksteal
+
+test-all: $(READY_ALL)  ## the tests that need PyTorch and other peers, or many minutes; a skipped test fails
+	.venv/bin/pytest -n 2 --dist worksteal -m "peer or slow" --no-skips
 
 check: $(READY)  ## lint and formatting
 	.venv/bin/ruff check .
@@ -42,7 +46,7 @@ bench: $(READY)  ## all levels of the bundled model, side by side: the README's 
 
 constraints: $(UV)  ## resolve the dependencies anew, to the newest versions that pyproject.toml allows
 	rm -f uv.lock
-	$(UV) export --quiet --no-emit-project --all-groups --no-header --no-annotate -o constraints.txt
+	$(UV) export --quiet --no-emit-project --no-header --no-annotate -o constraints.txt
 
 clean:           ## remove what the targets made
 	rm -rf .venv .tools .types build dist *.egg-info dgpt2-quant-demo dgpt2-quant-bench
@@ -57,3 +61,10 @@ $(READY): pyproject.toml constraints.txt | $(UV)
 	$(UV) pip install --quiet --python .venv -r constraints.txt
 	$(UV) pip install --quiet --python .venv --no-deps --editable .
 	@touch $(READY)
+
+# The rest is as in `make test`, llama.cpp included. UV_TORCH_BACKEND=cpu takes PyTorch's CPU build from PyTorch's own
+# index; uv does not read PIP_FIND_LINKS, where a machine may name a folder with that build.
+$(READY_ALL): $(READY)
+	$(UV) pip install --quiet --python .venv $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS)) \
+		-c constraints.txt --group all --editable '.[peers]'
+	@touch $(READY_ALL)

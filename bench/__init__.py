@@ -1,1 +1,1 @@
-"""What is measured, how, and the report."""
+"""Benchmarks: quality, speed and size of files, and their reports."""

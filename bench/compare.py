@@ -1,37 +1,39 @@
-"""Whether a newer benchmark is worse than an older one: what `compare` tells, and the gate of CI.
+"""Compares two benchmarks and decides whether the newer one is worse: the verb `compare`, and the gate of CI.
 
-Both must be of the same checkpoint, text, context, method and reference. The tolerances, and why they are so:
+Both must have the same checkpoint, text, context, method and reference. The tolerances and their reasons:
 
-- **Mean KL divergence**: 1 % more, plus rounding: the old document's noise floor, 1e-6 nats at least and 1e-4 at most.
-  The new one's is not asked, or a change that raises it would widen its own allowance. One build on one machine gives
-  the same number to the last bit, whatever its thread count. Another instruction set rounds differently: the same files
-  by AVX2 and by AVX-512 differed by up to 1.0 % here, 3.9 % in the 99 % quantile. A gate that compares such builds
-  wants `--kld-tolerance 0.03` (docs/ci.md). One tensor of `storybook` at one level lower costs 2 to 190 % in most
-  cases.
-- **99 % quantile of the KL divergence**: 2 %, twice that of the mean, for it hangs on few tokens.
-- **Perplexity**: 0.5 %. It is the blunter measure: a change that brings the distribution nearer to the reference's can
+- **Mean KL divergence**: 1 % more, plus rounding, which is the old document's noise floor, at least 1e-6 and at most
+  1e-4 nats. (With the new noise floor, a change that raises it would widen its own allowance.) One build on one
+  machine gives the same number to the last bit, on any number of threads. Other instruction sets round differently:
+  with AVX2 and AVX-512 the same files differed by up to 1.0 %, and by 3.9 % in the 99 % quantile. A gate that compares
+  such builds needs `kld_tolerance=0.03` (docs/ci.md). One tensor of `storybook` at the next lower quant type costs 2 to
+  190 % in most cases.
+- **99 % quantile of the KL divergence**: 2 %, twice that of the mean, because it depends on few tokens.
+- **Perplexity**: 0.5 %. It is the coarser measure: a change that brings the distribution nearer to the reference's can
   raise it by some tenths of a per cent.
-- **Size**: 0.1 %, for metadata that grow.
-- **Bits per weight**: a level's mix is a function of type and recipe, so the same level with *fewer* bits has tensors
-  that are stored lower. Some of those cost less than the tolerances (one of Q8_0's attention outputs in Q6_K changes
-  the mean by 0.3 % in either direction, which is luck). A level that lost bits is therefore worse, unless it shows a
-  gain for it: a mean KL divergence that is better by more than the tolerance, and neither its 99 % quantile nor the
-  perplexity worse.
-- **Speed** is not compared unless a tolerance is given: the medians of `decode_ratio` and `prompt_ratio`, speeds over
-  the reference's in the same round, so that a faster or slower machine does not matter. On a shared machine a median
-  of five rounds may be a quarter lower by chance; a level is slower if no new round was as fast as any old one, either.
-  Disturbed timings are told and not compared.
-- A level that is missing is worse; a new one is told. Top-1 agreement is shown and not compared: it is coarse (a step
-  is one token), and no change of it comes without one of the KL divergence.
-- **The reference's own perplexity** may differ by 0.1 %, up or down: more, and it is the measuring that changed.
-- **The noise floor** may grow to ten times the old one's, and to 1e-5 nats in any case: more, and the reference no
-  longer agrees with itself. Where one of the two was not measured, that is not compared.
+- **Size**: 0.1 %, because metadata may grow.
+- **Bits per weight**: the mix of a file follows from quant type and recipe, so *fewer* bits of the same type mean
+  tensors with a lower quant type. Some of those cost less than the tolerances (one of Q8_0's attention outputs in Q6_K
+  changes the mean by 0.3 % in either direction, by chance). A file that lost bits is therefore worse, unless its mean
+  KL divergence is better by more than the tolerance, and neither its 99 % quantile nor its perplexity is worse.
+- **Speed** is compared only if a tolerance is given: the medians of `decode_ratio` and `prompt_ratio`, which are
+  relative to the reference in the same round, so that the machine's speed does not matter. On a shared machine a median
+  of five rounds may be a quarter lower by chance. So a file is slower only if no new round was as fast as any old one.
+  Disturbed timings are reported, not compared.
+- A missing file is worse; a new one is reported. Top-1 agreement is shown, not compared: it is coarse (a step is one
+  token), and it does not change without the KL divergence.
+- **The reference's own perplexity** may differ by 0.1 % in either direction; a larger difference means that the
+  measurement changed.
+- **The noise floor** may grow to ten times the old one, and to 1e-5 nats in any case; a higher one means that the
+  reference no longer agrees with itself. It is not compared if one of the two was not measured.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypedDict
 
 from dgpt2_quant.bench.document.format_numbers import change, label, small
+from dgpt2_quant.bench.document.read import read_document
 from dgpt2_quant.bench.document.schema import BenchJson, NoiseFloor, Result
 from dgpt2_quant.core.errors import ResultError, UsageError
 
@@ -43,12 +45,12 @@ _ROUNDING = 1e-6  # nats; about a fifth of what F16 costs
 _MOST_ROUNDING = 1e-4  # nats; about a fifth of what Q8_0 costs
 _FLOOR_GROWTH = 10.0
 _SMALL_FLOOR = 1e-5  # nats; that of `storybook` is 0.9e-5
-_BITS = 0.0005  # half of the last digit that is written
+_BITS = 0.0005  # half of the last written digit
 _SAME_REFERENCE = 0.001
 
 
 class Tolerances(TypedDict):
-    """Fractions of the old value; without one for speed it is not compared."""
+    """Fractions of the old value; speed is not compared if its tolerance is null."""
 
     kld: float
     ppl: float
@@ -57,8 +59,8 @@ class Tolerances(TypedDict):
 
 
 class Change(TypedDict):
-    """One figure of a level; `change` is relative to the old one (null where that is 0), `compared` tells whether it
-    counts, and `worse` whether it is worse by more than its tolerance."""
+    """One figure of a file: `change` is relative to the old value (null if that is 0), `compared` whether it counts,
+    and `worse` whether it is worse by more than its tolerance."""
 
     type: str
     recipe: str
@@ -71,8 +73,8 @@ class Change(TypedDict):
 
 
 class Comparison(TypedDict):
-    """`worse` is the verdict, `reasons` says why, sentence by sentence; `missing` and `added` are levels that only the
-    old and only the new document has; `notes` are what else is to be known."""
+    """`worse` is the verdict, `reasons` and `notes` are sentences; `missing` and `added` are files
+    that only the old or only the new document has."""
 
     worse: bool
     reasons: list[str]
@@ -83,16 +85,20 @@ class Comparison(TypedDict):
     changes: list[Change]
 
 
-def compare_documents(
-    old: BenchJson,
-    new: BenchJson,
+def compare(
+    old: BenchJson | str | Path,
+    new: BenchJson | str | Path,
     *,
     kld_tolerance: float = KLD_TOLERANCE,
     ppl_tolerance: float = PPL_TOLERANCE,
     size_tolerance: float = SIZE_TOLERANCE,
     speed_tolerance: float | None = None,
 ) -> Comparison:
-    """Raises `ResultError` for documents that can not be compared, `UsageError` for a tolerance below 0."""
+    """Compares two documents, or two files `bench.json`. Tolerances are fractions of the old value.
+
+    Raises `ResultError` for documents that cannot be compared, `UsageError` for a tolerance below 0.
+    """
+    old, new = (read_document(Path(one)) if isinstance(one, str | Path) else one for one in (old, new))
     tolerances: Tolerances = {
         "kld": kld_tolerance,
         "ppl": ppl_tolerance,
@@ -101,15 +107,15 @@ def compare_documents(
     }
     for name, value in tolerances.items():
         if isinstance(value, int | float) and not 0 <= value < float("inf"):
-            raise UsageError(f"a {name} tolerance of {value}; it is a fraction of the old value, 0 or more")
+            raise UsageError(f"`{name}_tolerance` must be 0 or more, a fraction of the old value, not {value}")
     refuse_different(old, new, "the old and the new document")
-    before, after = _levels(old), _levels(new)
+    before, after = ({(row["type"], row["recipe"]): row for row in one["results"]} for one in (old, new))
     floor = rounding(old["noise_floor"])
     changes: list[Change] = []
     reasons, notes = _reference(old, new) + _floor(old["noise_floor"], new["noise_floor"]), []
     for key, row in before.items():
         if key in after:
-            compared = _Level(row, after[key], tolerances, floor)
+            compared = _Rows(row, after[key], tolerances, floor)
             changes += compared.changes()
             reasons += compared.reasons()
             notes += compared.notes()
@@ -129,7 +135,7 @@ def compare_documents(
 
 
 def refuse_different(one: BenchJson, other: BenchJson, names: str) -> None:
-    """Raises `ResultError` that names the key in which two documents differ that has to be the same in both."""
+    """Raises `ResultError` with the first key that must be the same in both documents, and is not."""
     same = [
         ("schema_version", one["schema_version"], other["schema_version"]),
         ("model.source_sha256", one["model"]["source_sha256"], other["model"]["source_sha256"]),
@@ -144,32 +150,31 @@ def refuse_different(one: BenchJson, other: BenchJson, names: str) -> None:
     for key, first, second in same:
         if first != second:
             raise ResultError(
-                f"{names} can not be laid side by side: {key} is {_shown(first)} in one and {_shown(second)} in the"
-                " other",
+                f"{names} cannot be compared: {key} is {_shown(first)} in one and {_shown(second)} in the other",
                 "Measure both with the same model, text, context, method and reference"
-                + (", and special tokens read the same way (--parse-special)." if key == "text.tokens" else "."),
+                + (", and the same `parse_special`." if key == "text.tokens" else "."),
             )
 
 
 def rounding(floor: NoiseFloor | None) -> float:
-    """By how much two mean KL divergences of the same file may differ, in nats: another processor rounds otherwise."""
+    """The allowed difference of two mean KL divergences of the same file, in nats: processors round differently."""
     return min(_MOST_ROUNDING, max(_ROUNDING, floor["kld_mean"] if floor else 0.0))
 
 
 def same_reference(one: BenchJson, other: BenchJson) -> bool:
-    """Whether the references' own perplexities differ by no more than rounding does."""
+    """Whether the references' own perplexities are equal within rounding."""
     return abs(other["reference"]["perplexity"] / one["reference"]["perplexity"] - 1) <= _SAME_REFERENCE
 
 
 def same_quality(one: Result, other: Result, floor: float) -> bool:
-    """Whether two measurements of a level differ by no more than rounding does; `floor` is from `rounding`."""
+    """Whether two measurements of a file are equal within rounding; `floor` is from `rounding`."""
     near = abs(other["kld_mean"] - one["kld_mean"]) <= KLD_TOLERANCE * one["kld_mean"] + floor
     return near and abs(other["perplexity"] / one["perplexity"] - 1) <= _SAME_REFERENCE
 
 
 @dataclass(frozen=True)
-class _Level:
-    """One level in both documents."""
+class _Rows:
+    """The rows of one file in both documents."""
 
     old: Result
     new: Result
@@ -195,8 +200,8 @@ class _Level:
         for one in self.changes():
             if one["worse"] and one["figure"] == "bits_per_weight":
                 found.append(
-                    f"{name}: {one['new']:.3f} bits per weight, {one['old']:.3f} before: tensors are stored lower, and"
-                    " nothing was gained by it. If that is meant, take the new document for the old one from now on."
+                    f"{name}: {one['new']:.3f} bits per weight, {one['old']:.3f} before: tensors have lower quant"
+                    " types, without a gain. If this is intended, compare with the new document from now on."
                 )
             elif one["worse"]:
                 words = {"bytes": "size in bytes", "kld_mean": "mean KL divergence", "kld_p99": "KL divergence, 99 %"}
@@ -208,9 +213,9 @@ class _Level:
     def notes(self) -> list[str]:
         found = []
         if self._disturbed():
-            found.append(f"{label(self.new)}: other processes disturbed a timing; its speeds are not compared.")
+            found.append(f"{label(self.new)}: other programs disturbed a timing; its speeds are not compared.")
         if self._lost_bits() and self._gained():
-            found.append(f"{label(self.new)} has fewer bits per weight, and is nearer to the reference all the same.")
+            found.append(f"{label(self.new)} has fewer bits per weight, but is nearer to the reference.")
         return found
 
     def _change(self, figure: str, compared: bool, worse: bool) -> Change:
@@ -234,7 +239,7 @@ class _Level:
         return self._figure(self.new, figure) > self._figure(self.old, figure) * (1 + tolerance) + allowance
 
     def _slower(self, figure: str) -> bool:
-        """By the medians, and by all rounds: chance moves a median far, and seldom every round."""
+        """Compares medians and all rounds: chance moves a median far, but rarely every round."""
         tolerance = self.tolerances["speed"] or 0.0
         old, new = self.old[figure], self.new[figure]  # type: ignore[literal-required]
         return bool(new["median"] < old["median"] * (1 - tolerance) and new["max"] < old["min"])
@@ -254,7 +259,7 @@ class _Level:
         return _P99_FACTOR * self.tolerances["kld"]
 
     def _p99_floor(self) -> float:
-        """A token in the tail is further from the reference than the mean, and so is its rounding."""
+        """Rounding in the tail, which is larger in proportion to the divergence."""
         mean = max(self.old["kld_mean"], 1e-12)
         return self.floor * max(1.0, self.old["kld_p99"] / mean)
 
@@ -263,7 +268,7 @@ class _Level:
 
 
 def number(value: float) -> str:
-    """A figure in a table: whole bytes, or as many digits as tell two of them apart."""
+    """A figure in a table: whole bytes, or enough digits to distinguish two of them."""
     return f"{value:,}" if isinstance(value, int) else f"{value:.3f}" if value >= 1 else small(value)
 
 
@@ -273,7 +278,7 @@ def _reference(old: BenchJson, new: BenchJson) -> list[str]:
     before, after = old["reference"]["perplexity"], new["reference"]["perplexity"]
     return [
         f"The reference's own perplexity is {after:.3f}, {before:.3f} before, {change(after / before - 1)}: on the same"
-        " text that is a change of the measuring, or of the reference's file."
+        " text, the measurement or the reference file has changed."
     ]
 
 
@@ -281,13 +286,9 @@ def _floor(old: NoiseFloor | None, new: NoiseFloor | None) -> list[str]:
     if not old or not new or new["kld_mean"] <= max(_SMALL_FLOOR, _FLOOR_GROWTH * old["kld_mean"]):
         return []
     return [
-        f"The noise floor is {small(new['kld_mean'])}, {small(old['kld_mean'])} before: the reference differs from"
-        " itself by far more, so something is wrong with the kernels or with the measuring."
+        f"The noise floor is {small(new['kld_mean'])}, {small(old['kld_mean'])} before: the reference differs much more"
+        " from itself, so the kernels or the measurement are wrong."
     ]
-
-
-def _levels(document: BenchJson) -> dict[tuple[str, str], Result]:
-    return {(row["type"], row["recipe"]): row for row in document["results"]}
 
 
 def _shown(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Perplexity of one file on a text, by llama.cpp's method or the strided one of Transformers' documentation."""
+"""Perplexity of a model on a text, by llama.cpp's method or the strided one of Transformers' documentation."""
 
 import time
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from dgpt2_quant.bench.quality.compare_files import logits, window_nll
 from dgpt2_quant.bench.quality.divergence import summarize
 from dgpt2_quant.bench.quality.logit_rows import FloatArray
 from dgpt2_quant.bench.quality.per_token import TokenTexts, check_per_token, lines_alone, write_lines
-from dgpt2_quant.bench.quality.windows import CONTEXT, Cut, Method
+from dgpt2_quant.bench.quality.windows import CONTEXT, Method, Windowing
 from dgpt2_quant.core.cores import threads_or_all
 from dgpt2_quant.core.progress import Progress
 from dgpt2_quant.core.quant_types import QuantType
@@ -41,26 +41,26 @@ def perplexity(
     progress: Progress | None = None,
     announce: Callable[[str], None] | None = None,
 ) -> PerplexityJson:
-    """Scores a text in windows of `ctx_size` tokens: a bundled one by name, a data set by name, or an input.
+    """Scores a text in windows of `ctx_size` tokens. `text` is a bundled text, a data set, or an input.
 
-    An input is a UTF-8 file, a pipe, or `-` for stdin, plain or packed. Special tokens in it are parsed, unless
-    `parse_special` is false (llama-perplexity's meaning); CRLF line ends become LF, unless `keep_crlf` is true.
-    `method` is llama.cpp, or strided (the default where a `stride` is given; half of the context where it is not).
-    `per_token` is a file for one line of JSON a scored token. Raises `DgptQuantError`.
+    An input is a UTF-8 file, a pipe, or `-` for stdin, plain or compressed. Special tokens in it are parsed unless
+    `parse_special` is false (as in llama-perplexity); CRLF becomes LF unless `keep_crlf` is true. `method` is llama.cpp
+    or strided, the default with a `stride`, which is half of the context if omitted. `per_token` is a file for one line
+    of JSON per scored token. Raises `DgptQuantError`.
     """
     per_token = check_per_token(per_token, overwrite=overwrite)
-    cut = Cut(method or ("strided" if stride is not None else "llama.cpp"), ctx_size, stride)
+    windowing = Windowing(method or ("strided" if stride is not None else "llama.cpp"), ctx_size, stride)
     source = load_bench_text(text, parse_special=parse_special, keep_crlf=keep_crlf, offline=offline, announce=announce)
     count = threads_or_all(threads)
     name, path = model_file(
         model, type=type, revision=revision, offline=offline, threads=threads, progress=progress, announce=announce
     )
     source = noting_special(source, path, announce)
-    with Model.load(path, ctx_size=cut.context, threads=count) as loaded, rows.on_threads(count) as for_blocks:
-        cut = cut.fitted(loaded.positions)
+    with Model.load(path, ctx_size=windowing.context, threads=count) as loaded, rows.on_threads(count) as for_blocks:
+        windowing = windowing.fitted(loaded.positions)
         tokens = loaded.tokenize(source.text, special=source.parse_special)
-        windows = cut.windows(tokens)
-        loaded.score(windows[0].tokens[:1])  # makes the context: what is timed is the scoring alone
+        windows = windowing.windows(tokens)
+        loaded.score(windows[0].tokens[:1])  # creates the context, which is not timed
         parts: list[FloatArray] = []
         seconds = 0.0
         for number, window in enumerate(windows):
@@ -71,7 +71,7 @@ def perplexity(
                 progress(number + 1, len(windows), "perplexity")
         if per_token is not None:
             texts = TokenTexts(loaded, windows)
-            tops = (rows.expected(logits(loaded, window), window.targets, for_blocks) for window in windows)
+            tops = (rows.reference_rows(logits(loaded, window), window.targets, for_blocks) for window in windows)
             write_lines(lines_alone(tops, texts), per_token, overwrite=overwrite)
     result = summarize(np.concatenate(parts))
     return {
@@ -83,9 +83,9 @@ def perplexity(
             "parse_special": source.parse_special,
             "notes": list(source.notes),
         },
-        "method": cut.method,
-        "context": cut.context,
-        "stride": cut.stride,
+        "method": windowing.method,
+        "context": windowing.context,
+        "stride": windowing.stride,
         "tokens_scored": result.tokens,
         "nll": result.nll,
         "perplexity": result.perplexity,

@@ -1,1 +1,1 @@
-"""Flags, progress and tables: one module a verb, each a thin call of one library function."""
+"""The command line: one module per verb, each a thin call of one library function."""

@@ -1,4 +1,4 @@
-"""`dgpt2-quant cache`: what is kept between runs, and emptying it."""
+"""`dgpt2-quant cache`: lists or clears the cache."""
 
 import time
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,20 +16,25 @@ if TYPE_CHECKING:
 
 def cache(
     action: Annotated[
-        str, typer.Argument(metavar="ls|clear", help="ls: list what is there; clear: remove it.", show_default=True)
+        str, typer.Argument(metavar="ls|clear", help="ls: list the entries; clear: remove them.", show_default=True)
     ] = "ls",
     older_than: Annotated[
         str | None,
-        typer.Option("--older-than", metavar="AGE", help="Only what was not used for so long: 30d, 12h, 90min."),
+        typer.Option(
+            "--older-than", metavar="AGE", help="Only entries that were not used for this time: 30d, 12h, 90min."
+        ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what clear would remove; remove nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what clear would remove, and remove nothing.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
-    """List or empty the cache.
+    """List or clear the cache.
 
-    Converted models, calibrations, measured effects, reference logits, downloaded data sets and hashes are kept in
-    DGPT2_QUANT_CACHE, or ~/.cache/dgpt2-quant. Files that this tool did not make stay. Converted models are
-    kept up to DGPT2_QUANT_CACHE_LIMIT (10GB if not set); those that were used least recently go first.
+    The cache has converted models, calibrations, measured effects, reference logits, downloaded data sets and hashes.
+    It is in DGPT2_QUANT_CACHE, by default ~/.cache/dgpt2-quant. Other files in it are never removed. When converted
+    models exceed DGPT2_QUANT_CACHE_LIMIT (default 10GB), the least recently used are removed.
+
     Example: dgpt2-quant cache clear --older-than 30d
     """
     from dgpt2_quant.core.cache import cache_folder
@@ -40,7 +45,7 @@ def cache(
     age = None if older_than is None else parse_seconds(older_than)
     if action == "ls":
         if dry_run:
-            raise UsageError("--dry-run goes with clear", "Leave it out: ls removes nothing.")
+            raise UsageError("--dry-run needs clear, not ls", "Omit --dry-run: ls removes nothing.")
         entries = [e for e in cache_entries() if age is None or time.time() - e.last_used >= age]
         document = {"folder": str(cache_folder()), "limit": converted_limit(), **_document(entries)}
         end = f"{megabytes(sum(e.bytes for e in entries))} in {len(entries)} files in {cache_folder()}"
@@ -48,12 +53,12 @@ def cache(
         cleared = clear_cache(age, dry_run=dry_run)
         entries = cleared.removed
         for folder in cleared.busy:
-            note(f"{folder} is left as it is: a conversion into it is under way")
+            note(f"{folder} is not cleared: a conversion into it is running")
         document = {"folder": str(cache_folder()), "dry_run": dry_run, **_document(entries)}
         done = "Would remove" if dry_run else "Removed"
         end = f"{done} {megabytes(sum(e.bytes for e in entries))} in {len(entries)} files from {cache_folder()}"
     else:
-        raise UsageError(f"{action!r} is neither ls nor clear", "`dgpt2-quant cache ls` lists what is there.")
+        raise UsageError(f"the action must be ls or clear, not {action!r}", "`dgpt2-quant cache ls` lists the entries.")
     if json:
         print_json(document)
         return

@@ -1,4 +1,4 @@
-"""How every verb is parsed and called: no option twice, and messages that name its flags."""
+"""Parses a verb: refuses options that are given twice, and sets its flags for messages."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from .flags import use_flags_of
 
 
 class Command(TyperCommand):
-    """Refuses an option that takes one value and is given twice: one of the two would be lost silently."""
+    """Refuses an option that takes one value and is given twice: one value would be silently lost."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parses as ever, and raises a usage error for a second value. `--json --json` loses nothing."""
+        """Parses as typer does, and raises a usage error for a second value. `--json --json` is allowed."""
         _, _, given = self.make_parser(ctx).parse_args(args=list(args))
         for option in (param for param in self.params if isinstance(param, TyperOption)):
             is_single = not (option.multiple or option.count) and (not option.is_flag or option.secondary_opts)

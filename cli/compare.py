@@ -1,4 +1,4 @@
-"""`dgpt2-quant compare`: whether a newer benchmark is worse than an older one."""
+"""`dgpt2-quant compare`: checks whether a newer benchmark is worse than an older one."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ from .streams import ReaderGoneError
 if TYPE_CHECKING:
     from dgpt2_quant.bench.compare import Change, Comparison
 
-WORSE = 1  # the exit status, the same as that of an error: a gate stays shut either way
+WORSE = 1  # exit status, the same as for an error: a gate blocks in both cases
 _FIGURES = {
     "bytes": "bytes",
     "bits_per_weight": "bpw",
@@ -32,37 +32,38 @@ def compare(
     new: Annotated[Path, typer.Argument(metavar="NEW.json", help="The bench.json that must not be worse.")],
     kld_tolerance: Annotated[
         float,
-        typer.Option(metavar="X", help="How much more KL divergence is no loss, as a fraction; 99 % quantile: twice."),
+        typer.Option(
+            metavar="X", help="Allowed increase of the KL divergence, as a fraction; twice that for its 99 % quantile."
+        ),
     ] = 0.01,
     ppl_tolerance: Annotated[
-        float, typer.Option(metavar="X", help="How much more perplexity is no loss, as a fraction.")
+        float, typer.Option(metavar="X", help="Allowed increase of the perplexity, as a fraction.")
     ] = 0.005,
     size_tolerance: Annotated[
-        float, typer.Option(metavar="X", help="How much larger a file may be, as a fraction.")
-    ] = (0.001),
+        float, typer.Option(metavar="X", help="Allowed increase of the file size, as a fraction.")
+    ] = 0.001,
     speed_tolerance: Annotated[
         float | None,
         typer.Option(
             metavar="X",
-            help="How much slower it may be, relative to the reference in the same round; not compared if not given.",
+            help="Allowed loss of speed relative to the reference, as a fraction. Omit to ignore speed.",
         ),
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Exit with 1 when a newer benchmark is worse than an older one.
+    """Check whether a newer benchmark is worse than an older one.
 
-    Worse is: more KL divergence or perplexity, a larger file, a missing type, or fewer bits per weight of the same
-    type without a gain for them, each by more than its tolerance. The same build on the same machine gives the same
-    numbers; 1 % of KL divergence (and the noise floor) is what another processor's rounding may change, and most
-    single tensors at one level lower cost more. With a tolerance for speed, slower is worse too. Documents of other
-    models, texts or references are an error.
+    Exits with status 1 if it is. Worse means, by more than the tolerance: more KL divergence or perplexity, a larger
+    file, a missing type, or fewer bits per weight of a type without a gain; with --speed-tolerance also less speed. The
+    same build on the same machine gives the same numbers. Rounding on another processor changes the KL divergence by
+    about 1 %; most single tensors with the next lower type cost more. Both benchmarks must have the same model, text
+    and reference.
     """
-    from dgpt2_quant.bench.compare import compare_documents
-    from dgpt2_quant.bench.document.read import read_document
+    from dgpt2_quant.bench.compare import compare as compare_documents
 
     comparison = compare_documents(
-        read_document(old),
-        read_document(new),
+        old,
+        new,
         kld_tolerance=kld_tolerance,
         ppl_tolerance=ppl_tolerance,
         size_tolerance=size_tolerance,
@@ -71,7 +72,7 @@ def compare(
     try:
         print_json(comparison) if json else _print(comparison)
         sys.stdout.flush()
-    except ReaderGoneError as error:  # the reader had enough (`| head`); the verdict is the exit status all the same
+    except ReaderGoneError as error:  # after `| head` the exit status is still the verdict
         raise typer.Exit(WORSE if comparison["worse"] else report(error)) from error
     if comparison["worse"]:
         raise typer.Exit(WORSE)
@@ -79,11 +80,11 @@ def compare(
 
 def _print(comparison: "Comparison") -> None:
     from dgpt2_quant.bench.document.blocks import visible
-    from dgpt2_quant.bench.document.format_numbers import level_name
+    from dgpt2_quant.bench.document.format_numbers import full_name
 
     rows: dict[str, list[str]] = {}
     for one in comparison["changes"]:
-        name = visible(level_name(one["type"], one["recipe"]))
+        name = visible(full_name(one["type"], one["recipe"]))
         rows.setdefault(name, [name]).append(_cell(one))
     if rows:
         print_table(["new", *_FIGURES.values()], list(rows.values()))
@@ -93,7 +94,7 @@ def _print(comparison: "Comparison") -> None:
 
 
 def _cell(one: "Change") -> str:
-    """The new value, and how it changed; an exclamation mark where it is worse by more than the tolerance."""
+    """The new value and its change, with an exclamation mark if it is worse by more than the tolerance."""
     from dgpt2_quant.bench.compare import number
     from dgpt2_quant.bench.document.format_numbers import change
 

@@ -1,4 +1,4 @@
-"""`dgpt2-quant convert`: a model to GGUF files."""
+"""`dgpt2-quant convert`: converts a model to GGUF files."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,20 +20,15 @@ from .output import megabytes, note, print_json, print_table
 from .progress import progress_bar
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from dgpt2_quant.core.hyperparameters import Hyperparameters
-    from dgpt2_quant.core.progress import Progress
-    from dgpt2_quant.core.quant_types import TensorType
-    from dgpt2_quant.quantize.convert import ConvertedFile, MeasureTimes
-    from dgpt2_quant.quantize.search.search import Times
+    from dgpt2_quant.quantize.converted_file import ConvertedFile
 
 
 def convert(
     model: ConvertibleArgument = "distilbert/distilgpt2",
     type: TypesOption = None,
     all: Annotated[
-        bool, typer.Option("--all", help="Every type; those that need an importance matrix only with one.")
+        bool,
+        typer.Option("--all", help="Convert to every type; to those that need an importance matrix only with one."),
     ] = False,
     output: Annotated[
         str | None,
@@ -41,39 +36,41 @@ def convert(
             "--output",
             "-o",
             metavar="FILE_OR_FOLDER",
-            help="Where to write; here if not given, as <model>.<TYPE>.gguf or <model>.<recipe>.<TYPE>.gguf.",
+            help="File or folder to write. Default: <model>.<TYPE>.gguf or <model>.<recipe>.<TYPE>.gguf here.",
         ),
     ] = None,
     name: Annotated[
         str | None,
-        typer.Option("--name", metavar="NAME", help="What to call the model, in file names and metadata."),
+        typer.Option("--name", metavar="NAME", help="Name of the model in file names and metadata."),
     ] = None,
     recipe: Annotated[
         str,
         typer.Option(
             "--recipe",
             metavar="NAME|FILE.json",
-            help="stock: as llama-quantize mixes types; lean: better files, calibrated; or what a search has saved.",
+            help="stock: the type mixes of llama-quantize; lean: better files, by calibration; or a saved search.",
         ),
     ] = "stock",
     prefer: Annotated[
         str | None,
-        typer.Option("--prefer", metavar="quality|speed|size", help="What recipe lean and a search choose for."),
+        typer.Option("--prefer", metavar="quality|speed|size", help="Goal of recipe lean and of a search."),
     ] = None,
     without: Annotated[
         list[str] | None,
-        typer.Option("--without", metavar="STEP", help="A step that recipe lean leaves out, for example feedback."),
+        typer.Option(
+            "--without", metavar="STEP", help="Omit this step of recipe lean, such as feedback; repeat for several."
+        ),
     ] = None,
     imatrix: Annotated[
-        Path | None, typer.Option("--imatrix", metavar="FILE", help="Importance matrix (GGUF), see `imatrix`.")
+        Path | None,
+        typer.Option("--imatrix", metavar="FILE", help="Use this importance matrix (GGUF), see dgpt2-quant imatrix."),
     ] = None,
     calibrate: Annotated[
         str | None,
         typer.Option(
             "--calibrate",
             metavar="TEXTFILE",
-            help="Collect an importance matrix over this text (- for stdin) first; sampled: over what the model writes"
-            " itself.",
+            help="Collect an importance matrix over this text first; - for stdin; sampled: over text from the model.",
         ),
     ] = None,
     parse_special: ParseSpecialOption = True,
@@ -83,47 +80,52 @@ def convert(
         typer.Option(
             "--tensor-type",
             metavar="REGEX=TYPE",
-            help="Type of the matrices that match, for example ffn_down=q6_k; the first that matches counts.",
+            help="Type of the matching matrices, such as ffn_down=q6_k; repeat for several, the first match counts.",
         ),
     ] = None,
     target_size: Annotated[
-        str | None, typer.Option("--target-size", metavar="SIZE", help="Search the best types for a file of this size.")
+        str | None,
+        typer.Option("--target-size", metavar="SIZE", help="Search for the best tensor types for a file of this size."),
     ] = None,
     target_bpw: Annotated[
         float | None,
-        typer.Option("--target-bpw", metavar="BITS", help="Search the best types for BITS per weight."),
+        typer.Option("--target-bpw", metavar="BITS", help="Search for the best tensor types with BITS per weight."),
     ] = None,
     max_kld: Annotated[
         float | None,
-        typer.Option("--max-kld", metavar="NATS", help="Search the smallest file of at most this mean KL divergence."),
+        typer.Option(
+            "--max-kld", metavar="NATS", help="Search for the smallest file with at most this mean KL divergence."
+        ),
     ] = None,
     revision: RevisionOption = None,
     offline: OfflineOption = False,
     threads: ThreadsOption = None,
     allow_requantize: Annotated[
-        bool, typer.Option("--allow-requantize", help="Take a quantized GGUF file too, at a loss of quality.")
+        bool, typer.Option("--allow-requantize", help="Accept a quantized GGUF file, with a loss of quality.")
     ] = False,
     overwrite: OverwriteOption = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show each tensor's type and the file's exact size; write nothing.")
+        bool, typer.Option("--dry-run", help="Show the type of each tensor and the exact file size, and write nothing.")
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Write a model as GGUF, at one quantization type or several.
+    """Convert a model to GGUF files of one or more quant types.
 
-    Several types read the source once. Example: dgpt2-quant convert -t q4_k -t q8_0 -o models/
-    Better files of the same formats: --recipe lean. Types by measurement: --target-size 48MB.
+    The source is read once for several types. --recipe lean writes better files of the same formats; --target-size 48MB
+    chooses the tensor types by measurement.
+
+    Example: dgpt2-quant convert -t q4_k -t q8_0 -o models/
     """
     from dgpt2_quant.core.errors import UsageError
     from dgpt2_quant.core.quant_types import QUANT_TYPES
     from dgpt2_quant.quantize.convert import convert as convert_model
 
     if all and type:
-        raise UsageError("--all and --type were both given", "Leave one of the two out.")
+        raise UsageError("--all and --type exclude each other", "Omit one of them.")
     calibrated = imatrix or calibrate or recipe != "stock"
     every = [t.name for t in QUANT_TYPES.values() if calibrated or not t.needs_imatrix]
     if all and len(every) < len(QUANT_TYPES):
-        note(f"Without {' '.join(t for t in QUANT_TYPES if t not in every)}: they need --imatrix or --calibrate.")
+        note(f"Skipping {' '.join(t for t in QUANT_TYPES if t not in every)}: they need --imatrix or --calibrate.")
     with progress_bar() as progress:
         files = convert_model(
             model,
@@ -141,7 +143,6 @@ def convert(
             target_size=target_size,
             target_bpw=target_bpw,
             max_kld=max_kld,
-            measure_times=_times(threads, progress),
             revision=revision,
             offline=offline,
             threads=threads,
@@ -169,27 +170,15 @@ def convert(
     print_table(["type", "size", "bits/weight", "tensors", "file"], rows)
     if found := files[0].found:
         note(
-            f"Mean KL divergence {found['kld']:.5f}, measured on text held back; the sum of single effects is"
+            f"Mean KL divergence {found['kld']:.5f}, measured on held-out text; the sum of the single effects is"
             f" {found['kld_predicted']:.5f}"
         )
     what = "nothing was written" if dry_run else f"in {files[0].seconds:.1f} s"
     note(f"{files[0].parameters:,} parameters of {files[0].model}, {what}")
 
 
-def _times(threads: int | None, progress: "Progress") -> "MeasureTimes":
-    """What the search asks for the time of a matrix, where it prefers speed."""
-
-    def measure(sizes: "Hyperparameters", types: "Sequence[TensorType]") -> "Times":
-        from dgpt2_quant.bench.speed.kernel_times import token_times
-
-        note("Measuring how long each type takes on this machine, once")
-        return token_times(sizes, types, threads=threads, progress=progress)
-
-    return measure
-
-
 def _print_plans(files: "list[ConvertedFile]") -> None:
-    """Every tensor's type, a column a file."""
+    """Prints the type of every tensor, one column per file."""
     shapes = files[0].plan.shapes
     rows = [
         [name, " x ".join(map(str, shape)), *(f.plan.types[name].name for f in files)] for name, shape in shapes.items()

@@ -1,4 +1,4 @@
-"""What an exception becomes on the command line: a sentence, a hint, and an exit status."""
+"""Turns an exception into a message, a hint and an exit status."""
 
 import errno
 import os
@@ -7,6 +7,7 @@ import traceback
 
 import typer
 from dgpt2_quant.core.errors import DgptQuantError
+from dgpt2_quant.core.workers import no_more_threads
 
 from .flags import in_flags
 from .streams import ReaderGoneError
@@ -15,10 +16,7 @@ INTERRUPTED = 128 + signal.SIGINT
 
 
 def report(error: BaseException) -> int:
-    """Reports the error on stderr, and returns the exit status.
-
-    DGPT2_QUANT_DEBUG=1 shows the traceback too.
-    """
+    """Reports the error on stderr, with DGPT2_QUANT_DEBUG=1 also its traceback, and returns the exit status."""
     match error:
         case typer.Exit():
             return error.exit_code
@@ -29,7 +27,7 @@ def report(error: BaseException) -> int:
             return INTERRUPTED
         case ReaderGoneError():
             return 0
-    if show := getattr(error, "show", None):  # typer's own, of wrong usage; its base class has no public name
+    if show := getattr(error, "show", None):  # typer's usage errors, whose base class has no public name
         show()
         return int(getattr(error, "exit_code", 2))
     if os.environ.get("DGPT2_QUANT_DEBUG") == "1":
@@ -51,16 +49,15 @@ def _explained(error: BaseException) -> tuple[str, str, int]:
         case OSError() if error.errno in (errno.EMFILE, errno.ENFILE):
             return "too many files are open", "Raise the limit (`ulimit -n`).", 1
         case RuntimeError() if "can't start new thread" in str(error):
-            limits = "Raise the limit of processes (`ulimit -u`, a container's pids limit) or of memory (`ulimit -v`)."
-            return "cannot start a thread: a limit of this machine is reached", limits, 1
+            return _explained(no_more_threads())
     what = next(iter(str(error).strip().splitlines()), "")
     return (
         f"unexpected {type(error).__name__}" + (f": {what}" if what else ""),
-        "This is a fault of dgpt2-quant. Set DGPT2_QUANT_DEBUG=1 for the traceback, and report it.",
+        "This is a bug of dgpt2-quant. Set DGPT2_QUANT_DEBUG=1 for the traceback, and report it.",
         1,
     )
 
 
 def _lacks_memory(error: BaseException) -> bool:
-    """The dynamic linker says so in words, which NumPy and llama-cpp-python put into errors of their own."""
+    """Whether memory is short. The dynamic linker reports it in words, which NumPy and llama-cpp-python wrap."""
     return isinstance(error, MemoryError) or "failed to map segment from shared object" in str(error)

@@ -1,4 +1,4 @@
-"""`dgpt2-quant eval`: tasks of the GPT-2 model card and probes for bias, level by level."""
+"""`dgpt2-quant eval`: evaluates quant types of a model on a task."""
 
 from typing import Annotated
 
@@ -35,20 +35,22 @@ def evaluate(
         typer.Option(
             "--data",
             metavar="FILE",
-            help="The data, in its published format (or in the published archive), - for stdin; downloaded if not"
-            " given. Or another data set's name, such as cbt-cn-valid.",
+            help="Data in its published format or archive, - for stdin, or the name of another data set, such as"
+            " cbt-cn-valid. Default: downloaded.",
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", metavar="N", help="Take the first so many items; all if not given.")
+        int | None, typer.Option("--limit", metavar="N", help="Use the first N items. Default: all.")
     ] = None,
     ctx_size: Annotated[
         int | None,
-        typer.Option("--ctx-size", metavar="N", help="Tokens that the model sees at once; all it can if not given."),
+        typer.Option("--ctx-size", metavar="N", help="Context size in tokens. Default: the model's."),
     ] = None,
     stride: Annotated[
         int | None,
-        typer.Option("--stride", metavar="N", help="Of texts: tokens from window to window; half of one if not given."),
+        typer.Option(
+            "--stride", metavar="N", help="Tokens by which windows of a text advance. Default: half a window."
+        ),
     ] = None,
     parse_special: ParseSpecialOption = True,
     keep_crlf: KeepCrlfOption = False,
@@ -57,10 +59,12 @@ def evaluate(
     offline: OfflineOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Put a task to a model's types, zero-shot.
+    """Evaluate quant types of a model on a task, zero-shot.
 
-    Each metric with its 95 % interval, and its change against F16 in the same run. Types that are not given: q4_k_m.
-    A .gguf file is measured alone. docs/tasks.md tells what each task measures.
+    Prints each metric with its 95 % interval, and its change from F16. A .gguf file is measured without F16.
+    docs/tasks.md describes the tasks.
+
+    Default type: q4_k_m.
 
     Example: dgpt2-quant eval -m distilgpt2 -t q8_0 -t q4_k --task lambada
     """

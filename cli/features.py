@@ -1,4 +1,4 @@
-"""`dgpt2-quant features`: a text's hidden states, as numbers."""
+"""`dgpt2-quant features`: prints the hidden states of a text."""
 
 import sys
 from typing import Annotated
@@ -21,15 +21,17 @@ from .progress import progress_bar
 
 
 def features(
-    text: Annotated[str, typer.Argument(metavar="TEXT|-", help="The text; - reads it from stdin.")],
+    text: Annotated[str, typer.Argument(metavar="TEXT|-", help="Text; - reads it from stdin.")],
     model: ModelOption = "distilbert/distilgpt2",
     type: TypeOption = None,
     pooling: Annotated[
-        str, typer.Option(metavar="none|mean|last", help="A row for each token, their mean, or the last token's.")
+        str, typer.Option(metavar="none|mean|last", help="One row per token, their mean, or the last row.")
     ] = "none",
     output: Annotated[
         str | None,
-        typer.Option("--output", "-o", metavar="FILE.npy|-", help="Write the array to this file; - is stdout."),
+        typer.Option(
+            "--output", "-o", metavar="FILE.npy|-", help="Write the array in NumPy's format to this file; - is stdout."
+        ),
     ] = None,
     overwrite: OverwriteOption = False,
     threads: ThreadsOrAutoOption = "auto",
@@ -37,9 +39,11 @@ def features(
     offline: OfflineOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Print a text's features: what the last layer hands on, behind the final norm (float32).
+    """Print the hidden states of a text.
 
-    They are GPT2Model's `last_hidden_state`. Without -o they go to stdout, a line for each row.
+    These are the hidden states after the final norm, GPT2Model's `last_hidden_state`, in float32. Without --output they
+    are printed, one line per row.
+
     Example: dgpt2-quant features "Once upon a time" -m storybook --pooling mean
     """
     import numpy as np
@@ -53,7 +57,7 @@ def features(
     kind, count = check_pooling(pooling), thread_count(threads)
     to_stdout = output == "-"
     if to_stdout and json:
-        raise UsageError("-o - and --json both write to stdout", "Leave one of the two out.")
+        raise UsageError("--output - and --json both write to stdout", "Omit one of them.")
     path = user_path(output) if output and not to_stdout else None
     if path:
         refuse_existing(path, overwrite)

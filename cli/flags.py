@@ -1,7 +1,7 @@
-"""Parameters in messages: the library writes `target_size`, the command line prints --target-size.
+"""Turns the parameters in messages into flags: `target_size` into --target-size.
 
-A message of the library names a parameter in backticks, exactly as the keyword argument is spelled. Names that are no
-option of the verb that runs stay as they are.
+A message of the library names a parameter in backticks, spelled as the keyword argument. Names that are not options of
+the running verb are unchanged.
 """
 
 import logging
@@ -11,11 +11,11 @@ from collections.abc import Iterable
 import typer
 from typer.core import TyperArgument, TyperOption
 
-_spellings: dict[str, str] = {}  # of the verb that runs
+_spellings: dict[str, str] = {}  # of the running verb
 
 
 def use_flags_of(parameters: Iterable[object]) -> None:
-    """Prints the parameters of this verb as flags from here on, also in warnings."""
+    """Sets the parameters that messages and warnings show as flags."""
     _spellings.clear()
     for parameter in parameters:
         if isinstance(parameter, TyperOption) and parameter.name:
@@ -33,7 +33,7 @@ def in_flags(text: str) -> str:
 
 
 class _Handler(logging.Handler):
-    """Warnings on stderr, as Python prints them where nothing is configured, with flags."""
+    """Prints warnings to stderr, with flags."""
 
     def emit(self, record: logging.LogRecord) -> None:
         typer.echo(in_flags(record.getMessage()), err=True)

@@ -1,4 +1,4 @@
-"""`dgpt2-quant imatrix`: what the inputs of a model's matrices look like, for quantizers to weigh errors with."""
+"""`dgpt2-quant imatrix`: collects an importance matrix, with which quantizers weigh errors."""
 
 from pathlib import Path
 from typing import Annotated
@@ -18,25 +18,23 @@ from .progress import progress_bar
 
 
 def imatrix(
-    output: Annotated[str, typer.Option("--output", "-o", metavar="FILE.gguf", help="Where to write it.")],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="FILE.gguf", help="File to write.")],
     model: ConvertibleArgument = "distilbert/distilgpt2",
     text: Annotated[
         str | None,
         typer.Option(
             "--text",
             metavar="FILE|NAME",
-            help="UTF-8 text to collect over, - for stdin, calibration (bundled), or sampled: what the model writes.",
+            help="Text to collect over: a UTF-8 file, - for stdin, calibration (bundled), or sampled (from the model).",
         ),
     ] = None,
     merge: Annotated[
         list[Path] | None,
-        typer.Option("--merge", metavar="FILE.gguf", help="Importance matrix to add; repeat for several."),
+        typer.Option("--merge", metavar="FILE.gguf", help="Add this importance matrix; repeat for several."),
     ] = None,
-    ctx_size: Annotated[
-        int, typer.Option("--ctx-size", metavar="N", min=1, help="Tokens of a chunk, each a text of its own.")
-    ] = 512,
+    ctx_size: Annotated[int, typer.Option("--ctx-size", metavar="N", min=1, help="Tokens of a chunk.")] = 512,
     chunks: Annotated[
-        int | None, typer.Option("--chunks", metavar="N", min=1, help="Take so many chunks; all if not given.")
+        int | None, typer.Option("--chunks", metavar="N", min=1, help="Use the first N chunks. Default: all.")
     ] = None,
     parse_special: ParseSpecialOption = True,
     keep_crlf: KeepCrlfOption = False,
@@ -46,8 +44,8 @@ def imatrix(
 ) -> None:
     """Collect an importance matrix over a text.
 
-    In llama.cpp's GGUF format, the output matrix included. When interrupted, the same command goes on where it was.
-    Without --text, the files named by --merge are put together, and no model is needed.
+    Writes llama.cpp's GGUF format, including the output matrix. After an interrupt, the same command continues. Without
+    --text, the files of --merge are added up, and no model is needed.
     """
     from dgpt2_quant.quantize.calibration.collect import imatrix as collect
 

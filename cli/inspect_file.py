@@ -1,4 +1,4 @@
-"""`dgpt2-quant inspect`: what is in a GGUF file. (Not inspect.py: that is a module of the standard library.)"""
+"""`dgpt2-quant inspect`: shows a GGUF file. (Not inspect.py, which is a module of the standard library.)"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from dgpt2_quant.quantize.describe import Description
 
 _WHERE_FROM = {
-    "set by hand": "dgpt2_quant.tensor_types",
+    "set manually": "dgpt2_quant.tensor_types",
     "requantized": "dgpt2_quant.requantized_from",
     "source commit": "dgpt2_quant.source.commit",
     "source sha256": "dgpt2_quant.source.sha256",
@@ -23,12 +23,12 @@ _WHERE_FROM = {
 
 def inspect(
     file: Annotated[Path, typer.Argument(metavar="FILE.gguf", help="A GGUF file.")],
-    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor, and all metadata.")] = False,
+    tensors: Annotated[bool, typer.Option("--tensors", help="Also list all metadata and tensors.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Show what a GGUF file holds.
+    """Show the type, size and metadata of a GGUF file.
 
-    Only its head is read.
+    Reads only its header.
     """
     from dgpt2_quant.quantize.describe import describe
 
@@ -83,5 +83,5 @@ def _importance_rows(described: "Description") -> list[list[str]]:
 def _short(value: object) -> str:
     if isinstance(value, list):
         return f"[{len(value)}] {', '.join(map(repr, value[:4]))}, ..."
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)  # a float32 has no more digits
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)  # the digits of a float32
     return text if len(text) <= 80 else text[:77] + "..."

@@ -1,13 +1,13 @@
-"""`dgpt2-quant types`: what there is to choose from. (Not types.py: that is a module of the standard library.)"""
+"""`dgpt2-quant types`: lists the quant types. (Not types.py, which is a module of the standard library.)"""
 
 from .options import JsonOption
 from .output import print_json, print_table
 
 
 def types(json: JsonOption = False) -> None:
-    """List the quantization types.
+    """List the quant types.
 
-    Bits per weight are nominal: of the mix on a large model.
+    Bits per weight are nominal: those of a large model.
     """
     from dgpt2_quant.core.quant_types import QUANT_TYPES
 
@@ -36,4 +36,4 @@ def types(json: JsonOption = False) -> None:
         ]
         for t in QUANT_TYPES.values()
     ]
-    print_table(["type", "alias", "bits/weight", "imatrix", "what it is"], rows)
+    print_table(["type", "alias", "bits/weight", "imatrix", "description"], rows)

@@ -1,7 +1,7 @@
-"""The command line: its verbs, its streams and signals, and what becomes of an error.
+"""The command line: registers the verbs, and sets up streams, signals and error messages.
 
-Each verb is a module with one function of the same name; its parameters are the flags. The modules import the
-library only when they are called, so that `--help` is instant.
+Each verb is a module with one function; its parameters are the flags. The modules import the library only when they are
+called, so that `--help` is fast.
 """
 
 import sys
@@ -48,20 +48,20 @@ VERBS: dict[str, Callable[..., None]] = {
     "cache": cache,
 }
 
-_HELPERS = 5  # threads that read, hash and write next to those that compute
+_HELPERS = 5  # threads that read, hash and write, in addition to those that compute
 
 app = typer.Typer(
     name="dgpt2-quant",
-    help="GGUF quantization and fast CPU inference for the GPT-2 family, and proof of which level to ship.",
+    help="GGUF quantization and fast CPU inference for the GPT-2 family, and benchmarks to choose a quant type.",
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode=None,  # plain help: it is read in logs too, and needs no 0.1 s of imports
+    rich_markup_mode=None,  # plain help is readable in logs, and saves 0.1 s of imports
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
-# their data is a file, and what they print is about it
+# verbs that write files, and print only information about them
 _WRITE_FILES = ("convert", "imatrix", "bench", "demo")
 
 
@@ -75,7 +75,7 @@ def main() -> NoReturn:
             status = app(standalone_mode=False) or 0
             sys.stdout.flush()
         finally:
-            exit_on_signals()  # from here on a signal raises nothing, so that no traceback follows the report
+            exit_on_signals()  # a signal raises nothing any more, so that no traceback follows the message
     except BaseException as error:
         status = report(error)
     if status > 128:
@@ -102,16 +102,16 @@ def _options(
 
 
 def _guarded(verb: Callable[..., None]) -> Callable[..., None]:
-    """Refuses a closed stdout before any work, and reports errors before typer sees them."""
+    """Refuses a closed stdout before the work, and reports errors before typer sees them."""
 
     @wraps(verb)
     def run_verb(**options: Any) -> None:
         try:
-            if verb is not types:  # the one that loads neither NumPy nor llama.cpp
+            if verb is not types:  # which loads neither NumPy nor llama.cpp
                 require_threads(usable_cores() + _HELPERS)
             if is_closed(1):
                 if options.get("json") or not (options.get("output") or verb.__name__ in _WRITE_FILES):
-                    raise OutputError("stdout is closed, and the result goes there", "Redirect it to a file or a pipe.")
+                    raise OutputError("stdout is closed, and the result is written to it", "Redirect stdout to a file.")
                 drop_output()
             verb(**options)
             sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""The flags that several verbs share, with one spelling and one help text each."""
+"""Options that several verbs share, with one spelling and one help text each."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -32,25 +32,25 @@ CheckpointOption = Annotated[
 ]
 TypesOption = Annotated[
     list[str] | None,
-    typer.Option("--type", "-t", metavar="TYPE", help="Quantization type, in any case; repeat for several."),
+    typer.Option("--type", "-t", metavar="TYPE", help="Quant type, in upper or lower case; repeat for several."),
 ]
 TypeOption = Annotated[
     str | None,
-    typer.Option("--type", "-t", metavar="TYPE", help="Quantization type to run a checkpoint at; q4_k_m if not given."),
+    typer.Option("--type", "-t", metavar="TYPE", help="Quant type to convert a checkpoint to. Default: q4_k_m."),
 ]
 RevisionOption = Annotated[
     str | None,
-    typer.Option("--revision", metavar="REV", help="Branch, tag or commit on the Hub; the main branch if not given."),
+    typer.Option("--revision", metavar="REV", help="Branch, tag or commit on the Hub. Default: the main branch."),
 ]
-OfflineOption = Annotated[bool, typer.Option("--offline", help="Use only what is in the Hub cache already.")]
+OfflineOption = Annotated[bool, typer.Option("--offline", help="Download nothing; use the Hub cache only.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist already.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
 ScoredTextOption = Annotated[
     str,
     typer.Option(
         "--text",
         metavar="FILE|NAME",
-        help="The text to score: a UTF-8 file, - for stdin, evaluation (bundled), or a data set to download, such as"
+        help="Text to score: a UTF-8 file, - for stdin, evaluation (bundled), or a data set to download, such as"
         " wikitext2.",
     ),
 ]
@@ -58,45 +58,54 @@ ParseSpecialOption = Annotated[
     bool,
     typer.Option(
         "--parse-special/--no-parse-special",
-        help="Read <|endoftext|> in the text as that token, as Transformers does, or as letters, as llama-perplexity.",
+        help="Read <|endoftext|> in a text as the special token, as Transformers does; or as letters, as"
+        " llama-perplexity does.",
     ),
 ]
-KeepCrlfOption = Annotated[bool, typer.Option("--keep-crlf", help="Keep CRLF line ends of the text; else read as LF.")]
+KeepCrlfOption = Annotated[
+    bool, typer.Option("--keep-crlf", help="Keep CRLF line ends of a text, instead of reading them as LF.")
+]
 WindowOption = Annotated[
-    int, typer.Option("--ctx-size", metavar="N", help="Tokens that the model sees at once; no more than its positions.")
+    int, typer.Option("--ctx-size", metavar="N", help="Context size in tokens, at most the model's.")
 ]
 StrideOption = Annotated[
     int | None,
-    typer.Option("--stride", metavar="N", help="Score by overlapping windows that advance by N tokens."),
+    typer.Option("--stride", metavar="N", help="Score in overlapping windows that advance by N tokens."),
 ]
 PerTokenOption = Annotated[
     Path | None,
-    typer.Option("--per-token", metavar="FILE", help="Write what became of each scored token: a line of JSON each."),
+    typer.Option(
+        "--per-token", metavar="FILE", help="Write the scores of each token to this file, one line of JSON per token."
+    ),
 ]
 ThreadsOption = Annotated[
-    int | None, typer.Option("--threads", metavar="N", min=1, help="Threads; all usable cores if not given.")
+    int | None, typer.Option("--threads", metavar="N", min=1, help="Number of threads. Default: all usable cores.")
 ]
 ThreadsOrAutoOption = Annotated[
     str,
-    typer.Option("--threads", metavar="N|auto", help="Threads; auto: the usable cores, less while others are busy."),
+    typer.Option(
+        "--threads",
+        metavar="N|auto",
+        help="Number of threads; auto: the usable cores, fewer while other programs are busy.",
+    ),
 ]
 
 
 def thread_count(text: str) -> int | Literal["auto"]:
-    """What `--threads N|auto` says. Raises `UsageError` for anything else."""
-    from dgpt2_quant.runtime.threads import check_threads
+    """The value of `--threads N|auto`. Raises `UsageError` for anything else."""
+    from dgpt2_quant.runtime.threads import MOST_THREADS, check_threads
 
     if text == "auto":
         return "auto"
     if not (text.isdecimal() and len(text) < 10):
-        raise UsageError(f"--threads {text[:40]!r}; it takes a number, or auto")
+        raise UsageError(f"--threads must be 1-{MOST_THREADS} or auto, not {text[:40]!r}")
     return check_threads(int(text))
 
 
 def read_prompt(text: str) -> str:
-    """A `TEXT|-` argument: the text itself, or what stdin has, without the last line end.
+    """The text of a `TEXT|-` argument; - reads stdin, without its last line end.
 
-    Raises `UsageError` for what is no UTF-8 text.
+    Raises `UsageError` for text that is not UTF-8.
     """
     if text != "-":
         return text
@@ -105,7 +114,7 @@ def read_prompt(text: str) -> str:
     from dgpt2_quant.core.text import as_text
 
     file = read_input(text, announce=note).file()
-    # `echo` puts a line end there, and a model would take it for the end of a paragraph
+    # `echo` adds a line end, which a model would treat as the end of a paragraph
     content = file.content.removesuffix(b"\n")
     found = as_text(DataFile(file.name, content.removesuffix(b"\r") if content != file.content else content))
     return found.announced(note).text

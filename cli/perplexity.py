@@ -1,4 +1,4 @@
-"""`dgpt2-quant perplexity`: one file's perplexity on a text."""
+"""`dgpt2-quant perplexity`: computes the perplexity of a model on a text."""
 
 from typing import Annotated, Literal
 
@@ -34,8 +34,8 @@ def perplexity(
         Literal["llama.cpp", "strided"] | None,
         typer.Option(
             "--method",
-            help="llama.cpp: chunks, the second half of each scored. strided: windows that overlap, each token scored"
-            " once; the default where a stride is given.",
+            help="llama.cpp: separate chunks, the second half of each is scored. strided: overlapping windows, each"
+            " token is scored once; the default with --stride.",
         ),
     ] = None,
     stride: StrideOption = None,
@@ -46,9 +46,9 @@ def perplexity(
     overwrite: OverwriteOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Score a text with one file.
+    """Compute the perplexity of a model on a text.
 
-    Perplexity with its standard error, by the method of llama-perplexity or of Transformers' documentation.
+    With its standard error, by the method of llama-perplexity or of the documentation of Transformers.
 
     Example: dgpt2-quant perplexity -m storybook -t q4_0 --text story.txt --ctx-size 512 --stride 128
     """
@@ -75,12 +75,12 @@ def perplexity(
     if json:
         print_json(result)
         return
-    stride_told = f", stride {result['stride']}" if result["stride"] else ""
+    stride_text = f", stride {result['stride']}" if result["stride"] else ""
     typer.echo(
         f"{result['model']} on {result['text']['name']}: perplexity {result['perplexity']:.4f} ±"
         f" {result['perplexity_stderr']:.4f}"
     )
     typer.echo(
         f"{result['tokens_scored']:,} of {result['text']['tokens']:,} tokens scored, {result['method']} method,"
-        f" context {result['context']}{stride_told}; {result['tps']:.0f} tokens/s on {result['threads']} threads"
+        f" context {result['context']}{stride_text}; {result['tps']:.0f} tokens/s on {result['threads']} threads"
     )

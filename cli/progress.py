@@ -1,7 +1,7 @@
-"""Progress on stderr: a bar on a terminal, and elsewhere a line about every ten seconds, for logs and CI.
+"""Progress on stderr: a bar on a terminal, otherwise a line about every ten seconds, for logs and CI.
 
-Nothing is drawn by a thread of its own, which would run next to what is measured: both are written when the library
-reports a step. Where stderr is closed, its disk full or its reader gone, progress is left out and the work goes on.
+Both are written when the library reports a step, not by a thread, which would disturb measurements. If stderr cannot be
+written, progress is omitted and the work continues.
 """
 
 import os
@@ -16,15 +16,15 @@ from dgpt2_quant.core.progress import Progress
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
-LINE_SECONDS = 10.0  # from the start to the first line, and between two: a quick run prints none
+LINE_SECONDS = 10.0  # before the first line, and between lines
 _FAILURES = (OSError, ValueError)  # ValueError: the stream is closed
 
 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """Gives what the library's `progress=` takes: called with (done, total, what).
+    """Gives the `progress` argument of the library, which is called with (done, total, what).
 
-    The bar appears with the first call and goes away with the block; lines stay.
+    The bar appears with the first call, and is removed after the block; lines stay.
     """
     if not _has_bar():
         yield _Lines()
@@ -48,12 +48,12 @@ class _Lines:
         share = f": {100 * done // total} %" if total > 0 else ""
         line = f"[{minutes}:{seconds:02}] {what}{share}\n"
         with suppress(*_FAILURES, AttributeError):  # AttributeError: Python has no stderr
-            # past Python's buffer: what a full disk refused would be tried again at exit, and make its status 120
+            # unbuffered: Python would retry a failed write at exit, and exit with 120
             os.write(sys.stderr.fileno(), line.encode("utf-8", "replace"))
 
 
 class _Drawn:
-    """Rich's bar, drawn when it is called."""
+    """Draws Rich's bar at each call."""
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
@@ -71,7 +71,7 @@ class _Drawn:
 
 
 def _has_bar() -> bool:
-    """Whether stderr is a terminal that can take a line back."""
+    """Whether stderr is a terminal that can overwrite a line."""
     try:
         return sys.stderr.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
     except (ValueError, AttributeError):

@@ -1,4 +1,4 @@
-"""`dgpt2-quant run`: text from a prompt, as it comes."""
+"""`dgpt2-quant run`: generates text from a prompt."""
 
 import inspect
 import re
@@ -29,82 +29,97 @@ if TYPE_CHECKING:
 def run(
     prompt: Annotated[
         str,
-        typer.Argument(metavar="PROMPT|-", help="Text to continue; - reads it from stdin; omit to begin a new text."),
+        typer.Argument(
+            metavar="PROMPT|-", help="Text to continue; - reads it from stdin; omit to start from an empty prompt."
+        ),
     ] = "",
     model: ModelOption = "distilbert/distilgpt2",
     type: TypeOption = None,
     max_tokens: Annotated[
-        int, typer.Option("--max-tokens", "-n", min=-1, help="Most tokens to write; -1: to the end of the context.")
+        int,
+        typer.Option(
+            "--max-tokens", "-n", min=-1, help="Maximum number of tokens to generate; -1: to the end of the context."
+        ),
     ] = 128,
-    min_tokens: Annotated[int, typer.Option(min=0, help="Fewest tokens before the text may end.")] = 0,
+    min_tokens: Annotated[int, typer.Option(min=0, help="Minimum number of tokens before the text may end.")] = 0,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Continue after an end-of-text token.")] = False,
-    temperature: Annotated[float, typer.Option(help="How freely to choose; 0 takes the likeliest token.")] = 0.8,
-    top_k: Annotated[int, typer.Option(help="Choose among the K likeliest tokens; 0 for all.")] = 40,
-    top_p: Annotated[float, typer.Option(help="... that together have the probability P; 1 for all.")] = 0.95,
+    temperature: Annotated[float, typer.Option(help="Randomness of sampling; 0 takes the likeliest token.")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="Sample from the K likeliest tokens; 0: all.")] = 40,
+    top_p: Annotated[
+        float, typer.Option(help="Sample from the likeliest tokens with total probability P; 1: all.")
+    ] = 0.95,
     min_p: Annotated[
-        float, typer.Option(help="... that have P times the likeliest one's probability; 0 for all.")
+        float, typer.Option(help="Sample from tokens with at least P times the highest probability; 0: all.")
     ] = 0.05,
-    typical_p: Annotated[float, typer.Option(help="... whose surprise is nearest to the expected; 1 for all.")] = 1.0,
-    repeat_penalty: Annotated[float, typer.Option(help="Above 1: makes recent tokens less likely.")] = 1.0,
-    frequency_penalty: Annotated[float, typer.Option(help="... for each time that they came.")] = 0.0,
-    presence_penalty: Annotated[float, typer.Option(help="... once.")] = 0.0,
-    repeat_last_n: Annotated[int, typer.Option(help="How many tokens are recent; -1 for all.")] = 64,
-    dry_multiplier: Annotated[
-        float, typer.Option(help="Above 0: makes what would repeat a passage less likely (DRY; 0.8 is usual).")
+    typical_p: Annotated[
+        float, typer.Option(help="Sample from the locally typical tokens with total probability P; 1: all.")
+    ] = 1.0,
+    repeat_penalty: Annotated[float, typer.Option(help="Above 1: make recent tokens less likely.")] = 1.0,
+    frequency_penalty: Annotated[
+        float, typer.Option(help="Above 0: make recent tokens less likely, for each occurrence.")
     ] = 0.0,
-    mirostat: Annotated[int, typer.Option(help="2: steer the surprise of the tokens instead; 0 for off.")] = 0,
-    mirostat_tau: Annotated[float, typer.Option(help="... towards so many bits.")] = 5.0,
+    presence_penalty: Annotated[float, typer.Option(help="Above 0: make recent tokens less likely, once.")] = 0.0,
+    repeat_last_n: Annotated[int, typer.Option(help="Number of recent tokens for penalties; -1: all.")] = 64,
+    dry_multiplier: Annotated[
+        float, typer.Option(help="Above 0: make repetitions of a passage less likely (DRY); 0.8 is usual.")
+    ] = 0.0,
+    mirostat: Annotated[int, typer.Option(help="2: sample by Mirostat 2.0 instead; 0: off.")] = 0,
+    mirostat_tau: Annotated[float, typer.Option(help="Target surprise of Mirostat, in bits.")] = 5.0,
     grammar_file: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Only what fits this grammar (GBNF).")
+        str | None, typer.Option(metavar="FILE", help="Generate only text that matches this grammar (GBNF).")
     ] = None,
     lookup: Annotated[
         int | None,
         typer.Option(
             metavar="N",
-            help="Guess N tokens at a time where the text repeats itself, to be faster; 3 if the likeliest is taken.",
+            help="Draft up to N tokens where the text repeats itself, for speed. Default: 3 at temperature 0, else 0.",
         ),
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(help="The same seed and settings give the same text; -1, and the default, draw one at random."),
+        typer.Option(
+            help="Seed of sampling: the same seed and settings give the same text; -1: random. Default: random."
+        ),
     ] = None,
     num_return_sequences: Annotated[
-        int, typer.Option(min=1, help="How many texts; text i has the seed SEED + i. They are written together.")
+        int, typer.Option(min=1, help="Number of texts, generated together; text i has the seed SEED + i.")
     ] = 1,
     stop: Annotated[
         list[str] | None,
-        typer.Option(metavar="TEXT", help="End before this text, or at this special token; repeat for several."),
+        typer.Option(metavar="TEXT", help="Stop before this text, or at this special token; repeat for several."),
     ] = None,
     stop_token_id: Annotated[
-        list[int] | None, typer.Option(metavar="ID", help="End at this token; repeat for several.")
+        list[int] | None, typer.Option(metavar="ID", help="Stop at this token; repeat for several.")
     ] = None,
-    special: Annotated[bool, typer.Option("--special", help="Show special tokens by their names.")] = False,
+    special: Annotated[bool, typer.Option("--special", help="Print special tokens by name.")] = False,
     no_escape: Annotated[
         bool,
-        typer.Option("--no-escape", help=r"Keep \n, \t, \r, \', \", \\ and \xHH in PROMPT and --stop as they are."),
+        typer.Option("--no-escape", help=r"Do not replace \n, \t, \r, \', \", \\ and \xHH in PROMPT and --stop."),
     ] = False,
     logprobs: Annotated[
-        int | None, typer.Option(metavar="N", help="With --json: each token's log-probability and the N likeliest.")
+        int | None,
+        typer.Option(metavar="N", help="With --json: add the log-probability of each token and of the N likeliest."),
     ] = None,
-    ctx_size: Annotated[
-        int | None, typer.Option(min=1, help="Positions of context; the model's own number if not given.")
-    ] = None,
-    truncate: Annotated[bool, typer.Option("--truncate", help="Keep the end of a prompt that is too long.")] = False,
+    ctx_size: Annotated[int | None, typer.Option(min=1, help="Context size in tokens. Default: the model's.")] = None,
+    truncate: Annotated[
+        bool, typer.Option("--truncate", help="Keep only the end of a prompt that is too long.")
+    ] = False,
     threads: ThreadsOrAutoOption = "auto",
     revision: RevisionOption = None,
     offline: OfflineOption = False,
-    no_stream: Annotated[bool, typer.Option("--no-stream", help="Print the text when it is complete.")] = False,
+    no_stream: Annotated[bool, typer.Option("--no-stream", help="Print the text only when it is complete.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Continue a prompt with a model.
+    """Generate text from a prompt.
 
-    The text goes to stdout with its prompt. A checkpoint is converted first, and kept for the next time.
+    Prints the prompt and its continuation. A checkpoint is converted first; the file is kept in the cache.
+
     Example: dgpt2-quant run "Once upon a time" -m storybook --seed 1
     """
     from dgpt2_quant.quantize.store.model_files import model_file
     from dgpt2_quant.runtime import Model
     from dgpt2_quant.runtime.request import check_seed
-    from dgpt2_quant.runtime.sampling import Sampling
+    from dgpt2_quant.runtime.sampling.settings import Sampling
 
     settings: dict[str, Any] = {
         "temperature": temperature,
@@ -121,14 +136,14 @@ def run(
         "mirostat_tau": mirostat_tau,
         "grammar": _read_grammar(grammar_file),
     }
-    Sampling(**settings)  # what is wrong with these is reported before a model is downloaded and converted
+    Sampling(**settings)  # reports wrong values before a model is downloaded and converted
     check_seed(seed)
     if logprobs is not None and not json:
-        raise UsageError("--logprobs needs --json, which prints them", "Add --json, or leave out --logprobs.")
+        raise UsageError("--logprobs needs --json", "Add --json, or omit --logprobs.")
     count = thread_count(threads)
     text = read_prompt(prompt) if prompt == "-" or no_escape else _unescaped(prompt)
     if text != prompt and prompt != "-":
-        note("The escapes in the prompt were read as the characters that they name; --no-escape keeps them.")
+        note("Escapes in the prompt were replaced by their characters; --no-escape keeps them.")
     _note_what_has_no_effect(locals())
     with progress_bar() as progress:
         name, path = model_file(model, type=type, revision=revision, offline=offline, progress=progress, announce=note)
@@ -136,7 +151,7 @@ def run(
     with Model.load(path, ctx_size=ctx_size, threads=count) as loaded:
         load_ms = 1000 * (time.perf_counter() - started)
         if ctx_size and ctx_size > loaded.positions:
-            note(f"--ctx-size {ctx_size} is more than the {loaded.positions} positions of this model, which are used.")
+            note(f"--ctx-size {ctx_size} is more than this model's {loaded.positions} positions, which are used.")
         batch = loaded.batch(
             text,
             num_return_sequences=num_return_sequences,
@@ -173,9 +188,9 @@ def run(
 
 
 def _follow(batch: "Batch", prompt: str, *, at_once: bool) -> None:
-    """Prints the texts one after the other, each behind the prompt; the one whose turn it is as it comes.
+    """Prints the texts one after another, each after its prompt, the current one while it is generated.
 
-    A Ctrl-C leaves what is there on a line of its own.
+    On Ctrl-C the printed text ends with a line end.
     """
     waiting = [[prompt] for _ in batch.completions]
     turn = 0
@@ -196,8 +211,8 @@ def _follow(batch: "Batch", prompt: str, *, at_once: bool) -> None:
     try:
         if not at_once:
             show()
-        for number, piece in batch:
-            waiting[number].append(piece)
+        for event in batch:
+            waiting[event.number].append(event)
             show()
         show()
     except BaseException:
@@ -206,7 +221,7 @@ def _follow(batch: "Batch", prompt: str, *, at_once: bool) -> None:
 
 
 def _sequence(model: "Model", completion: "Completion") -> dict[str, Any]:
-    """A text as the contract has it; with `logprobs` its tokens."""
+    """A text for the JSON output, with its tokens if there are `logprobs`."""
     found = {"text": completion.text, "tokens": completion.tokens, "finish_reason": completion.finish_reason}
     if completion.logprobs is None:
         return found
@@ -222,7 +237,7 @@ def _sequence(model: "Model", completion: "Completion") -> dict[str, Any]:
 
 
 def _token(model: "Model", token: int) -> dict[str, Any]:
-    """Its id, its text, and its bytes, which may be part of a character. A special token has neither text nor bytes."""
+    """A token's id, text, and bytes, which may be part of a character. Special tokens have neither text nor bytes."""
     data = model.token_bytes(token)
     return {"token": token, "text": model.detokenize([token]), "bytes": list(data)}
 
@@ -231,13 +246,13 @@ _ESCAPE = re.compile(r"""\\(?:([nrt'"\\])|x([0-9a-fA-F]{2}))""")
 
 
 def _unescaped(text: str) -> str:
-    """With the escapes that llama.cpp's tools know replaced; others stay as they are."""
+    """Replaces the escapes that llama.cpp's tools know; others are unchanged."""
     names = {"n": "\n", "r": "\r", "t": "\t"}
     return _ESCAPE.sub(lambda found: names.get(found[1], found[1]) if found[1] else chr(int(found[2], 16)), text)
 
 
 def _note_what_has_no_effect(given: dict[str, Any]) -> None:
-    """Says so for options that work only together with others."""
+    """Reports options that have no effect without others."""
     defaults = {name: parameter.default for name, parameter in inspect.signature(run).parameters.items()}
     without = {
         "--mirostat 2": (given["mirostat"], ["mirostat_tau"]),
@@ -253,7 +268,7 @@ def _note_what_has_no_effect(given: dict[str, Any]) -> None:
             if not there and given[name] != defaults[name]:
                 note(f"--{name.replace('_', '-')} has no effect without {what}.")
     if given["num_return_sequences"] > 1 and given["temperature"] == 0:
-        note("At temperature 0 all of the texts are the same.")
+        note("At temperature 0 all texts are the same.")
 
 
 def _read_grammar(path: str | None) -> str:
@@ -264,5 +279,5 @@ def _read_grammar(path: str | None) -> str:
 
     text = as_text(read_input(path, "grammar", announce=note).file()).text
     if not text:
-        raise UsageError(f"the grammar {path} is empty", "Name a file in GBNF with a rule 'root'.")
+        raise UsageError(f"the grammar {path} is empty", "Name a GBNF file with a rule `root`.")
     return text

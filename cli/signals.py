@@ -1,7 +1,7 @@
-"""Ctrl-C, SIGTERM and SIGHUP: the program cleans up and exits with 128 plus the signal's number.
+"""Handles Ctrl-C, SIGTERM and SIGHUP: the program cleans up and exits with 128 plus the signal's number.
 
-While a verb runs, they are exceptions, so that nothing half-written stays. Before and after it there is nothing to
-clean up: the process exits at once. Python's own answer would be a traceback, and death by the signal.
+While a verb runs, signals raise exceptions, so that no incomplete file stays. Before and after it there is nothing to
+clean up, and the process exits at once. Python's default would be a traceback, and death by the signal.
 """
 
 import _thread
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     from sys import UnraisableHookArgs
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_ours: list[int] = []  # the others are ignored, as under nohup or in a background job, or somebody else's
+_ours: list[int] = []  # not those that are ignored (nohup, background jobs) or handled by an embedding program
 
 
 def exit_on_signals() -> None:
-    """For the start and the end of the program."""
+    """Makes signals exit at once, for the start and the end of the program."""
     if not _ours:
         _ours.extend(number for number in _SIGNALS if signal.getsignal(number) in _DEFAULTS)
-        # called last: after it the interpreter would restore the handlers that end the process by a signal
+        # runs last: after it the interpreter would restore the default handlers
         atexit.register(_handle_by, signal.SIG_IGN)
     _handle_by(_exit)
 
 
 def raise_on_signals() -> None:
-    """For the time between: `KeyboardInterrupt` for Ctrl-C, `SystemExit` for the others, in the main thread."""
+    """Makes signals raise in the main thread: `KeyboardInterrupt` for Ctrl-C, `SystemExit` for the others."""
     sys.unraisablehook = _send_again
     _handle_by(_raise)
 
@@ -39,8 +39,8 @@ def raise_on_signals() -> None:
 def end(status: int) -> NoReturn:
     """Ends the program after a signal.
 
-    Not by `sys.exit`: `python -m` ends itself by SIGINT where a `KeyboardInterrupt` has left an `exec` of a text, such
-    as the one in `dataclass`, even if it was caught after that.
+    Not by `sys.exit`: `python -m` kills itself by SIGINT after a `KeyboardInterrupt` in an `exec` of a text, such as
+    the one in `dataclass`, even if the exception was caught.
     """
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
@@ -68,8 +68,8 @@ def _raise(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _send_again(dropped: "UnraisableHookArgs") -> None:
-    """Sends a signal once more whose exception Python drops: it came in a `__del__` or in the callback of a weak
-    reference, of which each import has one."""
+    """Sends a signal again if Python dropped its exception, in a `__del__` or a weak reference's callback. Each import
+    has such a callback."""
     error = dropped.exc_value
     if isinstance(error, KeyboardInterrupt):
         _thread.start_new_thread(_send, (signal.SIGINT,))

@@ -1,7 +1,7 @@
-"""stdin, stdout and stderr as they are found: closed, full, or with a reader that went away.
+"""Handles stdin, stdout and stderr that are closed, full, or have lost their reader.
 
-What cannot be read from stdin or written to stdout is one clear error. What cannot be written to stderr is dropped: a
-lost remark is no reason to lose the work.
+A failure of stdin or stdout is one clear error. A failure of stderr is ignored: a lost message is no reason to lose the
+work.
 """
 
 import errno
@@ -12,18 +12,18 @@ from typing import Any
 
 from dgpt2_quant.core.errors import DgptQuantError, OutputError
 
-_replaced: list[object] = []  # kept, or their end could close the descriptors
+_replaced: list[object] = []  # kept, because their destructors could close the descriptors
 
 
 class ReaderGoneError(Exception):
-    """Nobody reads stdout any more, as after `| head`: the program ends, and that is no error."""
+    """The reader of stdout is gone, as after `| head`: the program ends, without an error."""
 
 
 def open_streams() -> None:
-    """Makes the three streams safe to use; called before anything is opened.
+    """Makes the three streams safe to use. Must be called before any file is opened.
 
-    A closed descriptor is taken, or the next file to be opened would get its number, and what C writes to stderr would
-    go into that file. As gnulib's stdopen does, stdin gets what cannot be read, and stdout what cannot be written to.
+    A closed descriptor is replaced: otherwise the next file would get its number, and C's messages to stderr would be
+    written into that file. As in gnulib's stdopen, reading such a stdin fails, and so does writing to such a stdout.
     """
     for number, mode in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_WRONLY)):
         try:
@@ -43,7 +43,7 @@ def open_streams() -> None:
 
 
 def is_closed(number: int) -> bool:
-    """Whether stdin (0) or stdout (1) was closed when the program started, and so is of no use."""
+    """Whether stdin (0) or stdout (1) was closed when the program started."""
     import fcntl
 
     wrong = os.O_WRONLY if number == 0 else os.O_RDONLY
@@ -51,14 +51,14 @@ def is_closed(number: int) -> bool:
 
 
 def drop_output() -> None:
-    """stdout goes nowhere from here on."""
+    """Discards what is written to stdout from now on."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.close(nowhere)
 
 
 def _is_standard(stream: object, number: int) -> bool:
-    """Whether it is the interpreter's own, not one that a test or an embedding program has put there."""
+    """Whether it is the interpreter's stream, not one of a test or an embedding program."""
     if stream is None:
         return True
     try:
@@ -85,7 +85,7 @@ class _Data(io.FileIO):
     _failed = False
 
     def write(self, data: Any, /) -> int | None:  # type: ignore[override]
-        if self._failed:  # the error was raised, and Python writes once more when it exits
+        if self._failed:  # the error was raised already, and Python writes again at exit
             return memoryview(data).nbytes
         try:
             return super().write(data)
@@ -94,7 +94,7 @@ class _Data(io.FileIO):
             if error.errno == errno.EPIPE:
                 raise ReaderGoneError from error
             why = "it is closed" if error.errno == errno.EBADF else error.strerror
-            raise OutputError(f"cannot write to stdout: {why}", "Redirect it to a file or a pipe.") from error
+            raise OutputError(f"cannot write to stdout: {why}", "Redirect stdout to a file or a pipe.") from error
 
 
 class _Remarks(io.FileIO):
@@ -108,4 +108,4 @@ class _Remarks(io.FileIO):
 
 def _unreadable(error: OSError) -> DgptQuantError:
     why = "it is closed" if error.errno == errno.EBADF else error.strerror
-    return DgptQuantError(f"cannot read stdin: {why}", "Give it a file or a pipe.")
+    return DgptQuantError(f"cannot read stdin: {why}", "Redirect stdin from a file or a pipe.")

@@ -1,7 +1,7 @@
-"""Unpacks inputs: gzip, or one member of a ZIP or .tar.gz archive, as data sets are published.
+"""Unpacks gzip files, and single members of ZIP or .tar.gz archives.
 
-An archive comes from elsewhere and is not trusted: nothing is unpacked to disk, the member is found by the last part
-of its name, and neither it nor what lies before it may be larger than a data set can be.
+Archives are not trusted: nothing is unpacked to disk, a member is found by the last part of its name, and the size of
+the member and of all data before it is limited.
 """
 
 import gzip
@@ -18,7 +18,7 @@ from typing import IO, Literal
 
 from .errors import DgptQuantError, UsageError
 
-MOST_BYTES = 1 << 30  # 1 GiB: enwik9, the largest text that is customarily scored, has 10^9 bytes
+MOST_BYTES = 1 << 30  # 1 GiB: enwik9, the largest common evaluation text, has 10^9 bytes
 Packing = Literal["zip", "tar", "gzip"]
 _MOST_MEMBERS = 10_000
 _GZIP, _ZIP = b"\x1f\x8b", b"PK\x03\x04"
@@ -46,7 +46,7 @@ _BROKEN = (
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file's content; `name` is for people and messages, the hash that of the content itself, not of an archive."""
+    """The unpacked content of a file; `name` is for messages, `sha256` the hash of the content."""
 
     name: str
     content: bytes
@@ -57,12 +57,12 @@ class DataFile:
 
 
 def is_packed(content: bytes | bytearray) -> bool:
-    """Whether content that begins so is packed by gzip or ZIP."""
+    """Whether the content begins like a gzip or ZIP file."""
     return content.startswith((_GZIP, _ZIP))
 
 
-def packing_of(content: bytes) -> Packing | None:
-    """How an input is packed: a ZIP archive, a .tar.gz one, by gzip alone, or not at all."""
+def detect_packing(content: bytes) -> Packing | None:
+    """The packing of an input: ZIP, .tar.gz, gzip, or None."""
     if content.startswith(_ZIP):
         return "zip"
     if not content.startswith(_GZIP):
@@ -72,16 +72,16 @@ def packing_of(content: bytes) -> Packing | None:
             block = inside.read(tarfile.BLOCKSIZE)
         tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError:
-        return "tar" if block == bytes(tarfile.BLOCKSIZE) else "gzip"  # zeros: an archive of nothing
+        return "tar" if block == bytes(tarfile.BLOCKSIZE) else "gzip"  # zeros: an empty archive
     except (OSError, EOFError, zlib.error):
-        return "gzip"  # it is broken, which unpacking it reports
+        return "gzip"  # broken; unpacking reports it
     return "tar"
 
 
-def unpacked(
+def unpack(
     shown: str, name: str, content: bytes, packing: Packing, member: str | None, prefer: Collection[str]
 ) -> DataFile:
-    """See `Input.file`; `shown` is the archive in messages, `name` that of an input packed by gzip."""
+    """Implements `Input.file`; `shown` names the archive in messages, `name` is that of an input packed by gzip."""
     file = io.BytesIO(content)
     try:
         if packing == "zip":
@@ -100,17 +100,17 @@ def unpacked(
         ) from error
 
 
-def too_large(what: str) -> UsageError:
-    """What an input is refused with that has more than `MOST_BYTES`."""
+def too_large_error(what: str) -> UsageError:
+    """The error for an input of more than `MOST_BYTES`."""
     return UsageError(f"{what} has more than {MOST_BYTES >> 20} MiB", "Take a part of it, for example with `head -c`.")
 
 
-def no_text(what: str, content: bytes | bytearray, error: UnicodeDecodeError | None = None) -> UsageError:
-    """What content is refused with that has a NUL byte in it, or that is not UTF-8, as the error says."""
+def not_text_error(what: str, content: bytes | bytearray, error: UnicodeDecodeError | None = None) -> UsageError:
+    """The error for content with a NUL byte, or not in UTF-8 (as `error` reports)."""
     if kinds := [kind for start, kind in _KINDS.items() if content.startswith(start)]:
         return UsageError(f"{what} is {kinds[0]}, not UTF-8 text", "Unpack it, or convert it with iconv.")
     if error is None:
-        return UsageError(f"{what} is binary (a NUL byte at offset {content.find(0)}), not UTF-8 text", "Name a text.")
+        return UsageError(f"{what} is binary (NUL byte at offset {content.find(0)}), not UTF-8 text", "Name a text.")
     line = content.count(b"\n", 0, error.start) + 1
     return UsageError(
         f"{what} is not UTF-8: line {line}, byte 0x{content[error.start]:02x} at offset {error.start}",
@@ -124,28 +124,28 @@ def _from_zip(shown: str, file: IO[bytes], member: str | None, prefer: Collectio
         name = _choose(shown, [info.filename for info in infos], member, prefer)
         found = next(info for info in infos if info.filename == name)
         if found.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise UsageError(f"{shown} is packed by an unusual method", f"Unpack it, and name {name}.")
+            raise UsageError(f"{shown} uses an unsupported compression method", f"Unpack it, and name {name}.")
         with archive.open(found) as inside:
             return DataFile(PurePosixPath(name).name, _read(inside, f"{name} in {shown}"))
 
 
 def _from_tar(shown: str, file: IO[bytes], member: str | None, prefer: Collection[str]) -> DataFile:
-    """Its members come one after the other: those before the wanted one have to be unpacked to be passed over."""
-    if member is None:  # all have to be seen before one is chosen, and none is kept meanwhile
+    """Members follow one another: all data before the wanted member must be decompressed too."""
+    if member is None:  # list all names first, and keep no content
         member = PurePosixPath(_choose(shown, [info.name for info, _ in _members(shown, file)], None, prefer)).name
     names = []
     for info, archive in _members(shown, file):
         names.append(info.name)
         if PurePosixPath(info.name).name == member:
             inside = archive.extractfile(info)
-            assert inside is not None  # as isfile() says
+            assert inside is not None  # isfile() is true
             with inside:
                 return DataFile(member, _read(inside, f"{info.name} in {shown}"))
-    raise _not_held(shown, names, member)
+    raise _member_error(shown, names, member)
 
 
 def _members(shown: str, file: IO[bytes]) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
-    """The files of a .tar.gz archive, each to be read before the next one. Raises `UsageError` for too much."""
+    """The files of a .tar.gz archive, each to be read before the next. Raises `UsageError` if it is too large."""
     file.seek(0)
     count = passed = 0
     with _Bounded(shown, fileobj=file) as inside, tarfile.open(fileobj=inside, mode="r:") as archive:
@@ -159,7 +159,7 @@ def _members(shown: str, file: IO[bytes]) -> Iterator[tuple[tarfile.TarInfo, tar
 
 
 class _Bounded(gzip.GzipFile):
-    """No part that is read at once is larger than a data set, whatever size a header claims for the next one."""
+    """Limits every read, whatever size a tar header claims."""
 
     def read(self, size: int | None = -1) -> bytes:
         if size is None or not 0 <= size <= MOST_BYTES + 1:
@@ -168,34 +168,34 @@ class _Bounded(gzip.GzipFile):
 
 
 def _choose(shown: str, names: list[str], member: str | None, prefer: Collection[str]) -> str:
-    """The wanted one of an archive's members. Raises `UsageError`."""
+    """The name of the wanted member. Raises `UsageError`."""
     if member is None:
         found = [name for name in names if PurePosixPath(name).name in prefer] if len(names) > 1 else names
     else:
         found = [name for name in names if PurePosixPath(name).name == member]
     if len(found) == 1:
         return found[0]
-    raise _not_held(shown, names, member)
+    raise _member_error(shown, names, member)
 
 
-def _not_held(shown: str, names: list[str], member: str | None) -> UsageError:
-    """What is wrong with the members of an archive, of which none or more than one is the wanted one."""
+def _member_error(shown: str, names: list[str], member: str | None) -> UsageError:
+    """The error for an archive with no wanted member, or several."""
     there = ", ".join(name[:80] for name in names[:5]) + (", ..." if len(names) > 5 else "")
     if member is None and not names:
-        return UsageError(f"{shown} holds no file", "Name another one.")
+        return UsageError(f"{shown} contains no file", "Name another one.")
     if member is None:
-        return UsageError(f"{shown} holds several files: {there}", "Unpack it, and name one of them.")
+        return UsageError(f"{shown} contains several files: {there}", "Unpack it, and name one of them.")
     if (count := sum(PurePosixPath(name).name == member for name in names)) > 1:
         return UsageError(f"{shown} has {count} members named {member}", "Unpack it, and name one of them.")
     return UsageError(
-        f"{shown} does not hold {member}, but {there or 'nothing'}",
-        "Name the archive that is published, or the unpacked file.",
+        f"{shown} does not contain {member}, but {there or 'nothing'}",
+        "Name the archive as published, or the unpacked file.",
     )
 
 
 def _read(file: IO[bytes] | gzip.GzipFile, what: str) -> bytes:
-    """All of it. Whatever an archive says of the size, no more than the limit is unpacked."""
+    """Reads all of it, up to the limit, whatever size the archive claims."""
     content = file.read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
-        raise too_large(what)
+        raise too_large_error(what)
     return content

@@ -1,8 +1,9 @@
-"""Files that appear whole or not at all.
+"""Atomic file output: a file appears complete or not at all.
 
-On Linux a file is written without a name (`O_TMPFILE`) and gets one when it is complete, so that even `kill -9` or a
-power cut leaves nothing behind. Elsewhere, and in the instant in which an old file is replaced, it lies beside its
-target under a hidden name. What a kill leaves there the next writer of that file removes: the dead hold no lock.
+On Linux the file is written without a name (`O_TMPFILE`) and linked to its name when it is complete, so `kill -9` or a
+power cut leaves nothing. Elsewhere, and at the moment when an existing file is replaced, it has a hidden name next to
+the target. A killed process can leave that hidden file; the next writer of the same target removes it, because a dead
+process holds no lock.
 """
 
 import contextlib
@@ -21,31 +22,34 @@ from .paths import user_path
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Raises `OutputError` for a target that is a folder or in none, or that exists and may not be overwritten, and
-    `UsageError` for `-`, which elsewhere means stdout."""
+    """Checks that `path` can be written.
+
+    Raises `OutputError` for a folder, a path inside a file, or an existing file (without `overwrite`), and
+    `UsageError` for `-`.
+    """
     path = user_path(path)
     if path.parts[:1] == ("-",):
-        raise UsageError("'-' is not a place to write to: this cannot go to stdout", "Name a file or a folder.")
+        raise UsageError("'-' (stdout) is not possible here", "Name a file or a folder.")
     if "\0" in str(path):
-        raise OutputError(f"{str(path)!r} is no file's name: it has a zero byte in it", "Use -o to write elsewhere.")
-    with explain_errors(path):  # looking is refused where a folder may not be entered
+        raise OutputError(f"{str(path)!r} is not a file name: it contains a NUL byte", "Choose another `output`.")
+    with explain_errors(path):  # stat fails in a folder without search permission
         if os.path.lexists(path.parent) and not path.parent.is_dir():
-            kind = "a file" if path.parent.is_file() else "a link to nothing, or a device"
+            kind = "a file" if path.parent.is_file() else "a broken link or a device"
             raise OutputError(f"{path.parent} is {kind}, not a folder", "Name a folder, or a file that ends in .gguf.")
         if path.is_dir():
             raise OutputError(f"{path} is a folder", "Name a file.")
         if path.exists() and not path.is_file():
-            raise OutputError(f"{path} is a device or a pipe, which is not replaced", "Name a file.")
+            raise OutputError(f"{path} is a device or a pipe and cannot be replaced", "Name a file.")
         if path.exists() and not overwrite:
-            raise OutputError(f"{path} exists already", "Use --overwrite to replace it, or name another place.")
+            raise OutputError(f"{path} already exists", "Set `overwrite` to replace it, or choose another `output`.")
 
 
 @contextmanager
 def output_file(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
-    """A binary file to write to; it takes its place when the block ends without an error.
+    """Opens a binary file for writing; it gets its name when the block ends without an error.
 
-    Raises `OutputError` when the target exists (without `overwrite`), the folder can not be written, or the disk is
-    full. An `OSError` in the block is taken for one of writing.
+    Raises `OutputError` when the target exists (without `overwrite`), the folder cannot be written, or the disk is
+    full. Any `OSError` in the block counts as a write error.
     """
     path = user_path(path)
     refuse_existing(path, overwrite)
@@ -60,7 +64,7 @@ def output_file(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
                     yield file
                 os.fsync(descriptor)
                 if nameless:
-                    # with a folder's descriptor os.link follows the link in /proc, without one it does not
+                    # os.link follows the link in /proc only with a folder descriptor
                     name = hidden if overwrite else path
                     os.link(f"/proc/self/fd/{descriptor}", name, src_dir_fd=folder, follow_symlinks=True)
                 if overwrite:
@@ -71,8 +75,8 @@ def output_file(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
             finally:
                 os.close(descriptor)
         finally:
-            # C at once: Python looks for signals on entry to a function of Python's, such as `Path.unlink`
-            try:  # noqa: SIM105 - `suppress` is one, too
+            # A direct C call: Python runs signal handlers on entry to a Python function such as `Path.unlink`.
+            try:  # noqa: SIM105 - `suppress` is a Python function too
                 os.unlink(hidden_name)  # noqa: PTH108
             except FileNotFoundError:
                 pass
@@ -80,26 +84,26 @@ def output_file(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
 
 @contextmanager
 def explain_errors(path: Path) -> Iterator[None]:
-    """Turns the operating system's errors into `OutputError`s that name the file."""
+    """Converts `OSError` to an `OutputError` that names the file."""
     try:
         yield
     except OSError as error:
         reasons = {
-            errno.ENOSPC: ("the disk is full", "Free some space, or use -o to write elsewhere."),
-            errno.EDQUOT: ("the disk quota is used up", "Free some space, or use -o to write elsewhere."),
-            errno.EACCES: ("no permission to write there", "Use -o to write elsewhere."),
-            errno.EROFS: ("the file system is read-only", "Use -o to write elsewhere."),
-            errno.EEXIST: ("it exists already", "Use --overwrite to replace it, or name another place."),
+            errno.ENOSPC: ("the disk is full", "Free some space, or choose another `output`."),
+            errno.EDQUOT: ("the disk quota is exceeded", "Free some space, or choose another `output`."),
+            errno.EACCES: ("permission denied", "Choose another `output`."),
+            errno.EROFS: ("the file system is read-only", "Choose another `output`."),
+            errno.EEXIST: ("it already exists", "Set `overwrite` to replace it, or choose another `output`."),
         }
         reason, hint = reasons.get(error.errno or 0, (error.strerror or str(error), ""))
-        raise OutputError(f"{path} can not be written: {reason}", hint) from error
+        raise OutputError(f"cannot write {path}: {reason}", hint) from error
 
 
 @contextmanager
 def _folder_for(path: Path) -> Iterator[int]:
-    """The descriptor of its folder, made if need be; one that was made for nothing is removed again.
+    """Opens the folder of `path`, creating missing folders; they are removed again when the block fails.
 
-    It is locked, shared, while somebody writes there: a file without a name keeps no folder from being removed.
+    A shared lock protects the folder: a file without a name does not keep its folder from being removed.
     """
     missing = [folder for folder in path.parents if not folder.exists()]
     held: list[int] = []
@@ -111,16 +115,16 @@ def _folder_for(path: Path) -> Iterator[int]:
     finally:
         for descriptor in held:
             os.close(descriptor)
-        for made in missing if failed else ():
-            _remove_unused(made)
+        for created in missing if failed else ():
+            _remove_unused(created)
 
 
 def _hold_folder(path: Path, held: list[int]) -> None:
-    """Appends the folder's descriptor, locked; it is made anew if somebody removed it before the lock was there."""
+    """Appends the locked descriptor of the folder; creates the folder again if it was removed before the lock."""
     while True:
         path.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
-            # opened and remembered in one call of C: an interrupt between the two would leave the folder locked
+            # open and append in one C call: an interrupt between the two would leave the folder locked
             held.extend(map(os.open, [str(path)], [os.O_RDONLY]))
             _lock(held[-1], fcntl.LOCK_SH)
             if _leads_to(path, held[-1]):
@@ -128,7 +132,7 @@ def _hold_folder(path: Path, held: list[int]) -> None:
 
 
 def _remove_unused(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # it is not empty, or somebody writes there
+    with contextlib.suppress(OSError):  # not empty, or locked by a writer
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -138,7 +142,7 @@ def _remove_unused(folder: Path) -> None:
 
 
 def _remove_left_behind(path: Path) -> None:
-    """Hidden files of this target whose writers are dead, so that they hold no lock."""
+    """Removes hidden files of this target that no process has locked."""
     for left in path.parent.glob(f".{glob.escape(path.name[:50])}.????????????.part"):
         with contextlib.suppress(OSError), left.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -146,9 +150,9 @@ def _remove_left_behind(path: Path) -> None:
 
 
 def _open(hidden: Path) -> tuple[int, bool]:
-    """A locked descriptor to write to, and whether the file is still without a name."""
+    """Opens a locked file for writing; the flag is True while the file has no name."""
     if hasattr(os, "O_TMPFILE"):
-        # a file system without nameless files (some overlays, NFS) says so; then a named one has to do
+        # file systems without O_TMPFILE (some overlays, NFS) fail here; then a named file is used
         with contextlib.suppress(OSError):
             descriptor = os.open(hidden.parent, os.O_TMPFILE | os.O_RDWR, 0o666)
             _lock(descriptor, fcntl.LOCK_EX)
@@ -158,7 +162,7 @@ def _open(hidden: Path) -> tuple[int, bool]:
         _lock(descriptor, fcntl.LOCK_EX)
         if _leads_to(hidden, descriptor):
             return descriptor, False
-        os.close(descriptor)  # another writer took it for one of the dead, before it was locked
+        os.close(descriptor)  # another writer removed the file before it was locked
 
 
 def _lock(descriptor: int, how: int) -> None:
@@ -174,7 +178,7 @@ def _leads_to(path: Path, descriptor: int) -> bool:
 
 
 def _rename_to_new(hidden: Path, path: Path) -> None:
-    """Renames, unless somebody else took the name meanwhile: a link, unlike a rename, does not replace."""
+    """Renames without replacing: unlike a rename, a link fails if the name exists."""
     try:
         os.link(hidden, path)
     except FileExistsError:

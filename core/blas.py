@@ -1,8 +1,8 @@
-"""NumPy's BLAS, held at one thread for each product.
+"""Limits NumPy's BLAS to one thread per product.
 
-A BLAS cuts products by the number of its threads and so rounds their sums differently. Its limit belongs to the process
-(OpenBLAS with threads of its own, MKL) or to each thread (a BLAS on OpenMP), and other code may set it too: it is read
-again after it was set, and in every thread that computes.
+A BLAS splits products by its thread count, so the rounding of sums depends on it. The limit is per process (OpenBLAS
+with its own threads, MKL) or per thread (a BLAS on OpenMP), and other code can change it. So the value is read back
+after it is set, and in every computing thread.
 """
 
 import logging
@@ -19,14 +19,14 @@ from .errors import RuntimeFailure
 _log = logging.getLogger(__name__)
 _lock = threading.Lock()
 _holders: set[object] = set()
-_before: list[tuple[Any, int]] = []  # each library with its own number of threads, while there are holders
+_before: list[tuple[Any, int]] = []  # each library and its original thread count, while there are holders
 
 
 @contextmanager
-def one_thread_each() -> Iterator[None]:
-    """Inside, a product has one thread; after the last of several such blocks, as many as before the first.
+def single_threaded_blas() -> Iterator[None]:
+    """Limits products to one thread inside the block; the last of nested blocks restores the original counts.
 
-    Raises `RuntimeFailure` where the limit has no effect. Logs a warning, once, for a BLAS that cannot be limited.
+    Raises `RuntimeFailure` if the limit has no effect. Logs one warning for a BLAS that cannot be limited.
     """
     holder = object()
     try:
@@ -34,7 +34,7 @@ def one_thread_each() -> Iterator[None]:
             _holders.add(holder)
             if not _before:
                 _before.extend((library, library.num_threads) for library in _libraries())
-            limit_here()
+            limit_this_thread()
         yield
     finally:
         with _lock:
@@ -45,21 +45,21 @@ def one_thread_each() -> Iterator[None]:
                     _set_threads(library, threads)
 
 
-def limit_here() -> None:
-    """Limits the calling thread where the limit belongs to threads. Raises `RuntimeFailure` where it has no effect."""
+def limit_this_thread() -> None:
+    """Limits the calling thread where the limit is per thread. Raises `RuntimeFailure` if it has no effect."""
     for library in _libraries():
         if library.num_threads != 1:
             _set_threads(library, 1)
         if (threads := library.num_threads) != 1:
             raise RuntimeFailure(
-                f"NumPy's BLAS ({library.internal_api} {library.version}) stays at {threads} threads, "
-                "and the bytes of a file must not depend on their number",
+                f"NumPy's BLAS ({library.internal_api} {library.version}) still uses {threads} threads; "
+                "it must use 1, so that files do not depend on the thread count",
                 "Set OPENBLAS_NUM_THREADS=1, MKL_NUM_THREADS=1 or OMP_NUM_THREADS=1 before the program starts.",
             )
 
 
 def _set_threads(library: Any, threads: int) -> None:
-    # since 3.8, threadpoolctl lets only one thread of the process set OpenBLAS, and ignores all others
+    # threadpoolctl 3.8 and later lets one thread of the process set OpenBLAS, and ignores all others
     if hasattr(library, "clear_controlling_thread"):
         library.clear_controlling_thread(force=True)
     library.set_num_threads(threads)
@@ -69,13 +69,13 @@ def _set_threads(library: Any, threads: int) -> None:
 
 @cache
 def _libraries() -> list[Any]:
-    """The BLAS libraries of the process, NumPy's among them: it is loaded before this is called."""
+    """The BLAS libraries of the process; NumPy is imported first, so its BLAS is included."""
     import numpy as np
 
     found: list[Any] = ThreadpoolController().select(user_api="blas").lib_controllers
     if not found:
         name = np.show_config("dicts")["Build Dependencies"]["blas"]["name"]
         _log.warning(
-            "NumPy's BLAS (%s) cannot be limited to one thread: a file's bytes may depend on the machine", name
+            "NumPy's BLAS (%s) cannot be limited to one thread: the bytes of files may depend on the machine", name
         )
     return found

@@ -1,6 +1,6 @@
-"""The cache folder: where it is, what decides its entries, and when each was last used.
+"""The cache folder: its location, versioned entry names, and the time of last use.
 
-Every entry carries `made_by()` in its name, so that nothing made by other code is taken for what this code would make.
+Every entry name contains `cache_version()`, so entries written by other code are never reused.
 """
 
 import functools
@@ -19,7 +19,7 @@ from .versions import tool_version
 
 Parsed = TypeVar("Parsed")
 _log = logging.getLogger(__name__)
-_DEPENDENCIES = ("llama-cpp-python", "numpy")  # the quantizers, and the arithmetic of calibration
+_DEPENDENCIES = ("llama-cpp-python", "numpy")  # both affect the bytes of entries
 
 
 def cache_folder() -> Path:
@@ -30,32 +30,32 @@ def cache_folder() -> Path:
 
 
 @functools.cache
-def made_by(*packages: str) -> str:
-    """The version, and a hash of all that decides an entry: the code of `core`, of `quantize` and of the other packages
-    that are named, and the versions of llama-cpp-python and NumPy.
+def cache_version(*packages: str) -> str:
+    """The tool version and a hash of the code that decides an entry: `core`, `quantize`, the named packages, and the
+    versions of llama-cpp-python and NumPy.
 
-    A hash of the code, not a number that somebody has to raise: a number would be forgotten. Reading it takes 1 ms.
+    A hash of the code cannot be forgotten, unlike a version number. It takes 1 ms.
     """
     from importlib.metadata import version
 
     ours = Path(__file__).parents[1]
     digest = hashlib.sha256("".join(f"{name} {version(name)}\n" for name in _DEPENDENCIES).encode())
     for package in ("core", "quantize", *packages):
-        for path in sorted((ours / package).rglob("*.py")):  # none in an installation of bytecode alone
+        for path in sorted((ours / package).rglob("*.py")):  # none in an installation of bytecode only
             digest.update(f"{path.relative_to(ours)}\n".encode() + path.read_bytes())
     return f"{tool_version()}-{digest.hexdigest()[:12]}"
 
 
 def touch(path: Path) -> None:
-    """Marks an entry as used now, by its access time: the modification time is that of its content."""
-    with suppress(OSError):  # of somebody else, or on a read-only disk
+    """Marks an entry as used now by its access time; the modification time stays that of the content."""
+    with suppress(OSError):  # another user's file, or a read-only disk
         os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
 
 
 def read_entry(path: Path, parse: Callable[[Path], Parsed]) -> Parsed | None:
-    """What `parse` reads from an entry, which then counts as used; None where there is none, or a damaged one.
+    """Returns `parse(path)` and marks the entry as used; None if it is missing or damaged.
 
-    A damaged one is reported; the caller makes it again.
+    Logs a warning for a damaged entry; the caller creates it again.
     """
     if not path.is_file():
         return None
@@ -64,7 +64,7 @@ def read_entry(path: Path, parse: Callable[[Path], Parsed]) -> Parsed | None:
     except OSError:
         return None
     except (DgptQuantError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        _log.warning("%s is damaged, and is made again", path)
+        _log.warning("%s is damaged and will be created again", path)
         return None
     touch(path)
     return found

@@ -1,4 +1,4 @@
-"""How many threads make sense here, and how long they may wait for one another."""
+"""The number of usable CPU cores, and how long OpenMP threads spin before they sleep."""
 
 import os
 from collections.abc import Iterator
@@ -8,15 +8,15 @@ from pathlib import Path
 
 from .errors import UsageError
 
-# Turns of OpenMP's waiting loop before it sleeps, some 30 ns each on a Zen 3. libgomp's own number makes a thread spin
-# for milliseconds while the other one has lost its core. With this one it gives way within a time slice, and yet is
-# still awake when the next token comes: between two decodes Python takes some tenths of a millisecond, and waking a
-# thread on a core that has gone to sleep takes long.
+# Iterations of OpenMP's wait loop before a thread sleeps, about 30 ns each on a Zen 3. With libgomp's default a thread
+# spins for milliseconds while another has lost its core. With this value it yields within a time slice, but is still
+# awake for the next token: Python needs some tenths of a millisecond between two decodes, and waking a thread on a
+# sleeping core takes long.
 _SPINS = "20000"
 
 
 def usable_cores() -> int:
-    """The cores that this process may use, at least one: by its affinity, and by its control group's quota."""
+    """The number of cores that this process may use, at least 1, by CPU affinity and the control group's quota."""
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     else:
@@ -26,9 +26,9 @@ def usable_cores() -> int:
 
 
 def quota_cores(groups: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """The CPU time per time that the control groups allow this process; None for no limit, or where unknown.
+    """The CPU quota of the control groups in cores; None for no limit, or if unknown.
 
-    Version 2 (`cpu.max`) and version 1 (`cpu.cfs_quota_us`), the group's own and those above it (`man 7 cgroups`).
+    Reads version 2 (`cpu.max`) and version 1 (`cpu.cfs_quota_us`) of the group and its parents (`man 7 cgroups`).
     """
     limits = []
     try:
@@ -49,7 +49,7 @@ def quota_cores(groups: Path = Path("/proc/self/cgroup"), mounted: Path = Path("
 
 
 def _limit(folder: Path) -> float | None:
-    """What one control group allows; None for everything."""
+    """The quota of one control group in cores; None for no limit."""
     try:
         if (folder / "cpu.max").exists():
             quota, period = (folder / "cpu.max").read_text("ascii").split()
@@ -57,17 +57,17 @@ def _limit(folder: Path) -> float | None:
             quota = (folder / "cpu.cfs_quota_us").read_text("ascii")
             period = (folder / "cpu.cfs_period_us").read_text("ascii")
         limit = int(quota) / int(period)
-    except (OSError, ValueError, ZeroDivisionError):  # not there, or `max`
+    except (OSError, ValueError, ZeroDivisionError):  # no such file, or `max`
         return None
     return limit if limit > 0 else None
 
 
 @contextmanager
 def bounded_spin() -> Iterator[None]:
-    """For loading a library with OpenMP: its threads then give way soon when they wait for one that lost its core.
+    """Sets GOMP_SPINCOUNT while a library with OpenMP is loaded, so that its threads soon yield a busy core.
 
-    libgomp reads the variable once, when it is loaded; what the user has set stays. The environment is as before
-    behind it, so children do not inherit it.
+    libgomp reads the variable once, when it is loaded. A value set by the user stays. The environment is restored
+    afterwards, so that child processes do not inherit it.
     """
     names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
     if any(name in os.environ for name in names):
@@ -81,9 +81,9 @@ def bounded_spin() -> Iterator[None]:
 
 
 def threads_or_all(threads: int | None) -> int:
-    """The number that was asked for, or as many as there are usable cores. Raises `UsageError` for less than one."""
+    """`threads`, or the number of usable cores for None. Raises `UsageError` for less than 1."""
     if threads is None:
         return usable_cores()
     if threads < 1:
-        raise UsageError(f"{threads} threads were asked for; at least 1 is needed")
+        raise UsageError(f"`threads` must be at least 1, not {threads}")
     return threads

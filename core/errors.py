@@ -1,12 +1,12 @@
-"""The one error base of the project.
+"""Exception classes; all derive from `DgptQuantError`.
 
-Every error that a user can cause says which value was wrong, what was allowed, and what to try next. The command
-line turns it into `Error: ...` and `Hint: ...`, and into an exit status.
+An error that a user can cause states the wrong value, the allowed values and the next step. The command line prints it
+as `Error: ...` and `Hint: ...`, and exits with its `exit_status`.
 """
 
 
 class DgptQuantError(Exception):
-    """A clear error: `message` names the value and what was allowed, `hint` is the next thing to try."""
+    """Base class: `message` states the value and what is allowed, `hint` the next step."""
 
     exit_status = 1
 
@@ -17,13 +17,13 @@ class DgptQuantError(Exception):
 
 
 class UsageError(DgptQuantError, ValueError):
-    """The call itself is wrong: an unknown type, a value out of range (exit status 2)."""
+    """A wrong argument: an unknown quant type, a value out of range (exit status 2)."""
 
     exit_status = 2
 
 
 class ModelNotFoundError(DgptQuantError):
-    """No checkpoint or file of that name: not here, not in the cache, not on the Hub."""
+    """A model or file that does not exist: not on disk, not in the cache, not on the Hub."""
 
 
 class CheckpointError(DgptQuantError):
@@ -31,24 +31,24 @@ class CheckpointError(DgptQuantError):
 
 
 class GGUFError(DgptQuantError):
-    """A GGUF file that is broken, or that is not a GPT-2 that llama.cpp can run."""
+    """A GGUF file that is broken, or not a GPT-2 that llama.cpp can run."""
 
 
 class OutputError(DgptQuantError):
-    """A result that can not be written: it exists already, the disk is full, the folder is not writable."""
+    """Output that cannot be written: the file exists, the disk is full, the folder is not writable."""
 
 
 class ResultError(DgptQuantError):
-    """A file of measured results that is broken or too old, or results that do not belong together."""
+    """A results file that is broken or too old, or results that cannot be combined."""
 
 
 class RuntimeFailure(DgptQuantError):
-    """llama.cpp refused a file, a batch or a context."""
+    """llama.cpp rejected a file, a batch or a context, or the system refused a resource."""
 
 
 class OverloadedError(RuntimeFailure):
-    """More requests than may wait: try again later."""
+    """Too many waiting requests: try again later."""
 
 
 class WaitTimeoutError(RuntimeFailure, TimeoutError):
-    """Nothing came within the time that the caller would wait."""
+    """No result within the timeout."""

@@ -1,7 +1,7 @@
-"""llama.cpp's own block quantizers, called on rows of any tensor: the only file of `quantize` that touches C.
+"""ggml's block quantizers and decoders, called through ctypes: `quantize` and `dequantize` on rows of a tensor.
 
-The functions are found through libllama, whose symbol look-up reaches the ggml libraries that it is linked with, so
-that the process has one copy of their tables. ctypes lets go of the GIL: callers may spread rows over threads.
+The functions are found through libllama, whose symbol lookup reaches the ggml libraries that it is linked with, so the
+process has one copy of their tables. ctypes releases the GIL: callers may distribute rows over threads.
 """
 
 import ctypes
@@ -27,7 +27,7 @@ FloatArray = npt.NDArray[np.floating[Any]]
 
 @cache
 def library() -> ctypes.CDLL:
-    """libllama with the prototypes of what is used from ggml. Raises `DgptQuantError` when it is not installed."""
+    """libllama with the prototypes of the ggml functions used here. Raises `DgptQuantError` if it is not installed."""
     check_version()
     spec = find_spec("llama_cpp")
     folder = Path(spec.origin).parent / "lib" if spec and spec.origin else Path()
@@ -39,7 +39,7 @@ def library() -> ctypes.CDLL:
     else:
         raise DgptQuantError(
             f"llama.cpp's library is not in {folder}",
-            "Install it again: `pip install --force-reinstall llama-cpp-python`.",
+            "Reinstall it: `pip install --force-reinstall llama-cpp-python`.",
         )
     size, pointer = ctypes.c_int64, ctypes.c_void_p
     lib.ggml_quantize_chunk.argtypes = [ctypes.c_int, pointer, pointer, size, size, size, pointer]
@@ -77,17 +77,17 @@ def quantize(
     tensor_types: Sequence[TensorType],
     importance: npt.NDArray[np.float32] | None = None,
 ) -> list[npt.NDArray[np.uint8]]:
-    """Some rows of a tensor as each of the types: for each the bytes, in the shape (rows, bytes of a row).
+    """Quantizes rows of a tensor to each of the types; returns for each the bytes, shape (rows, bytes of a row).
 
-    `rows` has the shape (rows, columns), is float16, float32 or float64, and may be a strided view; `importance`
-    weighs the columns, shape (columns,). However a tensor is cut into calls, the bytes are those of ggml_quantize_chunk
-    (ggml.c) on the whole of it in float32.
+    `rows` has shape (rows, columns) and dtype float16, float32 or float64, and may be a strided view. `importance`
+    weights the columns, shape (columns,). The bytes are those of ggml_quantize_chunk (ggml.c) on the whole tensor in
+    float32, however the tensor is split into calls.
 
-    Raises `CheckpointError` with `name` for values that are not finite, or beyond what the type can hold.
+    Raises `CheckpointError` with `name` for values that are not finite, or too large for the type.
     """
-    with np.errstate(over="ignore", invalid="ignore"):  # a float64 beyond float32 becomes an infinity
+    with np.errstate(over="ignore", invalid="ignore"):  # a float64 too large for float32 becomes infinity
         data = np.ascontiguousarray(rows, np.float32)
-        total = float(data.sum())  # one fast pass, finite where all is well
+        total = float(data.sum())  # one fast pass; finite unless a value is not
     if not isfinite(total) and not np.isfinite(data).all():
         raise CheckpointError(
             f"tensor {name} has a value that is not finite (NaN or infinity)",
@@ -106,35 +106,32 @@ def _quantize(
         return data.view(np.uint8)
     columns = data.shape[1]
     if columns % tensor_type.block:
-        raise ValueError(f"{name}: rows of {columns} do not divide into blocks of {tensor_type.block}")
+        raise ValueError(f"{name}: a row of {columns} is not a multiple of {tensor_type.block}")
     if weights is None and library().ggml_quantize_requires_imatrix(tensor_type):
-        raise ValueError(f"{name}: {tensor_type.name} can not be computed without an importance matrix")
+        raise ValueError(f"{name}: {tensor_type.name} needs an importance matrix")
     blocks = np.empty((data.shape[0], tensor_type.row_bytes(columns)), np.uint8)
     weighing = None if weights is None else weights.ctypes.data
     library().ggml_quantize_chunk(tensor_type, data.ctypes.data, blocks.ctypes.data, 0, *data.shape, weighing)
-    if not _is_finite(blocks, tensor_type):
-        what = "value" if tensor_type is TensorType.F16 else "scale"
+    if tensor_type is TensorType.F16:  # the C function would also print to stderr
+        what, is_finite = "value", (blocks.view(np.uint16) & 0x7FFF).max() < 0x7C00
+    else:
+        what, is_finite = "scale", library().ggml_validate_row_data(tensor_type, blocks.ctypes.data, blocks.nbytes)
+    if not is_finite:
         raise CheckpointError(
-            f"tensor {name} has values up to {np.abs(data).max():.4g}: at {tensor_type.name} a {what} overflows",
-            "Convert it to f32 or bf16." if weights is None else "Is the importance matrix sound? Try without it.",
+            f"tensor {name} has values up to {np.abs(data).max():.4g}: a {what} overflows in {tensor_type.name}",
+            "Convert it to f32 or bf16." if weights is None else "Try without the importance matrix: is it damaged?",
         )
     return blocks
-
-
-def _is_finite(blocks: npt.NDArray[np.uint8], tensor_type: TensorType) -> bool:
-    if tensor_type is TensorType.F16:  # the C function would tell stderr as well
-        return bool((blocks.view(np.uint16) & 0x7FFF).max() < 0x7C00)
-    return bool(library().ggml_validate_row_data(tensor_type, blocks.ctypes.data, blocks.nbytes))
 
 
 def dequantize(
     name: str, blocks: npt.NDArray[np.uint8], tensor_type: TensorType, shape: tuple[int, ...]
 ) -> npt.NDArray[np.float32]:
-    """The weights that the blocks stand for, by the C library; `blocks` holds exactly those of the shape.
+    """Decodes blocks to weights with the C library; `blocks` holds exactly the given shape.
 
-    Raises `GGUFError` as `validated` (but F32 is handed on as it is).
+    Raises `GGUFError` as `validated`, except for F32, which is returned unchecked.
     """
-    if tensor_type is TensorType.F32:  # which the C library has no function for; its values are checked later
+    if tensor_type is TensorType.F32:  # the C library has no function for it; `quantize` checks its values
         return blocks.reshape(-1).view(np.float32).reshape(shape)
     validated(name, blocks, tensor_type)
     values = np.empty(shape, np.float32)
@@ -143,7 +140,7 @@ def dequantize(
 
 
 def validated(name: str, blocks: npt.NDArray[np.uint8], tensor_type: TensorType) -> npt.NDArray[np.uint8]:
-    """The blocks themselves. Raises `GGUFError` with the tensor's name when they hold a scale that is not finite."""
+    """Returns the blocks. Raises `GGUFError` with the tensor's name if a value or scale is not finite."""
     if not library().ggml_validate_row_data(tensor_type, blocks.ctypes.data, blocks.nbytes):
         raise GGUFError(
             f"tensor {name} has a value or a scale that is not finite (NaN or infinity)", "The file is damaged."
@@ -152,13 +149,13 @@ def validated(name: str, blocks: npt.NDArray[np.uint8], tensor_type: TensorType)
 
 
 def _check_importance(name: str, weights: npt.NDArray[np.float32], data: npt.NDArray[np.float32]) -> None:
-    """Refuses what would overflow in a block's sums: there some of the C functions end the process.
+    """Rejects values that would overflow in a block's sums, where some of the C functions abort the process.
 
-    They square the sum, over at most 256 weights, of importance x weight^2 x level (up to 127).
+    They square the sum, over up to 256 weights, of importance x weight^2 x code (up to 127).
     """
     largest = max(float(data.max()), -float(data.min()))
     if (256 * 127 * float(weights.max()) * max(largest, 1e-6) ** 2) ** 2 > _FLOAT32_MAX:
         raise CheckpointError(
-            f"tensor {name}: an importance of {weights.max():.4g} and weights up to {largest:.4g} go beyond float32",
+            f"tensor {name}: an importance of {weights.max():.4g} and weights up to {largest:.4g} overflow float32",
             "The importance matrix is damaged; collect it again with `dgpt2-quant imatrix`.",
         )

@@ -1,9 +1,9 @@
-"""The GGUF container: writing its head, and reading it without trusting it.
+"""The GGUF container: writing and reading the header (metadata and tensor entries), with every field checked.
 
-Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, version 3, little-endian. The head is the magic,
-the counts, the metadata (typed key-values) and one entry per tensor (name, shape, type, offset); then the tensors'
-data, each aligned. gguf-py reads and writes it too, and is the tests' oracle; this module exists because a writer
-that streams several files at once needs the head as bytes, and because gguf-py's reader is slow on GPT-2's
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, version 3, little-endian. The header has the magic
+number, the counts, the metadata (typed key-values) and one entry per tensor (name, shape, type, offset); the aligned
+tensor data follow. gguf-py also reads and writes GGUF, and the tests compare with it. This module exists because a
+writer that streams several files at once needs the header as bytes, and because gguf-py's reader is slow on GPT-2's
 100,000 token and merge strings, does not check what it reads, and takes long to import.
 """
 
@@ -23,11 +23,11 @@ MAGIC = b"GGUF"
 VERSION = 3
 ALIGNMENT = 32
 _MAX_DIMENSIONS = 4
-_MAX_NAME_BYTES = 63  # ggml's GGML_MAX_NAME, with its final zero
+_MAX_NAME_BYTES = 63  # ggml's GGML_MAX_NAME includes the final zero
 _USUAL_HEAD, _LARGEST_HEAD = 4 << 20, 64 << 20  # bytes
-_MAX_KEYS, _MAX_TENSORS = 1 << 12, 1 << 16  # GPT-2 XL has 580 tensors, and its file some 30 keys
-_MAX_ITEMS = 1 << 23  # of all arrays together; as Python's objects they take many times their room in the file,
-_MAX_STRINGS = 1 << 21  # and texts most of all
+_MAX_KEYS, _MAX_TENSORS = 1 << 12, 1 << 16  # GPT-2 XL has 580 tensors and about 30 keys
+_MAX_ITEMS = 1 << 23  # of all arrays together; Python objects take many times the size in the file,
+_MAX_STRINGS = 1 << 21  # strings most of all
 
 
 class ValueType(IntEnum):
@@ -64,7 +64,7 @@ _FORMATS = {
 
 
 class EncodedValue(bytes):
-    """A metadata value as it lies in a file, for one that several files share (the token tables)."""
+    """An encoded metadata value, for one that several files share (the token tables)."""
 
 
 _ALIGNED = EncodedValue(struct.pack("<II", ValueType.UINT32, ALIGNMENT))
@@ -72,7 +72,7 @@ _ALIGNED = EncodedValue(struct.pack("<II", ValueType.UINT32, ALIGNMENT))
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor of a file: `shape` as NumPy has it (rows, columns), `start` and `nbytes` in bytes of the file."""
+    """A tensor entry: `shape` in NumPy's order (rows, columns), `start` and `nbytes` in bytes of the file."""
 
     name: str
     shape: tuple[int, ...]
@@ -83,7 +83,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class GGUFHeader:
-    """What a file says of itself; `encoded` are its metadata as they lie in it, to be copied with their types."""
+    """The header of a file; `encoded` has the metadata as stored, to be copied with their types."""
 
     path: Path
     file_bytes: int
@@ -97,18 +97,18 @@ class GGUFHeader:
 
     @property
     def quant_type(self) -> str | None:
-        """The level's name, if the file says and it is one of ours."""
+        """The quant type's name, if the file states a known one."""
         own = self.metadata.get("dgpt2_quant.type")
         return own if isinstance(own, str) else name_of_file_type(self.metadata.get("general.file_type"))
 
     @property
     def bits_per_weight(self) -> float:
-        """Of all tensors' data; metadata does not count (as llama.cpp counts it)."""
+        """Over all tensor data, without the metadata (as llama.cpp counts it)."""
         return 8 * sum(tensor.nbytes for tensor in self.tensors.values()) / self.parameters
 
 
-def require_file(path: Path, hint: str = "Make one with `dgpt2-quant convert`.") -> Path:
-    """The path, `~` expanded. Raises `ModelNotFoundError` when no file is there, or it can not be looked at."""
+def require_file(path: Path, hint: str = "Create one with `dgpt2-quant convert`.") -> Path:
+    """The path with `~` expanded. Raises `ModelNotFoundError` if it is not a file or cannot be accessed."""
     if str(path) == "-":
         raise UsageError("this file cannot be read from stdin", "Name a file.")
     path, why = user_path(path), ""
@@ -117,27 +117,27 @@ def require_file(path: Path, hint: str = "Make one with `dgpt2-quant convert`.")
             return path
         if path.exists():
             why = " (it is a folder)" if path.is_dir() else " (it is a pipe or a device)"
-    except (OSError, ValueError) as error:  # no permission, a name too long, a NUL in it
+    except (OSError, ValueError) as error:  # permission denied, name too long, NUL byte
         why = f" ({getattr(error, 'strerror', None) or error})"
     raise ModelNotFoundError(f"there is no file {path}{why}", hint)
 
 
 def padded(nbytes: int) -> int:
-    """Rounds up to the alignment of tensor data."""
+    """Rounds up to the alignment of tensor data (32 bytes)."""
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
 def tensor_bytes(shape: Sequence[int], tensor_type: TensorType) -> int:
-    """Bytes of a tensor's data, without padding."""
+    """The number of bytes of a tensor's data, without padding."""
     return prod(shape[:-1]) * tensor_type.row_bytes(shape[-1])
 
 
 def encode_header(metadata: Mapping[str, Any], tensors: Mapping[str, tuple[tuple[int, ...], TensorType]]) -> bytes:
-    """The head of a file, padded to where the first tensor's data begins.
+    """Encodes the header of a file, padded to where the first tensor's data begin.
 
-    `metadata` values are str, bool, int (UINT32, or UINT64 beyond it), float (FLOAT32), lists of str, of int (INT32)
-    or of float (FLOAT32), and what `encode_value` made of one of these; `tensors` gives (shape, type) by name, in the
-    order in which their data will follow, each padded.
+    `metadata` values are str, bool, int (UINT32, or UINT64 if larger), float (FLOAT32), lists of str, int (INT32) or
+    float (FLOAT32), or results of `encode_value`. `tensors` maps names to (shape, type), in the order of their data,
+    each padded.
     """
     parts = [MAGIC, struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
     for key, value in metadata.items():
@@ -154,25 +154,25 @@ def encode_header(metadata: Mapping[str, Any], tensors: Mapping[str, tuple[tuple
 
 
 def encode_value(value: Any) -> EncodedValue:
-    """Type and value as they lie in a file. Raises `TypeError` for what has no GGUF type."""
+    """Encodes type and value as in a file. Raises `TypeError` for a value without a GGUF type."""
     return value if isinstance(value, EncodedValue) else EncodedValue(_encode(value))
 
 
 def decode_value(encoded: EncodedValue) -> Any:
-    """What `encode_value` was given, or what lies in a file. Raises `GGUFError` for bytes that are no value."""
+    """Decodes a value encoded by `encode_value` or read from a file. Raises `GGUFError` for other bytes."""
     return _Reader(Path("the value"), encoded, len(encoded), arrays=True).value()
 
 
 def read_header(path: Path, *, arrays: bool = True) -> GGUFHeader:
     """Reads metadata and tensor entries, and checks all of them against the file's size.
 
-    With `arrays=False` the arrays (the token tables) are skipped, and their values are their lengths.
-    Raises `GGUFError` that says what is wrong; a big-endian or an older file is refused by name.
+    With `arrays=False` the arrays (the token tables) are skipped, and each value is the array's length.
+    Raises `GGUFError` that states what is wrong, such as a big-endian file or an older version.
     """
     try:
         file_bytes = path.stat().st_size
         with path.open("rb") as file:
-            # a GPT-2's head has 2 MB, nearly all of it tokens and merges; only another one has to be read on
+            # a GPT-2's header has 2 MB, nearly all of it tokens and merges; other files may need more
             data = file.read(_USUAL_HEAD)
             try:
                 return _Reader(path, data, file_bytes, arrays).read()
@@ -182,9 +182,9 @@ def read_header(path: Path, *, arrays: bool = True) -> GGUFHeader:
             data += file.read(_LARGEST_HEAD - len(data))
             return _Reader(path, data, file_bytes, arrays).read()
     except OSError as error:
-        raise GGUFError(f"{path} can not be read: {error.strerror}", "Is the path right?") from error
+        raise GGUFError(f"cannot read {path}: {error.strerror}", "Check the path.") from error
     except MemoryError as error:
-        raise GGUFError(f"there is not enough memory for the head of {path}", "Is it the right file?") from error
+        raise GGUFError(f"not enough memory for the header of {path}", "Is it the right file?") from error
 
 
 class _Reader:
@@ -198,11 +198,11 @@ class _Reader:
 
     def read(self) -> GGUFHeader:
         if self.data[:4] != MAGIC:
-            raise self._broken(f"it begins with {self.data[:4]!r}, not with {MAGIC!r}")
+            raise self._broken(f"it begins with {self.data[:4]!r}, not {MAGIC!r}")
         self.at = 4
         version = self._number("<I")
         if version != VERSION:
-            raise self._broken(f"it is of version {version}; this reads version {VERSION}, little-endian")
+            raise self._broken(f"its version is {version}, not {VERSION} (little-endian)")
         tensor_count, key_count = self._number("<Q"), self._number("<Q")
         if tensor_count > _MAX_TENSORS or key_count > _MAX_KEYS:
             raise self._broken(f"it claims {tensor_count} tensors and {key_count} keys")
@@ -210,53 +210,58 @@ class _Reader:
         encoded: dict[str, EncodedValue] = {}
         for _ in range(key_count):
             key = self._string()
-            if not key or "\0" in key:  # C reads up to the zero, and so may find a key before the one that is checked
-                raise self._broken(f"it has the key {key[:80]!r}")
+            if not key or "\0" in key:  # C ends a key at the NUL, and could find another key than the checked one
+                raise self._broken(f"the key {key[:80]!r} is not valid")
             if key in metadata:
-                raise self._broken(f"the key {key!r} stands in it twice")
+                raise self._broken(f"the key {key!r} occurs twice")
             begin = self.at
             metadata[key] = self.value()
             encoded[key] = EncodedValue(self.data[begin : self.at])
         alignment = metadata.get("general.alignment", ALIGNMENT)
         if alignment != ALIGNMENT or encoded.get("general.alignment", _ALIGNED) != _ALIGNED:
-            raise self._broken(f"its alignment is {alignment!r}; this reads {ALIGNMENT}, as a UINT32")
+            raise self._broken(f"its alignment is {alignment!r}, not {ALIGNMENT} (UINT32)")
         entries = [self._tensor_entry() for _ in range(tensor_count)]
         data_start = padded(self.at)
         tensors: dict[str, TensorInfo] = {}
         end = data_start
         for name, shape, tensor_type, offset in entries:
             if name in tensors:
-                raise self._broken(f"the tensor {name!r} stands in it twice")
+                raise self._broken(f"the tensor {name!r} occurs twice")
             start, nbytes = data_start + offset, tensor_bytes(shape, tensor_type)
             if start != padded(end):
                 raise self._broken(
-                    f"tensor {name!r} begins at byte {start}, not at {padded(end)} behind the one before"
+                    f"tensor {name!r} begins at byte {start}, not at {padded(end)} after the previous tensor"
                 )
             end = start + nbytes
             if end > self.file_bytes:
-                raise self._broken(f"tensor {name!r} ends at byte {end}, the file at {self.file_bytes}")
+                raise self._broken(f"tensor {name!r} ends at byte {end}, the file at byte {self.file_bytes}")
             tensors[name] = TensorInfo(name, shape, tensor_type, start, nbytes)
         return GGUFHeader(self.path, self.file_bytes, metadata, encoded, tensors)
 
     def value(self) -> Any:
-        """One with its type before it."""
-        return self._value(self._value_type())
+        """Reads a type and its value."""
+        value_type = self._value_type()
+        if value_type is ValueType.STRING:
+            return self._string()
+        if value_type is ValueType.ARRAY:
+            return self._array()
+        return self._number(_FORMATS[value_type])
 
     def _tensor_entry(self) -> tuple[str, tuple[int, ...], TensorType, int]:
         name = self._string()
         if not 0 < len(name.encode()) <= _MAX_NAME_BYTES:
-            raise self._broken(f"the tensor name {name[:80]!r} has not 1 to {_MAX_NAME_BYTES} bytes")
+            raise self._broken(f"the tensor name {name[:80]!r} must have 1 to {_MAX_NAME_BYTES} bytes")
         dimensions = self._number("<I")
         if not 1 <= dimensions <= _MAX_DIMENSIONS:
-            raise self._broken(f"tensor {name!r} has {dimensions} dimensions")
+            raise self._broken(f"tensor {name!r} has {dimensions} dimensions, not 1 to {_MAX_DIMENSIONS}")
         shape = tuple(reversed([self._number("<Q") for _ in range(dimensions)]))
         number, offset = self._number("<I"), self._number("<Q")
         try:
             tensor_type = TensorType(number)
         except ValueError:
-            raise self._broken(f"tensor {name!r} has the type {number}, which is not known here") from None
+            raise self._broken(f"tensor {name!r} has the unknown type {number}") from None
         if min(shape) < 1 or prod(shape) > 1 << 40 or shape[-1] % tensor_type.block:
-            raise self._broken(f"tensor {name!r} has the shape {list(shape)} in {tensor_type.name}")
+            raise self._broken(f"tensor {name!r} cannot have the shape {list(shape)} in {tensor_type.name}")
         return name, shape, tensor_type, offset
 
     def _value_type(self) -> ValueType:
@@ -264,24 +269,17 @@ class _Reader:
         try:
             return ValueType(number)
         except ValueError:
-            raise self._broken(f"a value at byte {self.at} has the unknown type {number}") from None
-
-    def _value(self, value_type: ValueType) -> Any:
-        if value_type is ValueType.STRING:
-            return self._string()
-        if value_type is ValueType.ARRAY:
-            return self._array()
-        return self._number(_FORMATS[value_type])
+            raise self._broken(f"the value at byte {self.at} has the unknown type {number}") from None
 
     def _array(self) -> Any:
         item_type, count = self._value_type(), self._number("<Q")
         if item_type is ValueType.ARRAY:
-            raise self._broken("it has an array of arrays")
+            raise self._broken("it contains an array of arrays")
         smallest = 8 if item_type is ValueType.STRING else struct.calcsize(_FORMATS[item_type])
         self.items += count
         self.strings += count if item_type is ValueType.STRING else 0
         if count * smallest > len(self.data) - self.at or self.items > _MAX_ITEMS or self.strings > _MAX_STRINGS:
-            raise self._broken(f"an array at byte {self.at} claims {count} values")
+            raise self._broken(f"the array at byte {self.at} claims {count} values")
         if item_type is ValueType.STRING:
             return self._strings(count)
         begin, self.at = self.at, self.at + count * smallest
@@ -290,17 +288,17 @@ class _Reader:
         return list(struct.unpack_from(f"<{count}{_FORMATS[item_type][1]}", self.data, begin))
 
     def _strings(self, count: int) -> Any:
-        # the one hot loop: 100,000 strings in a GPT-2 file
+        # hot loop: 100,000 strings in a GPT-2 file
         data, at, unpack = self.data, self.at, struct.Struct("<Q").unpack_from
         ends = []
         try:
             for _ in range(count):
                 at += 8 + unpack(data, at)[0]
                 ends.append(at)
-        except (struct.error, OverflowError):  # the latter where a length is beyond C's integers
+        except (struct.error, OverflowError):  # OverflowError: a length beyond C's integers
             at = len(data) + 1
         if at > len(data):
-            raise self._broken("an array of strings runs over the end")
+            raise self._broken("an array of strings ends after the end of the header")
         begins = [self.at, *ends]
         self.at = at
         if not self.arrays:
@@ -310,7 +308,7 @@ class _Reader:
     def _string(self) -> str:
         length = self._number("<Q")
         if length > len(self.data) - self.at:
-            raise self._broken(f"a string at byte {self.at} claims {length} bytes")
+            raise self._broken(f"the string at byte {self.at} claims {length} bytes")
         self.at += length
         return self._decode(self.data[self.at - length : self.at])
 
@@ -324,19 +322,19 @@ class _Reader:
         try:
             (value,) = struct.unpack_from(layout, self.data, self.at)
         except struct.error:
-            raise self._broken(f"it ends at byte {len(self.data)}, in the middle of its head") from None
+            raise self._broken(f"it ends at byte {len(self.data)}, inside the header") from None
         self.at += struct.calcsize(layout)
         return value
 
     def _broken(self, why: str) -> GGUFError:
         return GGUFError(
-            f"{self.path} is not a sound GGUF file: {why}",
-            "Make it again, for example with `dgpt2-quant convert`.",
+            f"{self.path} is not a valid GGUF file: {why}",
+            "Create it again, for example with `dgpt2-quant convert`.",
         )
 
 
 def _encode_string(text: str) -> bytes:
-    data = text.encode("utf-8", "replace")  # a folder's name need not be Unicode
+    data = text.encode("utf-8", "replace")  # a folder's name can contain invalid Unicode
     return struct.pack("<Q", len(data)) + data
 
 

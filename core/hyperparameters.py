@@ -1,11 +1,11 @@
-"""The sizes of a GPT-2, as a GGUF file states them, and the shapes of the tensors that follow from them."""
+"""GPT-2's hyperparameters, GGUF keys for them, and the tensor shapes that follow from them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-# Layers: LLAMA_MAX_LAYERS in llama.cpp's src/llama-hparams.h. The others: far beyond any model, and so small that no
-# product of them overflows.
+# Layers: LLAMA_MAX_LAYERS in llama.cpp's src/llama-hparams.h. The others are larger than in any model, and small enough
+# that no product of them overflows.
 LARGEST = {
     "layers": 512,
     "context": 1 << 20,
@@ -29,10 +29,10 @@ class Hyperparameters:
     norm_epsilon: float
 
     def shapes(self, *, tied: bool = True) -> dict[str, tuple[int, ...]]:
-        """Each tensor's shape by llama.cpp's name, a matrix as (outputs, inputs), in the order of our files.
+        """Each tensor's shape by llama.cpp's name, a matrix as (outputs, inputs), in the order of the file.
 
-        It is the order in which llama-quantize walks a model (names sorted, blocks by number), because its
-        mixes count tensors as they come by. When `tied`, the embedding is the output matrix too.
+        This is the order in which llama-quantize walks a model (names sorted, blocks by number), because its mixes
+        count tensors in that order. If `tied`, the embedding is also the output matrix.
         """
         width, inner = self.width, self.inner
         outside = {
@@ -61,16 +61,16 @@ class Hyperparameters:
         return outside | {f"blk.{n}.{name}": shape for n in range(self.layers) for name, shape in block.items()}
 
     def padded(self, count: int) -> "Hyperparameters":
-        """The same model with `count` more rows in its vocabulary."""
+        """The same hyperparameters with `count` more rows in the vocabulary."""
         return replace(self, vocabulary=self.vocabulary + count)
 
     def to_metadata(self) -> dict[str, Any]:
-        """The keys under `gpt2.`; the vocabulary's size is that of the token table."""
+        """The keys under `gpt2.`; the token table states the vocabulary's size."""
         return {key: getattr(self, field) for key, field in KEYS.items()}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> "Hyperparameters":
-        """From a file's metadata, with its token table or the table's length. Raises `KeyError` for a missing key."""
+        """From a file's metadata, with the token table or its length. Raises `KeyError` for a missing key."""
         sizes = {field: metadata[key] for key, field in KEYS.items()}
         tokens = metadata["tokenizer.ggml.tokens"]
         return cls(**sizes, vocabulary=tokens if isinstance(tokens, int) else len(tokens))
@@ -86,20 +86,20 @@ KEYS = {
     "gpt2.attention.layer_norm_epsilon": "norm_epsilon",
 }
 
-PAD_MULTIPLE = 8  # rows that llama.cpp's repacked kernels take at a time
+PAD_MULTIPLE = 8  # rows that llama.cpp's repacked kernels process together
 
 
 def pad_count(vocabulary: int, multiple: int = PAD_MULTIPLE) -> int:
-    """How many rows fill the vocabulary up to a multiple: 3 for 8,189."""
+    """The number of rows that fill the vocabulary to a multiple: 3 for 8,189."""
     return -vocabulary % multiple
 
 
 def block_of(name: str) -> int | None:
-    """The number of the block that a tensor belongs to; None outside of the blocks."""
+    """The number of the block that a tensor belongs to; None outside the blocks."""
     return int(name.split(".")[1]) if name.startswith("blk.") else None
 
 
-def multiplied(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """The names of the matrices that activations meet: not the position table, nor an untied embedding."""
+def matmul_weights(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """The names of the matrices that activations are multiplied with: not the position table or an untied embedding."""
     looked_up = {"position_embd.weight", "token_embd.weight" if "output.weight" in shapes else ""}
     return [name for name, shape in shapes.items() if len(shape) == 2 and name not in looked_up]

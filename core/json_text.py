@@ -1,4 +1,4 @@
-"""JSON as the contract has it: UTF-8, readable, and null for what JSON has no number for."""
+"""JSON output: UTF-8, indented, and null for NaN and infinity."""
 
 import json
 import math
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def to_json_text(document: Any) -> str:
-    """One document, without a final newline; NaN and infinity become null."""
+    """Encodes a document, without a final newline; NaN and infinity become null."""
     return json.dumps(_finite(document), ensure_ascii=False, indent=2, allow_nan=False)
 
 

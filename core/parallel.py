@@ -1,8 +1,8 @@
-"""Computing in NumPy on several cores, with the same results on one.
+"""Parallel NumPy on several cores, with results that do not depend on the number of threads.
 
-A BLAS with threads of its own cuts products, and so rounds sums, differently by how many it has; rounding with feedback
-makes other bytes of the last bit of a sum. Here each product has one thread (blas.py), and independent parts are
-computed at the same time, always cut in the same way. That is also faster: all cores do what is not a product, too.
+A BLAS with several threads splits products, and so rounds sums, by its thread count; one changed bit of a sum can
+change the bytes of a rounded matrix. Here each product has one thread (blas.py), and independent parts, always split
+the same way, are computed in parallel. This is also faster: other operations than products use all cores too.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from .blas import limit_here, one_thread_each
+from .blas import limit_this_thread, single_threaded_blas
 from .cores import threads_or_all
 from .workers import Workers, check_cancelled
 
@@ -21,20 +21,20 @@ Array = npt.NDArray[np.floating[Any]]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_ROWS = 1024  # of a large matrix at once: what is computed of them on the way stays small enough to be used again
+_ROWS = 1024  # rows of a large matrix per part: intermediate results stay in the cache
 _pool: ContextVar[Workers | None] = ContextVar("pool", default=None)
 
 
 @contextmanager
 def calculating(threads: int | None = None) -> Iterator[None]:
-    """Inside, `in_parallel` uses this many threads (default: the usable cores), and BLAS one for each product.
+    """Inside, `in_parallel` uses `threads` threads (default: the usable cores), and BLAS one per product.
 
-    Inside another one it changes nothing. Raises `RuntimeFailure` where threads or the BLAS do not obey.
+    A nested block has no effect. Raises `RuntimeFailure` if threads do not start or the BLAS cannot be limited.
     """
     if _pool.get() is not None:
         yield
         return
-    with one_thread_each(), Workers(threads_or_all(threads)) as pool:
+    with single_threaded_blas(), Workers(threads_or_all(threads)) as pool:
         token = _pool.set(pool)
         try:
             yield
@@ -43,9 +43,9 @@ def calculating(threads: int | None = None) -> Iterator[None]:
 
 
 def in_parallel(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """The results, in the order of the items.
+    """Applies the function on several threads; yields results in the order of the items.
 
-    Outside `calculating`, and in a function that is called by this, one is computed after the other.
+    Outside `calculating`, and when called from such a function, items are computed one after the other.
     """
 
     def compute(item: Item) -> Result:
@@ -53,7 +53,7 @@ def in_parallel(function: Callable[[Item], Result], items: Iterable[Item]) -> It
         return function(item)
 
     def compute_limited(item: Item) -> Result:
-        limit_here()
+        limit_this_thread()
         return function(item)
 
     pool = _pool.get()
@@ -61,18 +61,18 @@ def in_parallel(function: Callable[[Item], Result], items: Iterable[Item]) -> It
 
 
 def pieces(rows: int, size: int = _ROWS) -> list[slice]:
-    """Of so many rows, all but the last of one size."""
+    """Slices of `size` rows each; the last may be shorter."""
     return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]
 
 
 def evenly(rows: int, most: int) -> list[slice]:
-    """As few pieces as can be of at most so many rows, nearly all of one size."""
+    """The smallest number of slices of at most `most` rows, nearly equal in size."""
     count = max(1, -(-rows // most))
     return pieces(rows, max(1, -(-rows // count)))
 
 
 def mean_of(sums: Iterable[Sequence[Array]], count: int) -> list[Array]:
-    """Sums of parts, several of each part, put together and divided by how much they are of."""
+    """Adds up partial sums, several arrays per part, and divides the totals by `count`."""
     whole: list[Array] = []
     for parts in sums:
         if not whole:
@@ -88,12 +88,12 @@ def mean_of(sums: Iterable[Sequence[Array]], count: int) -> list[Array]:
 def by_rows(
     function: Callable[[Array], Array], x: Array, columns: int, size: int = _ROWS, out: Array | None = None
 ) -> Array:
-    """What the function makes of so many rows at a time, shape (rows, columns); `out` to write it to may be `x`."""
-    made: Array = np.empty((len(x), columns), np.float32) if out is None else out
+    """Applies the function to `size` rows at a time, result shape (rows, columns); `out` may be `x`."""
+    result: Array = np.empty((len(x), columns), np.float32) if out is None else out
 
     def compute(piece: slice) -> None:
-        made[piece] = function(x[piece])
+        result[piece] = function(x[piece])
 
     for _ in in_parallel(compute, pieces(len(x), size)):
         pass
-    return made
+    return result

@@ -1,6 +1,6 @@
-"""How a long call tells how far it is."""
+"""The type of progress callbacks."""
 
 from collections.abc import Callable
 
 Progress = Callable[[int, int, str], None]
-"""Called with (done, total, what is being done), in units of the caller's own."""
+"""Called with (done, total, description), in any unit."""

@@ -1,8 +1,8 @@
-"""The registry of quantization levels, and the block formats that they are made of.
+"""The registry of quant types, and the tensor types (block formats) that they use.
 
-Two words, kept apart everywhere: a *tensor type* (`TensorType`) is a block format, what one tensor is stored as; a
-*quant type* (`QuantType`) is what a user asks for, a level that gives each tensor of a model a tensor type. The
-command line's choices, the CI matrix, the documents' tables and the tests all derive from `QUANT_TYPES`.
+A *tensor type* (`TensorType`) is a block format: how one tensor is stored. A *quant type* (`QuantType`) is what a user
+chooses: it assigns a tensor type to each tensor of a model. The command line's choices, the CI matrix, the tables in
+the documents and the tests derive from `QUANT_TYPES`.
 """
 
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from .errors import UsageError
 
 
 class Bits(NamedTuple):
-    """Some bits of a block: `mask` picks them from the little-endian word of `size` bytes that begins at byte `at`."""
+    """Bits of a block: `mask` selects them from the little-endian word of `size` bytes at byte `at`."""
 
     at: int
     size: int
@@ -56,19 +56,19 @@ class TensorType(IntEnum):
 
     @property
     def block(self) -> int:
-        """Weights in one block."""
+        """The number of weights in a block."""
         return _BLOCKS[self][0]
 
     @property
     def block_bytes(self) -> int:
-        """Bytes of one block."""
+        """The number of bytes of a block."""
         return _BLOCKS[self][1]
 
     @property
     def exponents(self) -> tuple[tuple[Bits, ...], ...]:
-        """Where in a block the exponents of its floats lie: of the value itself, or of the scales.
+        """Where the exponents of a block's floats (values or scales) are.
 
-        One with all bits set makes an infinity or no number; what else is in a block is an integer, and finite.
+        An exponent with all bits set is an infinity or NaN; all other parts of a block are integers.
         """
         return _EXPONENTS[self]
 
@@ -81,11 +81,11 @@ class TensorType(IntEnum):
         return self not in (TensorType.F32, TensorType.F16, TensorType.BF16)
 
     def row_bytes(self, width: int) -> int:
-        """Bytes of a row of `width` weights, a multiple of `block`."""
+        """The number of bytes of a row of `width` weights, a multiple of `block`."""
         return width // self.block * self.block_bytes
 
 
-# (weights, bytes) of a block: ggml's `type_traits` table in ggml.c; the tests compare each with the C library.
+# (weights, bytes) per block: ggml's `type_traits` table in ggml.c; the tests compare each with the C library.
 _BLOCKS = {
     TensorType.F32: (1, 4),
     TensorType.F16: (1, 2),
@@ -119,11 +119,11 @@ _BLOCKS = {
 
 
 def _halves(*places: int) -> tuple[tuple[Bits, ...], ...]:
-    """The exponents of F16s that begin at these bytes."""
+    """The exponents of F16 values at these bytes."""
     return tuple((Bits(at, 2, 0x7C00),) for at in places)
 
 
-# The block layouts of ggml-common.h; the tests compare what follows from them with ggml_validate_row_data.
+# The block layouts of ggml-common.h; the tests compare them with ggml_validate_row_data.
 _EXPONENTS = {
     TensorType.F32: ((Bits(0, 4, 0x7F800000),),),
     TensorType.F16: _halves(0),
@@ -151,7 +151,7 @@ _EXPONENTS = {
     TensorType.TQ1_0: _halves(52),
     TensorType.TQ2_0: _halves(64),
     TensorType.MXFP4: ((Bits(0, 1, 0xFF),),),
-    TensorType.NVFP4: (),  # its bytes without a sign are all numbers; 0x7F counts as zero
+    TensorType.NVFP4: (),  # without a sign bit, all bytes are finite; 0x7F counts as zero
     TensorType.Q1_0: _halves(0),
     TensorType.Q2_0: _halves(0),
 }
@@ -159,12 +159,12 @@ _EXPONENTS = {
 
 @dataclass(frozen=True)
 class QuantType:
-    """A quantization level.
+    """A quant type.
 
-    `base` is the tensor type that most weights get, `file_type` the number in `general.file_type` (llama.cpp's
-    `enum llama_ftype`), `bits_per_weight` nominal: that of the base type or, for a mix, what llama.cpp's
-    tools/quantize/README.md measured on Llama-3.1-8B. A GPT-2 comes out higher, because its embedding is a large part
-    of it. `needs_imatrix`: llama.cpp refuses to make it without an importance matrix.
+    `base` is the tensor type of most weights, `file_type` the number in `general.file_type` (llama.cpp's `enum
+    llama_ftype`). `bits_per_weight` is nominal: that of the base type or, for a mix, what llama.cpp's
+    tools/quantize/README.md measured on Llama-3.1-8B. A GPT-2 needs more, because the embedding is a large part of it.
+    `needs_imatrix`: llama.cpp refuses this type without an importance matrix.
     """
 
     name: str
@@ -180,7 +180,7 @@ class QuantType:
         return self.name
 
     def file_name(self, model: str) -> str:
-        """`distilgpt2.Q4_K_M.gguf`, as the Hub's quantizers name them."""
+        """`distilgpt2.Q4_K_M.gguf`, the naming used on the Hub."""
         return f"{model}.{self.name}.gguf"
 
 
@@ -225,7 +225,7 @@ QUANT_TYPES: dict[str, QuantType] = {
     )
 }
 
-DEFAULT_TYPE = "Q4_K_M"  # of the verbs that run one model
+DEFAULT_TYPE = "Q4_K_M"  # of the commands that run one model
 BENCH_TYPES = ("F16", "Q8_0", "Q5_K_M", "Q4_K_M", "Q4_0")
 DEMO_TYPES = ("F16", "Q8_0", "Q5_K_M", "Q4_0")
 
@@ -237,9 +237,9 @@ _BY_SPELLING = {
 
 
 def find_type(name: str | QuantType) -> QuantType:
-    """The quant type of that name or alias, in any case.
+    """The quant type of a name or alias, ignoring case.
 
-    Raises `UsageError` that suggests the nearest name.
+    Raises `UsageError` that suggests the closest name.
     """
     if isinstance(name, QuantType):
         return name
@@ -248,31 +248,31 @@ def find_type(name: str | QuantType) -> QuantType:
         near = nearest(name.strip().lower(), _BY_SPELLING)
         hint = f"Did you mean {near}? " if near else ""
         raise UsageError(
-            f"unknown quantization type {name!r}; there are {' '.join(t.lower() for t in QUANT_TYPES)}",
+            f"unknown quant type {name!r}; the types are {' '.join(t.lower() for t in QUANT_TYPES)}",
             hint + "See `dgpt2-quant types`.",
         )
     return found
 
 
 def is_type(name: str) -> bool:
-    """Whether it is a quant type's name or alias, in any case."""
+    """Whether `name` is a quant type's name or alias, ignoring case."""
     return name.strip().lower() in _BY_SPELLING
 
 
 def find_types(names: str | QuantType | Iterable[str | QuantType]) -> list[QuantType]:
-    """The quant types of these names (or of one), in their order, each once. Raises `UsageError` as `find_type`."""
+    """The quant types of these names (or of one), in order, without duplicates. Raises `UsageError` as `find_type`."""
     if isinstance(names, str | QuantType):
         names = [names]
     return list(dict.fromkeys(find_type(name) for name in names))
 
 
 def nearest(word: str, words: Iterable[str]) -> str | None:
-    """The one that resembles it most, of several the first; None where none does."""
+    """The most similar of `words`, the first of equals; None if none is similar."""
     likeness = {other: SequenceMatcher(None, word, other).ratio() for other in words}
     best = max(likeness, key=lambda other: likeness[other])
     return best if likeness[best] >= 0.5 else None
 
 
 def name_of_file_type(file_type: int | None) -> str | None:
-    """The level's name for a `general.file_type` number; None where it is not one of ours."""
+    """The quant type's name for a `general.file_type` number; None if unknown."""
     return next((t.name for t in QUANT_TYPES.values() if t.file_type == file_type), None)

@@ -1,6 +1,6 @@
-"""Reading a part of a file at a place, into a buffer that is there already.
+"""Reads a part of a file into an existing buffer.
 
-Not by mapping the file: a mapped one counts as the process's memory and faults page by page.
+Not by mmap: mapped pages count as the process's memory, and fault one by one.
 """
 
 import os
@@ -10,9 +10,9 @@ from .errors import CheckpointError
 
 
 def read_at(path: Path, start: int, buffer: memoryview) -> None:
-    """Fills the buffer, of bytes, from byte `start` on.
+    """Fills the buffer with the bytes from `start` on.
 
-    Raises `CheckpointError` when the file can not be read, or ends too early.
+    Raises `CheckpointError` if the file cannot be read or is too short.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -22,10 +22,10 @@ def read_at(path: Path, start: int, buffer: memoryview) -> None:
                 count = os.preadv(descriptor, [buffer[done : done + (1 << 30)]], start + done)
                 if count == 0:
                     raise CheckpointError(
-                        f"{path} ends at byte {start + done} while it is being read", "Fetch or save it again."
+                        f"{path} ends at byte {start + done} while it is read", "Download or save it again."
                     )
                 done += count
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise CheckpointError(f"{path} can not be read: {error.strerror}") from error
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error

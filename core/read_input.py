@@ -1,7 +1,7 @@
-"""Reads an input that a user names: a file, a FIFO, a pipe such as `/dev/fd/63`, or `-` for stdin, each opened once.
+"""Reads an input named by the user: a file, a FIFO, a pipe such as `/dev/fd/63`, or `-` for stdin, opened once.
 
-The first bytes decide what it is, not its name: plain, packed by gzip, or an archive (ZIP, .tar.gz) as data sets are
-published. All of it is read into memory, up to `MOST_BYTES`, so that a pipe and a file give the same bytes.
+The first bytes decide the format, not the name: plain, gzip, or an archive (ZIP, .tar.gz). The input is read into
+memory, up to `MOST_BYTES`, so that a pipe and a file give the same bytes.
 """
 
 import select
@@ -13,19 +13,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
-from .archive import MOST_BYTES, DataFile, Packing, is_packed, no_text, packing_of, too_large, unpacked
+from .archive import MOST_BYTES, DataFile, Packing, detect_packing, is_packed, not_text_error, too_large_error, unpack
 from .errors import ModelNotFoundError, UsageError
 from .paths import user_path
 
 Announce = Callable[[str], None]
 _STDIN = {"-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"}
-_PIECE = 1 << 20  # bytes that are read at a time
-_used: list[weakref.ref[BinaryIO]] = []  # the stdin that has been read; a program has one, tests have several
+_PIECE = 1 << 20  # bytes per read
+_used: list[weakref.ref[BinaryIO]] = []  # the stdin that was read; a program has one, the tests have several
 
 
 @dataclass(frozen=True)
 class Input:
-    """What was read from `shown`, the input as the user named it, packed as it was; `name` is for results."""
+    """The raw content of an input; `shown` is the name that the user gave, `name` the name for results."""
 
     shown: str
     name: str
@@ -33,24 +33,24 @@ class Input:
 
     @cached_property
     def packing(self) -> Packing | None:
-        return packing_of(self.content)
+        return detect_packing(self.content)
 
     def file(self, member: str | None = None, *, prefer: Collection[str] = ()) -> DataFile:
-        """The content, unpacked; of an archive the `member` of that name, in whatever folder.
+        """The unpacked content; of an archive the `member` of that name, in any folder.
 
-        Where `member` is None, an archive must hold a single file, or a single one of those to `prefer`. Raises
-        `UsageError` for a broken archive, one without that member, or anything too large.
+        If `member` is None, an archive must contain one file, or one of the names in `prefer`. Raises `UsageError` for
+        a broken archive, a missing member, or content that is too large.
         """
         if self.packing is None:
             return DataFile(self.name, self.content)
-        return unpacked(self.shown, self.name, self.content, self.packing, member, prefer)
+        return unpack(self.shown, self.name, self.content, self.packing, member, prefer)
 
 
 def read_input(path: str | Path, what: str = "text", *, announce: Announce | None = None) -> Input:
-    """Reads a file, a FIFO, a pipe, or stdin (`-`) to its end; `what` it is to be, for messages.
+    """Reads a file, a FIFO, a pipe, or stdin (`-`) to its end; `what` names its purpose in messages.
 
-    `announce` is called with a note where a terminal is waited for. Raises `ModelNotFoundError` for an input that
-    cannot be read, `UsageError` for one that is binary or too large, and for a stdin that is closed or read before.
+    `announce` is called with a note before a terminal is read. Raises `ModelNotFoundError` for an input that cannot be
+    read, and `UsageError` for one that is binary or too large, and for a stdin that is closed or was read before.
     """
     shown = str(path)
     if not shown:
@@ -59,7 +59,7 @@ def read_input(path: str | Path, what: str = "text", *, announce: Announce | Non
         return Input("stdin", "stdin", _read(_stdin(), "stdin", what, announce))
     try:
         file = user_path(path).open("rb")
-    except (OSError, ValueError) as error:  # not there, no permission, a folder, a name too long, a NUL in it
+    except (OSError, ValueError) as error:  # not found, permission denied, a folder, name too long, NUL byte
         raise _unreadable(what, shown, error) from error
     with file:
         name = shown if shown.startswith(("/dev/", "/proc/")) else Path(shown).name
@@ -67,7 +67,7 @@ def read_input(path: str | Path, what: str = "text", *, announce: Announce | Non
 
 
 def input_exists(path: str | Path) -> bool:
-    """Whether something to read has this name: it goes before a bundled text or a data set that has it too."""
+    """Whether an input of this name exists: it takes precedence over a bundled text or data set of that name."""
     try:
         return str(path) in _STDIN or (user_path(path).exists() and not user_path(path).is_dir())
     except (OSError, ValueError):
@@ -77,9 +77,9 @@ def input_exists(path: str | Path) -> bool:
 def _stdin() -> BinaryIO:
     stream: BinaryIO | None = getattr(sys.stdin, "buffer", None)
     if stream is None or stream.closed:
-        raise UsageError("stdin is closed, so - cannot be read", "Name a file.")
+        raise UsageError("stdin is closed, so `-` cannot be read", "Name a file.")
     if any(used() is stream for used in _used):
-        raise UsageError("stdin (-) was read already, and has no second text", "Name a file for one of the two.")
+        raise UsageError("stdin (`-`) was already read", "Use stdin once, and name a file for the other input.")
     _used[:] = [weakref.ref(stream)]
     return stream
 
@@ -87,27 +87,27 @@ def _stdin() -> BinaryIO:
 def _read(file: BinaryIO, shown: str, what: str, announce: Announce | None) -> bytes:
     terminal = file.isatty()
     if announce and terminal:
-        announce(f"Reading the {what} from the terminal; Ctrl-D on a line of its own ends the input")
+        announce(f"Reading the {what} from the terminal; end it with Ctrl-D on an empty line")
     content = bytearray()
     while True:
         try:
             piece = file.read(_PIECE)
         except OSError as error:
             raise _unreadable(what, shown, error) from error
-        if piece is None:  # the descriptor does not block, as some parent processes leave it
+        if piece is None:  # the descriptor is non-blocking, as some parent processes leave it
             select.select([file], [], [])
             continue
         content += piece
-        if b"\0" in piece and not is_packed(content):  # /dev/zero has no end to wait for
-            raise no_text(shown, content)
+        if b"\0" in piece and not is_packed(content):  # /dev/zero does not end
+            raise not_text_error(shown, content)
         if len(content) > MOST_BYTES:
-            raise too_large(shown)
-        if not piece or (terminal and len(piece) < _PIECE):  # reading on would ask for a second Ctrl-D
+            raise too_large_error(shown)
+        if not piece or (terminal and len(piece) < _PIECE):  # a further read would need a second Ctrl-D
             return bytes(content)
 
 
 def _unreadable(what: str, shown: str, error: Exception) -> ModelNotFoundError:
     reason = getattr(error, "strerror", None) or error
     if isinstance(error, FileNotFoundError):
-        return ModelNotFoundError(f"there is no {what} {shown[:200]!r} ({reason})", "Name a file, or - for stdin.")
+        return ModelNotFoundError(f"no {what} {shown[:200]!r}: {reason}", "Name a file, or - for stdin.")
     return ModelNotFoundError(f"cannot read the {what} {shown[:200]!r}: {reason}", "Name a file, or - for stdin.")

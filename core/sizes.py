@@ -1,4 +1,4 @@
-"""Amounts as people write them: of memory (48MB, 1.5 GiB, 4096), and of time (30d, 12h)."""
+"""Parses amounts of memory (48MB, 1.5 GiB, 4096) and time (30d, 12h)."""
 
 import re
 
@@ -12,15 +12,15 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d|w)", re.IGNORECASE | re.
 
 
 def parse_bytes(text: str) -> int:
-    """The number of bytes: MB are millions, MiB are 1,048,576. Raises `UsageError` for what is no amount."""
+    """The number of bytes: 1 MB is 10^6 bytes, 1 MiB is 2^20. Raises `UsageError` for other text."""
     match = _SIZE.fullmatch(text.strip())
     if not match or len(text) > 40:
-        raise UsageError(f"{text[:60]!r} is no size", "Write it like 48MB, 1.5GB, 64MiB or 4096.")
+        raise UsageError(f"{text[:60]!r} is not a size", "Write it like 48MB, 1.5GB, 64MiB or 4096.")
     return round(float(match[1]) * _UNITS[match[2].lower()])
 
 
 def parse_seconds(text: str) -> float:
-    """The number of seconds. Raises `UsageError` for what is not an amount of time with its unit."""
+    """The number of seconds; the unit is required. Raises `UsageError` for other text."""
     match = _DURATION.fullmatch(text.strip())
     if not match or len(text) > 40:
         raise UsageError(f"{text[:60]!r} is not an amount of time", "Write it like 30d, 12h, 90min or 2w.")

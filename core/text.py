@@ -1,7 +1,7 @@
-"""The texts that importance is collected on, and levels are compared on: what is read, and how it is understood.
+"""Loads texts for calibration and evaluation: bundled ones by name, or any UTF-8 input.
 
-A byte order mark at the beginning is not text, and CRLF line ends are read as LF, as Python and Transformers' examples
-read a text file; `keep_crlf` leaves them. Whatever is done to a text is said in its notes.
+As in Python's text mode, a byte order mark is dropped and CRLF is read as LF (unless `keep_crlf`). Notes on the text
+report every such change.
 """
 
 from collections.abc import Collection
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
-from .archive import DataFile, no_text
+from .archive import DataFile, not_text_error
 from .errors import ModelNotFoundError, UsageError
 from .read_input import Announce, input_exists, read_input
 
@@ -19,10 +19,10 @@ _MARK = "\ufeff"
 
 @dataclass(frozen=True)
 class NamedText:
-    """A text, and the hash of its bytes as they were read, unpacked but otherwise unchanged.
+    """A text, and the SHA-256 of its bytes as read (unpacked, otherwise unchanged).
 
-    `notes` are sentences on what is not as it looks; `parse_special` says whether `<|endoftext|>` in it is the token
-    of that name (as to Transformers) or letters (as to llama-perplexity).
+    `notes` are sentences on changes to the text. `parse_special` decides whether `<|endoftext|>` is read as that token
+    (as in Transformers) or as letters (as in llama-perplexity).
     """
 
     name: str
@@ -32,14 +32,14 @@ class NamedText:
     parse_special: bool = True
 
     def announced(self, announce: Announce | None) -> "NamedText":
-        """Itself, after its notes were announced."""
+        """Announces the notes, and returns the text itself."""
         if announce:
             for note in self.notes:
                 announce(note)
         return self
 
     def noting(self, note: str | None, announce: Announce | None = None) -> "NamedText":
-        """The same with one more note, which is announced; with None as it is."""
+        """A copy with one more note, which is announced; the text itself for None."""
         if note is None:
             return self
         if announce:
@@ -55,10 +55,10 @@ def load_text(
     keep_crlf: bool = False,
     announce: Announce | None = None,
 ) -> NamedText:
-    """A bundled text by name, or any UTF-8 input that `read_input` takes; a text that is loaded already as it is.
+    """Loads a bundled text by name, or an input as `read_input`; returns a loaded text unchanged.
 
-    `prefer` are the members that are taken from an archive of several; `announce` is called with each note. Raises
-    `ModelNotFoundError` for an input that cannot be read, `UsageError` for one that is empty or no UTF-8 text.
+    `prefer` names members to take from an archive of several; `announce` is called with each note. Raises
+    `ModelNotFoundError` for an input that cannot be read, `UsageError` for one that is empty or not UTF-8.
     """
     if isinstance(text, NamedText):
         return text
@@ -73,22 +73,22 @@ def load_text(
         ) from error
     found = as_text(read.file(prefer=prefer), parse_special=parse_special, keep_crlf=keep_crlf)
     if not found.text:
-        raise UsageError(f"the text {found.name} is empty", "Name a text, or - for stdin.")
+        raise UsageError(f"the text {found.name} is empty", "Name another text, or - for stdin.")
     return found.announced(announce)
 
 
 def as_text(file: DataFile, *, parse_special: bool = True, keep_crlf: bool = False) -> NamedText:
-    """A file's content as text. Raises `UsageError` that names the line of the first byte that is no UTF-8."""
+    """Decodes a file's content. Raises `UsageError` that names the line of the first byte that is not UTF-8."""
     try:
         text = file.content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise no_text(file.name, file.content, error) from error
+        raise not_text_error(file.name, file.content, error) from error
     if "\0" in text:
-        raise no_text(file.name, file.content)
+        raise not_text_error(file.name, file.content)
     notes = []
     if text.startswith(_MARK):
         text = text.removeprefix(_MARK)
-        notes.append(f"{file.name}: the byte order mark at the beginning is dropped")
+        notes.append(f"{file.name}: byte order mark dropped")
     if pairs := text.count("\r\n"):
         what = "kept" if keep_crlf else "read as LF"
         text = text if keep_crlf else text.replace("\r\n", "\n")

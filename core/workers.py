@@ -1,9 +1,9 @@
-"""Threads to compute on, which end soon after Ctrl-C.
+"""Worker threads that end soon after Ctrl-C.
 
-Python calls signal handlers in the main thread, between any two instructions: also inside `threading` and
-`concurrent.futures`, where an exception leaves a lock taken for ever. So here the main thread waits for nothing but
-locks and queues that are written in C, which an exception leaves as they were. Workers that end early set a flag, and
-long jobs look at it with `check_cancelled`.
+Python runs signal handlers in the main thread between any two instructions, also inside `threading` and
+`concurrent.futures`, where an exception can leave a lock held for ever. So the main thread waits only on locks and
+queues written in C, which an exception leaves intact. Workers that end early set a flag; long jobs test it with
+`check_cancelled`.
 """
 
 import _thread
@@ -19,39 +19,39 @@ from .errors import RuntimeFailure
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_HEARD = 0.1  # seconds after which a job that waits for another one looks at the flag
-_here = threading.local()  # `state` is that of the workers that the thread belongs to
+_HEARD = 0.1  # seconds between two tests of the flag in a job that waits for another one
+_here = threading.local()  # `state` is that of the thread's workers
 
 
 class Cancelled(BaseException):
-    """Ends a job whose workers end early."""
+    """Ends a job when its workers end early."""
 
 
 class _State:
-    """What threads know of their `Workers`, which they do not keep alive."""
+    """State shared by `Workers` and their threads, which do not keep the `Workers` alive."""
 
     cancelled = False
 
 
 def check_cancelled() -> None:
-    """To be called several times a second by long work. In a job whose workers end early it raises `Cancelled`."""
+    """Raises `Cancelled` in a job whose workers end early; long work calls it several times a second."""
     state: _State | None = getattr(_here, "state", None)
     if state is not None and state.cancelled:
         raise Cancelled
 
 
 class Job(Generic[Result]):
-    """A call on another thread."""
+    """A function call on another thread."""
 
     def __init__(self, function: Callable[[], Result]) -> None:
         self._function: Callable[[], Result] | None = function
         self._value: Result | None = None
         self._error: BaseException | None = None
-        self._pending = _thread.allocate_lock()  # taken until it has ended
+        self._pending = _thread.allocate_lock()  # held until the call has ended
         self._pending.acquire()
 
     def run(self) -> None:
-        """Runs in the thread; `drop` before it makes it end with `Cancelled`."""
+        """Runs the function; after `drop` it ends with `Cancelled`."""
         try:
             if self._function is None:
                 raise Cancelled
@@ -59,20 +59,20 @@ class Job(Generic[Result]):
         except BaseException as error:
             self._error = error
         pending, self._function = self._pending, None
-        del self  # the error has this frame, and would keep the job that has the error
+        del self  # the error refers to this frame, and would keep alive the job that holds the error
         pending.release()
 
     def drop(self) -> None:
         self._function = None
 
     def result(self) -> Result:
-        """Waits, and returns what the function returned or raises what it raised."""
-        if hasattr(_here, "state"):  # no signal handler is called there
+        """Waits for the end; returns the function's result or raises its exception."""
+        if hasattr(_here, "state"):  # a worker thread, where no signal handler runs
             while not self._pending.acquire(timeout=_HEARD):
                 check_cancelled()
             self._pending.release()
         else:
-            with self._pending:  # between `acquire` and `release` a handler could raise, but not inside `with`
+            with self._pending:  # a handler could raise between `acquire` and `release`, but not inside `with`
                 pass
         error = self._error
         if error is None:
@@ -84,18 +84,18 @@ class Job(Generic[Result]):
 
 
 class Workers:
-    """Threads that take jobs inside a `with` block, and have ended after it.
+    """A pool of threads for a `with` block; all have ended after it.
 
-    Where the block ends by an exception, jobs that have not begun are dropped, and `check_cancelled` ends the others.
+    If the block ends with an exception, waiting jobs are dropped, and `check_cancelled` ends the running ones.
     """
 
     def __init__(self, threads: int) -> None:
         self._state = _State()
         self._jobs: SimpleQueue[Job[Any] | None] = SimpleQueue()
-        self._living = [_thread.allocate_lock() for _ in range(threads)]  # each taken while its thread lives
+        self._living = [_thread.allocate_lock() for _ in range(threads)]  # each held while its thread lives
 
     def __enter__(self) -> "Workers":
-        """Raises `RuntimeFailure` where the system starts no more threads."""
+        """Raises `RuntimeFailure` if the system starts no more threads."""
         try:
             for living in self._living:
                 living.acquire()
@@ -116,7 +116,7 @@ class Workers:
             for living in self._living:
                 with living:
                     pass
-        except BaseException:  # an interrupt: nobody waits for what is still running
+        except BaseException:  # an interrupt: do not wait for running jobs
             self._state.cancelled = True
             self._end()
             raise
@@ -127,20 +127,20 @@ class Workers:
         return job
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """The results, in the order of the items. All are submitted at once; closing the iterator drops the others."""
+        """Results in the order of the items. All are submitted at once; closing the iterator drops waiting jobs."""
         return _results(deque([self.submit(function, item) for item in items]))
 
     def _end(self) -> None:
-        """Each thread ends after the jobs that are in the queue now."""
+        """Ends each thread after the jobs that are now in the queue."""
         for _ in self._living:
             self._jobs.put(None)
 
 
 def require_threads(count: int) -> None:
-    """Raises `RuntimeFailure` where the system does not start `count` more threads at this moment.
+    """Raises `RuntimeFailure` if the system does not start `count` more threads.
 
-    To be called before NumPy is imported and before OpenMP starts its threads: where OpenBLAS gets none it sends the
-    process a SIGINT, and libgomp ends it.
+    Call it before NumPy is imported and before OpenMP starts its threads: without threads, OpenBLAS sends the process
+    a SIGINT, and libgomp ends it.
     """
     waiting = _thread.allocate_lock()
     with waiting:
@@ -157,10 +157,10 @@ def _pass_through(lock: Any) -> None:
 
 
 def no_more_threads() -> RuntimeFailure:
-    """What to raise from a `RuntimeError` of a thread that could not be started."""
+    """The error for a `RuntimeError` of a thread that could not be started."""
     return RuntimeFailure(
         "the system refuses to start another thread",
-        "Raise the limit of processes (ulimit -u, or pids.max of the control group) or of memory (ulimit -v).",
+        "Raise the limit of processes (`ulimit -u`, a container's pids limit) or of memory (`ulimit -v`).",
     )
 
 

@@ -1,1 +1,1 @@
-"""The bundled checkpoint `storybook`, its model card, and the texts that go with it. Data only."""
+"""The bundled checkpoint `storybook`, its model card and its texts. Data only."""

@@ -1,12 +1,15 @@
 """GGUF quantization and fast CPU inference for the GPT-2 family.
 
-The names below load when they are first used, so that `import dgpt2_quant` is instant.
+The public names load when first used, so `import dgpt2_quant` is instant.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dgpt2_quant.bench.bench import bench as benchmark
+    from dgpt2_quant.bench.compare import compare
+    from dgpt2_quant.bench.perplexity import perplexity
     from dgpt2_quant.core.errors import (
         CheckpointError,
         DgptQuantError,
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
         UsageError,
         WaitTimeoutError,
     )
+    from dgpt2_quant.quantize.convert import convert
+    from dgpt2_quant.quantize.search.search import search
     from dgpt2_quant.runtime import Model, Scheduler, pipeline, set_seed
 
     __version__: str
@@ -37,10 +42,25 @@ __all__ = [
     "UsageError",
     "WaitTimeoutError",
     "__version__",
+    "benchmark",
+    "compare",
+    "convert",
+    "perplexity",
     "pipeline",
+    "search",
     "set_seed",
 ]
-_FROM_RUNTIME = ("Model", "Scheduler", "pipeline", "set_seed")
+_MODULES = {  # of the names that are not errors
+    "Model": "runtime",
+    "Scheduler": "runtime",
+    "benchmark": "bench.bench",
+    "compare": "bench.compare",
+    "convert": "quantize.convert",
+    "perplexity": "bench.perplexity",
+    "pipeline": "runtime",
+    "search": "quantize.search.search",
+    "set_seed": "runtime",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -51,9 +71,9 @@ def __getattr__(name: str) -> Any:
 
         found: Any = version("dgpt2-quant")
     else:
-        module = "runtime" if name in _FROM_RUNTIME else "core.errors"
-        found = getattr(import_module(f"{__name__}.{module}"), name)
-    globals()[name] = found  # the next access does not come here
+        module = import_module(f"{__name__}.{_MODULES.get(name, 'core.errors')}")
+        found = getattr(module, "bench" if name == "benchmark" else name)
+    globals()[name] = found  # later accesses do not call this function
     return found
 
 

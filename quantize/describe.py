@@ -1,4 +1,4 @@
-"""What a GGUF file holds, for people and scripts."""
+"""`inspect`: the contents of a GGUF file, for people and scripts."""
 
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -35,7 +35,7 @@ class Description:
     tensors: list[DescribedTensor]
 
     def counts(self) -> dict[str, int]:
-        """How many tensors there are of each tensor type, most first."""
+        """The number of tensors of each tensor type, largest first."""
         return dict(Counter(tensor.type for tensor in self.tensors).most_common())
 
     def to_json(self) -> dict[str, Any]:
@@ -43,7 +43,7 @@ class Description:
 
 
 def describe(path: str | Path) -> Description:
-    """Reads a file's head. Raises `ModelNotFoundError` or `GGUFError`."""
+    """Reads a file's header. Raises `ModelNotFoundError` or `GGUFError`."""
     path = require_file(Path(path))
     header = read_header(path)
     metadata = header.metadata

@@ -1,43 +1,100 @@
-"""The pipeline of a conversion: rows are read, quantized, hashed and written, all at once, a few at a time.
+"""Writes GGUF files: rows are read, quantized, hashed and written at the same time, in pieces.
 
-The rows of a tensor are spread over threads in pieces that stay in a core's cache, and go to the files in their order
-as they get ready. A tensor type that several of the files share (the norms in F32, a tied embedding in Q6_K) is
-computed once.
+The rows of a tensor are spread over threads in pieces that fit a core's cache, and are written in order. A tensor type
+that several files share (the norms in F32, a tied embedding in Q6_K) is computed once. All files appear at the end, or
+none.
 """
 
 import hashlib
 import os
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from dgpt2_quant.core.atomic_file import explain_errors
+from dgpt2_quant.core.atomic_file import explain_errors, output_file
+from dgpt2_quant.core.cores import threads_or_all
 from dgpt2_quant.core.ggml import quantize, validated
 from dgpt2_quant.core.gguf_file import padded
 from dgpt2_quant.core.progress import Progress
 from dgpt2_quant.core.quant_types import TensorType
 from dgpt2_quant.core.workers import Job, Workers
 from dgpt2_quant.quantize.calibration.imatrix_file import ImportanceMatrix
-from dgpt2_quant.quantize.checkpoint.source import ModelTensor
+from dgpt2_quant.quantize.checkpoint.source import ModelSource, ModelTensor
+from dgpt2_quant.quantize.lean.padding import NO_PADDING, Padding
 from dgpt2_quant.quantize.recipes.plan import Plan
 
+from .converted_file import ConvertedFile
+
 _PIECE_WEIGHTS = 1 << 17  # large against a call's cost, small against the second-level cache
-_PIECES_AHEAD = 8  # for each thread: what is being quantized when the oldest is waited for
-# Pieces that may wait to be written: they do while the source is still being hashed, on which the heads wait. In F32
-# they have 256 MB, in 4 bits 38.
+_PIECES_AHEAD = 8  # for each thread: pieces that are quantized while the oldest is waited for
+# Pieces that may wait to be written, while the source is still being hashed, whose hash is in the headers: 256 MB in
+# F32, 38 MB in 4 bits.
 _WRITES_AHEAD = 512
-_FLUSH_BYTES = 32 << 20  # what is brought to the disk early, so that the end need not wait for it
+_FLUSH_BYTES = 32 << 20  # written to the disk early, so that the end need not wait for it
 
 Blocks = dict[TensorType, npt.NDArray[np.uint8]]
 
 
-class FileWriter:
+@dataclass(frozen=True)
+class Prepared:
+    """Tensors that are ready to be written, and the files that get them."""
+
+    paths: Sequence[Path]
+    tensors: Sequence[ModelTensor]
+    padding: Padding = NO_PADDING
+
+
+def write_files(
+    source: ModelSource,
+    plans: Mapping[Path, Plan],
+    prepared: Iterable[Prepared],
+    importance: ImportanceMatrix | None = None,
+    *,
+    threads: int | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    known_sha256: str | None = None,
+) -> list[ConvertedFile]:
+    """Writes a file for each plan. They appear when all are complete.
+
+    The files are opened first; then `prepared`, which may compute, is iterated. `known_sha256` is the source's hash, if
+    known: it saves reading the source once more. Raises `DgptQuantError`.
+    """
+    started, threads = time.monotonic(), threads_or_all(threads)
+    with Workers(1) as aside, ExitStack() as stack:
+        sha256 = aside.submit(lambda: known_sha256 or source.origin())
+        files = {
+            path: _OpenFile(path, stack.enter_context(output_file(path, overwrite=overwrite)), plan)
+            for path, plan in plans.items()
+        }
+        stated = importance.metadata() if importance else {}
+        padding: dict[Path, Mapping[str, Any]] = {}
+        for ready in prepared:
+            group = [files[path] for path in ready.paths]
+            twin = ready.padding.twin
+            if ready.padding.count:
+                padding |= dict.fromkeys(ready.paths, ready.padding.to_json())
+
+            def headers(group: Sequence[_OpenFile] = group, twin: int = twin) -> list[bytes]:
+                return [file.plan.header(source, stated, sha256=sha256.result(), twin=twin) for file in group]
+
+            _stream(ready.tensors, group, headers, importance, threads, progress)
+    seconds = round(time.monotonic() - started, 3)
+    return [
+        ConvertedFile.of(source, file.plan, path, file.bytes, file.hash.hexdigest(), seconds, padding.get(path))
+        for path, file in files.items()
+    ]
+
+
+class _OpenFile:
     """One file, written from front to back, and its hash."""
 
     def __init__(self, path: Path, file: BinaryIO, plan: Plan) -> None:
@@ -54,7 +111,7 @@ class FileWriter:
         self.bytes += len(data)
 
     def flush(self) -> None:
-        """Brings everything to the disk: a full one shows here, before any of the files takes its place."""
+        """Writes everything to the disk: a full disk shows here, before any of the files appears."""
         with explain_errors(self.path):
             self.file.flush()
             os.fsync(self.file.fileno())
@@ -70,14 +127,15 @@ class _Piece:
     is_last: bool
 
 
-def stream(
+def _stream(
     tensors: Sequence[ModelTensor],
-    writers: Sequence[FileWriter],
-    heads: Callable[[], Sequence[bytes]],
+    files: Sequence[_OpenFile],
+    headers: Callable[[], Sequence[bytes]],
+    importance: ImportanceMatrix | None,
     threads: int,
     progress: Progress | None,
 ) -> None:
-    """Writes the heads and all tensors. The plans of the files have the same importance matrix, or none."""
+    """Writes the headers and all tensors to the files."""
     total = sum(prod(tensor.shape) for tensor in tensors)
     done = 0
     with (
@@ -87,8 +145,8 @@ def stream(
         Workers(1) as reading,
         Workers(threads) as pool,
     ):
-        output = _Output(writers, writing, hashing, flushing)
-        output.put_heads(heads)
+        output = _Output(files, writing, hashing, flushing)
+        output.put_headers(headers)
         running: deque[tuple[_Piece, Job[Blocks]]] = deque()
 
         def finish_oldest() -> None:
@@ -99,7 +157,7 @@ def stream(
             if progress and piece.is_last:
                 progress(done, total, piece.name)
 
-        for piece in _pieces(tensors, writers, reading):
+        for piece in _pieces(tensors, files, importance, reading):
             running.append((piece, pool.submit(piece.compute)))
             if len(running) > threads * _PIECES_AHEAD:
                 finish_oldest()
@@ -108,12 +166,16 @@ def stream(
         output.finish()
 
 
-def _pieces(tensors: Sequence[ModelTensor], writers: Sequence[FileWriter], reading: Workers) -> Iterator[_Piece]:
-    """All tensors in pieces; while one tensor's are taken, what must be read of the next as a whole is being read."""
-    importance = writers[0].plan.importance
+def _pieces(
+    tensors: Sequence[ModelTensor],
+    files: Sequence[_OpenFile],
+    importance: ImportanceMatrix | None,
+    reading: Workers,
+) -> Iterator[_Piece]:
+    """All tensors in pieces. While one tensor is taken, the next is read, if it must be read as a whole."""
 
     def begin(tensor: ModelTensor) -> Job[Callable[[int, int], Blocks]]:
-        types = list(dict.fromkeys(writer.plan.types[tensor.name] for writer in writers))
+        types = list(dict.fromkeys(file.plan.types[tensor.name] for file in files))
         return reading.submit(_row_quantizer, tensor, types, importance)
 
     upcoming = begin(tensors[0])
@@ -132,8 +194,8 @@ def _pieces(tensors: Sequence[ModelTensor], writers: Sequence[FileWriter], readi
 def _row_quantizer(
     tensor: ModelTensor, types: Sequence[TensorType], importance: ImportanceMatrix | None
 ) -> Callable[[int, int], Blocks]:
-    """What makes blocks of (first row, number of rows), of each type: copied where it is stored in the type already."""
-    copied = [t for t in types if t is tensor.stored and t.is_quantized]  # computed again, they could differ
+    """A function (first row, number of rows) -> blocks of each type: copied where the tensor is stored in the type."""
+    copied = [t for t in types if t is tensor.stored and t.is_quantized]  # quantized again, they could differ
     computed = [t for t in types if t not in copied]
     entry = importance.entries.get(tensor.name) if importance else None
     weighing = entry.mean_squares if entry else None
@@ -141,39 +203,39 @@ def _row_quantizer(
     read_blocks = tensor.block_reader() if copied else None
 
     def quantize_rows(first: int, count: int) -> Blocks:
-        made: Blocks = {}
+        found: Blocks = {}
         if read_blocks:
-            made[copied[0]] = validated(tensor.label, read_blocks(first, count), copied[0])
+            found[copied[0]] = validated(tensor.label, read_blocks(first, count), copied[0])
         if read_rows:
             blocks = quantize(tensor.label, read_rows(first, count), computed, weighing)
-            made |= dict(zip(computed, blocks, strict=True))
-        return made
+            found |= dict(zip(computed, blocks, strict=True))
+        return found
 
     return quantize_rows
 
 
 class _Output:
-    """Writes and hashes what is handed over, in its order, each on a thread of its own."""
+    """Writes and hashes pieces in order, on one thread each."""
 
-    def __init__(self, writers: Sequence[FileWriter], writing: Workers, hashing: Workers, flushing: Workers) -> None:
-        self.writers = writers
+    def __init__(self, files: Sequence[_OpenFile], writing: Workers, hashing: Workers, flushing: Workers) -> None:
+        self.files = files
         self._writing, self._hashing, self._flushing = writing, hashing, flushing
         self._waiting: deque[Job[None]] = deque()
-        self._flushes: list[Job[None]] = []  # all of them count: a file tells of an error only once
+        self._flushes: list[Job[None]] = []  # all are waited for: the system reports an error only once
 
-    def put_heads(self, heads: Callable[[], Sequence[bytes]]) -> None:
-        """The first: what comes after them waits for them."""
-        made = self._writing.submit(heads)
-        self._waiting.append(self._writing.submit(lambda: self._write([[head] for head in made.result()])))
-        self._waiting.append(self._hashing.submit(lambda: self._hash([[head] for head in made.result()])))
+    def put_headers(self, headers: Callable[[], Sequence[bytes]]) -> None:
+        """Must be the first call: all later writes wait for it."""
+        encoded = self._writing.submit(headers)
+        self._waiting.append(self._writing.submit(lambda: self._write([[header] for header in encoded.result()])))
+        self._waiting.append(self._hashing.submit(lambda: self._hash([[header] for header in encoded.result()])))
 
     def put(self, piece: _Piece, blocks: Blocks) -> None:
-        """A piece for each file, the last of a tensor with what fills up to the alignment."""
+        """A piece for each file; the last of a tensor is padded to the alignment."""
         parts: list[list[bytes | memoryview]] = []
-        for writer in self.writers:
-            parts.append([blocks[writer.plan.types[piece.name]].reshape(-1).data])
+        for file in self.files:
+            parts.append([blocks[file.plan.types[piece.name]].reshape(-1).data])
             if piece.is_last:
-                nbytes = writer.plan.tensor_bytes(piece.name)
+                nbytes = file.plan.tensor_bytes(piece.name)
                 parts[-1].append(bytes(padded(nbytes) - nbytes))
         self._waiting.append(self._writing.submit(self._write, parts))
         self._waiting.append(self._hashing.submit(self._hash, parts))
@@ -184,19 +246,19 @@ class _Output:
         """Waits until everything is on the disk."""
         while self._waiting:
             self._waiting.popleft().result()
-        self._flushes += [self._flushing.submit(writer.flush) for writer in self.writers]
+        self._flushes += [self._flushing.submit(file.flush) for file in self.files]
         for flush in self._flushes:
             flush.result()
 
     def _write(self, parts: Sequence[Sequence[bytes | memoryview]]) -> None:
-        for writer, own in zip(self.writers, parts, strict=True):
+        for file, own in zip(self.files, parts, strict=True):
             for part in own:
-                writer.write(part)
-            if writer.bytes - writer.flushed >= _FLUSH_BYTES:
-                writer.flushed = writer.bytes
-                self._flushes.append(self._flushing.submit(writer.flush))
+                file.write(part)
+            if file.bytes - file.flushed >= _FLUSH_BYTES:
+                file.flushed = file.bytes
+                self._flushes.append(self._flushing.submit(file.flush))
 
     def _hash(self, parts: Sequence[Sequence[bytes | memoryview]]) -> None:
-        for writer, own in zip(self.writers, parts, strict=True):
+        for file, own in zip(self.files, parts, strict=True):
             for part in own:
-                writer.hash.update(part)
+                file.hash.update(part)

@@ -1,28 +1,34 @@
 """Loading a GGUF, decoding, sampling and scoring, over llama.cpp's C interface."""
 
+from .completion import Completion, Event, Timing, TokenLogprob
+from .engine import Totals
 from .generation import Batch, Generation
+from .load_options import LoadOptions
 from .model import Model
 from .pipeline import TextGenerationPipeline, pipeline, set_seed
 from .request import Options
-from .request_handle import Event, Ticket
-from .sampling import Sampling
+from .request_handle import RequestHandle
+from .sampling.settings import Sampling
 from .scheduler import Scheduler, Stats
-from .sequence import Completion, Timing, TokenLogprob
+from .scoring import ContinuationScore
 
 __all__ = [
     "Batch",
     "Completion",
+    "ContinuationScore",
     "Event",
     "Generation",
+    "LoadOptions",
     "Model",
     "Options",
+    "RequestHandle",
     "Sampling",
     "Scheduler",
     "Stats",
     "TextGenerationPipeline",
-    "Ticket",
     "Timing",
     "TokenLogprob",
+    "Totals",
     "pipeline",
     "set_seed",
 ]

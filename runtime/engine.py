@@ -1,52 +1,52 @@
-"""Sequences that decode together in one context: admission, prompts in chunks, one token for each, and prefix reuse.
+"""The decode loop of several sequences in one context: admission, prompts in chunks, one token each, prefix reuse.
 
-llama.cpp's kernels for one row and for many differ in the last bits, and so does a text whose logits are nearly even.
-So that a sequence alone in its step gets the same bits whatever was computed before it:
+llama.cpp's kernels for one row and for several differ in the last bits, which can change a text whose logits are nearly
+equal. A sequence that is alone in its step gets the same bits whatever was computed before, because
 
-- a prompt is cut at multiples of `CHUNK`, counted from its beginning, and each chunk is decoded on its own; what is
-  reused of an earlier prompt is whole chunks (or all of an equal prompt), which have the very bits that they would get;
-- a sequence's cells lie in order from the beginning of a stream of its own, the slot.
+- a prompt is cut at multiples of `CHUNK` from its beginning, and each chunk is decoded separately; only whole chunks of
+  an earlier prompt are reused (or all of an equal prompt), and they have exactly the bits that they would get again;
+- the cells of a sequence are in order from the beginning of its own stream of the KV cache, the slot.
 
-Sequences that decode together share matrix products of several rows; there, a text depends on how many they are.
+Sequences that decode together share matrix products of several rows, so their texts depend on how many they are.
 """
 
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
 import numpy as np
-from dgpt2_quant.runtime.native.batch_token import Fed, Logits
+from dgpt2_quant.runtime.native.batch_token import BatchToken, Logits, TokenIds
+from dgpt2_quant.runtime.native.depth_context import DepthContext
 from dgpt2_quant.runtime.native.model_context import NativeContext
 
-from .depth_context import DepthContext
-from .sequence import Draft, TokenLogprob, token_logprob
+from .completion import TokenLogprob
+from .sequence import Sequence, token_logprob
 from .threads import Fixed, Governor
 
-CHUNK = 128  # tokens of a prompt that are decoded in one go, and the unit of reuse
+CHUNK = 128  # tokens of a prompt in one decode, and the unit of reuse
 
-Piece = tuple[Draft, str]
+Piece = tuple[Sequence, str]  # a sequence, and its text to show now
 
 
 @dataclass
 class _Slot:
-    """A sequence in the KV cache: `prompt` is what its first cells hold; `row` are the logits behind it if `entire`."""
+    """A sequence's cells in the KV cache. The first hold `prompt`; if it is `entire`, `row` are the logits after it."""
 
     number: int
     row: Logits
     entire: bool = False
     prompt: list[int] = field(default_factory=list)
-    draft: Draft | None = None
+    sequence: Sequence | None = None
 
     def forget(self) -> None:
         self.prompt, self.entire = [], False
 
     def keep_row(self, row: Logits) -> None:
-        self.row[:] = row  # memory that is there already: fresh pages cost more than the copy
+        self.row[:] = row  # into existing memory: new pages cost more than the copy
         self.entire = True
 
-    def reusable(self, prompt: Sequence[int]) -> int:
-        """How many of a prompt's tokens need not be computed: all of an equal one, otherwise whole chunks."""
+    def reusable(self, prompt: TokenIds) -> int:
+        """The number of a prompt's tokens that need no decode: all of an equal prompt, otherwise whole chunks."""
         if self.entire and self.prompt == prompt:
             return len(prompt)
         common = 0
@@ -59,7 +59,7 @@ class _Slot:
 
 @dataclass
 class Totals:
-    """What was computed so far: tokens, and seconds by the clock; `steps` are those that decoded."""
+    """What an engine has computed: tokens, wall-clock seconds, and the `steps` that decoded."""
 
     prompt_tokens: int = 0
     prompt_seconds: float = 0.0
@@ -69,20 +69,20 @@ class Totals:
 
 
 class Engine:
-    """Decodes drafts in the slots of a context, which it owns. For one thread at a time."""
+    """Decodes sequences in the slots of a context, which it owns. One thread may use it at a time."""
 
     def __init__(self, context: NativeContext | DepthContext, governor: Fixed | Governor) -> None:
         self.context = context
         self.governor = governor
         self.totals = Totals()
-        self._waiting: deque[Draft] = deque()
+        self._waiting: deque[Sequence] = deque()
         self._slots = [_Slot(number, np.zeros(context.vocabulary, np.float32)) for number in range(context.slots)]
-        self._row = np.zeros(context.vocabulary, np.float32)  # one to change, while the slot's is kept
-        self._entering: _Slot | None = None  # its prompt is being computed
-        self._active: list[Draft] = []  # by slot; they decode together only where there is no gap
-        self._ahead: deque[tuple[Fed, Logits]] = deque()  # of a sequence alone: guesses, and the rows behind them
+        self._row = np.zeros(context.vocabulary, np.float32)  # a copy to change: the slot keeps its own
+        self._entering: _Slot | None = None  # the slot whose prompt is being computed
+        self._active: list[Sequence] = []  # by slot; llama.cpp computes them together only if there is no gap
+        self._drafted: deque[tuple[BatchToken, Logits]] = deque()  # draft tokens, and the logits after each
         self._decode_next = False
-        self._settled = True  # False while it works, and after an interrupt or an error in the middle of that
+        self._settled = True  # False during a step, and after an interrupt or an error in one
 
     @property
     def idle(self) -> bool:
@@ -92,21 +92,21 @@ class Engine:
     def active(self) -> int:
         return len(self._active) + (self._entering is not None)
 
-    def add(self, draft: Draft) -> None:
+    def add(self, sequence: Sequence) -> None:
         self._settle()
-        self._waiting.append(draft)
+        self._waiting.append(sequence)
 
-    def cancel(self, *drafts: Draft) -> list[Piece]:
-        """Ends drafts wherever they are; returns the texts that were held back."""
+    def cancel(self, *sequences: Sequence) -> list[Piece]:
+        """Ends sequences in any state; returns the texts that were held back."""
         self._settle()
         self._settled = False
-        for draft in drafts:
-            if draft in self._waiting:
-                self._waiting.remove(draft)
-            if self._entering and self._entering.draft is draft:
-                self._entering.draft = None
+        for sequence in sequences:
+            if sequence in self._waiting:
+                self._waiting.remove(sequence)
+            if self._entering and self._entering.sequence is sequence:
+                self._entering.sequence = None
                 self._entering = None
-        rests = [(draft, draft.stop()) for draft in drafts]
+        rests = [(sequence, sequence.stop()) for sequence in sequences]
         self._leave()
         self._settled = True
         return rests
@@ -115,46 +115,45 @@ class Engine:
         self.cancel(*self._all())
 
     def close(self) -> None:
-        """Frees the context. Texts that have not ended do so here: their samplers and rows would keep the model."""
+        """Frees the context. Ends all texts: their samplers and logits would keep the model in memory."""
         self._settled = False
-        self._ahead.clear()
-        for draft in self._all():
-            draft.stop()
+        self._drafted.clear()
+        for sequence in self._all():
+            sequence.stop()
         self.context.close()
 
-    def _all(self) -> list[Draft]:
-        return [*self._waiting, *(slot.draft for slot in self._slots if slot.draft)]
+    def _all(self) -> list[Sequence]:
+        return [*self._waiting, *(slot.sequence for slot in self._slots if slot.sequence)]
 
     def reset(self) -> None:
-        """Drops everything, the cache too. It can be interrupted anywhere, and is then done again."""
+        """Drops all sequences and the cache. After an interrupt anywhere in it, it runs again."""
         self._settled = False
         self._waiting.clear()
-        self._ahead.clear()
+        self._drafted.clear()
         self._entering = None
         self._active = []
         for slot in self._slots:
             slot.forget()
-            slot.draft = None
+            slot.sequence = None
         self.context.forget()
         self._settled = True
 
     def _settle(self) -> None:
-        """After an interrupt or an error nothing is known of the state: everything begins anew."""
+        """Resets the engine after an interrupt or an error, which leave its state unknown."""
         if not self._settled:
             self.reset()
 
     def step(self) -> list[Piece]:
-        """Computes up to `CHUNK` tokens of waiting prompts, or one token for each sequence that has its prompt.
+        """Computes up to `CHUNK` tokens of waiting prompts, or one token for each active sequence, in turns.
 
-        The two take turns, so that neither keeps the other waiting. Returns the texts to show now; a draft is through
-        when it has its `completion`.
+        Returns the texts to show now. A sequence has ended when it has a `completion`.
         """
         if not self._settled:
             self.reset()
         self._settled = False
         pieces: list[Piece] = []
-        if self._ahead:
-            pieces = self._go_ahead()
+        if self._drafted:
+            pieces = self._verify()
         if not pieces:
             is_decode = self._active and not self._waiting and not self._entering
             pieces = self._decode() if is_decode else self._prompts_or_decode()
@@ -178,7 +177,7 @@ class Engine:
         return self._entering is not None or (bool(self._waiting) and len(self._active) < len(self._slots))
 
     def _enter(self, pieces: list[Piece]) -> int:
-        """Goes on with the prompt that is entering, or begins the next; returns how many tokens were computed."""
+        """Computes the next chunk of the entering prompt, or of the next one; returns the number of tokens."""
         slot = self._entering
         if slot is None:
             following = self._waiting.popleft()
@@ -186,35 +185,35 @@ class Engine:
             if following.completion:
                 pieces.append((following, text))
                 return 0
-            slot = self._entering = next(slot for slot in self._slots if slot.draft is None)
-            slot.draft = following
+            slot = self._entering = next(slot for slot in self._slots if slot.sequence is None)
+            slot.sequence = following
             following.slot = slot.number
             self._reuse(slot, following)
-        assert slot.draft
-        draft = slot.draft
+        assert slot.sequence
+        sequence = slot.sequence
         self.governor.look()
         started = perf_counter()
-        computed = 0 if slot.entire else self._compute(slot, draft)
+        computed = 0 if slot.entire else self._compute(slot, sequence)
         seconds = perf_counter() - started
-        draft.timing.prompt_computed += computed
-        draft.timing.prompt_seconds += seconds
+        sequence.timing.prompt_computed += computed
+        sequence.timing.prompt_seconds += seconds
         self.totals.prompt_tokens += computed
         self.totals.prompt_seconds += seconds
         if slot.entire:
             self._entering = None
-            self._active = [slot.draft for slot in self._slots if slot.draft]
-            draft.began_at = self.totals.decode_seconds
+            self._active = [slot.sequence for slot in self._slots if slot.sequence]
+            sequence.began_at = self.totals.decode_seconds
             if not computed:
                 self._row[:] = slot.row
             row = self.context.logits(1)[0] if computed else self._row
-            pieces.append((draft, draft.advance(row[: draft.real_vocabulary])))
+            pieces.append((sequence, sequence.advance(row[: sequence.real_vocabulary])))
         return computed
 
-    def _reuse(self, slot: _Slot, draft: Draft) -> None:
-        """Brings to a slot what other prompts have in common with this one, if they have anything."""
-        prompt = draft.request.prompt
+    def _reuse(self, slot: _Slot, sequence: Sequence) -> None:
+        """Copies the longest reusable prefix of this prompt from any slot to its own."""
+        prompt = sequence.request.prompt
         best = max(self._slots, key=lambda other: (other.reusable(prompt), other is slot))
-        kept = 0 if draft.request.scores_prompt else best.reusable(prompt)
+        kept = 0 if sequence.request.scores_prompt else best.reusable(prompt)
         if best is not slot and kept:
             self.context.copy(best.number, slot.number)
             slot.keep_row(best.row)
@@ -222,12 +221,12 @@ class Engine:
         slot.prompt = list(prompt[:kept])
         self.context.keep(kept, slot.number)
 
-    def _compute(self, slot: _Slot, draft: Draft) -> int:
-        """Decodes the next chunk of a slot's prompt; behind the last one the slot has its logits."""
-        prompt, begin = draft.request.prompt, len(slot.prompt)
+    def _compute(self, slot: _Slot, sequence: Sequence) -> int:
+        """Decodes the next chunk of a slot's prompt; after the last chunk the slot has its logits."""
+        prompt, begin = sequence.request.prompt, len(slot.prompt)
         chunk = prompt[begin : begin + CHUNK]
-        if draft.request.scores_prompt:
-            self._score(slot, draft, chunk, begin)
+        if sequence.request.scores_prompt:
+            self._score(slot, sequence, chunk, begin)
         if self.context.threads != self.governor.threads:
             self.context.set_threads(self.governor.threads)
         is_last = begin + len(chunk) == len(prompt)
@@ -237,84 +236,88 @@ class Engine:
             slot.keep_row(self.context.logits(1)[0])
         return len(chunk)
 
-    def _score(self, slot: _Slot, draft: Draft, chunk: Sequence[int], begin: int) -> None:
-        """The log-probabilities of a chunk's tokens. It is decoded once more behind this: the last bits of a row
-        depend on how many are scored with it."""
-        prompt, count = draft.request.prompt, draft.request.logprobs
+    def _score(self, slot: _Slot, sequence: Sequence, chunk: TokenIds, begin: int) -> None:
+        """Adds the log-probabilities of a chunk's tokens. The chunk is decoded again afterwards, because the last bits
+        of a row depend on how many rows are scored with it."""
+        prompt, count = sequence.request.prompt, sequence.request.logprobs
         assert count is not None
         if begin == 0:
-            draft.prompt_logprobs.append(TokenLogprob(prompt[0], None))
+            sequence.prompt_logprobs.append(TokenLogprob(prompt[0], None))
         self.context.decode(chunk, begin, slot.number, 0)
         following = prompt[begin + 1 : begin + len(chunk) + 1]
-        rows = self.context.logits(len(chunk))[:, : draft.real_vocabulary]
-        draft.prompt_logprobs += [token_logprob(row, token, count) for row, token in zip(rows, following, strict=False)]
+        rows = self.context.logits(len(chunk))[:, : sequence.real_vocabulary]
+        sequence.prompt_logprobs += [
+            token_logprob(row, token, count) for row, token in zip(rows, following, strict=False)
+        ]
         self.context.keep(begin, slot.number)
 
     def _decode(self) -> list[Piece]:
-        """One token for each active sequence; where it is one alone, those that can be guessed are fed with it."""
-        # A decode leaves nothing of Python in the caches, so what is done here between two of them costs several times
-        # as much as it seems to: it is kept short, and what can be told later is counted at the end.
-        drafts, governor, context = self._active, self.governor, self.context
+        """Decodes one token of each active sequence; of a single one also its draft tokens."""
+        # A decode evicts Python from the CPU caches, so code between two decodes costs several times as much as
+        # elsewhere: this is kept short, and the counting comes last.
+        sequences, governor, context = self._active, self.governor, self.context
         if context.threads != governor.threads:
             context.set_threads(governor.threads)
         started = perf_counter()
-        guesses = drafts[0].guesses(context.positions) if len(drafts) == 1 and drafts[0].request.lookup else ()
-        rows = context.decode_each([*drafts, *guesses] if guesses else drafts)
+        drafted = (
+            sequences[0].draft_tokens(context.positions) if len(sequences) == 1 and sequences[0].request.lookup else ()
+        )
+        rows = context.decode_each([*sequences, *drafted] if drafted else sequences)
         governor.look(context.threads, perf_counter() - started)
-        if guesses:
-            self._ahead.extend(zip(guesses, rows[1:], strict=False))
+        if drafted:
+            self._drafted.extend(zip(drafted, rows[1:], strict=False))
         pieces = []
-        through = False
-        for index, draft in enumerate(drafts):
-            draft.next_position += 1
-            pieces.append((draft, draft.advance(rows[index])))
-            through = through or draft.completion is not None
+        finished = False
+        for index, sequence in enumerate(sequences):
+            sequence.next_position += 1
+            pieces.append((sequence, sequence.advance(rows[index])))
+            finished = finished or sequence.completion is not None
         totals = self.totals
-        totals.decode_tokens += len(drafts)
+        totals.decode_tokens += len(sequences)
         totals.decode_seconds += perf_counter() - started
         totals.steps += 1
-        if through:
+        if finished:
             self._leave()
         return pieces
 
-    def _go_ahead(self) -> list[Piece]:
-        """One token by a row that is there already; none where the last one is another than was guessed."""
+    def _verify(self) -> list[Piece]:
+        """Samples a token from the logits after a draft token; none if the last token was not the draft."""
         started = perf_counter()
-        (draft,) = self._active
-        guess, row = self._ahead.popleft()
-        if draft.token != guess.token:
-            self._ahead.clear()
-            self.context.keep(draft.next_position, draft.slot)
+        (sequence,) = self._active
+        drafted, row = self._drafted.popleft()
+        if sequence.token != drafted.token:
+            self._drafted.clear()
+            self.context.keep(sequence.next_position, sequence.slot)
             self.totals.decode_seconds += perf_counter() - started
             return []
-        draft.next_position += 1
-        piece = draft, draft.advance(row)
+        sequence.next_position += 1
+        piece = sequence, sequence.advance(row)
         self.totals.decode_tokens += 1
         self.totals.decode_seconds += perf_counter() - started
-        if draft.completion:
+        if sequence.completion:
             self._leave()
         return [piece]
 
     def _leave(self) -> None:
-        """Frees the slots of finished drafts, and closes gaps between the others unless somebody waits for them."""
-        finished = [draft for draft in self._active if draft.completion]
-        for draft in finished:
-            draft.timing.decode_seconds = self.totals.decode_seconds - draft.began_at
-            slot = self._slots[draft.slot]
-            slot.draft = None
-            self.context.keep(len(slot.prompt), slot.number)  # what was written is not reused
+        """Frees the slots of finished sequences. Closes the gaps between the others, unless new ones will fill them."""
+        finished = [sequence for sequence in self._active if sequence.completion]
+        for sequence in finished:
+            sequence.timing.decode_seconds = self.totals.decode_seconds - sequence.began_at
+            slot = self._slots[sequence.slot]
+            slot.sequence = None
+            self.context.keep(len(slot.prompt), slot.number)  # only prompts are reused
         if not finished:
             return
-        self._ahead.clear()
-        self._active = [draft for draft in self._active if not draft.completion]
+        self._drafted.clear()
+        self._active = [sequence for sequence in self._active if not sequence.completion]
         if self._waiting or self._entering:
             return
         for free in self._slots[: len(self._active)]:
-            if free.draft is None:
+            if free.sequence is None:
                 moved = self._active.pop()
                 last = self._slots[moved.slot]
                 self.context.copy(last.number, free.number)
                 free.keep_row(last.row)
-                free.prompt, free.entire, free.draft = list(last.prompt), last.entire, moved
-                last.draft, moved.slot = None, free.number
+                free.prompt, free.entire, free.sequence = list(last.prompt), last.entire, moved
+                last.sequence, moved.slot = None, free.number
                 self._active.insert(free.number, moved)

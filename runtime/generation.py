@@ -1,108 +1,105 @@
-"""Generations as iterators of text that know, when they are through, how they went."""
+"""Iterators over the events of one text (`Model.stream`) or of several (`Model.batch`)."""
 
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections import abc
+from collections.abc import Callable, Generator, Iterator
 
 from dgpt2_quant.core.errors import RuntimeFailure
 
-from .engine import Piece
+from .completion import Completion, Event, Timing, total_timing
 from .lifecycle import Closing
-from .sequence import Completion, Draft, Timing, total_timing
+from .sequence import Sequence
 
 
-class _Pieces(Closing):
-    """The pieces of some drafts. Several threads may read; each piece goes to one of them."""
+class _Events(Closing, Iterator[Event]):
+    """The events of some sequences. Several threads may read; each event goes to one of them."""
 
-    def __init__(self, drafts: Sequence[Draft], pieces: Generator[Piece, None, None], end: Callable[[], None]) -> None:
-        """`end` takes the drafts from the engine, if they are there."""
-        self._drafts = drafts
-        self._pieces = pieces
+    def __init__(
+        self, sequences: abc.Sequence[Sequence], events: Generator[Event, None, None], end: Callable[[], None]
+    ) -> None:
+        """`end` removes the sequences from the engine."""
+        self._sequences = sequences
+        self._events = events
         self._end = end
         self._reading = threading.RLock()
 
-    def _next(self) -> Piece:
+    def __next__(self) -> Event:
         with self._reading:
             if self._is_computing():
                 raise RuntimeFailure(
-                    "the next piece is being computed already, and a signal handler asked for it once more",
+                    "a signal handler asked for the next event while it was being computed",
                     "Read a generation from one place.",
                 )
-            return next(self._pieces)
+            return next(self._events)
 
     def _is_computing(self) -> bool:
-        """Whether this is called in the middle of `_next`, by a signal handler."""
-        return bool(self._pieces.gi_running)  # type: ignore[attr-defined]
+        """Whether a signal handler calls this in the middle of `__next__`."""
+        return bool(self._events.gi_running)  # type: ignore[attr-defined]
 
     def close(self) -> None:
-        """Ends the texts here; what they have is their completion. Closing twice is fine."""
+        """Ends the texts; their completions have the text so far. Closing twice is fine."""
         with self._reading:
             if not self._is_computing():  # otherwise the engine drops the texts after this token
-                self._pieces.close()
+                self._events.close()
                 self._end()
-            for draft in self._drafts:
-                draft.stop()
+            for sequence in self._sequences:
+                sequence.stop()
 
 
-class Generation(_Pieces, Iterator[str]):
-    """Iterate for the pieces of text as they come; afterwards `completion` is there. `seed` gives the text again.
+class Generation(_Events):
+    """Iterate for the events of one text; each is a `str`. After the last one, `completion` is set.
 
-    Starting a second generation of the same model ends this one: they share the context.
+    Starting another generation of the same model ends this one: they share the context. `seed` reproduces the text.
     """
 
-    def __init__(self, draft: Draft, pieces: Generator[Piece, None, None], end: Callable[[], None]) -> None:
-        super().__init__([draft], pieces, end)
-        self.seed = draft.request.seed
-        self._draft = draft
+    @property
+    def seed(self) -> int:
+        return self._sequences[0].request.seed
 
     @property
     def timing(self) -> Timing:
         """Counts and times so far."""
-        return self._draft.timing
+        return self._sequences[0].timing
 
     @property
     def completion(self) -> Completion | None:
         """The finished text; None before its end."""
-        return self._draft.completion
-
-    def __next__(self) -> str:
-        return self._next()[1]
+        return self._sequences[0].completion
 
 
-class Batch(_Pieces, Iterator[tuple[int, str]]):
-    """Several texts that decode together: iterate for (number, piece), in the order in which the pieces come.
+class Batch(_Events):
+    """Iterate for the events of several texts that decode together; `event.number` is the number of its text.
 
-    `completions` are those of the finished ones, by number; `seeds` give them again.
+    `seeds` reproduce the texts.
     """
 
     def __init__(
         self,
-        drafts: Sequence[Draft],
-        pieces: Generator[Piece, None, None],
+        sequences: abc.Sequence[Sequence],
+        events: Generator[Event, None, None],
         end: Callable[[], None],
         turn: threading.RLock,
     ) -> None:
-        super().__init__(drafts, pieces, end)
-        self.seeds = [draft.request.seed for draft in drafts]
+        super().__init__(sequences, events, end)
         self._turn = turn
-        self._numbers = {id(draft): number for number, draft in enumerate(drafts)}
+
+    @property
+    def seeds(self) -> list[int]:
+        return [sequence.request.seed for sequence in self._sequences]
 
     @property
     def timing(self) -> Timing:
-        """Of all texts together: tokens in sum, the time of the longest, and the first one's prompt."""
-        return total_timing([draft.timing for draft in self._drafts])
+        """The sum of all texts' tokens, the longest decode time, and the first text's prompt."""
+        return total_timing([sequence.timing for sequence in self._sequences])
 
     @property
     def completions(self) -> list[Completion | None]:
-        """The finished texts by number; None for one that is not through."""
-        return [draft.completion for draft in self._drafts]
-
-    def __next__(self) -> tuple[int, str]:
-        draft, text = self._next()
-        return self._numbers[id(draft)], text
+        """The finished texts by number; None for one that has not ended."""
+        return [sequence.completion for sequence in self._sequences]
 
     def run(self) -> list[Completion]:
-        """Goes to the end and returns all texts; the model's other calls wait for it, or it for them."""
+        """Runs to the end and returns all texts. Other calls of the model wait for it."""
         with self._turn:
             for _ in self:
                 pass
-        return [draft.completion for draft in self._drafts if draft.completion]
+        return [sequence.completion for sequence in self._sequences if sequence.completion]

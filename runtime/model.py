@@ -2,9 +2,18 @@
 
 from dgpt2_quant.runtime import Model
 
-with Model.load("distilgpt2.Q4_K_M.gguf") as model:
-    for piece in model.stream("Once upon a time", max_tokens=64, seed=1):
-        print(piece, end="", flush=True)
+with Model.from_pretrained("distilgpt2", type="q4_k_m") as model:
+    for event in model.stream("Once upon a time", max_tokens=64, seed=1):
+        print(event, end="", flush=True)
+
+A token passes five places:
+
+1. here, `stream` and `batch` queue sequences and step the engine; their iterators (generation.py) hand out the events;
+2. engine.py collects the last token of each active sequence into one batch;
+3. native/ has llama.cpp decode the batch: one row of logits for each sequence;
+4. sampling/ picks a token from each row;
+5. sequence.py turns the token into text (text_stream.py holds back half characters and stop strings), ends the text
+   where it must end, and makes the event.
 """
 
 import io
@@ -12,7 +21,8 @@ import os
 import reprlib
 import threading
 import weakref
-from collections.abc import Generator, Iterable, Mapping, Sequence, Set
+from collections import abc
+from collections.abc import Generator, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Literal, NoReturn, Protocol, Self, Unpack
@@ -20,41 +30,32 @@ from typing import Literal, NoReturn, Protocol, Self, Unpack
 from dgpt2_quant.core.errors import RuntimeFailure, UsageError
 from dgpt2_quant.core.gguf_file import require_file
 from dgpt2_quant.core.workers import require_threads
-from dgpt2_quant.runtime.native.batch_token import token_ids
+from dgpt2_quant.runtime.native.batch_token import TokenIds, token_ids
 from dgpt2_quant.runtime.native.calls import flush
+from dgpt2_quant.runtime.native.depth_context import DepthContext
 from dgpt2_quant.runtime.native.model_context import F16, F32, KV_TYPES, NativeContext, NativeModel
 
-from .depth_context import DepthContext
-from .engine import CHUNK, Engine, Piece
+from .completion import Completion, Event
+from .engine import CHUNK, Engine
 from .generation import Batch, Generation
-from .reentry import refuse_within
-from .request import (
-    Options,
-    check_count,
-    check_flag,
-    check_flash_attention,
-    check_seed,
-    make_request,
-    random_seed,
-)
-from .sampling import whole
-from .scorer import SCORING, Scorer
-from .sequence import Completion, Draft
+from .lifecycle import refuse_within
+from .load_options import LoadOptions, check_load_options
+from .request import Options, Prompt, check_count, check_seed, make_request, random_seed
+from .scoring import SCORING, Scorer
+from .sequence import Sequence
 from .threads import check_threads, make_governor
 from .validate import check_model_file
 
-PARALLEL = 8  # sequences that decode together, unless the caller says otherwise
-_MOST_PARALLEL = 256  # LLAMA_MAX_SEQ
+PARALLEL = 8  # default number of sequences that decode together
+_MAX_PARALLEL = 256  # LLAMA_MAX_SEQ
 
-Prompts = str | Sequence[str] | Sequence[Sequence[int]]
+Prompts = str | abc.Sequence[Prompt]
+_NO_PROMPTS = (bytes, bytearray, abc.Mapping, abc.Set, io.IOBase)
 
 
-def check_parallel(parallel: object) -> int:
-    """As Python's number. Raises `UsageError` for more sequences at a time than llama.cpp has, or none."""
-    number = whole(parallel)
-    if number is None or not 1 <= number <= _MOST_PARALLEL:
-        raise UsageError(f"{parallel!r} sequences at a time were asked for; 1 to {_MOST_PARALLEL} are possible")
-    return number
+def check_parallel(parallel: object, name: str = "parallel") -> int:
+    """The number as a Python integer. Raises `UsageError` for more sequences than llama.cpp decodes together."""
+    return check_count(name, parallel, 1, _MAX_PARALLEL)
 
 
 class _Closable(Protocol):
@@ -62,11 +63,11 @@ class _Closable(Protocol):
 
 
 class Model(Scorer):
-    """A GGUF file in memory. Its calls may come from several threads; they take turns.
+    """A GGUF file in memory. Several threads may call it; they take turns.
 
-    `positions` is the context's length in tokens, `vocabulary` the number of logits (those of real tokens come first,
-    `real_vocabulary` of them; behind are only pad tokens), `width` that of a hidden state, `quant_type` the level's
-    name (None where the file does not say), `huge_pages` whether its weights are in memory of its own.
+    `positions` is the length of the context in tokens, `vocabulary` the number of logits (the first `real_vocabulary`
+    belong to real tokens, the others to pad tokens), `width` the size of a hidden state, `quant_type` the name of the
+    file's quant type (None if the file does not state it), `huge_pages` whether the weights are in private memory.
     """
 
     def __init__(
@@ -102,6 +103,30 @@ class Model(Scorer):
         self._several: Engine | None = None
 
     @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        type: str | None = None,
+        revision: str | None = None,
+        offline: bool = False,
+        **options: Unpack[LoadOptions],
+    ) -> Self:
+        """Loads a model by its name on the Hugging Face Hub, a checkpoint folder, or a GGUF file.
+
+        A checkpoint is converted to the quant type `type` (default q4_k_m) and kept in the cache. `revision` is a
+        branch, tag or commit on the Hub; `offline` uses only files on this machine. `options` are those of `load`.
+        Raises `ModelNotFoundError`, `CheckpointError`, and the errors of `load`.
+        """
+        from dgpt2_quant.quantize.store.model_files import model_file
+
+        check_load_options(**options)  # before a download or a conversion
+        if not model or not isinstance(model, str | os.PathLike):
+            raise UsageError(f"`model` must be a name, a folder or a GGUF file, not {model!r}")
+        _, path = model_file(os.fspath(model), type=type, revision=revision, offline=offline)
+        return cls.load(path, **options)
+
+    @classmethod
     def load(
         cls,
         path: str | Path,
@@ -112,62 +137,59 @@ class Model(Scorer):
         kv_type: str = "f16",
         huge_pages: bool = True,
     ) -> Self:
-        """Loads a GGUF file, checked first (llama.cpp aborts the process on a malformed one).
+        """Loads a GGUF file. It is checked first: llama.cpp aborts the process on a malformed one.
 
-        At most `ctx_size` positions (default, and limit: the model's own number); `threads` is a number, or "auto": the
-        cores that other programs leave. `flash_attention` "auto" takes what is
-        fastest and keeps the text of a seed the same on every number of threads; `kv_type` (f32, f16, bf16, q8_0) is
-        that of the cache (docs/runtime.md tells what they change). `huge_pages` makes decoding faster where Linux has
-        them, and a file harmless that is cut short later; without, the file is mapped, and processes share it.
+        The context has at most `ctx_size` positions (default and limit: the model's own number). `threads` is a number,
+        or "auto" for the cores that other programs leave free. `flash_attention` "auto" is fastest, and gives the same
+        text for a seed with every number of threads; `kv_type` (f32, f16, bf16, q8_0) is the type of the KV cache
+        (docs/runtime.md has their effects). `huge_pages` speeds up decoding where Linux has them, and keeps the model
+        usable if the file is truncated later; without it the file is mapped, and processes share the memory.
         Raises `ModelNotFoundError`, `GGUFError`, `UsageError` or `RuntimeFailure`.
         """
         if not path or not isinstance(path, str | os.PathLike):
-            raise UsageError(f"path is {path!r}, not the path of a GGUF file", "Give a str or a Path.")
+            raise UsageError(f"`path` must be the path of a GGUF file, not {path!r}", "Give a str or a Path.")
         path = require_file(Path(path))
-        if ctx_size is not None:
-            ctx_size = check_count("the context size", ctx_size, 1)
-        if not isinstance(kv_type, str) or kv_type not in KV_TYPES:
-            raise UsageError(f"the cache's type is {kv_type!r}; there are {', '.join(KV_TYPES)}")
-        if kv_type == "q8_0" and not flash_attention:
-            raise UsageError("a cache of q8_0 needs flash attention", "Leave it on, or take f16.")
-        flash_attention = check_flash_attention(flash_attention)
-        huge_pages = check_flag("huge_pages", huge_pages)
-        threads = check_threads(threads)
-        require_threads(make_governor(threads).most)  # where OpenMP gets none it ends the process
+        options = check_load_options(ctx_size, threads, flash_attention, kv_type, huge_pages)
+        require_threads(make_governor(options["threads"]).most)  # without a thread OpenMP ends the process
         header = check_model_file(path)
         trained: int = header.metadata["gpt2.context_length"]
         bos, quant_type = header.metadata.get("tokenizer.ggml.bos_token_id"), header.quant_type
-        del header  # with a large vocabulary it takes room that llama.cpp needs now
-        native = NativeModel(path, huge_pages=huge_pages)
-        # llama.cpp takes token 11, a comma, where a file names none; GPT-2 has one token for both
+        del header  # a large vocabulary takes memory that llama.cpp needs now
+        native = NativeModel(path, huge_pages=options.pop("huge_pages"))
+        # llama.cpp takes token 11, a comma, if the file names none; GPT-2 has one token for both
         native.bos = native.eos if bos is None else bos
         try:
-            return cls(
-                path,
-                native,
-                min(ctx_size or trained, trained),
-                threads=threads,
-                quant_type=quant_type,
-                flash_attention=flash_attention,
-                kv_type=kv_type,
-            )
+            positions = min(options.pop("ctx_size") or trained, trained)
+            return cls(path, native, positions, quant_type=quant_type, **options)
         except BaseException:
             native.close()
             raise
 
     @property
     def threads(self) -> int:
-        """What decoding uses now; with "auto" it changes."""
+        """The number of threads that decode now; with "auto" it changes."""
         return self._single.governor.threads
 
-    def stream(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Generation:
-        """Starts a generation: iterate over it for pieces of text. `Options` tells what can be said by keyword.
+    @threads.setter
+    def threads(self, threads: int | Literal["auto"]) -> None:
+        """Sets it for later calls. Raises `UsageError` as `load` does, `RuntimeFailure` if no thread can be started."""
+        threads = check_threads(threads)
+        require_threads(make_governor(threads).most)
+        with self._lock:
+            self._open()
+            self._threads = threads
+            for engine in (self._single, self._several):
+                if engine is not None:
+                    engine.governor = make_governor(threads)
 
-        An empty prompt begins a new text. Raises `UsageError` for a prompt that does not fit the context, or a
-        setting out of range.
+    def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Generation:
+        """Starts a text: iterate for its events, which are pieces of text. `Options` lists the keyword arguments.
+
+        An empty prompt begins a new text. Raises `UsageError` for a prompt that does not fit the context, or a setting
+        out of range.
         """
-        drafts = [self.make_draft(prompt, **options)]
-        return Generation(drafts[0], self._write(drafts), partial(self._end, drafts))
+        sequences = [self.new_sequence(prompt, **options)]
+        return Generation(sequences, self._write(sequences), partial(self._end, sequences))
 
     def batch(
         self,
@@ -177,28 +199,30 @@ class Model(Scorer):
         parallel: int = PARALLEL,
         **options: Unpack[Options],
     ) -> Batch:
-        """Starts `num_return_sequences` texts for each prompt, `parallel` at a time; iterate for (number, piece).
+        """Starts `num_return_sequences` texts for each prompt, `parallel` at a time; iterate for their events.
 
-        Text i of a prompt has the seed `seed + i`. Texts that decode together may differ in a token from the same
-        ones alone (docs/runtime.md); `parallel=1` writes one after the other, just as `stream` would.
+        Text i of a prompt has the seed `seed + i`. Texts that decode together may differ in a token from the same texts
+        alone (docs/runtime.md); `parallel=1` writes one after the other, exactly as `stream` does.
         """
         num_return_sequences = check_count("num_return_sequences", num_return_sequences, 1)
         seed = check_seed(options.get("seed"))
         first = random_seed() if seed is None else seed
-        if not isinstance(prompts, Iterable) or isinstance(prompts, bytes | bytearray | Mapping | Set | io.IOBase):
+        if not isinstance(prompts, Iterable) or isinstance(prompts, _NO_PROMPTS):
             raise UsageError(
-                f"prompts is {reprlib.repr(prompts)}, not a str or a list of them", "Pass '' to begin a new text."
+                f"`prompts` must be a str or a list of prompts, not {reprlib.repr(prompts)}",
+                "Pass '' to begin a new text.",
             )
-        drafts = []
+        sequences: list[Sequence] = []
         for prompt in [prompts] if isinstance(prompts, str) else prompts:
             for number in range(num_return_sequences):
                 options["seed"] = first + number
-                drafts.append(self.make_draft(prompt, **options))
-        return self.write(drafts, parallel=parallel)
+                sequences.append(self.new_sequence(prompt, number=len(sequences), **options))
+        return self.write(sequences, parallel=parallel)
 
-    def write(self, drafts: Sequence[Draft], *, parallel: int = PARALLEL) -> Batch:
-        """Starts texts that `make_draft` made, each with settings of its own, `parallel` at a time."""
-        return Batch(drafts, self._write(drafts, check_parallel(parallel)), partial(self._end, drafts), self._lock)
+    def write(self, sequences: abc.Sequence[Sequence], *, parallel: int = PARALLEL) -> Batch:
+        """Starts sequences from `new_sequence`, which may differ in their settings, `parallel` at a time."""
+        events = self._write(sequences, check_parallel(parallel))
+        return Batch(sequences, events, partial(self._end, sequences), self._lock)
 
     def generate(
         self,
@@ -208,7 +232,7 @@ class Model(Scorer):
         parallel: int = PARALLEL,
         **options: Unpack[Options],
     ) -> list[list[Completion]]:
-        """`num_return_sequences` completions for each prompt; see `batch`, and `Options`."""
+        """Returns `num_return_sequences` completions for each prompt; see `batch` and `Options`."""
         batch = self.batch(prompts, num_return_sequences=num_return_sequences, parallel=parallel, **options)
         found, size = batch.run(), num_return_sequences
         return [found[start : start + size] for start in range(0, len(found), size)]
@@ -216,51 +240,60 @@ class Model(Scorer):
     def tokenize(self, text: str, *, special: bool = True, add_special: bool | None = None) -> list[int]:
         """The text's token ids. With `special`, `<|endoftext|>` in it is the control token of that name.
 
-        With `add_special` (default: as `special`) the beginning-of-text token comes first, if the file says so
-        (`tokenizer.ggml.add_bos_token`), as it does for a prompt. Raises `UsageError` for what is not a str.
+        With `add_special` (default: the value of `special`) the beginning-of-text token comes first if the file states
+        so (`tokenizer.ggml.add_bos_token`), as in a prompt. Raises `UsageError` for anything but a str.
         """
         if not isinstance(text, str):
-            raise UsageError(f"text is {reprlib.repr(text)}, not a str", "Decode bytes first.")
+            raise UsageError(f"`text` must be a str, not {reprlib.repr(text)}", "Decode bytes first.")
         return self._open().tokenize(text, special, special if add_special is None else add_special)
 
-    def detokenize(self, tokens: Sequence[int]) -> str:
-        """The tokens' text; control tokens have none, bytes that are not UTF-8 become U+FFFD.
+    def detokenize(self, tokens: TokenIds) -> str:
+        """The tokens' text. Control tokens have none; bytes that are not UTF-8 become U+FFFD.
 
-        Raises `UsageError` for what is not a list of token ids.
+        Raises `UsageError` for anything but a list of token ids.
         """
         native = self._open()
         return native.detokenize(token_ids(tokens, native.vocabulary))
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes that one token stands for."""
+        """The bytes of one token."""
         return self._open().piece(token)[0]
 
     def is_end(self, token: int) -> bool:
         """Whether this token ends a text."""
         return self._open().piece(token)[1]
 
-    def make_draft(
-        self, prompt: str | Sequence[int], positions: int | None = None, **options: Unpack[Options]
-    ) -> Draft:
-        """What `stream` would write, not begun: for `write`, or an engine of that many positions."""
+    def new_sequence(
+        self, prompt: Prompt, positions: int | None = None, number: int = 0, **options: Unpack[Options]
+    ) -> Sequence:
+        """A text to start later, with `write` or in an engine of `positions`."""
         native, positions = self._open(), positions or self.positions
-        return Draft(native, make_request(native, positions, prompt, **options), positions)
+        return Sequence(native, make_request(native, positions, prompt, **options), positions, number)
 
     def new_engine(self, slots: int, positions: int) -> Engine:
-        """An engine with a context of its own, of `slots` sequences with so many positions each."""
+        """An engine with its own context, for `slots` sequences of `positions` each."""
         governor = make_governor(self._threads)
-        # of the native model only: a context that led back to this one would keep it in memory
-        make = partial(_new_context, self._open(), positions, slots, governor.threads, KV_TYPES[self._kv_type])
-        by_depth = self._flash_attention == "auto" and self._kv_type in ("f32", "f16")
-        return Engine(DepthContext(make) if by_depth else make(self._flash_attention is not False), governor)
+        # refers to the native model only: a context that refers to this object would keep it in memory
+        new_context = partial(
+            NativeContext,
+            self._open(),
+            positions,
+            slots=slots,
+            batch=CHUNK,
+            threads=governor.threads,
+            kv_type=KV_TYPES[self._kv_type],
+        )
+        if self._flash_attention == "auto" and self._kv_type in ("f32", "f16"):
+            return Engine(DepthContext(new_context), governor)
+        return Engine(new_context(flash_attention=self._flash_attention is not False), governor)
 
     def add_user(self, user: _Closable) -> None:
-        """Something that is closed before the model is, as long as it exists."""
+        """Registers an object to close before the model closes, for as long as it exists."""
         self._users.add(user)
 
     def close(self) -> None:
-        """Frees the memory; closing twice is fine. Schedulers of this model are closed first."""
-        if self._process != os.getpid():  # in a forked child it is the parent's, and so may be a lock
+        """Frees the memory, after closing the schedulers of this model. Closing twice is fine."""
+        if self._process != os.getpid():  # in a forked child the memory, and perhaps a lock, are the parent's
             self._native = None
             return
         for user in list(self._users):
@@ -275,79 +308,78 @@ class Model(Scorer):
             self._several, self._scoring, self._native = None, {}, None
         flush()
 
-    def _write(self, drafts: Sequence[Draft], parallel: int = 1) -> Generator[Piece, None, None]:
-        """Writes drafts to their ends, from when it is first asked for a piece; other generations end then."""
+    def _write(self, sequences: abc.Sequence[Sequence], parallel: int = 1) -> Generator[Event, None, None]:
+        """Writes sequences to their ends, starting at the first request for an event, which ends other generations."""
         self._open()
         with self._lock:
-            self._take(drafts)
-            engine = self._engine_for(drafts, parallel)
-            for draft in drafts:
-                engine.add(draft)
-        left = len(drafts)
-        # no `finally`: Python drops an interrupt that comes while it ends a generator that nobody reads any more; the
-        # next one that takes its turn cancels what is left
+            self._take(sequences)
+            engine = self._engine_for(sequences, parallel)
+            for sequence in sequences:
+                engine.add(sequence)
+        left = len(sequences)
+        # no `finally`: Python drops an interrupt that arrives while it closes a generator without a reader; the next
+        # generation that takes its turn cancels what is left
         while left:
             if self._process != os.getpid():
                 self._open()  # in a forked child the lock may be held for ever
             with self._lock:
-                if self._turn is not drafts:
+                if self._turn is not sequences:
                     self._open()
                     raise RuntimeFailure("another generation of this model has begun, so this one cannot go on")
                 pieces = engine.step()
-            for piece in pieces:
-                if piece[0].completion:
+            for sequence, text in pieces:
+                if sequence.completion:
                     left -= 1
-                if piece[1]:
-                    yield piece
+                if (event := sequence.event(text)) is not None:
+                    yield event
 
-    def _end(self, drafts: Sequence[Draft]) -> None:
-        """Ends what `_write` writes, if it is still its turn."""
+    def _end(self, sequences: abc.Sequence[Sequence]) -> None:
+        """Ends what `_write` writes, if it still has its turn."""
         if self._process == os.getpid():
             with self._lock:
-                if self._turn is drafts and self._native is not None:
+                if self._turn is sequences and self._native is not None:
                     self._take(None)
 
-    def _take(self, turn: object) -> NativeModel:
-        """Makes it someone's turn: whatever was going on in these contexts is over."""
-        native = self._open()
+    def _take(self, turn: object) -> None:
+        """Starts a turn: ends everything else in these contexts."""
+        self._open()
         engines = [engine for engine in (self._single, self._several) if engine]
         for engine in engines:
             refuse_within(engine, Engine.step)
         self._turn = turn
         for engine in engines:
             engine.cancel_all()
-        return native
 
     def _context_for(self, *, features: bool = False) -> NativeContext:
-        """The context to score in, apart from those that generate."""
+        """The context for scoring, separate from those that generate."""
         native = self._open()
         refuse_within(self, *SCORING)
         found = self._scoring.get(features)
         if found is None:
-            # hidden states are compared with other implementations', which do not round their caches to 16 bits
+            # hidden states are compared with those of other programs, which do not round their caches to 16 bits
             found = self._scoring[features] = NativeContext(
                 native,
                 self.positions,
                 threads=self.threads,
                 embeddings=features,
                 kv_type=F32 if features else F16,
-                flash_attention=not features,  # several tokens at once: there it lets no threads into the bits
+                flash_attention=not features,  # with several tokens at once its bits do not depend on threads
             )
         if found.threads != self.threads:
             found.set_threads(self.threads)
         return found
 
-    def _engine_for(self, drafts: Sequence[Draft], parallel: int) -> Engine:
-        """The one for single sequences, or one with enough slots: the last, or a new one where that is too small."""
-        slots = min(parallel, len(drafts))
+    def _engine_for(self, sequences: abc.Sequence[Sequence], parallel: int) -> Engine:
+        """The engine for one sequence, or one with enough slots: the last one, or a new one if that is too small."""
+        slots = min(parallel, len(sequences))
         if slots <= 1:
             return self._single
-        positions = min(max(draft.next_position + draft.room for draft in drafts), self.positions)
+        positions = min(max(sequence.next_position + sequence.room for sequence in sequences), self.positions)
         found = self._several
         if found is None or found.context.slots < slots or found.context.positions < positions:
             if found is not None:
                 found.close()
-                self._several = None  # before the next one is made: there may be no memory for both
+                self._several = None  # first: there may be no memory for both
                 flush()
             found = self._several = self.new_engine(slots, positions)
         return found
@@ -357,24 +389,10 @@ class Model(Scorer):
             raise RuntimeFailure(f"the model {self.path} is closed", "Load it again.")
         if self._process != os.getpid():
             raise RuntimeFailure(
-                f"the model {self.path} was loaded in process {self._process}; this is a child that it forked",
-                "Load it in each process, or start processes by `spawn`.",
+                f"the model {self.path} was loaded in process {self._process}, which forked this one",
+                "Load it in each process, or start processes with the method `spawn`.",
             )
         return self._native
 
     def __reduce__(self) -> NoReturn:
-        raise UsageError("a Model can not be copied or pickled", "Load its file again.")
-
-
-def _new_context(
-    native: NativeModel, positions: int, slots: int, threads: int, kv_type: int, flash_attention: bool
-) -> NativeContext:
-    return NativeContext(
-        native,
-        positions,
-        slots=slots,
-        batch=CHUNK,
-        threads=threads,
-        flash_attention=flash_attention,
-        kv_type=kv_type,
-    )
+        raise UsageError("a Model cannot be copied or pickled", "Load its file again.")

@@ -1,4 +1,4 @@
-"""`pipeline("text-generation")` for those who come from Transformers: the same calls and output shapes, on llama.cpp.
+"""`pipeline("text-generation")` as in Transformers: the same calls and output shapes, on llama.cpp.
 
 from dgpt2_quant.runtime import pipeline, set_seed
 
@@ -6,14 +6,15 @@ generator = pipeline("text-generation", model="distilgpt2")
 set_seed(42)
 generator("Hello, I'm a language model", max_length=20, num_return_sequences=5)
 
-Names, defaults and meanings are those of TextGenerationPipeline and GenerationConfig in Transformers 5. The texts for a
-seed are others than PyTorch's: another generator of random numbers, and quantized weights.
+Names, defaults and meanings are those of TextGenerationPipeline and GenerationConfig in Transformers 5. A seed gives
+other texts than with PyTorch, whose random numbers and weights differ.
 """
 
 import io
 import random
 import reprlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections import abc
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -23,10 +24,10 @@ from dgpt2_quant.core.errors import UsageError
 from .lifecycle import Closing
 from .model import PARALLEL, Model, check_parallel
 from .request import check_count, check_flag
-from .sequence import Draft
+from .sequence import Sequence
 
 _random = random.Random()
-# what it does something with, and Transformers' defaults
+# the options with an effect, and Transformers' defaults
 _DEFAULTS: Mapping[str, Any] = {
     "max_new_tokens": 256,
     "do_sample": True,
@@ -51,7 +52,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "min_new_tokens": None,
 }
 _OTHER_NAMES: Mapping[str, str] = {"stop_sequence": "stop_strings"}
-# for the others None is a value of its own: off
+# for the other options None means off
 _NONE_IS_DEFAULT = (
     "num_return_sequences",
     "prefix",
@@ -63,19 +64,19 @@ _NONE_IS_DEFAULT = (
     "max_new_tokens",
     "repetition_penalty",
 )
-# What tutorials pass, and the values that change nothing here; everything else about them is refused by name. (None
-# changes nothing for any of Transformers' options.)
+# Other options in Transformers' tutorials, and their values that change nothing here; other values are refused. (None
+# changes nothing for any option.)
 _ANY: Any = object()
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "pad_token_id": _ANY,  # there is no padding: texts of different lengths decode together
+    "pad_token_id": _ANY,  # texts of different lengths decode together without padding
     "return_text": (True,),
     "tokenizer": _ANY,  # the file has its own
     "feature_extractor": (),
     "framework": ("pt",),
-    "torch_dtype": ("auto", "float32", "float16", "bfloat16"),  # the quantization type decides
+    "torch_dtype": ("auto", "float32", "float16", "bfloat16"),  # the quant type decides
     "dtype": ("auto", "float32", "float16", "bfloat16"),
     "device_map": ("auto", "cpu"),
-    "trust_remote_code": (True, False),  # there is no such code
+    "trust_remote_code": (True, False),  # none is ever run
     "use_fast": (True, False),
     "token": (),
     "use_auth_token": (),
@@ -90,7 +91,7 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "diversity_penalty": (0.0,),
     "use_cache": (True,),
     "clean_up_tokenization_spaces": (False,),
-    "add_special_tokens": (True, False),  # a GPT-2's text has none by itself
+    "add_special_tokens": (True, False),  # GPT-2 adds none
     "no_repeat_ngram_size": (0,),
     "encoder_no_repeat_ngram_size": (0,),
     "encoder_repetition_penalty": (1.0,),
@@ -115,7 +116,7 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "begin_suppress_tokens": (),
     "forced_bos_token_id": (),
     "forced_eos_token_id": (),
-    "bos_token_id": _ANY,  # only for an empty prompt, where the file's own is taken
+    "bos_token_id": _ANY,  # only for an empty prompt, which begins with the file's own
     "logits_processor": ((), []),
     "stopping_criteria": ((), []),
     "generation_config": (),
@@ -130,7 +131,7 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 
 
 def set_seed(seed: int) -> None:
-    """Makes the pipelines' next calls reproducible."""
+    """Makes the next calls of pipelines reproducible."""
     _random.seed(seed)
 
 
@@ -144,29 +145,24 @@ def pipeline(
     device: int | str | None = None,
     **options: Any,
 ) -> "TextGenerationPipeline":
-    """A generator of text. `model` is what the command line takes, a .gguf file, or a loaded `Model`.
+    """A text generator. `model` is a loaded `Model`, or what `Model.from_pretrained` takes with `type` and `revision`.
 
-    A checkpoint is converted first, to `type` (default q4_k_m), into the cache. `options` become the defaults of its
-    calls; those of Transformers that change nothing here, such as `torch_dtype`, are accepted. Raises `UsageError` for
-    another task or device, or an option that is not known.
+    `options` become the defaults of its calls; options of Transformers that change nothing here, such as `torch_dtype`,
+    are accepted. Raises `UsageError` for another task or device, or an unknown option.
     """
     if task not in ("text-generation", None):
-        raise UsageError(f"the task is {task!r}; a GPT-2 is for text-generation")
+        raise UsageError(f"`task` must be text-generation, not {task!r}")
     if str(device) not in ("None", "-1", "cpu"):  # also torch.device("cpu")
-        raise UsageError(f"device is {device!r}; this runs on the CPU: 'cpu' or -1", "Leave it out.")
-    if model is None:
-        model = "distilbert/distilgpt2"
-    if isinstance(model, Model):
-        return TextGenerationPipeline(model, **options)
-    from dgpt2_quant.quantize.store.model_files import model_file
-
-    _settings(options, {})  # a wrong one is told before a model is converted
-    _, path = model_file(str(model), type=type, revision=revision)
-    return TextGenerationPipeline(Model.load(path, threads=threads), **options)
+        raise UsageError(f"`device` must be 'cpu' or -1, not {device!r}", "Leave it out.")
+    _settings(options, {})  # before a download or a conversion
+    if not isinstance(model, Model):
+        name = "distilbert/distilgpt2" if model is None else str(model)
+        model = Model.from_pretrained(name, type=type, revision=revision, threads=threads)
+    return TextGenerationPipeline(model, **options)
 
 
 class TextGenerationPipeline(Closing):
-    """Call it with a text or several; `model` is the `Model` behind it. `options` are defaults for the calls."""
+    """Generates text when called with one text or several. `options` are defaults for the calls."""
 
     def __init__(self, model: Model, **options: Any) -> None:
         _settings(options, {})
@@ -174,15 +170,15 @@ class TextGenerationPipeline(Closing):
         self._options = options
 
     def __call__(self, text_inputs: Any, **options: Any) -> Any:
-        """`[{"generated_text": ...}, ...]` for a text, one for each sequence; a list of such lists for a list of texts.
+        """Returns `[{"generated_text": ...}, ...]` for a text, and a list of such lists for a list of texts.
 
-        For a generator, a data set or another source of texts that need not be in memory, an iterator of such lists:
-        each is there as soon as its batch of `batch_size` sequences is written.
+        For a generator, a data set or another lazy source of texts, returns an iterator of such lists, which gives each
+        list when its batch of `batch_size` sequences is complete.
 
-        `max_new_tokens` counts new tokens, `max_length` the prompt's too (the former wins), and so do
-        `min_new_tokens` and `min_length`. `do_sample=False` takes the likeliest token. `return_full_text=False` leaves
-        the prompt out; `return_tensors=True` gives `generated_token_ids` instead of texts. Stop strings are cut off.
-        Raises `UsageError` for an option that is not known here, or a value out of range.
+        `max_new_tokens` counts new tokens, `max_length` the prompt's too (the former takes precedence), and likewise
+        `min_new_tokens` and `min_length`. `do_sample=False` is greedy. `return_full_text=False` omits the prompt;
+        `return_tensors=True` returns `generated_token_ids` instead of texts. Stop strings are cut off.
+        Raises `UsageError` for an unknown option, or a value out of range.
         """
         settings = _settings(options, self._options)
         if isinstance(text_inputs, str):
@@ -193,38 +189,43 @@ class TextGenerationPipeline(Closing):
         if (isinstance(text_inputs, Iterator) or is_data_set) and not isinstance(text_inputs, _NO_TEXTS):
             return self._write_lazily(text_inputs, settings)
         raise UsageError(
-            f"{reprlib.repr(text_inputs)} is neither a text nor a list of texts", "Give a str, a list or a generator."
+            f"`text_inputs` must be a text or texts, not {reprlib.repr(text_inputs)}",
+            "Give a str, a list or a generator.",
         )
 
     def _write_lazily(self, source: Any, settings: Mapping[str, Any]) -> Iterator[list[dict[str, Any]]]:
-        count = max(1, check_parallel(settings["batch_size"]) // self._sequences(settings))
+        count = max(1, settings["batch_size"] // self._count(settings))
         texts = iter(source) if hasattr(source, "__iter__") else (source[index] for index in range(len(source)))
         while some := [_text(text) for text in islice(texts, count)]:
             yield from self._write(some, settings)
 
-    def _sequences(self, settings: Mapping[str, Any]) -> int:
+    def _count(self, settings: Mapping[str, Any]) -> int:
         count = check_count("num_return_sequences", settings["num_return_sequences"], 1)
         if count > 1 and not settings["do_sample"]:
-            raise UsageError(f"num_return_sequences is {count} without sampling: they would all be the same text")
+            raise UsageError(
+                f"`num_return_sequences` must be 1 without `do_sample`, not {count}: all texts would be equal"
+            )
         return count
 
-    def _write(self, texts: Sequence[str], settings: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
-        count = self._sequences(settings)
-        drafts = [self._draft(text, settings) for text in texts for _ in range(count)]
-        completions = self.model.write(drafts, parallel=settings["batch_size"]).run()
+    def _write(self, texts: abc.Sequence[str], settings: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
+        count = self._count(settings)
+        sequences = [self._sequence(text, settings) for text in texts for _ in range(count)]
+        completions = self.model.write(sequences, parallel=settings["batch_size"]).run()
         records: list[dict[str, Any]] = []
         for number, completion in enumerate(completions):
             if settings["return_tensors"]:
-                ids = [*drafts[number].request.prompt, *completion.token_ids]
+                ids = [*sequences[number].request.prompt, *completion.token_ids]
                 records.append({"generated_token_ids": ids})
                 continue
             text = completion.text
-            if completion.token_ids and completion.token_ids[-1] in drafts[number].request.stop_token_ids:
-                text += self.model.detokenize(completion.token_ids[-1:])  # of an ordinary token Transformers has it
+            if completion.token_ids and completion.token_ids[-1] in sequences[number].request.stop_token_ids:
+                text += self.model.detokenize(
+                    completion.token_ids[-1:]
+                )  # Transformers keeps a stop token that has text
             records.append({"generated_text": (texts[number // count] if settings["return_full_text"] else "") + text})
         return [records[start : start + count] for start in range(0, len(records), count)]
 
-    def _draft(self, text: str, settings: Mapping[str, Any]) -> Draft:
+    def _sequence(self, text: str, settings: Mapping[str, Any]) -> Sequence:
         prompt = self.model.tokenize(settings["prefix"] + text)
         length = len(prompt) or 1
         if settings["max_new_tokens"] is not None:
@@ -233,8 +234,8 @@ class TextGenerationPipeline(Closing):
             max_tokens = check_count("max_length", settings["max_length"]) - length
             if max_tokens <= 0:
                 raise UsageError(
-                    f"the prompt has {length} tokens, and max_length is {settings['max_length']}",
-                    "Raise max_length, or use max_new_tokens.",
+                    f"`max_length` must be more than the prompt's {length} tokens, not {settings['max_length']}",
+                    "Raise it, or use `max_new_tokens`.",
                 )
         ends = settings["eos_token_id"]
         temperature = 1.0 if settings["temperature"] is None else settings["temperature"]
@@ -245,13 +246,13 @@ class TextGenerationPipeline(Closing):
             prompt = self._end_of(prompt, max_tokens)
         elif settings["truncation"]:
             prompt = prompt[: self.model.positions]
-        return self.model.make_draft(
+        return self.model.new_sequence(
             prompt,
             max_tokens=max_tokens,
             min_tokens=min_tokens,
             seed=_random.getrandbits(32),
             stop=settings["stop_strings"] or (),
-            # those that are named end a text, instead of the model's own
+            # they replace the model's own
             stop_token_ids=(ends,) if isinstance(ends, int) else ends,
             ignore_eos=ends is not None,
             temperature=temperature if settings["do_sample"] else 0,
@@ -265,12 +266,12 @@ class TextGenerationPipeline(Closing):
         )
 
     def _end_of(self, prompt: list[int], max_tokens: int) -> list[int]:
-        """What of a prompt leaves room for so many new tokens."""
+        """The end of a prompt that leaves room for `max_tokens` new tokens."""
         kept = self.model.positions - max_tokens
         if kept <= 0:
             raise UsageError(
-                f"{max_tokens} new tokens leave no room for a prompt: this model has {self.model.positions} positions",
-                "Lower max_new_tokens or max_length.",
+                f"`max_new_tokens` must be at most {self.model.positions - 1} to leave a prompt room, not {max_tokens}",
+                "Lower it, or `max_length`.",
             )
         return prompt[-kept:]
 
@@ -284,14 +285,14 @@ _NO_TEXTS = (Mapping, bytes, bytearray, memoryview, io.IOBase)
 
 def _text(text: Any) -> str:
     if isinstance(text, list | tuple | dict):
-        raise UsageError("a GPT-2 continues texts; it has no chats", "Give a text, or a list of texts.")
+        raise UsageError("a GPT-2 continues texts, it cannot chat", "Give a text, or a list of texts.")
     if not isinstance(text, str):
-        raise UsageError(f"{reprlib.repr(text)} is not a text", "Give a str, or a list of them.")
+        raise UsageError(f"each text must be a str, not {reprlib.repr(text)}")
     return text
 
 
 def _settings(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a call, with the pipeline's and then Transformers' for what it does not say."""
+    """The options of a call; missing ones are the pipeline's, then Transformers' defaults."""
     found = dict(_DEFAULTS)
     for given in (defaults, options):
         for name, value in given.items():
@@ -299,27 +300,28 @@ def _settings(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[s
             if known in _NEUTRAL:
                 _check_neutral(name, value)
             elif known not in _DEFAULTS:
-                raise UsageError(f"{name}={value!r} is not for this pipeline", f"It takes {', '.join(_DEFAULTS)}.")
+                raise UsageError(f"there is no option `{name}`", f"The options are {', '.join(_DEFAULTS)}.")
             elif value is not None or known not in _NONE_IS_DEFAULT:
                 found[known] = value
         if given.get("max_length") is not None and given.get("max_new_tokens") is None:
-            found["max_new_tokens"] = None  # its default would win otherwise
+            found["max_new_tokens"] = None  # otherwise its default would take precedence
+    found["batch_size"] = check_parallel(found["batch_size"], "batch_size")
     for name in ("do_sample", "return_full_text", "return_tensors"):
         found[name] = check_flag(name, found[name])
     if found["truncation"] not in (True, False, "longest_first", "only_first", "do_not_truncate"):
-        raise UsageError(f"truncation is {found['truncation']!r}; it is True or False")
+        raise UsageError(f"`truncation` must be True or False, not {found['truncation']!r}")
     found["truncation"] = found["truncation"] not in (False, "do_not_truncate")
     if found["handle_long_generation"] not in (None, "hole"):
-        raise UsageError(f"handle_long_generation is {found['handle_long_generation']!r}; it is None or 'hole'")
+        raise UsageError(f"`handle_long_generation` must be None or 'hole', not {found['handle_long_generation']!r}")
     return found
 
 
 def _check_neutral(name: str, value: Any) -> None:
-    """Raises `UsageError` for a value that would change something in Transformers, and can not here."""
+    """Raises `UsageError` for a value that has an effect in Transformers, but not here."""
     neutral = _NEUTRAL[name]
     if neutral is _ANY or value is None:
         return
     spelled = str(value).removeprefix("torch.") if type(value).__module__ == "torch" else value
     if not any(spelled == allowed and isinstance(spelled, bool) == isinstance(allowed, bool) for allowed in neutral):
-        there = ", ".join(map(repr, neutral)) or "None"
-        raise UsageError(f"{name}={value!r} is not for this pipeline; it takes {there}", "Leave it out.")
+        there = " or ".join(map(repr, neutral)) or "None"
+        raise UsageError(f"`{name}` must be {there} in this pipeline, not {value!r}", "Leave it out.")

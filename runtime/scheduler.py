@@ -1,9 +1,9 @@
-"""Continuous batching: requests come and go one by one, and decode together in one context while they are there.
+"""Continuous batching: requests arrive and end one by one, and decode together in one context.
 
 with Scheduler(model, parallel=8) as scheduler:
-    ticket = scheduler.submit("Once upon a time", max_tokens=64)
-    for event in ticket:
-        print(event.text, end="")
+    handle = scheduler.submit("Once upon a time", max_tokens=64)
+    for event in handle:
+        print(event, end="")
 """
 
 import _thread
@@ -14,7 +14,6 @@ import os
 import reprlib
 import threading
 import weakref
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from queue import Empty, SimpleQueue
@@ -24,22 +23,19 @@ from dgpt2_quant.core.errors import OverloadedError, RuntimeFailure, UsageError
 from dgpt2_quant.core.workers import no_more_threads, require_threads
 from dgpt2_quant.runtime.native.calls import flush, in_native_thread
 
-from .engine import Engine, Totals
+from .engine import Engine, Piece, Totals
 from .lifecycle import Closing
 from .model import PARALLEL, Model, check_parallel
-from .request import Options, check_count
-from .request_handle import Event, Ticket
-from .sequence import Draft
+from .request import Options, Prompt, check_count
+from .request_handle import RequestHandle
+from .sequence import Sequence
 
-QUEUE = 64  # requests that may wait, unless the caller says otherwise
+QUEUE = 64  # default number of requests that may wait
 
 
 @dataclass(frozen=True)
 class Stats:
-    """Requests that wait and that are worked on, those that ended, and what was computed for them since the start.
-
-    A snapshot: later work does not change it.
-    """
+    """A snapshot of a scheduler: waiting and active requests, requests that ended, and the totals since the start."""
 
     waiting: int
     active: int
@@ -52,85 +48,85 @@ class Stats:
 
 @dataclass
 class _Job:
-    """A request on its way. The ticket is the caller's: when nobody has it any more, nobody waits for the text."""
+    """A request in progress. The caller owns the handle; when it is gone, no one waits for the text."""
 
-    draft: Draft
-    ticket: "weakref.ref[Ticket]"
-    sent: int = 0  # tokens that have been reported
+    sequence: Sequence
+    handle: "weakref.ref[RequestHandle]"
     cancelled: bool = False
 
 
 class Scheduler(Closing):
-    """Requests for one model, from any thread: `parallel` at a time, in the order in which they came.
+    """Runs requests of any thread on one model, `parallel` at a time, in the order of their arrival.
 
-    At most `queue` more may wait. Each has `ctx_size` positions (default: the model's). One thread of its own does the
-    work; prompts are computed in chunks between the steps of the others. Closing the model closes its schedulers. One
-    that is dropped without `close` finishes the requests whose tickets are kept, as a `ThreadPoolExecutor` does, and
-    ends.
+    At most `queue` more may wait. Each has `ctx_size` positions (default: the model's). A thread of the scheduler does
+    the work; prompts are computed in chunks between the steps of the others. Closing the model closes its schedulers. A
+    scheduler that is dropped without `close` finishes the requests whose handles still exist, as a `ThreadPoolExecutor`
+    does, and ends.
     """
 
     def __init__(
         self, model: Model, *, parallel: int = PARALLEL, queue: int = QUEUE, ctx_size: int | None = None
     ) -> None:
         if not isinstance(model, Model):
-            raise UsageError(f"model is {reprlib.repr(model)}, not a Model", "Make one: Model.load(path).")
+            raise UsageError(f"`model` must be a Model, not {reprlib.repr(model)}", "Load one with Model.load(path).")
         parallel = check_parallel(parallel)
         queue = check_count("queue", queue)
         if ctx_size is not None:
-            ctx_size = check_count("the context size", ctx_size, 1)
+            ctx_size = check_count("ctx_size", ctx_size, 1)
         self.model = model
         self.parallel = parallel
         self.queue = queue
         self.positions = min(ctx_size or model.positions, model.positions)
         self._lock = threading.RLock()
         self._worker = worker = _Worker(model.new_engine(parallel, self.positions))
-        # the callback is C, so that no interrupt can come in between
+        # the callback is C, so no interrupt can arrive in it
         worker.scheduler = weakref.ref(self, worker.inbox.put)
         model.add_user(worker)
-        in_native_thread(worker.start)  # an interrupt in the middle of `Thread.start` could hang the new thread
+        in_native_thread(worker.start)  # an interrupt in `Thread.start` could hang the new thread
 
-    def submit(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Ticket:
-        """Hands in a request; its events come by the ticket. `Options` has the keywords.
+    def submit(self, prompt: Prompt, **options: Unpack[Options]) -> RequestHandle:
+        """Submits a request; the handle gives its events. `Options` lists the keyword arguments.
 
-        Raises `UsageError` for a prompt or a setting that is not possible, `OverloadedError` when the queue is full,
-        and `RuntimeFailure` when the scheduler is closed.
+        Raises `UsageError` for a prompt that does not fit or a setting out of range, `OverloadedError` when the queue
+        is full, and `RuntimeFailure` when the scheduler is closed.
         """
-        draft = self.model.make_draft(prompt, self.positions, **options)
+        sequence = self.model.new_sequence(prompt, self.positions, **options)
         job: _Job
 
         def cancel() -> None:
-            job.cancelled = True  # the thread looks at it between two steps
+            job.cancelled = True  # the thread checks it between two steps
 
-        ticket = Ticket(draft.request.seed, draft.timing, cancel)
-        job = _Job(draft, weakref.ref(ticket))
+        handle = RequestHandle(sequence.request.seed, sequence.timing, cancel)
+        job = _Job(sequence, weakref.ref(handle))
         worker = self._worker
         with self._lock:
             if worker.closing:
-                raise RuntimeFailure("the scheduler is closed", "Make another one.")
+                raise RuntimeFailure("the scheduler is closed", "Create another one.")
             if worker.inbox.qsize() + len(worker.jobs) >= self.parallel + self.queue:
                 raise OverloadedError(
-                    f"{self.parallel} requests are being worked on and {self.queue} wait already", "Try again later."
+                    f"the scheduler is full: {self.parallel} requests at a time, and {self.queue} in its queue",
+                    "Try again later, or raise `queue`.",
                 )
             worker.inbox.put(job)
-            if worker.closing:  # it may have ended before this came
+            if worker.closing:  # the thread may have ended before this arrived
                 job.cancelled = True
-                raise RuntimeFailure("the scheduler is closed", "Make another one.")
-        return ticket
+                raise RuntimeFailure("the scheduler is closed", "Create another one.")
+        return handle
 
     @property
     def stats(self) -> Stats:
-        """Where things stand."""
+        """The current state."""
         return self._worker.stats()
 
     def close(self, *, drain: bool = False) -> None:
-        """Ends all requests, or with `drain` waits for them, and frees the context.
+        """Ends all requests, or with `drain` waits for their ends, and frees the context.
 
-        Closing twice is fine; without `drain` it ends what another call waits for.
+        Closing twice is fine; without `drain` it also ends the requests that another `close` waits for.
         """
         self._worker.close(drain=drain)
 
     async def aclose(self, *, drain: bool = False) -> None:
-        """As `close`, for asyncio: the loop goes on meanwhile."""
+        """`close` for asyncio: does not block the event loop."""
         await asyncio.to_thread(self.close, drain=drain)
 
     async def __aenter__(self) -> Self:
@@ -142,29 +138,29 @@ class Scheduler(Closing):
 
 @dataclass(eq=False)
 class _Worker:
-    """What the thread works on. It does not know its `Scheduler`, which can be dropped while the thread waits.
+    """The thread's state. It has no reference to its `Scheduler`, which can be dropped while the thread waits.
 
-    Only the thread changes `jobs` and the engine. Others put requests into `inbox`, a queue of C's that an interrupt
-    cannot leave locked; anything else there means: look whether it is time to end.
+    Only the thread changes `jobs` and the engine. Others put requests into `inbox`, a queue in C that an interrupt
+    cannot leave locked; any other entry means: check whether to end.
     """
 
     engine: Engine
     inbox: "SimpleQueue[_Job | weakref.ref[Scheduler] | None]" = field(default_factory=SimpleQueue)
     scheduler: "weakref.ref[Scheduler] | None" = None
-    jobs: dict[Draft, _Job] = field(default_factory=dict)  # those that the engine has
+    jobs: dict[Sequence, _Job] = field(default_factory=dict)  # of the sequences that the engine has
     counts: dict[str, int] = field(default_factory=lambda: {"finished": 0, "cancelled": 0, "failed": 0})
     closing: bool = False
     draining: bool = False
     process: int = field(default_factory=os.getpid)
     thread: threading.Thread | None = None
-    living: Any = field(default_factory=_thread.allocate_lock)  # taken while the thread runs
+    living: Any = field(default_factory=_thread.allocate_lock)  # held while the thread runs
 
     def start(self) -> None:
         """Raises `RuntimeFailure` when the system allows no more threads."""
         thread = threading.Thread(target=self._run, name="dgpt2-quant scheduler", daemon=True)
         self.living.acquire()
         try:
-            require_threads(self.engine.governor.most)  # OpenMP starts as many for each thread that decodes
+            require_threads(self.engine.governor.most)  # OpenMP starts that many for each thread that decodes
             thread.start()
         except BaseException as error:
             self.closing = True
@@ -182,8 +178,8 @@ class _Worker:
         return Stats(waiting, active, **self.counts, threads=engine.governor.threads, totals=replace(engine.totals))
 
     def end(self, *, drain: bool) -> None:
-        """Lets the thread end, without waiting for it."""
-        # a close that does not wait goes before one that does
+        """Asks the thread to end, without waiting for it."""
+        # a close that does not wait overrides one that does
         self.draining = drain and (self.draining or not self.closing)
         self.closing = True
         self.inbox.put(None)
@@ -201,14 +197,12 @@ class _Worker:
         try:
             while self._take_jobs():
                 try:
-                    for draft, text in self.engine.step():
-                        self._report(draft, text)
-                except BaseException as error:  # what the cache holds is not known any more
+                    self._report(self.engine.step())
+                except BaseException as error:  # the state of the KV cache is unknown
                     self._fail(error)
                     self.engine.reset()
-            for draft, text in self.engine.cancel(*self.jobs):
-                self._report(draft, text)
-        except BaseException as error:  # nobody may wait for a thread that has ended
+            self._report(self.engine.cancel(*self.jobs))
+        except BaseException as error:  # no one may wait for a thread that has ended
             self.closing = True
             self._receive(waits=False)
             self._fail(error)
@@ -217,59 +211,56 @@ class _Worker:
             self.living.release()
 
     def _take_jobs(self) -> bool:
-        """Gives new requests to the engine, and takes from it those that nobody wants; waits where there is nothing to
-        do. False when it is time to end."""
+        """Gives new requests to the engine and cancels dropped ones; waits while there is no work. False at the end."""
         while True:
-            ending = self._is_ending()  # before it looks: then what was handed in until that is there
+            ending = self._is_ending()  # first, so that requests submitted before the end are received
             self._receive(waits=self.engine.idle and not ending)
-            unwanted = [draft for draft, job in self.jobs.items() if job.cancelled or job.ticket() is None]
-            for draft, text in self.engine.cancel(*unwanted) if unwanted else ():
-                self._report(draft, text)
+            unwanted = [sequence for sequence, job in self.jobs.items() if job.cancelled or job.handle() is None]
+            if unwanted:
+                self._report(self.engine.cancel(*unwanted))
             if ending:
                 return (self.draining or not self.closing) and not self.engine.idle
             if not self.engine.idle:
                 return True
 
     def _receive(self, *, waits: bool) -> None:
-        """Takes what has been handed in, and the first of it as soon as it comes."""
+        """Takes submitted requests from the inbox; if it `waits`, it waits for the first entry."""
         with contextlib.suppress(Empty):
             while True:
                 job = self.inbox.get(block=waits)
                 waits = False
                 if isinstance(job, _Job):
-                    self.jobs[job.draft] = job
-                    self.engine.add(job.draft)
+                    self.jobs[job.sequence] = job
+                    self.engine.add(job.sequence)
 
     def _is_ending(self) -> bool:
-        """Closed, or dropped: then what was handed in before is finished."""
+        """Whether the scheduler was closed, or dropped, in which case earlier requests are finished first."""
         return self.closing or (self.scheduler is not None and self.scheduler() is None)
 
-    def _report(self, draft: Draft, text: str) -> None:
-        """Sends a piece, and counts a request that has ended."""
-        job = self.jobs[draft]
-        if draft.completion:
-            del self.jobs[draft]
-            self.counts["cancelled" if draft.completion.finish_reason == "cancelled" else "finished"] += 1
-        ticket = job.ticket()
-        if ticket is not None and (text or draft.completion):
-            begin, job.sent = job.sent, len(draft.token_ids)
-            event = Event(text, tuple(draft.token_ids[begin:]), draft.logprobs(begin), draft.completion)
-            ticket.push(event)
+    def _report(self, pieces: list[Piece]) -> None:
+        """Sends events to the handles, and counts the requests that have ended."""
+        for sequence, text in pieces:
+            handle = self.jobs[sequence].handle()
+            if sequence.completion:
+                del self.jobs[sequence]
+                self.counts["cancelled" if sequence.completion.finish_reason == "cancelled" else "finished"] += 1
+            if handle is not None and (event := sequence.event(text)) is not None:
+                handle.push(event)
 
     def _fail(self, error: BaseException) -> None:
-        """Everything that the engine had is lost; its tickets raise the error."""
+        """Ends all requests of the engine; their handles raise the error."""
         failed = list(self.jobs.values())
         self.jobs.clear()
         self.counts["failed"] += len(failed)
         for job in failed:
-            job.draft.stop()
-            if ticket := job.ticket():
-                ticket.push(error)
+            job.sequence.stop()
+            if handle := job.handle():
+                handle.push(error)
 
 
 @cache
 def _close_at_exit() -> "weakref.WeakSet[_Worker]":
-    """Those that are to be closed before the interpreter ends: a thread must not be in C by then."""
+    """The workers to close before the interpreter ends: no thread may be in C by then."""
     workers: weakref.WeakSet[_Worker] = weakref.WeakSet()
 
     @atexit.register

@@ -1,14 +1,14 @@
-"""Token bytes in, text out: whole characters only, and never a part of a stop string."""
+"""Token bytes to text for streaming: whole characters only, and no part of a stop string."""
 
 import codecs
 from collections.abc import Sequence
 
 
 class TextStream:
-    """Turns the bytes of tokens into text that can be shown at once.
+    """Turns the bytes of tokens into text to show.
 
-    A character whose bytes are spread over tokens waits until it is whole; bytes that are no UTF-8 become U+FFFD. A
-    text that might be the beginning of a stop string waits until that is decided.
+    A character whose bytes are spread over several tokens is held back until it is complete; bytes that are not UTF-8
+    become U+FFFD. Text that may be the beginning of a stop string is held back until that is decided.
     """
 
     def __init__(self, stop: Sequence[str] = ()) -> None:
@@ -16,10 +16,10 @@ class TextStream:
         self._stop = [text for text in stop if text]
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
-        self._whole = True  # whether no character is in the middle of its bytes
+        self._whole = True  # no character is incomplete
 
     def feed(self, data: bytes) -> str:
-        """What can be shown now. After it, `stopped` tells whether a stop string was met (it is not shown)."""
+        """The text to show now. Afterwards, `stopped` states whether a stop string occurred (it is not shown)."""
         if self._whole and data.isascii():
             text = data.decode("ascii")
         else:
@@ -28,7 +28,7 @@ class TextStream:
         return self._release(text) if self._stop else text
 
     def finish(self) -> str:
-        """What was still held back, when no more tokens come."""
+        """The text that was held back, after the last token."""
         text = self._release(self._decoder.decode(b"", final=True))
         if self.stopped:
             return text
@@ -39,7 +39,7 @@ class TextStream:
         if self.stopped:
             return ""
         text = self._held + new
-        # the one that is whole first, so that the text does not depend on where the tokens end
+        # the one that is complete first, so that the text does not depend on the borders of tokens
         found = [(at + len(stop), at) for stop in self._stop if (at := text.find(stop)) >= 0]
         if found:
             self.stopped = True
@@ -51,7 +51,7 @@ class TextStream:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """The length of the longest end of `text` with which `stop` begins."""
+    """The length of the longest end of `text` that is a beginning of `stop`."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if stop.startswith(text[-length:]):
             return length

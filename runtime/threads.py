@@ -1,12 +1,12 @@
-"""How many threads decode: a fixed number, or the cores that others leave.
+"""The number of threads that decode: fixed, or the cores that other processes leave free.
 
-A token takes a hundred barriers. When another process takes a core from one of two threads for a time slice, the other
-waits at the next barrier for all of it, so that two threads next to a busy process are several times slower than one.
-So after each step the governor asks the system how many tasks run, and takes the cores that the others leave.
-Where they leave none, all threads together are mostly faster than one, as each has as much of its core as the others;
-but in some texts they wait for each other all the time, so there one step that stalls ends it for a while.
+Threads meet at about a hundred barriers for each token. When another process takes a core from one of two threads for a
+time slice, the other waits at the next barrier, so two threads next to a busy process are several times slower than
+one. Therefore the governor reads after each step how many tasks the system runs, and uses the other cores. If none
+remain, all threads together are mostly faster than one, because each gets its share of a core; but in some texts they
+keep waiting for each other, so a step that stalls ends this for a while.
 
-It decides nothing but speed; a text does not depend on the number of threads.
+Only speed depends on it: a text does not depend on the number of threads.
 """
 
 import contextlib
@@ -19,16 +19,15 @@ from typing import Literal
 
 from dgpt2_quant.core.cores import usable_cores
 from dgpt2_quant.core.errors import UsageError
-
-from .sampling import whole
+from dgpt2_quant.runtime.sampling.settings import whole
 
 MOST_THREADS = 512
-MOST_AUTO = 16  # with more threads, barriers cost more than what each of them computes of a token
+MOST_AUTO = 16  # with more threads, barriers cost more than a thread's part of a token
 _LOADAVG = Path("/proc/loadavg")  # proc(5): its fourth field is "tasks that can run/all tasks"
-_EVERY = 0.004  # seconds from one look to the next, each of which takes some 10 microseconds
-_STALE = 0.05  # seconds after which earlier looks do not count any more
-_WEIGHT = 0.3  # of a new look: two in a row change the number of threads, one alone does not
-_STALL = 4.0  # times the shortest step of the text: a thread has waited for another that had lost its core
+_EVERY = 0.004  # seconds between two looks, each of which takes about 10 microseconds
+_STALE = 0.05  # seconds after which earlier looks no longer count
+_WEIGHT = 0.3  # of a new look: two in a row change the number of threads, one does not
+_STALL = 4.0  # times the shortest step of the text: a thread waited for another one that had lost its core
 _CAUTION = 2.0  # seconds after a stall in which no core is shared
 
 
@@ -39,14 +38,14 @@ class Fixed:
         self.threads = self.most = threads
 
     def look(self, own: int = 1, seconds: float = 0.0) -> None:
-        """Nothing to learn."""
+        """Does nothing."""
 
 
 class Governor:
     """`threads` is the number for the next step, at most `most`.
 
-    `running` returns how many tasks of the machine can run now, or None where that is not known: then all are
-    taken. `cores` are all of the machine: others may run on those that this process may not use.
+    `running` returns the number of runnable tasks of the machine, or None if unknown, in which case all cores are
+    used. `cores` is the number of all cores of the machine: tasks may run on those that this process may not use.
     """
 
     def __init__(self, most: int, cores: int, running: Callable[[], int | None] | None = None) -> None:
@@ -59,8 +58,7 @@ class Governor:
         self.look()
 
     def look(self, own: int = 1, seconds: float = 0.0) -> None:
-        """Called before a text and after each step, which took `seconds`; `own` threads of this process run, or still
-        spin."""
+        """Updates `threads`: before a text, and after each step, which took `seconds` with `own` threads."""
         if self.most == 1:
             return
         now = time.perf_counter()
@@ -85,29 +83,29 @@ class Governor:
         self.threads = self.most if shares else self._free()
 
     def _free(self) -> int:
-        """The cores that others leave, at least one."""
+        """The cores that remain, at least one."""
         return max(1, min(self.most, self._cores - round(self._others)))
 
 
-def check_threads(threads: int | Literal["auto"]) -> int | Literal["auto"]:
-    """A number as Python's, or "auto". Raises `UsageError` for what is neither a possible number nor that."""
-    if threads == "auto":
+def check_threads(threads: object) -> int | Literal["auto"]:
+    """The number as a Python integer, or "auto". Raises `UsageError`."""
+    if isinstance(threads, str) and threads == "auto":
         return "auto"
     number = whole(threads)
     if number is None or not 1 <= number <= MOST_THREADS:
-        raise UsageError(f"{threads} threads were asked for; 1 to {MOST_THREADS} are possible, or auto")
+        raise UsageError(f'`threads` must be 1-{MOST_THREADS} or "auto", not {threads!r}')
     return number
 
 
 def make_governor(threads: int | Literal["auto"]) -> Fixed | Governor:
-    """For a fixed number, or for "auto"."""
+    """The governor for a fixed number, or for "auto"."""
     if threads != "auto":
         return Fixed(threads)
     return Governor(min(usable_cores(), MOST_AUTO), os.cpu_count() or 1)
 
 
 def _tasks_that_run() -> Callable[[], int | None]:
-    """Reads the number from Linux in some microseconds; elsewhere it is None."""
+    """A function that reads it from Linux in a few microseconds; on other systems it returns None."""
 
     def running() -> int | None:
         with contextlib.suppress(OSError, ValueError, IndexError):

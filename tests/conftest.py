@@ -1,11 +1,11 @@
-"""What every test gets: caches of its own, no Hub; and what many use: storybook's files, made once a session."""
+"""Fixtures: each test has its own caches and no Hub; the files of `storybook` are converted once a session."""
 
 import os
 
-# OpenMP's and OpenBLAS's threads spin while they wait, and beside a busy neighbour a test would take ten times as long.
+# Threads of OpenMP and OpenBLAS spin while they wait; next to a busy process a test would take ten times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # the least: 2 to the power of it, in cycles
-# Some have Python write no bytecode, and then every child would compile all of ours anew.
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # the minimum: 2 to the power of 4 cycles
+# Without bytecode every child process would compile our modules again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import gc
@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
@@ -23,18 +23,30 @@ from dgpt2_quant.quantize.convert import convert
 from safetensors.numpy import load_file, save_file
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--no-skips", action="store_true", help="a skipped test fails")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.skipped and item.config.option.no_skips and not hasattr(report, "wasxfail"):
+        report.outcome, report.longrepr = "failed", f"skipped, which --no-skips forbids: {report.longrepr}"
+    return report
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """First those with the mark `tables`: a worker begins at the front of its part, and nobody takes that from it."""
+    """Puts tests marked `tables` first: a worker runs the front of its part itself, and no other worker takes it."""
     items.sort(key=lambda item: item.get_closest_marker("tables") is None)
 
 
 def pytest_collection_finish() -> None:
-    gc.freeze()  # thousands of tests, which no collection need go through
+    gc.freeze()  # garbage collections need not visit thousands of tests
 
 
 @pytest.fixture(autouse=True)
 def _own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test finds what another or the user left, and none reaches for the network."""
+    """Isolates each test from the caches of others and of the user, and from the network."""
     monkeypatch.setenv("DGPT2_QUANT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf-home"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -44,13 +56,13 @@ def _own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def storybook_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The bundled checkpoint at the levels of the CI matrix, by their names. Not to be changed by a test."""
+    """The bundled checkpoint at the types of the CI matrix, by their names. A test must not change them."""
     return at_all_levels("storybook", tmp_path_factory.mktemp("storybook"))
 
 
 @pytest.fixture(scope="session")
 def short_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The same with the first two of its six layers, for who computes much and does not mind what it writes."""
+    """The same with the first two of its six layers, for tests that compute much. The checkpoint is next to them."""
     folder = tmp_path_factory.mktemp("short")
     whole, short = resolve("storybook").folder, folder / "storybook"
     shutil.copytree(whole, short)

@@ -1,10 +1,11 @@
-"""What the documents show works: examples in Python run, command lines are understood, tools and files are there.
+"""The documents: examples in Python and with `storybook` run, command lines are parsed, tools and files exist.
 
 A block of Python that cannot run here has a comment with the reason before it: `<!-- not run: downloads -->`.
 """
 
-import json
+import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -89,6 +90,32 @@ def test_python_examples_run(page: Path, tmp_path: Path) -> None:
         assert done.returncode == 0, f"{example}\n{done.stderr}"
 
 
+def shell_lines(page: Path) -> Iterator[Example]:
+    """The lines of code blocks that use `storybook` and no file of the reader's."""
+    for example in code_lines(page):
+        line = example.text.split("#")[0]
+        foreign = re.search(r"\b[A-Z]{3,}\b|(?<!-o )(?<![\w./-])(?!storybook)[\w./-]+\.(gguf|txt|json|tgz)\b", line)
+        if re.match(r"(echo .*\| )?dgpt2-quant .*storybook", line) and not foreign:
+            yield example
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if any(shell_lines(page))], ids=lambda page: page.name)
+def test_shell_examples_run(page: Path, tmp_path: Path) -> None:
+    """In the order of the page, in one folder."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for example in shell_lines(page):
+        done = subprocess.run(
+            ["bash", "-eo", "pipefail", "-c", example.text],
+            cwd=tmp_path,
+            env={**os.environ, "PATH": path},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{example}: {example.text}\n{done.stderr}"
+
+
 @pytest.mark.parametrize("call", list(calls()), ids=lambda call: f"{call[0]} {' '.join(call[1][:1])}")
 def test_command_lines_are_understood(call: tuple[Example, list[str]]) -> None:
     """Its verb and its flags exist and take such values; it is not called."""
@@ -113,48 +140,18 @@ def test_command_lines_are_understood(call: tuple[Example, list[str]]) -> None:
 
 
 def test_what_the_documents_name_is_there() -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.M))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.M))
     for page in PAGES:
         text = page.read_text("utf-8")
         for tool in re.findall(r"tools/\w+\.py", text):
             assert (ROOT / tool).is_file(), f"{page.name} names {tool}"
-        for target in re.findall(r"`make ([a-z]+)`", text):
+        for target in re.findall(r"`make ([a-z-]+)`", text):
             assert target in targets, f"{page.name} names make {target}"
 
 
-# What they import, they find imported: one process does it for all. Each then runs in a child of its own.
-RUN_TOOLS = """
-import contextlib, io, json, os, runpy, sys
-import dgpt2_quant.bench.bench, dgpt2_quant.bench.report.write_report
-import dgpt2_quant.cli.main, dgpt2_quant.quantize.convert
-import typer.testing
-for call in json.loads(sys.argv[1]):
-    ours, theirs = os.pipe()
-    if not os.fork():
-        os.dup2(theirs, 1), os.dup2(theirs, 2)
-        sys.argv = call
-        sys.path[0] = os.path.dirname(call[0])
-        runpy.run_path(call[0], run_name="__main__")
-        sys.exit()
-    os.close(theirs)
-    with open(ours) as file:
-        said = file.read()
-    print(json.dumps([call, os.waitstatus_to_exitcode(os.wait()[1]), said]), flush=True)
-"""
-
-
-def test_tools_explain_themselves(tmp_path: Path) -> None:
-    """A module that others import only has to be imported."""
-    calls = [[str(tool), "--help"] for tool in TOOLS]
-    calls.append([str(ROOT / "tools" / "agreement.py"), "1"])  # what a document cites
-    done = subprocess.run(
-        [sys.executable, "-c", RUN_TOOLS, json.dumps(calls)], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    answers = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [call for call, _, _ in answers] == calls
-    for (tool, argument), status, said in answers:
-        assert status == 0, f"{tool} {argument}\n{said}"
-        if argument == "--help" and 'if __name__ == "__main__"' in Path(tool).read_text("utf-8"):
-            assert said.startswith("usage: "), tool
-    assert json.loads(answers[-1][2].splitlines()[-1])["llama.cpp"]["kld_mean"] < 1e-4
-    assert list(tmp_path.iterdir()) == []
+def test_tools_can_be_imported_and_explain_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`tests/tools` runs them, which takes minutes."""
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    for tool in TOOLS:
+        found = runpy.run_path(str(tool))
+        assert "main" not in found or f"usage: {tool.name}" in found["__doc__"], tool.name

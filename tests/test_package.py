@@ -1,4 +1,4 @@
-"""The wheel, installed where nothing else of ours is: an editable install hides what is missing from it."""
+"""The wheel, installed in an environment of its own: an editable install hides files that are missing from it."""
 
 import json
 import os
@@ -66,15 +66,15 @@ def test_the_wheel_has_one_import_name_and_all_files(wheel: Path) -> None:
 
 def test_demo_runs_from_the_installed_wheel(wheel: Path, tmp_path: Path) -> None:
     home = tmp_path / "env"
-    venv.create(home)  # without pip, which takes half a minute to set up; a wheel of Python files is only unpacked
+    venv.create(home)  # without pip, whose set-up takes half a minute; a wheel of Python files is only unpacked
     python = home / "bin" / "python"
     [packages] = home.glob("lib/python*/site-packages")
     ZipFile(wheel).extractall(packages)
-    # the dependencies, the compiled llama.cpp among them, are those of the environment that runs the tests; a folder
-    # that a .pth file names is searched, but the .pth files in it (our editable install) are not read
+    # the dependencies are those of the environment that runs the tests; Python searches a folder that a .pth file
+    # names, but does not read the .pth files in it (our editable install)
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     text = packages / "dgpt2_quant" / "demo" / "evaluation.txt"
-    text.write_text(text.read_text("utf-8")[:12_000], "utf-8")  # all of it takes half a minute
+    text.write_text(text.read_text("utf-8")[:6000], "utf-8")  # all of it takes half a minute
     work = tmp_path / "work"
     work.mkdir()
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -82,7 +82,7 @@ def test_demo_runs_from_the_installed_wheel(wheel: Path, tmp_path: Path) -> None
     where = "import dgpt2_quant.cli.main as m; print(m.__file__)"
     found = subprocess.run([python, "-c", where], cwd=work, env=environment, check=True, capture_output=True, text=True)
     assert Path(found.stdout.strip()).is_relative_to(home)
-    # what an installer writes into the script; two of the four levels, timed by one text each, will do
+    # the entry point, as an installer's script calls it; with two of the four types, each timed on one text
     start = (
         "import dgpt2_quant.bench.speed.timing as t, dgpt2_quant.core.quant_types as q; "
         "t.TEXT_SECONDS, q.DEMO_TYPES = 0.0, ('Q5_K_M', 'Q4_0'); "
@@ -96,6 +96,6 @@ def test_demo_runs_from_the_installed_wheel(wheel: Path, tmp_path: Path) -> None
     assert [result["type"] for result in results] == ["Q5_K_M", "Q4_0"]
     assert [result["kld_mean"] for result in results] == sorted(result["kld_mean"] for result in results)
     assert all(f"| {result['type']} |" in (work / "dgpt2-quant-demo" / "report.md").read_text() for result in results)
-    assert demo.stdout.count("Once upon a time") == 3  # the heading, and once a level
+    assert demo.stdout.count("Once upon a time") == 3  # the heading, and once for each type
     for line in ("Q4_0", "Reference F32", "Ship "):
         assert line in demo.stdout

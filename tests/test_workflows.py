@@ -1,4 +1,4 @@
-"""The CI: workflows that GitHub would take, pinned and without rights, made of commands that exist; and its tools."""
+"""The CI workflows: they fit GitHub's schema, pin actions, have few rights, and call commands that exist."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def test_workflows_fit_githubs_schema() -> None:
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-def test_actions_are_pinned_with_the_version_beside() -> None:
+def test_actions_are_pinned_by_commit_with_their_version() -> None:
     pins: dict[str, set[str]] = {}
     for file in FILES:
         for used in re.findall(r"\buses: *(.*)", file.read_text("utf-8")):
@@ -60,7 +60,7 @@ def test_rights_are_few(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_runs_do_not_pile_up(name: str) -> None:
+def test_workflows_have_a_concurrency_group(name: str) -> None:
     document = WORKFLOWS[name]
     if list(triggers(document)) == ["workflow_call"]:  # it would wait for its caller, which has the same group
         assert "concurrency" not in document
@@ -69,7 +69,7 @@ def test_runs_do_not_pile_up(name: str) -> None:
 
 
 @pytest.mark.parametrize("key", OWN_STEPS, ids="/".join)
-def test_jobs_end_and_say_what_they_run_on(key: tuple[str, str]) -> None:
+def test_jobs_have_a_time_limit_and_a_named_image(key: tuple[str, str]) -> None:
     job = OWN_STEPS[key]
     assert job["timeout-minutes"] <= 60
     assert WORKFLOWS[key[0]]["defaults"]["run"]["shell"] == "bash", "with -eo pipefail, unlike the default"
@@ -80,7 +80,7 @@ def test_jobs_end_and_say_what_they_run_on(key: tuple[str, str]) -> None:
             assert step["env"]["UV_CONFIG_FILE"] == ".github/ci/uv-${{ runner.os }}-${{ runner.arch }}.toml"
 
 
-def test_values_from_outside_reach_scripts_as_variables_only() -> None:
+def test_scripts_contain_no_expressions() -> None:
     assert not [run for run in RUNS if "${{" in run]
 
 
@@ -92,7 +92,7 @@ def test_the_tests_run_on_linux_and_macos_from_the_oldest_python_on() -> None:
 
 
 @pytest.mark.parametrize("file", sorted(SETTINGS.glob("uv-*.toml")), ids=lambda file: file.stem)
-def test_hosted_runners_compile_the_same_for_a_named_processor(file: Path) -> None:
+def test_hosted_runners_build_with_our_flags_for_a_named_processor(file: Path) -> None:
     ours = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["uv"]
     theirs = tomllib.loads(file.read_text("utf-8"))
     assert theirs["build-constraint-dependencies"] == ours["build-constraint-dependencies"]
@@ -107,18 +107,18 @@ def test_hosted_runners_compile_the_same_for_a_named_processor(file: Path) -> No
     }
 
 
-def test_the_matrix_is_that_of_the_registry(tmp_path: Path) -> None:
-    assert JOBS["bench", "bench"]["strategy"]["matrix"] == {"type": "${{ fromJSON(needs.levels.outputs.types) }}"}
-    [step] = [step for step in JOBS["bench", "levels"]["steps"] if step.get("id") == "levels"]
+def test_the_matrix_has_the_ci_types_of_the_registry(tmp_path: Path) -> None:
+    assert JOBS["bench", "bench"]["strategy"]["matrix"] == {"type": "${{ fromJSON(needs.types.outputs.types) }}"}
+    [step] = [step for step in JOBS["bench", "types"]["steps"] if step.get("id") == "types"]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "GITHUB_OUTPUT": str(tmp_path / "output")}
     subprocess.run(["bash", "-eo", "pipefail", "-c", step["run"]], cwd=tmp_path, env=environment, check=True)
-    name, _, levels = (tmp_path / "output").read_text().partition("=")
+    name, _, types = (tmp_path / "output").read_text().partition("=")
     assert name == "types"
-    assert json.loads(levels) == [one.name for one in QUANT_TYPES.values() if one.ci and one.name != "F32"]
+    assert json.loads(types) == [one.name for one in QUANT_TYPES.values() if one.ci and one.name != "F32"]
 
 
-def test_the_baseline_has_every_level_of_the_matrix() -> None:
+def test_the_baseline_has_every_type_of_the_matrix() -> None:
     from dgpt2_quant.bench.document.read import read_document
 
     baseline = read_document(SETTINGS / "storybook.json")
@@ -129,7 +129,7 @@ def test_the_baseline_has_every_level_of_the_matrix() -> None:
 
 
 @pytest.mark.parametrize("run", [run for run in RUNS if "dgpt2-quant " in run])
-def test_commands_name_verbs_and_flags_that_there_are(run: str) -> None:
+def test_commands_use_existing_verbs_and_flags(run: str) -> None:
     from dgpt2_quant.cli.main import app
     from typer.main import get_command
 
@@ -141,148 +141,75 @@ def test_commands_name_verbs_and_flags_that_there_are(run: str) -> None:
         assert {word for word in words if word.startswith("-")} <= options, f"dgpt2-quant {command}"
 
 
-def test_make_knows_its_targets() -> None:
-    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
-    assert {target for run in RUNS for target in re.findall(r"^make (\w+)", run, re.MULTILINE)} <= set(targets)
+def test_make_targets_exist() -> None:
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    assert {target for run in RUNS for target in re.findall(r"^make ([\w-]+)", run, re.MULTILINE)} <= set(targets)
 
 
-def commit(folder: Path, **workflows: str) -> Path:
-    """A repository with these workflows in it; the first one's file."""
-    (folder / ".github" / "workflows").mkdir(parents=True)
-    for name, text in workflows.items():
-        (folder / ".github" / "workflows" / f"{name}.yml").write_text(text)
-    who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
-    for command in (["init", "--quiet", "--initial-branch=main"], ["add", "."], [*who, "commit", "--quiet", "-m", "x"]):
-        subprocess.run(["git", *command], cwd=folder, check=True, capture_output=True)
-    return folder / ".github" / "workflows" / f"{next(iter(workflows))}.yml"
+def run_steps(name: str, folder: Path, values: dict[str, str], only: str | None = None) -> int:
+    """Runs the `run:` steps of a job of bench.yml as GitHub does, without the set-up; the status of the last one.
+
+    Runs the step `only`, or else those without a condition. `values`: those of the `${{ }}` expressions.
+    """
+    job = JOBS["bench", name]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "GITHUB_STEP_SUMMARY": str(folder / "summary.md")}
+    for key, text in {**WORKFLOWS["bench"]["env"], **job.get("env", {})}.items():
+        environment[key] = re.sub(r"\$\{\{ (.*?) \}\}", lambda found: values[found[1]], text)
+    status = 0
+    for step in job["steps"]:
+        if "run" in step and step["name"] != "Set up" and (step["name"] == only if only else "if" not in step):
+            done = subprocess.run(
+                ["bash", "-eo", "pipefail", "-c", step["run"]], cwd=folder, env=environment, check=False
+            )
+            status = done.returncode
+            assert only or status == 0, step["name"]
+    return status
 
 
-def run_workflow(*arguments: Path | str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, TOOLS / "run_workflow.py", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+@pytest.fixture
+def values() -> dict[str, str]:
+    """The inputs of the call in quant-matrix.yml."""
+    inputs = {
+        name: about.get("default") for name, about in triggers(WORKFLOWS["bench"])["workflow_call"]["inputs"].items()
+    }
+    return {f"inputs.{name}": value for name, value in {**inputs, **JOBS["quant-matrix", "bench"]["with"]}.items()}
 
 
-WHOLE = """
-name: Whole
-on:
-  workflow_dispatch:
-    inputs:
-      greeting: {type: string, default: hello}
-defaults: {run: {shell: bash}}
-env: {GREETING: "${{ inputs.greeting }}"}
-jobs:
-  last:
-    runs-on: ubuntu-24.04
-    needs: [each, elsewhere]
-    steps:
-      - {uses: "actions/download-artifact@1", with: {pattern: "part-*", path: parts, merge-multiple: true}}
-      - {run: "cat parts/*.txt >> $GITHUB_STEP_SUMMARY; test ! -e left-behind"}
-      - {uses: "somebody/else@1", with: {to: "${{ github.ref }}"}}
-  first:
-    runs-on: ubuntu-24.04
-    outputs: {names: "${{ steps.make.outputs.names }}"}
-    steps:
-      - {id: make, run: 'echo "names=[\\"a\\", \\"b\\", \\"c\\"]" >> $GITHUB_OUTPUT; touch left-behind'}
-      - {run: 'echo MORE=more >> $GITHUB_ENV'}
-      - {run: 'mkdir bin; printf "#!/bin/sh\\necho tool" > bin/tool; chmod +x bin/tool; echo $PWD/bin >> $GITHUB_PATH'}
-      - {run: 'test $MORE = more; test "$(tool)" = tool'}
-      - {if: "runner.os == 'Nowhere' || env.MORE != 'more'", run: "exit 9"}
-  each:
-    runs-on: ubuntu-24.04
-    needs: first
-    strategy: {matrix: {name: "${{ fromJSON(needs.first.outputs.names) }}"}}
-    steps:
-      - {run: 'echo "$GREETING $NAME" > "$NAME.txt"', env: {NAME: "${{ matrix.name }}"}}
-      - {uses: "actions/upload-artifact@1", with: {name: "part-${{ matrix.name }}", path: "${{ matrix.name }}.txt"}}
-  elsewhere:
-    needs: first
-    uses: ./.github/workflows/called.yml
-    with: {word: "${{ needs.first.outputs.names }}"}
-"""
-CALLED = """
-on:
-  workflow_call:
-    inputs:
-      word: {type: string, required: true}
-defaults: {run: {shell: bash}}
-jobs:
-  only:
-    runs-on: ubuntu-24.04
-    steps:
-      - {run: 'test "$WORD" = "[\\"a\\", \\"b\\", \\"c\\"]"', env: {WORD: "${{ inputs.word }}"}}
-"""
+@pytest.mark.slow
+def test_the_matrix_measures_merges_and_compares(tmp_path: Path, values: dict[str, str]) -> None:
+    """The steps of bench.yml on two types, compared with the baseline's rows of these two."""
+    baseline = json.loads((SETTINGS / "storybook.json").read_text("utf-8"))
+    baseline["results"] = [row for row in baseline["results"] if row["type"] in ("Q8_0", "Q4_0")]
+    (tmp_path / "baseline.json").write_text(json.dumps(baseline), "utf-8")
+    (tmp_path / "tools").symlink_to(TOOLS)
+    (tmp_path / "parts").mkdir()
+    values["inputs.baseline"] = "baseline.json"
+    for quant_type in ("Q8_0", "Q4_0"):
+        run_steps("bench", tmp_path, {**values, "matrix.type": quant_type})
+        (tmp_path / f"bench-{quant_type}.json").rename(tmp_path / "parts" / f"bench-{quant_type}.json")
+    run_steps("report", tmp_path, values)
+    summary = (tmp_path / "summary.md").read_text("utf-8")
+    assert "| Q8_0 |" in summary
+    assert "| Q4_0 |" in summary
+    points = json.loads((tmp_path / "merged" / "history-bigger.json").read_text("utf-8"))
+    assert {point["name"].split()[0] for point in points} == {"Q8_0", "Q4_0"}
+    assert run_steps("report", tmp_path, values, only="Gate") == 0
+    baseline["results"][0]["kld_mean"] /= 2
+    (tmp_path / "baseline.json").write_text(json.dumps(baseline), "utf-8")
+    assert run_steps("report", tmp_path, values, only="Gate") == 1
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the workflow wants ubuntu")
-def test_run_workflow_runs_jobs_as_they_need_each_other(tmp_path: Path) -> None:
-    file = commit(tmp_path / "repository", whole=WHOLE, called=CALLED)
-    (tmp_path / "repository" / "left-behind").touch()  # not committed, so not in a clean clone
-    done = run_workflow(file, "--input", "greeting=hi", "--matrix-limit", "2")
-    assert done.returncode == 0, done.stdout + done.stderr
-    heads = [line for line in done.stdout.splitlines() if line.startswith("== ")]
-    assert heads[:4] == ["== first", "== each (a)", "== each (b)", "== each (c): skipped, by --matrix-limit"]
-    assert heads[-1] == "== last"
-    assert "   | hi a\n   | hi b\n" in done.stdout, "the summary"
-    assert "exit 9: skipped by its condition" in done.stdout
-    assert 'somebody/else is not run here: {"to": "refs/heads/main"}' in done.stdout
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the workflow wants ubuntu")
-def test_run_workflow_stops_at_the_first_failure_with_its_status(tmp_path: Path) -> None:
-    steps = "[{run: 'false | true'}, {run: 'echo not $((1 + 1))'}]"
-    shells = "defaults: {run: {shell: bash}}"
-    for number, (text, status, said) in enumerate(
-        [
-            (f"jobs: {{a: {{runs-on: ubuntu-24.04, steps: {steps}}}}}\n{shells}", 1, "failed with status 1"),
-            (f"jobs: {{a: {{runs-on: ubuntu-24.04, steps: [{{run: exit 7}}]}}}}\n{shells}", 7, "status 7"),
-            ("jobs: {a: {runs-on: ubuntu-24.04, steps: [{run: 'true'}]}}", 1, "say `shell: bash`"),
-            ("jobs: {a: {runs-on: ubuntu-24.04, services: {}, steps: []}}", 1, "services is not known"),
-            ("jobs: {a: {needs: b, runs-on: ubuntu-24.04, steps: []}}", 1, "the job b is not there"),
-            ("jobs: {a: {if: 'sometimes()', runs-on: ubuntu-24.04, steps: []}}", 1, "sometimes is not known"),
-        ]
-    ):
-        done = run_workflow(commit(tmp_path / str(number), one=f"on: workflow_dispatch\n{text}"))
-        assert done.returncode == status
-        assert said in done.stderr
-        assert "not 2" not in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("expression", "value"),
-    [
-        ("github.event_name == 'PUSH' && github.ref != 'refs/heads/main'", True),
-        ("!github.missing || false", True),
-        ("inputs.revision || 'it''s'", "it's"),
-        ("(true || true) && false", False),
-        ("fromJSON('[1, 2]')", [1, 2]),
-        ("github.event-name", None),
-    ],
-)
-def test_expressions(expression: str, value: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(TOOLS)
-    from ci_expressions import ExpressionError, evaluate, fill
-
-    contexts = {"github": {"event_name": "push", "ref": "refs/heads/x"}, "inputs": {"revision": ""}}
-    assert evaluate(expression, contexts, {"fromJSON": json.loads}) == value
-    assert fill("<${{ github.ref }} ${{ true }}>", contexts, {}) == "<refs/heads/x true>"
-    for wrong in ("matrix.type", "1 2", "(true", "github.ref == ", "contains('a', 'b')", "github.ref ? 1"):
-        with pytest.raises(ExpressionError):
-            evaluate(wrong, contexts, {})
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the workflow wants ubuntu")
-@pytest.mark.parametrize(("caller", "status"), [("quant-matrix", 1), ("real-model", 0)])
-def test_a_baseline_that_is_gone_is_red_where_one_is_required(caller: str, status: int, tmp_path: Path) -> None:
-    """The callers' own inputs and the gate's own steps, in a repository without any baseline."""
-    bench = WORKFLOWS["bench"]
-    given = JOBS[caller, "bench"]["with"] | {"revision": "", "text": "evaluation"}
-    gate = [step for step in JOBS["bench", "report"]["steps"] if "inputs.baseline" in step.get("if", "")]
-    called = {**bench, "on": triggers(bench), "jobs": {"gate": {"runs-on": "ubuntu-24.04", "steps": gate}}}
-    del called[True]
-    calls = {"on": "workflow_dispatch", "jobs": {"a": {"uses": "./.github/workflows/bench.yml", "with": given}}}
-    done = run_workflow(commit(tmp_path / "repository", calls=yaml.safe_dump(calls), bench=yaml.safe_dump(called)))
-    assert done.returncode == status, done.stdout + done.stderr
-    assert f"::{'error' if status else 'notice'}::{given['baseline']} is not there" in done.stdout
+def test_a_missing_baseline_fails_where_one_is_required(tmp_path: Path, values: dict[str, str]) -> None:
+    gates = {step["name"]: step["if"] for step in JOBS["bench", "report"]["steps"] if "if" in step}
+    missing = "hashFiles(inputs.baseline) == ''"
+    assert gates == {
+        "Gate": "hashFiles(inputs.baseline) != ''",
+        "No gate": f"{missing} && !inputs.require_baseline",
+        "No baseline": f"{missing} && inputs.require_baseline",
+    }
+    assert [run_steps("report", tmp_path, values, only=name) for name in ("No gate", "No baseline")] == [0, 1]
+    assert JOBS["quant-matrix", "bench"]["with"]["require_baseline"] is True
 
 
 def test_history_has_a_point_for_each_figure(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
-"""Files for benchmark-action/github-action-benchmark: `python tools/ci_history.py merged/bench.json -o merged`.
+"""Converts `bench.json` for the charts of benchmark-action/github-action-benchmark.
 
-Two files in its custom format, because a chart has one direction: perplexity, KL divergence and size, of which less is
-better; and speed, of which more is. Speeds are those over the reference's in the same rounds: hosted runners differ by
-more than levels do, and their ratios do not.
+usage: ci_history.py merged/bench.json -o FOLDER
+
+Writes two files, because a chart has one direction: history-smaller.json (perplexity, KL divergence, size) and
+history-bigger.json (speeds). Speeds are multiples of the reference's in the same rounds: hosted runners differ by more
+than quant types do.
 """
 
 import argparse
@@ -12,7 +14,7 @@ from typing import Any
 
 
 def smaller_is_better(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """Three points a level: perplexity, mean KL divergence (nats) and bytes."""
+    """Three points for each type: perplexity, mean KL divergence (nats) and bytes."""
     points = []
     for result in document["results"]:
         name = result["type"]
@@ -26,7 +28,7 @@ def smaller_is_better(document: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def bigger_is_better(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """Two points a level: the speeds of the prompt and of decoding, as multiples of the reference's."""
+    """Two points for each type: the speeds of the prompt and of decoding, as multiples of the reference's."""
     unit = f"x {document['reference']['type']}"
     points = []
     for result in document["results"]:
@@ -38,7 +40,7 @@ def bigger_is_better(document: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write history-smaller.json and history-bigger.json for the charts.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("document", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER")
     options = parser.parse_args()

@@ -3,9 +3,9 @@
 usage: random_distilgpt2.py FOLDER [--without-buffers] [--tokenizer FOLDER] [--layers N --width N --heads N]
        [--shards N]
 
-It has what `distilbert/distilgpt2` has on the Hub: 81,912,576 parameters in F32 and six causal-mask buffers (352.8 MB
-together), and a vocabulary of 50,257 tokens, which is made up here unless there is a folder with GPT-2's own. The
-same call writes the same bytes.
+Like `distilbert/distilgpt2` on the Hub it has 81,912,576 parameters in F32 and six causal-mask buffers (352.8 MB in
+all). Its vocabulary of 50,257 tokens is invented unless --tokenizer names a folder with GPT-2's. The same arguments
+write the same bytes.
 """
 
 import argparse
@@ -23,7 +23,7 @@ VOCABULARY, CONTEXT = 50257, 1024
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--without-buffers", action="store_true", help="as llama.cpp's converter needs it")
+    parser.add_argument("--without-buffers", action="store_true", help="which llama.cpp's converter does not accept")
     parser.add_argument("--tokenizer", type=Path, help="a folder with GPT-2's vocab.json and merges.txt")
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--width", type=int, default=768)

@@ -1,81 +1,68 @@
-"""Shows what the thread governor does on a machine that gets busy and idle again.
+"""Times `threads="auto"` on a machine that becomes busy and idle again.
 
 usage: time_governor.py MODEL.gguf [--plot FILE.svg] [--rounds N] [--seconds S]
 
-First `auto` against each fixed number of threads, a text of 100 tokens each, in turns: on the idle machine, with one
-busy process, and with one for each core. Then one long generation by `auto`, through S seconds without load, S with one
-busy process for each core, and S without: threads and tokens per second over time. The last line is JSON; --plot draws
-the second part (needs matplotlib).
+First `auto` and each fixed number of threads in turns, 100 tokens each: on the idle machine, with one busy process, and
+with one for each core. Then one long generation by `auto`: S seconds without load, S with one busy process for each
+core, and S without. The last line is JSON; --plot draws threads and tokens per second over time (needs matplotlib).
 """
 
-import argparse
-import json
-import os
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from dgpt2_quant.core.cores import usable_cores
 from dgpt2_quant.runtime import Model
+from harness import in_turns, parser_of, print_document, seconds_of, spread
 
-BIN = 0.1  # seconds of the second part's time line
-TOKENS = 100  # of a contestant's turn
-PAUSE = 0.1  # seconds before each: what the governor knows is stale by then, and it begins anew
+BIN = 0.1  # seconds of a bin of the timeline
+TOKENS = 100
+PAUSE = 0.1  # seconds before each turn, after which the governor measures anew
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, rounds=15)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=6)
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
     cores = usable_cores()
-    document: dict[str, Any] = {"cores": cores, "rounds": arguments.rounds, "loadavg": os.getloadavg(), "load": {}}
+    document: dict[str, Any] = {"cores": cores, "load": {}}
     with ExitStack() as stack:
         contestants: list[int | Literal["auto"]] = ["auto", *range(1, cores + 1)]
         models = {str(n): stack.enter_context(Model.load(arguments.model, threads=n)) for n in contestants}
         for busy in sorted({0, 1, cores}):
-            document["load"][busy] = found = turns(models, busy, arguments.rounds)
-            print(f"{busy} busy processes", json.dumps(found), file=sys.stderr)
+            document["load"][busy] = turns(models, busy, arguments.rounds)
     with Model.load(arguments.model) as model:
         document["timeline"] = timeline(model, cores, arguments.seconds)
     if arguments.plot:
         draw(document["timeline"], arguments.plot)
-    print(json.dumps(document))
+    print_document(arguments, document)
 
 
 def turns(models: dict[str, Model], busy: int, rounds: int) -> dict[str, Any]:
-    """Tokens per second of each under a load, and the governor's share of the best fixed number and of one thread."""
-    speeds: dict[str, list[float]] = {name: [] for name in models}
+    """Tokens per second by number of threads under a load, and the share of the best fixed number that `auto` has."""
+
+    def speed(model: Model, _number: int) -> float:
+        time.sleep(PAUSE)
+        pieces = model.stream([5], max_tokens=TOKENS, temperature=0, lookup=0, ignore_eos=True)
+        return TOKENS / seconds_of(list, pieces)
+
     with hogs(busy):
-        for _ in range(rounds):
-            for name, model in models.items():
-                time.sleep(PAUSE)
-                started = time.perf_counter()
-                for _ in model.stream([5], max_tokens=TOKENS, temperature=0, lookup=0, ignore_eos=True):
-                    pass
-                speeds[name].append(TOKENS / (time.perf_counter() - started))
-    medians = {name: statistics.median(values) for name, values in speeds.items()}
-    best = max(value for name, value in medians.items() if name != "auto")
-    return {
-        "tps": {
-            name: {key: round(f(values), 1) for key, f in (("median", statistics.median), ("min", min), ("max", max))}
-            for name, values in speeds.items()
-        },
-        "of_best_fixed": round(medians["auto"] / best, 3),
-        "of_one_thread": round(medians["auto"] / medians["1"], 3),
-        "lowest_of_one_thread": round(min(speeds["auto"]) / medians["1"], 3),
-    }
+        speeds = in_turns({name: partial(speed, model) for name, model in models.items()}, rounds)
+    tps = {name: spread(values) for name, values in speeds.items()}
+    best = max(found["median"] for name, found in tps.items() if name != "auto")
+    return {"tps": tps, "of_best_fixed": round(tps["auto"]["median"] / best, 3)}
 
 
 def timeline(model: Model, cores: int, seconds: float) -> dict[str, Any]:
-    """(time, tokens per second, threads) in bins, and how long it took to be back at its speed after the load."""
+    """Tokens per second and threads in bins, and the seconds from the end of the load to 95 % of the usual speed."""
     marks: list[tuple[float, int]] = []
     started = time.perf_counter()
 
@@ -94,13 +81,13 @@ def timeline(model: Model, cores: int, seconds: float) -> dict[str, Any]:
     whole = sorted(bins.items())[:-1]  # the last one ends somewhere in the middle
     rows = [(round(n * BIN, 2), len(used) / BIN, statistics.mean(used)) for n, used in whole]
     usual = statistics.median(tps for at, tps, _ in rows if 1 < at < begin - BIN)
-    # back: the first half second after the end with 95 % of the usual speed
-    behind = [(at, tps) for at, tps, _ in rows if at >= end]
+    # recovered: at the first half second with 95 % of the usual speed
+    later = [(at, tps) for at, tps, _ in rows if at >= end]
     back = next(
         (
-            behind[n][0] - end
-            for n in range(len(behind) - 4)
-            if statistics.mean(tps for _, tps in behind[n : n + 5]) >= 0.95 * usual
+            later[n][0] - end
+            for n in range(len(later) - 4)
+            if statistics.mean(tps for _, tps in later[n : n + 5]) >= 0.95 * usual
         ),
         None,
     )
@@ -113,10 +100,10 @@ def timeline(model: Model, cores: int, seconds: float) -> dict[str, Any]:
 
 
 def tokens(model: Model, seconds: float) -> Iterator[float]:
-    """The times of tokens for so long; a text that is full begins anew."""
+    """The times at which tokens arrive; a text that is full is followed by another."""
     end = time.perf_counter() + seconds
     while True:
-        for _ in model.stream([5], max_tokens=500, temperature=0, lookup=0, ignore_eos=True):
+        for _ in model.stream([5], max_tokens=400, temperature=0, lookup=0, ignore_eos=True):
             now = time.perf_counter()
             if now > end:
                 return
@@ -125,7 +112,7 @@ def tokens(model: Model, seconds: float) -> Iterator[float]:
 
 @contextmanager
 def hogs(count: int) -> Iterator[None]:
-    """So many processes that compute all the time."""
+    """Processes that compute all the time."""
     running = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     time.sleep(0.3 if count else 0)
     try:
@@ -146,7 +133,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     at = [entry["at_s"] for entry in bins]
     upper.plot(at, [entry["tps"] for entry in bins], color="tab:blue")
-    upper.set(ylabel="tokens/s", ylim=(0, None), title="auto: a machine that gets busy, and idle again")
+    upper.set(ylabel="tokens/s", ylim=(0, None), title="threads=auto while the machine becomes busy and idle again")
     lower.step(at, [entry["threads"] for entry in bins], where="post", color="tab:orange")
     lower.set(ylabel="threads", xlabel="seconds", ylim=(0.8, max(entry["threads"] for entry in bins) + 0.2))
     for axes in (upper, lower):

@@ -1,28 +1,33 @@
-"""Times generation by two versions of this package, in turns: what a change costs or gains.
+"""Times generation by two versions of this package, or by several builds of llama.cpp's CPU library, in turns.
 
-usage: time_versions.py MODEL.gguf OTHER_PYTHON [--rounds N] [--threads N]
+usage: time_versions.py MODEL.gguf [--python NAME=PYTHON ...] [--library NAME=libggml-cpu.so.0 ...] [--part PART ...]
 
-OTHER_PYTHON is the interpreter of an environment with the other version, for example of a worktree after `make setup`.
-Each version runs in a process of its own; both do each part once a round, the first to go changes by turns, and a round
-that warms up is left out. Prints the median and the spread of the speeds in tokens per second, and the median of the
-rounds' ratios, this version to the other. The last line is JSON.
+PYTHON is the interpreter of an environment with the other version, for example of a worktree after `make setup`. A
+library is loaded in place of the installed one (LD_PRELOAD; of the same version, on Linux). Each contestant is a
+process that waits while the others have their turn. Speeds are in tokens per second; each ratio is that of `installed`
+to the contestant, the median of the rounds' ratios: above 1 `installed` is faster. The last line is JSON.
+
+A part is "greedy N" or "top-k N" (one text of N tokens), "8 texts of N", "prompt of N" (to its first token), or
+"position N, flash" or "position N, plain" (ten tokens after it, with flash attention or without).
 """
 
-import argparse
 import json
-import statistics
+import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Any
+
+from harness import in_turns, median_ratio, parser_of, print_document, spread
 
 PARTS = ("greedy 128", "top-k 128", "top-k 400", "8 texts of 60", "8 texts of 200", "prompt of 4", "prompt of 300")
-# run by both interpreters: only what both versions have
+# run by each interpreter, so that it uses what all versions have
 WORKER = """
-import json, sys, time
+import functools, json, sys, time
 from dgpt2_quant.runtime import Model
 
-model = Model.load(sys.argv[1], threads=int(sys.argv[2]))
+load = functools.cache(lambda **options: Model.load(sys.argv[1], threads=int(sys.argv[2]), **options))
+model = load()
 
 def text(tokens, temperature, number):
     settings = {"max_tokens": tokens, "ignore_eos": True, "seed": 1, "temperature": temperature, "lookup": 0}
@@ -40,48 +45,60 @@ def prompt(tokens, number):
         next(model.stream(begin, max_tokens=2, temperature=0, ignore_eos=True))
     return 3 * tokens
 
+def position(at, flash):
+    settings = {"max_tokens": 12, "ignore_eos": True, "temperature": 0, "lookup": 0}
+    pieces = load(flash_attention=flash).stream([31 * index % 8000 for index in range(at)], **settings)
+    next(pieces), next(pieces)
+    started = time.perf_counter()
+    return len(list(pieces)) / (time.perf_counter() - started)
+
 print("ready", flush=True)
 for line in sys.stdin:
-    what, number = json.loads(line)
-    kind, *rest, size = what.split()
+    part, number = json.loads(line)
+    what, *rest = part.replace(",", "").split()
     started = time.perf_counter()
-    if kind in ("greedy", "top-k"):
-        tokens = text(int(size), 0.0 if kind == "greedy" else 0.8, number)
+    if what == "position":
+        speed = position(int(rest[0]), rest[1] == "flash")
+    elif what in ("greedy", "top-k"):
+        speed = text(int(rest[-1]), 0.0 if what == "greedy" else 0.8, number) / (time.perf_counter() - started)
     else:
-        tokens = texts(int(size), number) if kind == "8" else prompt(int(size), number)
-    print(tokens / (time.perf_counter() - started), flush=True)
+        speed = (texts if what == "8" else prompt)(int(rest[-1]), number) / (time.perf_counter() - started)
+    print(speed, flush=True)
 """
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, rounds=9)
     parser.add_argument("model", type=Path)
-    parser.add_argument("other", help="the interpreter of the other version")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--python", action="append", default=[], metavar="NAME=PYTHON")
+    parser.add_argument("--library", action="append", default=[], metavar="NAME=PATH")
+    parser.add_argument("--part", action="append", help=f"by default {', '.join(PARTS)}")
     arguments = parser.parse_args()
-    versions = [Version(python, arguments) for python in (sys.executable, arguments.other)]
-    speeds: dict[str, list[list[float]]] = {part: [[], []] for part in PARTS}
-    for number in range(arguments.rounds + 1):
-        for part in PARTS:
-            for index in (0, 1) if number % 2 else (1, 0):
-                speed = versions[index].speed(part, number)
-                if number:
-                    speeds[part][index].append(speed)
-    found = {part: compared(*both) for part, both in speeds.items()}
-    for part, figures in found.items():
-        print(f"{part}: {figures['this']} against {figures['other']}, ratio {figures['ratio']}", file=sys.stderr)
-    print(json.dumps({"rounds": arguments.rounds, "threads": arguments.threads, "parts": found}))
+    start = partial(Contestant, model=arguments.model.resolve(), threads=arguments.threads)
+    contestants = {"installed": start(sys.executable)}
+    contestants |= {name: start(python) for name, _, python in (text.partition("=") for text in arguments.python)}
+    for name, _, library in (text.partition("=") for text in arguments.library):
+        contestants[name] = start(sys.executable, preload=library)
+    parts = {}
+    for part in arguments.part or PARTS:
+        speeds = in_turns({name: partial(one.speed, part) for name, one in contestants.items()}, arguments.rounds)
+        parts[part] = {
+            name: {**spread(values), "ratio": median_ratio(speeds["installed"], values)}
+            for name, values in speeds.items()
+        }
+    print_document(arguments, {"parts": parts})
 
 
-class Version:
-    def __init__(self, python: str, arguments: argparse.Namespace) -> None:
-        command = [python, "-c", WORKER, arguments.model.resolve(), str(arguments.threads)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+class Contestant:
+    """A process that generates when it is asked to."""
+
+    def __init__(self, python: str, model: Path, threads: int, preload: str = "") -> None:
+        command = [python, "-c", WORKER, str(model), str(threads)]
+        own = {**os.environ, "LD_PRELOAD": preload} if preload else None
+        self._process = subprocess.Popen(command, env=own, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._read()
 
     def speed(self, part: str, number: int) -> float:
-        assert self._process.stdin
         print(json.dumps([part, number]), file=self._process.stdin, flush=True)
         return float(self._read())
 
@@ -89,16 +106,8 @@ class Version:
         assert self._process.stdout
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"{self._process.args[0]} ended with {self._process.wait()}")  # type: ignore[index]
+            raise SystemExit(f"a contestant ended with status {self._process.wait()}")
         return line
-
-
-def compared(this: list[float], other: list[float]) -> dict[str, Any]:
-    def spread(values: list[float]) -> str:
-        return f"{statistics.median(values):.0f} ({min(values):.0f}-{max(values):.0f})"
-
-    ratio = statistics.median(a / b for a, b in zip(this, other, strict=True))
-    return {"this": spread(this), "other": spread(other), "ratio": round(ratio, 3)}
 
 
 if __name__ == "__main__":

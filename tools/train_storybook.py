@@ -1,10 +1,9 @@
-"""How storybook was made: byte-level BPE, then a GPT-2 of 6 layers trained on two CPU cores for 75 minutes.
+"""Trains `storybook`: byte-level BPE, then a GPT-2 of 6 layers, on two CPU cores for 75 minutes.
 
 usage: train_storybook.py BOOKS_FOLDER OUT_FOLDER [MINUTES]
 
-BOOKS_FOLDER holds one UTF-8 file a book; the five titles in HELD_OUT are kept for validation. Needs torch,
-transformers, tokenizers and safetensors, which the project itself does not. The schedule goes by the clock, so a
-faster machine sees more tokens, and the weights come out another way each time.
+BOOKS_FOLDER has one UTF-8 file for each book; those in HELD_OUT are for validation. Needs the extra `peers`. The
+schedule depends on the clock: a faster machine sees more tokens, and the weights differ from run to run.
 """
 
 import argparse
@@ -60,7 +59,7 @@ def make(books: Path, out: Path, minutes: float) -> None:
     valid = encode(tokenizer, held)
     model.eval()
     with torch.inference_mode():
-        parts = [valid[i : i + 512][None].long() for i in range(0, 512 * 100, 512)]
+        parts = [valid[i : i + 512][None].long() for i in range(0, min(len(valid), 512 * 100) - 511, 512)]
         nll = [model(part, labels=part).loss.item() for part in parts]
     print("validation perplexity", math.exp(float(np.mean(nll))))
     model.save_pretrained(out)

@@ -1,1 +1,1 @@
-"""The texts and data sets that a benchmark reads."""
+"""Texts, data sets and open models that a benchmark reads."""

@@ -1,8 +1,8 @@
-"""Data sets by name: where each is published, and how it gets here.
+"""Data sets by name: where each is published, and how it is downloaded.
 
-Nothing is fetched but what was asked for by name: from the Hugging Face Hub through its library (with its cache,
-mirrors and tokens), or from the publisher into our cache. Every set can be given as a local file instead, plain or as
-the archive that is published.
+Only a data set that is named is downloaded: from the Hugging Face Hub with its library (with its cache, mirrors and
+tokens), or from the publisher into our cache. A local file can replace each data set, plain or as the published
+archive.
 """
 
 import hashlib
@@ -18,14 +18,14 @@ from dgpt2_quant.core.read_input import Announce, Input, input_exists, read_inpu
 from dgpt2_quant.core.text import BUNDLED, NamedText, as_text, load_text
 
 _TIMEOUT = 30  # seconds without a byte
-_HEAD = 4096  # bytes that tell a page from the data
+_HEAD = 4096  # bytes that distinguish an HTML page from the data
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """`file` is what is published, on the Hub (in `repository`, at `revision`) or at `url`; `member` the part of that
-    archive; `sha256` that of the data, where it is known from elsewhere; `header` what a table's first line has in it;
-    `text` whether it is running text."""
+    """Where a data set is published: `file` on the Hub (in `repository`, at `revision`) or at `url`; `member` of the
+    archive; `sha256` of the data if the publisher gives it; `header` is part of the first line of a table; `text` is
+    whether it is running text."""
 
     file: str
     member: str | None = None
@@ -43,14 +43,14 @@ class Dataset:
 
     @property
     def page(self) -> str:
-        """Where a person gets it."""
+        """The address for a manual download."""
         if self.url:
             return self.url
         return f"https://huggingface.co/datasets/{self.repository}/resolve/{self.revision or 'main'}/{self.file}"
 
 
 def _wikitext() -> Dataset:
-    # what llama.cpp's scripts/get-wikitext-2.sh takes. WikiText-103 differs in its training text alone: "the validation
+    # the file of llama.cpp's scripts/get-wikitext-2.sh. WikiText-103 differs only in its training text: "the validation
     # and test sets are the same" (Merity et al. 2016, arXiv:1609.07843, section 4.3)
     return Dataset(
         "wikitext-2-raw-v1.zip",
@@ -70,8 +70,8 @@ def _cbt(member: str) -> Dataset:
 DATASETS = {
     "wikitext2": _wikitext(),
     "wikitext103": _wikitext(),
-    # OpenAI's own processing, https://openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl; the hash is
-    # on the page of the repository
+    # OpenAI's version, https://openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl; the hash is on the
+    # page of the repository
     "lambada": Dataset(
         "data/lambada_test_en.jsonl",
         repository="EleutherAI/lambada_openai",
@@ -92,7 +92,7 @@ DATASETS = {
 
 
 RUNNING_TEXTS = {dataset.wanted for dataset in DATASETS.values() if dataset.text}
-"""The members that are taken from an archive of several files."""
+"""The members that are preferred in an archive of several files."""
 
 
 def load_bench_text(
@@ -103,16 +103,16 @@ def load_bench_text(
     offline: bool = False,
     announce: Announce | None = None,
 ) -> NamedText:
-    """A text to score: what `load_text` takes, or a data set of running text by name.
+    """A text to score: an argument of `load_text`, or the name of a data set of running text.
 
-    A file goes before a data set of that name. Raises `ModelNotFoundError` or `UsageError`.
+    A file has precedence over a data set of the same name. Raises `ModelNotFoundError` or `UsageError`.
     """
     if isinstance(text, NamedText):
         return text
     name = str(text)
     if name in DATASETS and not input_exists(text):
         if not DATASETS[name].text:
-            raise UsageError(f"the data set {name} is no running text", f"Name a file, or one of: {_texts()}.")
+            raise UsageError(f"the data set {name} is not running text", f"Name a file, or one of: {_texts()}.")
         found = as_text(load_dataset(name, offline=offline), parse_special=parse_special, keep_crlf=keep_crlf)
         return found.announced(announce)
     try:
@@ -129,38 +129,38 @@ def _texts() -> str:
 
 
 def numbered_lines(file: DataFile) -> Iterator[tuple[int, str]]:
-    """(number, line) of a file that is made of lines, from 1, with either line end."""
-    yield from enumerate(as_text(file).text.split("\n"), 1)  # splitlines() knows too many ends of lines
+    """(number, line) of each line of a file, from 1."""
+    yield from enumerate(as_text(file).text.split("\n"), 1)  # splitlines() splits at other characters too
 
 
 def load_dataset(name: str, data: Input | None = None, *, offline: bool = False) -> DataFile:
-    """The data set of that name, from `data` where that is given (plain or the published archive).
+    """The data set of that name, or its replacement `data`, plain or as the published archive.
 
-    Raises `ModelNotFoundError` where it can not be had, `UsageError` for a broken file.
+    Raises `ModelNotFoundError` if it is not available, `UsageError` for a broken file.
     """
     dataset = DATASETS[name]
     if data is not None:
         return data.file(dataset.member)
     path = _from_hub(name, dataset, offline) if dataset.repository else _from_url(name, dataset, offline)
-    # resolved: the Hub's cache has a link there, and the file elsewhere
-    hint = f"Delete {path.resolve()} to download it again, or get it from elsewhere: --data {dataset.wanted}"
+    # resolved, because the Hub's cache has a symbolic link
+    hint = f"Delete {path.resolve()} to download it again, or set `data` to your copy of {dataset.wanted}."
     try:
         read = read_input(path, "data set")
         found = read.file(dataset.member)
     except UsageError as error:
         raise UsageError(error.message, hint) from error
     if dataset.sha256 and found.sha256 != dataset.sha256:
-        message = f"{path} is not the {dataset.wanted} that was published: its sha256 is {found.sha256}"
+        message = f"{path} is not the published {dataset.wanted}: its sha256 is {found.sha256}"
         raise UsageError(message, hint)
     if not _can_be(dataset, read.content[:_HEAD]):
-        raise UsageError(f"{path} is no {dataset.file}", hint)
+        raise UsageError(f"{path} is not {dataset.file}", hint)
     return found
 
 
 def _from_hub(name: str, dataset: Dataset, offline: bool) -> Path:
     from importlib.metadata import version
 
-    from httpx2 import HTTPError  # what huggingface_hub talks and fails with
+    from httpx2 import HTTPError  # the HTTP client of huggingface_hub
     from huggingface_hub import constants, errors, hf_hub_download
 
     offline = offline or constants.is_offline_mode()
@@ -185,22 +185,17 @@ def _from_hub(name: str, dataset: Dataset, offline: bool) -> Path:
 
 
 def _from_url(name: str, dataset: Dataset, offline: bool) -> Path:
-    """The published file in our cache."""
+    """The published file in our cache, downloaded if it is missing."""
     from huggingface_hub import constants
 
     assert dataset.url is not None
-    # the address belongs to it: another place may publish another file under the same name
+    # the key includes the address: another site may publish another file under the same name
     key = hashlib.sha256(dataset.url.encode()).hexdigest()[:16]
     path = cache_folder() / "datasets" / f"{key}-{dataset.file}"
     if path.is_file():
         return path
     if offline or constants.is_offline_mode():
         raise _not_here(name, dataset)
-    _download(name, dataset, path)
-    return path
-
-
-def _download(name: str, dataset: Dataset, path: Path) -> None:
     from httpx2 import HTTPError, stream
 
     try:
@@ -216,14 +211,15 @@ def _download(name: str, dataset: Dataset, path: Path) -> None:
                 if size > MOST_BYTES:
                     raise UsageError(f"{dataset.url} has more than {MOST_BYTES >> 20} MiB")
                 file.write(part)
-            if not _can_be(dataset, head):  # a page to log in, say, which would be kept for good
-                raise _unreachable(name, dataset, ValueError(f"what came is no {dataset.file}"))
+            if not _can_be(dataset, head):  # for example a login page, which the cache would keep
+                raise _unreachable(name, dataset, ValueError(f"the answer is not {dataset.file}"))
     except HTTPError as error:
         raise _unreachable(name, dataset, error) from error
+    return path
 
 
 def _can_be(dataset: Dataset, head: bytes) -> bool:
-    """Whether a file that begins so may be what is published."""
+    """Whether the first bytes can be those of the published file."""
     if dataset.file.endswith(".zip"):
         return head.startswith(b"PK\x03\x04")
     line = head.partition(b"\n")[0]
@@ -233,17 +229,14 @@ def _can_be(dataset: Dataset, head: bytes) -> bool:
 def _not_here(name: str, dataset: Dataset) -> ModelNotFoundError:
     return ModelNotFoundError(
         f"offline, and the data set {name} is not in the cache",
-        f"{_by_hand(dataset)} Or run once without --offline and HF_HUB_OFFLINE.",
+        f"{_manually(dataset)} Or run once without `offline` and HF_HUB_OFFLINE.",
     )
 
 
 def _unreachable(name: str, dataset: Dataset, error: BaseException) -> ModelNotFoundError:
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
-    return ModelNotFoundError(
-        f"can not download the data set {name}: {reason}",
-        _by_hand(dataset),
-    )
+    return ModelNotFoundError(f"cannot download the data set {name}: {reason}", _manually(dataset))
 
 
-def _by_hand(dataset: Dataset) -> str:
-    return f"Get {dataset.wanted} from {dataset.page} and give it as --data FILE (a text to score: --text FILE)."
+def _manually(dataset: Dataset) -> str:
+    return f"Get {dataset.wanted} from {dataset.page}, and set `data` to the file (`text` for a text to score)."

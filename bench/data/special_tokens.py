@@ -1,4 +1,4 @@
-"""The special tokens of a file, which llama.cpp gives no bytes: what they are in a text that they were parsed from."""
+"""The text of special tokens, for which llama.cpp returns no bytes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +13,13 @@ _TOKENS, _TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
 
 
 def noting_special(text: NamedText, path: Path, announce: Announce | None = None) -> NamedText:
-    """The text with a note on the special tokens of a GGUF file that are in it, if any."""
+    """The text with a note on the special tokens of a GGUF file that it contains, if any."""
     metadata = read_header(path).metadata
     return text.noting(special_note(text, metadata[_TOKENS], metadata.get(_TYPES, ())), announce)
 
 
 def token_bytes(model: Model) -> Callable[[int], bytes]:
-    """What gives the bytes that a token stands for in a text; those of a special token are its name."""
+    """A function that returns the bytes of a token in a text; those of a special token are its name."""
     names: list[str] = []
 
     def of(token: int) -> bytes:

@@ -1,1 +1,1 @@
-"""`bench.json`: its schema, reading it, and what pages are built of."""
+"""`bench.json`: its schema, reading it, and the blocks of a report."""

@@ -1,7 +1,7 @@
-"""What a report is made of, before it is Markdown or HTML: sections of texts, lists, tables and plots.
+"""The blocks of a report before it is rendered as Markdown or HTML: sections with texts, lists, tables and plots.
 
-All texts are plain; whatever renders them escapes them. Names and tokens in them come from models and files of
-strangers: `visible` and `quoted` keep them on one line and show what can not be seen.
+All texts are plain text; the renderers escape them. Names and tokens come from untrusted models and files: `visible`
+and `quoted` keep them on one line and show invisible characters.
 """
 
 import unicodedata
@@ -28,7 +28,7 @@ class Items:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells; an empty cell is a value that is not known."""
+    """Rows of cells; an empty cell is an unknown value."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -36,7 +36,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A plot by its name in `plots.PLOTS`; `caption` says what to see in it."""
+    """A plot by its name in `plots.PLOTS`; `caption` explains it."""
 
     name: str
     caption: str
@@ -47,7 +47,7 @@ Block = Text | Items | Table | Picture
 
 @dataclass(frozen=True)
 class Section:
-    """`level` is 1 for the whole report, 2 for its parts, 3 below; `folded` parts are long and open on demand."""
+    """A part of the report. `level` is that of its heading, 1-3; `folded` sections open on demand."""
 
     title: str
     blocks: Sequence[Block] = field(default_factory=list)
@@ -56,29 +56,29 @@ class Section:
 
 
 def is_number(cell: str) -> bool:
-    """Whether a cell of a table is to be aligned as a number."""
+    """Whether a table cell is aligned as a number."""
     return bool(cell) and cell[0] in "+-0123456789"
 
 
 def number_columns(table: Table) -> list[bool]:
-    """Which columns hold numbers alone (and unknown values)."""
+    """Which columns have only numbers and unknown values."""
     columns = [[row[index] for row in table.rows] for index in range(len(table.columns))]
     return [any(cells) and all(is_number(cell) or not cell for cell in cells) for cells in columns]
 
 
 def visible(text: str) -> str:
-    """Characters that would not show, or break the line, as escapes."""
+    """The text with invisible characters and line breaks as escapes."""
     return "".join(_escaped(c) if unicodedata.category(c) in _UNSEEN else c for c in text)
 
 
 def quoted(text: str, longest: int = 40) -> str:
-    """A piece of a text in quotation marks, so that its spaces show; of a long one the end."""
+    """A text in quotation marks, which show its spaces; only the end of a long one."""
     cut = text if len(text) <= longest else "…" + text[1 - longest :]
     return '"' + visible(cut.replace("\\", "\\\\").replace('"', '\\"')) + '"'
 
 
 def shortened(text: str, longest: int = 24) -> str:
-    """A name that has to fit into a plot or a sentence."""
+    """A name, shortened to fit a plot or a sentence."""
     seen = visible(text)
     return seen if len(seen) <= longest else seen[: longest - 1] + "…"
 

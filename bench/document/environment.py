@@ -1,4 +1,4 @@
-"""The machine and the versions that a measurement belongs to."""
+"""The machine and the versions of a measurement."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ from .schema import Environment
 
 
 def describe_environment(threads: int | None) -> Environment:
-    """Everything a reader needs to judge the numbers; `threads` None means all usable cores."""
+    """The environment for the document; `threads` None means all usable cores."""
     cores = usable_cores()
     return {
         "cpu": cpu_name(),
@@ -27,7 +27,7 @@ def describe_environment(threads: int | None) -> Environment:
 
 
 def cpu_name() -> str:
-    """The processor, as the system calls it."""
+    """The name of the processor."""
     try:
         for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
             if line.startswith("model name"):
@@ -38,7 +38,7 @@ def cpu_name() -> str:
 
 
 def ram_bytes() -> int | None:
-    """The machine's memory, None where it does not tell."""
+    """The machine's memory; None if unknown."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):

@@ -1,4 +1,4 @@
-"""How numbers are written for people: with as many digits as mean something."""
+"""Formats numbers for reports, with the digits that are significant."""
 
 from .blocks import visible
 from .schema import BenchJson, Interval, RateJson, Result
@@ -8,26 +8,26 @@ def with_error(value: float, error: float) -> str:
     return f"{value:.3f} ± {error:.3f}"
 
 
-DISTURBED = "†"  # marks a timing during which other programs used the machine
+DISTURBED = "†"  # marks a disturbed timing
 
 
 def speed(rate: RateJson, disturbed: bool | None = False) -> str:
-    """Tokens per second: median, and the range of the rounds."""
+    """Tokens per second: median and range over the rounds."""
     return marked(f"{rate['median']:.0f} ({rate['min']:.0f}-{rate['max']:.0f})", disturbed)
 
 
 def marked(cell: str, disturbed: bool | None) -> str:
-    """With the mark of a disturbed timing where it is one."""
+    """The cell, with the mark if the timing was disturbed."""
     return f"{cell} {DISTURBED}" if disturbed else cell
 
 
 def ratio(rate: RateJson) -> str:
-    """One speed over another, round by round: median, and the range."""
+    """The ratio of two speeds in the same round: median and range."""
     return f"{rate['median']:.2f} ({rate['min']:.2f}-{rate['max']:.2f})"
 
 
 def small(value: float) -> str:
-    """A KL divergence, or another number that may be of any size below some tens."""
+    """A KL divergence, or another number of any magnitude below some tens."""
     if value == 0:
         return "0"
     if abs(value) < 1e-4:
@@ -45,7 +45,7 @@ def change(fraction: float, digits: int = 2) -> str:
 
 
 def with_interval(interval: Interval) -> str:
-    """A value and its 95 % interval, all three written alike."""
+    """A value and its 95 % interval."""
     return f"{small(interval['value'])} ({small(interval['low'])} to {small(interval['high'])})"
 
 
@@ -53,21 +53,21 @@ def ratio_interval(interval: Interval) -> str:
     return f"{interval['value']:.4f} ({interval['low']:.4f} to {interval['high']:.4f})"
 
 
-def level_name(type: str, recipe: str) -> str:
-    """A level's name: its type, and its recipe when that is not the usual one."""
+def full_name(type: str, recipe: str) -> str:
+    """The name of a file: its quant type, and its recipe unless that is `stock`."""
     return type if recipe == "stock" else f"{type} {recipe}"
 
 
 def name_of(result: Result) -> str:
-    """As pairs call it."""
-    return level_name(result["type"], result["recipe"])
+    """The name of a result in `pairs`."""
+    return full_name(result["type"], result["recipe"])
 
 
 def label(result: Result) -> str:
-    """To be read by people."""
+    """The name of a result in a report."""
     return visible(name_of(result))
 
 
 def of_several_runs(document: BenchJson) -> bool:
-    """Whether the levels were timed in different runs, so that their speeds can not be compared as they are."""
+    """Whether the files were timed in different runs, so that their speeds cannot be compared directly."""
     return len({result["run"] for result in document["results"]}) > 1

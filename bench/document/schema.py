@@ -1,6 +1,6 @@
-"""`bench.json`: what each key means. Bytes are whole bytes; times are seconds unless the key ends in `_ms`.
+"""The schema of `bench.json`. Times are in seconds unless the key ends in `_ms`.
 
-Keys that are `NotRequired` came later: `bench` always writes them, and a document without them is read too.
+Keys that are `NotRequired` were added later: `bench` always writes them, and documents without them are valid.
 """
 
 from typing import NotRequired, TypedDict
@@ -9,9 +9,8 @@ SCHEMA_VERSION = 1
 
 
 class Environment(TypedDict):
-    """Where and how it was measured; `loadavg` is the machine's one-minute load before the run (null where unknown).
-    Of `rounds_asked` rounds some are left out on a busy machine, where disturbed measurements took
-    `disturbed_seconds`."""
+    """The machine and versions of a run; `loadavg` is the one-minute load before it (null if unknown). On a busy
+    machine fewer rounds than `rounds_asked` are measured; `disturbed_seconds` is the time of disturbed measurements."""
 
     cpu: str
     cores: int
@@ -27,7 +26,7 @@ class Environment(TypedDict):
 
 
 class BenchedModel(TypedDict):
-    """`source_sha256` hashes the checkpoint's content (names and hashes of its files)."""
+    """The checkpoint; `source_sha256` hashes the names and hashes of its files."""
 
     name: str
     source_sha256: str
@@ -35,9 +34,9 @@ class BenchedModel(TypedDict):
 
 
 class TextInfo(TypedDict):
-    """`tokens` of the whole text; `context` is the length of the chunks that it was cut into, `method` how it was
-    scored, `stride` that of the strided method (null for llama.cpp's). Older documents lack the last two: they read
-    special tokens as letters; `notes` say what of the text is not as it looks."""
+    """The scored text: `tokens` of the whole text, `context` length of its windows, `method` llama.cpp or strided,
+    `stride` of the strided method (null for llama.cpp), `notes` on changes to the text. Documents without
+    `parse_special` read special tokens as letters."""
 
     name: str
     sha256: str
@@ -50,7 +49,7 @@ class TextInfo(TypedDict):
 
 
 class RateJson(TypedDict):
-    """Tokens per second over interleaved rounds; or the ratio of two such speeds, round by round."""
+    """Tokens per second over interleaved rounds, or the ratio of two such speeds in the same round."""
 
     median: float
     min: float
@@ -67,8 +66,7 @@ class Interval(TypedDict):
 
 
 class ConfidenceJson(TypedDict):
-    """The tokens for which the reference's likeliest token has a probability from `low` to `high`; figures are null
-    where there is no such token."""
+    """Tokens where the reference's highest probability is from `low` to `high`; figures are null if there are none."""
 
     low: float
     high: float
@@ -78,8 +76,8 @@ class ConfidenceJson(TypedDict):
 
 
 class WrongToken(TypedDict):
-    """A token that a level changed much: the text `before` it, what the reference and the level found likeliest, and
-    the probability that each gave to the token that came."""
+    """A token that the file changed much: the text `before` it, the likeliest tokens of the reference and the file
+    (`level_top`), and the probability that each gave to the token of the text."""
 
     before: str
     token: str
@@ -91,8 +89,8 @@ class WrongToken(TypedDict):
 
 
 class SpeedPoint(TypedDict):
-    """One setting of the speed grid: `measure` is prompt or decode, `tokens` how many each sequence had, `depth` how
-    many were in its cache before, `batch` how many sequences went together; `tps` counts the tokens of all."""
+    """One point of the speed grid: `measure` is prompt or decode, `tokens` the number per sequence, `depth` the tokens
+    in the cache before, `batch` the number of sequences; `tps` counts the tokens of all sequences."""
 
     measure: str
     tokens: int
@@ -105,13 +103,13 @@ class SpeedPoint(TypedDict):
 
 
 class Result(TypedDict):
-    """One level. KL divergences are in nats, against the reference; `kld_interval` and `ppl_ratio_interval` are 95 %
+    """One file. KL divergences are from the reference, in nats; `kld_interval` and `ppl_ratio_interval` are 95 %
     intervals by bootstrap; `ppl_ratio` is to the reference's perplexity; `top1_agreement`, `mean_dp` and `rms_dp` are
-    fractions of 1; `nll_correlation` is that of the tokens' negative log-likelihoods with the reference's (null where
-    they do not vary); `prompt_ratio` and `decode_ratio` are the speeds over the reference's in the same round;
-    `joules_per_token` those of decoding (null where the machine does not tell); `disturbed` says that other
-    programs used the machine while it was timed (null where unknown), and `load_disturbed` the same of `load_ms` and
-    `first_token_ms`; `run` is the index in `runs`."""
+    fractions of 1; `nll_correlation` is the correlation of the tokens' negative log-likelihoods with the reference's
+    (null if they do not vary); `prompt_ratio` and `decode_ratio` are speeds divided by the reference's in the same
+    round; `joules_per_token` is for decoding (null if not reported); `disturbed` is whether other programs disturbed
+    the speed measurement (null if unknown), `load_disturbed` the same for `load_ms` and `first_token_ms`; `run` is the
+    index in `runs`."""
 
     type: str
     recipe: str
@@ -153,7 +151,7 @@ class Result(TypedDict):
 
 
 class Reference(TypedDict):
-    """What the levels are compared with; `disturbed` as a level's."""
+    """The file that the others are compared with."""
 
     type: str
     bytes: int
@@ -166,7 +164,7 @@ class Reference(TypedDict):
 
 
 class NoiseFloor(TypedDict):
-    """The reference against itself by another road (`how`): what differs no more than this is no difference."""
+    """The reference compared with itself, computed in another way (`how`): smaller differences are rounding."""
 
     how: str
     kld_mean: float
@@ -178,8 +176,8 @@ class NoiseFloor(TypedDict):
 
 
 class Pair(TypedDict):
-    """How much worse the level `b` is than `a` on the same tokens: KL divergence and negative log-likelihood, in nats a
-    token, with intervals by paired bootstrap. Levels go by type, and by recipe where that is not `stock`."""
+    """How much worse file `b` is than `a` on the same tokens: KL divergence and negative log-likelihood, in nats per
+    token, with intervals by paired bootstrap. Names are the type, and the recipe unless that is `stock`."""
 
     a: str
     b: str
@@ -188,9 +186,9 @@ class Pair(TypedDict):
 
 
 class PeerJson(TypedDict):
-    """What else could run these weights, timed in the same rounds as the levels. `precision` is that of its weights;
-    `decode_ratio` is over the reference's speed in the same round; `sane` whether its greedy tokens are ones that the
-    reference also finds likely; load time and memory are null where they could not be told."""
+    """Another program with the same weights, timed in the same rounds. `precision` is that of its weights;
+    `decode_ratio` is relative to the reference in the same round; `sane` is whether the reference finds its greedy
+    tokens likely; load time and memory are null if unknown."""
 
     name: str
     version: str
@@ -205,15 +203,15 @@ class PeerJson(TypedDict):
 
 
 class SkippedPeer(TypedDict):
-    """A peer that was asked for and is not there, and why."""
+    """A requested peer that was not measured, and the reason."""
 
     name: str
     reason: str
 
 
 class Recommended(TypedDict):
-    """The smallest file, and the one that decodes fastest, of those within 1 % of the reference's perplexity;
-    `fastest_disturbed` says that the choice of the fastest rests on disturbed timings (null where unknown)."""
+    """The smallest file, and the fastest to decode, of those within 1 % of the reference's perplexity;
+    `fastest_disturbed` is whether the choice of the fastest depends on disturbed timings (null if unknown)."""
 
     smallest_within_1pct_ppl: str | None
     fastest_within_1pct_ppl: str | None
@@ -221,8 +219,8 @@ class Recommended(TypedDict):
 
 
 class BenchJson(TypedDict):
-    """The whole document. `runs` has the environment of each run that it was merged from, `environment` the first
-    one's; `advice` is the recommendation in words. The noise floor is null where it was not measured."""
+    """The whole document. `runs` has the environment of each merged run, `environment` that of the first; `advice` is
+    the recommendation in words; `noise_floor` is null if it was not measured."""
 
     schema_version: int
     environment: Environment
@@ -240,8 +238,8 @@ class BenchJson(TypedDict):
 
 
 class ScoredText(TypedDict):
-    """`sha256` is that of the text's bytes, unpacked and otherwise as they were read; `tokens` of the whole text, whose
-    special tokens were parsed or read as letters; `notes` on what of it is not as it looks."""
+    """The scored text: `sha256` of its unpacked bytes, `tokens` of the whole text, `parse_special` whether special
+    tokens were parsed, `notes` on changes to the text."""
 
     name: str
     sha256: str
@@ -251,8 +249,8 @@ class ScoredText(TypedDict):
 
 
 class PerplexityJson(TypedDict):
-    """`perplexity --json`. `nll` is the mean negative log-likelihood of a scored token, in nats; `tps` counts the
-    tokens of all windows, those that only give context too, over the time of scoring alone."""
+    """The result of `perplexity`. `nll` is the mean negative log-likelihood of a scored token, in nats; `tps` is all
+    tokens of all windows, including context, divided by the time of scoring."""
 
     model: str
     text: ScoredText

@@ -1,1 +1,1 @@
-"""How far a file is from its reference: perplexity, KL divergence, intervals."""
+"""Quality of a file compared with its reference: perplexity, KL divergence, intervals."""

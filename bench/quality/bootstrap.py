@@ -1,9 +1,9 @@
-"""95 % intervals by bootstrap, of means over tokens or items; paired where the same instance is asked twice.
+"""95 % intervals of means over tokens, by block bootstrap.
 
-Neighbouring tokens of a text are alike, and resampling them one by one would make the intervals too narrow: whole
-blocks of them are drawn (the block bootstrap; Carlstein 1986). All means that one `Bootstrap` is asked for are taken
-over the same draws, so the interval of a difference between two levels is that of their difference on the same tokens,
-which is far better known than either. The draws are seeded: the same scores give the same interval.
+Neighbouring tokens of a text are correlated, so that drawing single tokens would make the intervals too narrow. Blocks
+of tokens are drawn instead (Carlstein 1986). One `Bootstrap` uses the same draws for every mean, so the interval of a
+difference between two files is paired: it is that of the difference on the same tokens, which is much narrower than
+either file's own. The draws are seeded: the same scores give the same interval.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from dgpt2_quant.bench.document.schema import Interval
 
-BLOCK = 32  # tokens that are drawn together
-_FEWEST, _MOST = 10, 4000  # blocks: fewer draws than these have no spread to speak of, more take gigabytes
+BLOCK = 32  # tokens
+_FEWEST, _MOST = 10, 4000  # blocks: with fewer the spread is not known, more take gigabytes
 _DRAWS = 2000
 _SEED = 20190924
 _TAILS = (0.025, 0.975)
@@ -22,13 +22,13 @@ FloatArray = npt.NDArray[np.float64]
 
 
 class Bootstrap:
-    """Draws from blocks of values: `blocks` has the block's number of each value, 0 and up, shape (values,)."""
+    """Draws blocks of values; `blocks` has the block number of each value, from 0, shape (values,)."""
 
     def __init__(self, blocks: npt.NDArray[np.integer], *, draws: int = _DRAWS) -> None:
         self._blocks = np.asarray(blocks)
         self._counts = np.bincount(self._blocks).astype(np.float64)
         size = len(self._counts)
-        # how often each block comes in each draw, shape (draws, blocks)
+        # how often each block is in each draw, shape (draws, blocks)
         times = np.random.default_rng(_SEED).multinomial(size, np.full(size, 1 / size), size=draws)
         self._times = times.astype(np.float64)
         self._drawn = self._times @ self._counts
@@ -36,7 +36,7 @@ class Bootstrap:
     def mean(
         self, values: npt.NDArray[np.floating] | npt.NDArray[np.bool_], *, of: Callable[..., FloatArray] | None = None
     ) -> Interval:
-        """The mean of the values, shape (values,), with its interval; or what `of` makes of a mean (say, its exp)."""
+        """The mean of the values, shape (values,), with its interval; or `of` the mean, for example its exp."""
         sums = np.bincount(self._blocks, weights=values, minlength=len(self._counts))
         means = (self._times @ sums) / self._drawn
         whole = np.array(sums.sum() / self._counts.sum())
@@ -47,9 +47,9 @@ class Bootstrap:
 
 
 def token_blocks(lengths: Sequence[int]) -> npt.NDArray[np.int64]:
-    """The block of each token in runs of so many tokens that follow one another; no block reaches over a run's end.
+    """The block of each token, for consecutive runs of these lengths. No block spans two runs.
 
-    Blocks have `BLOCK` tokens, fewer in a short text, and more in a very long one.
+    Blocks have `BLOCK` tokens, fewer in a short text and more in a very long one.
     """
     total = sum(lengths)
     block = max(1, min(BLOCK, total // _FEWEST), -(-total // _MOST))

@@ -1,7 +1,7 @@
-"""How far a level's next-token distribution is from the reference's: the figures, with their uncertainty.
+"""Perplexity, KL divergence and related figures of a file, with their uncertainty.
 
-The names and definitions are llama-perplexity's (`--kl-divergence`), which stores the reference's logits in 16 bits;
-here both sides are compared as the floats that they are.
+The names and definitions are those of `llama-perplexity --kl-divergence`, which stores the reference's logits in 16
+bits; here both sides are compared in float32.
 """
 
 import math
@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 from dgpt2_quant.bench.document.schema import ConfidenceJson, Interval, NoiseFloor, Pair
-from dgpt2_quant.runtime.sampler import overflowed
+from dgpt2_quant.runtime.sampling.sampler import overflowed
 
 from .bootstrap import Bootstrap, token_blocks
 from .compare_files import Quality
@@ -20,12 +20,12 @@ from .logit_rows import FloatArray
 
 Flags = npt.NDArray[np.bool_]
 
-_CONFIDENCE = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)  # of the reference in its likeliest token
+_CONFIDENCE = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)  # bounds of the reference's highest probability
 
 
 @dataclass(frozen=True)
 class Perplexity:
-    """`nll` is the mean negative log-likelihood of a token, in nats; `stderr` that of the perplexity."""
+    """`nll` is the mean negative log-likelihood of a token, in nats; `stderr` is the perplexity's."""
 
     tokens: int
     nll: float
@@ -35,7 +35,7 @@ class Perplexity:
 
 @dataclass(frozen=True)
 class Divergence:
-    """KL divergence of a level from the reference, in nats, and friends, as fractions of 1 (schema.py tells each)."""
+    """The figures of one file; KL divergences in nats, shares as fractions of 1 (`schema.Result` defines each)."""
 
     perplexity: Perplexity
     ppl_ratio: float
@@ -57,9 +57,9 @@ class Divergence:
 
 
 def summarize(nll: FloatArray) -> Perplexity:
-    """From each scored token's negative log-likelihood; the standard error is llama-perplexity's, by the delta rule.
+    """Perplexity from each scored token's negative log-likelihood, with llama-perplexity's standard error (delta rule).
 
-    Raises `RuntimeFailure` where one is not finite: no figure of such a model would mean anything.
+    Raises `RuntimeFailure` if a value is not finite: no figure of such a model would mean anything.
     """
     if not np.isfinite(nll).all():
         raise overflowed()
@@ -69,15 +69,15 @@ def summarize(nll: FloatArray) -> Perplexity:
 
 
 def resampled(quality: Quality) -> Bootstrap:
-    """Draws of its scored tokens, the same for all that is asked of them."""
-    # by the strided method the scored tokens of all windows are one run of the text
-    runs = [sum(quality.lengths)] if quality.cut.method == "strided" else quality.lengths
+    """The draws of the scored tokens that all intervals use."""
+    # with the strided method the scored tokens of all windows are one run of the text
+    runs = [sum(quality.lengths)] if quality.windowing.method == "strided" else quality.lengths
     return Bootstrap(token_blocks(runs))
 
 
-def divergence(quality: Quality, level: int, draws: Bootstrap) -> Divergence:
-    """The figures of one level; `draws` are `resampled(quality)`."""
-    base, found = quality.base, quality.levels[level]
+def divergence(quality: Quality, number: int, draws: Bootstrap) -> Divergence:
+    """The figures of the file with this number; `draws` is `resampled(quality)`."""
+    base, found = quality.base, quality.files[number]
     kld, dp = found.kld, np.exp(-found.nll) - np.exp(-base.nll)
     median, p90, p95, p99, p999 = map(float, np.quantile(kld, [0.5, 0.9, 0.95, 0.99, 0.999]))
     difference = found.nll - base.nll
@@ -108,8 +108,8 @@ def divergence(quality: Quality, level: int, draws: Bootstrap) -> Divergence:
 
 
 def pairs(quality: Quality, names: Sequence[str], draws: Bootstrap) -> list[Pair]:
-    """Every two levels, the one that was named first as `a`."""
-    levels = list(zip(names, quality.levels, strict=True))
+    """The differences of every two files; `a` is the one that was named first."""
+    files = list(zip(names, quality.files, strict=True))
     return [
         {
             "a": a,
@@ -117,13 +117,13 @@ def pairs(quality: Quality, names: Sequence[str], draws: Bootstrap) -> list[Pair
             "kld_difference": draws.mean(of_b.kld - of_a.kld),
             "nll_difference": draws.mean(of_b.nll - of_a.nll),
         }
-        for index, (a, of_a) in enumerate(levels)
-        for b, of_b in levels[index + 1 :]
+        for index, (a, of_a) in enumerate(files)
+        for b, of_b in files[index + 1 :]
     ]
 
 
 def noise_floor(quality: Quality) -> NoiseFloor:
-    """What the reference differs from itself."""
+    """The figures of the reference against itself."""
     found = quality.noise.scores
     base = quality.base.nll[: len(found.nll)]
     return {

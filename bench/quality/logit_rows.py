@@ -1,7 +1,7 @@
-"""Arithmetic on rows of logits, some rows at a time on several threads: 255 rows of 50,257 do not fit a cache.
+"""Arithmetic on rows of logits, in small blocks on several threads.
 
-NumPy lets other threads run while it works, so blocks of rows that fit the cache go over the cores that decoded them.
-Sums over a row are taken in float64.
+255 rows of 50,257 logits do not fit a CPU cache, blocks of 8 do. NumPy releases the GIL, so blocks run in parallel.
+Sums over a row are in float64.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,12 +18,12 @@ IntArray = npt.NDArray[np.int64]
 ForBlocks = Callable[[int, Callable[[slice], None]], None]
 
 _BLOCK = 8  # rows
-_SMALL = 0.1  # difference of logits: what the series leaves out is a ten-thousandth of its sum at the most
+_SMALL = 0.1  # difference of logits, below which the series is exact to a ten-thousandth
 
 
 @contextmanager
 def on_threads(threads: int) -> Iterator[ForBlocks]:
-    """A function that calls another one for all blocks of so many rows."""
+    """Gives `for_blocks(rows, function)`, which calls the function with each block of rows."""
     with Workers(threads) as pool:
 
         def for_blocks(rows: int, function: Callable[[slice], None]) -> None:
@@ -39,7 +39,7 @@ def on_threads(threads: int) -> Iterator[ForBlocks]:
 
 
 def nll(rows: Logits, targets: IntArray, for_blocks: ForBlocks) -> FloatArray:
-    """The negative log-likelihood of the tokens that came, in nats, (rows,), by logits (rows, vocabulary)."""
+    """The negative log-likelihood of the target tokens, in nats, (rows,); logits are (rows, vocabulary)."""
     result = np.empty(len(targets))
 
     def compute(block: slice) -> None:
@@ -54,9 +54,8 @@ def nll(rows: Logits, targets: IntArray, for_blocks: ForBlocks) -> FloatArray:
 
 
 @dataclass(frozen=True)
-class Base:
-    """What the reference makes of scored tokens: their negative log-likelihood in nats, the likeliest token in their
-    place, and that one's probability."""
+class TokenScores:
+    """A model's scores per token: negative log-likelihood in nats, likeliest token, and its probability."""
 
     nll: FloatArray
     top: IntArray
@@ -64,9 +63,9 @@ class Base:
 
 
 @dataclass(frozen=True)
-class Expected(Base):
-    """The reference's rows of one window: the tokens that came, the logits, the exponentials of what they are below
-    the row's largest, and the sums of these."""
+class ReferenceRows(TokenScores):
+    """The reference's rows of one window: target tokens, logits, `weights` = exp(logits - the row's largest), and
+    `totals`, the sums of the weights."""
 
     targets: IntArray
     logits: Logits
@@ -75,16 +74,16 @@ class Expected(Base):
 
 
 @dataclass(frozen=True)
-class Found:
-    """Per scored token of a level: `nll` and `kld` from the reference in nats, and its likeliest token `top`."""
+class FileScores:
+    """A file's scores per token: `nll` and `kld` from the reference, in nats, and the likeliest token `top`."""
 
     nll: FloatArray
     kld: FloatArray
     top: IntArray
 
 
-def expected(rows: Logits, targets: IntArray, for_blocks: ForBlocks) -> Expected:
-    """From the reference's logits, (rows, vocabulary), which may be read only."""
+def reference_rows(rows: Logits, targets: IntArray, for_blocks: ForBlocks) -> ReferenceRows:
+    """Scores of the reference from its logits, (rows, vocabulary), which may be read-only."""
     count = len(targets)
     weights = np.empty_like(rows)
     totals, came, top = np.empty(count), np.empty(count), np.empty(count, np.int64)
@@ -99,22 +98,22 @@ def expected(rows: Logits, targets: IntArray, for_blocks: ForBlocks) -> Expected
         totals[block] = weight.sum(axis=-1, dtype=np.float64)
 
     for_blocks(count, compute)
-    return Expected(np.log(totals) - came, top, 1 / totals, targets, rows, weights, totals)
+    return ReferenceRows(np.log(totals) - came, top, 1 / totals, targets, rows, weights, totals)
 
 
-def no_scores(count: int) -> Found:
-    """To be filled by `compare`."""
-    return Found(np.empty(count), np.empty(count), np.empty(count, np.int64))
+def no_scores(count: int) -> FileScores:
+    """Empty scores, which `compare` fills."""
+    return FileScores(np.empty(count), np.empty(count), np.empty(count, np.int64))
 
 
-def compare(rows: Logits, reference: Expected, start: int, result: Found, for_blocks: ForBlocks) -> None:
-    """Compares a level's logits, (rows, all tokens), with the reference's, (rows, vocabulary), from the row `start` on.
+def compare(rows: Logits, reference: ReferenceRows, start: int, result: FileScores, for_blocks: ForBlocks) -> None:
+    """Compares a file's logits, (rows, all tokens), with the reference's, (rows, vocabulary), from row `start`.
 
-    With d = l' - l, the level's logits less the reference's, p the reference's probabilities and m = sum(p d),
-    KL = ln sum(p exp(d)) - m, which does not change when all d move by a constant.
+    With d = l' - l, the file's logits minus the reference's, p the reference's probabilities and m = sum(p d),
+    KL = ln sum(p exp(d)) - m. Adding a constant to all d does not change it.
 
-    Pad tokens, which the reference does not have, take the share s of the level's probability. That scales all others
-    by 1 - s, which adds -ln(1 - s) to both losses.
+    Pad tokens, which the reference lacks, have the share s of the file's probability. All other probabilities are
+    scaled by 1 - s, which adds -ln(1 - s) to both losses.
     """
     vocabulary = reference.logits.shape[-1]
 
@@ -140,16 +139,16 @@ def compare(rows: Logits, reference: Expected, start: int, result: Found, for_bl
         if max(d.max(), -d.min()) < _SMALL:
             result.kld[there] = _of_small(d - mean.astype(np.float32)[:, None], weights, totals)
         else:
-            result.kld[there] = np.maximum(log_total - np.log(totals) - mean, 0.0)  # not negative but for rounding
+            result.kld[there] = np.maximum(log_total - np.log(totals) - mean, 0.0)  # below 0 only by rounding
         result.kld[there] += lost
 
     for_blocks(len(rows), compute)
 
 
 def _of_small(d: Logits, weights: Logits, totals: FloatArray) -> FloatArray:
-    """KL divergence where all d are small and have the mean 0: ln(1 + sum(p (exp(d) - 1 - d))), by its series.
+    """KL divergence for small d of mean 0: ln(1 + sum(p (exp(d) - 1 - d))), by its series.
 
-    The difference of two logarithms that are nearly equal would leave nothing but rounding of 32-bit exponentials.
+    The difference of two nearly equal logarithms would be only the rounding error of 32-bit exponentials.
     """
     terms = d * d * (np.float32(1 / 2) + d * (np.float32(1 / 6) + d * np.float32(1 / 24)))
     terms *= weights

@@ -1,9 +1,8 @@
-"""The reference's logits, computed once for a text and kept, or computed anew where they would not fit.
+"""The cache of a reference's logits for a text.
 
-A folder in the cache keeps them as they are, in float32, under a name made of everything that decides them: the
-content of the reference's file, the tokens and how they are cut, the code that computed them, and the processor,
-whose kernels round in their own way. When the folder would grow beyond its limit, the oldest go. What does not fit at
-all is never stored: then the reference is computed in lockstep with the levels, window by window.
+The logits are kept in float32. The key is a hash of everything that decides them: the reference file's content, the
+tokens and windows, the code, and the processor, whose kernels have their own rounding. The oldest entries are removed
+when the folder would exceed its limit. Logits that do not fit at all are not kept, but computed window by window.
 """
 
 import contextlib
@@ -15,28 +14,28 @@ from pathlib import Path
 import numpy as np
 from dgpt2_quant.bench.document.environment import cpu_name
 from dgpt2_quant.core.atomic_file import output_file
-from dgpt2_quant.core.cache import cache_folder, made_by
+from dgpt2_quant.core.cache import cache_folder, cache_version
 from dgpt2_quant.core.errors import OutputError
 
 from .logit_rows import Logits
 from .windows import Window
 
-LIMIT = 1_000_000_000  # bytes, of all that is kept
+LIMIT = 1_000_000_000  # bytes of all entries
 
 Compute = Callable[[Window], Logits]
 
 
 class ReferenceCache:
-    """Where reference logits are kept; `limit` in bytes (0: nothing is)."""
+    """The folder of kept logits; `limit` in bytes, 0 keeps none."""
 
     def __init__(self, limit: int = LIMIT) -> None:
         self.limit = limit
         self.folder = cache_folder() / "reference"
 
     def rows(self, file: Path, windows: Sequence[Window], vocabulary: int, compute: Compute) -> Generator[Logits]:
-        """The logits of each window's scored rows, (rows, vocabulary), in order; a row is valid until the next.
+        """Yields the logits of each window's scored rows, (rows, vocabulary), valid until the next.
 
-        `compute` gives those of a window where they are not there yet.
+        `compute` is called for windows that are not in the cache.
         """
         counts = [len(window.targets) for window in windows]
         size = 4 * vocabulary * sum(counts)
@@ -44,11 +43,11 @@ class ReferenceCache:
             yield from map(compute, windows)
             return
         path = self.folder / f"{_key(file, windows, vocabulary)}.f32"
-        with contextlib.suppress(OSError, ValueError):  # missing, unreadable, or not whole
+        with contextlib.suppress(OSError, ValueError):  # missing, unreadable or incomplete
             if path.stat().st_size == size:
                 kept = np.memmap(path, np.float32, "r", shape=(sum(counts), vocabulary))
                 with contextlib.suppress(OSError):
-                    os.utime(path)  # used just now: the last one to go
+                    os.utime(path)  # the oldest are removed first
                 start = 0
                 for count in counts:
                     yield kept[start : start + count]
@@ -57,7 +56,7 @@ class ReferenceCache:
         yield from self._kept(path, size, windows, compute)
 
     def _kept(self, path: Path, size: int, windows: Sequence[Window], compute: Compute) -> Generator[Logits]:
-        """Computes, and keeps what it computed if there is room: a full disk is no reason to fail."""
+        """Computes the logits, and keeps them if there is room: a full disk is no reason to fail."""
         done = 0
         with contextlib.suppress(OutputError):
             self._make_room(size)
@@ -84,7 +83,7 @@ def _key(file: Path, windows: Sequence[Window], vocabulary: int) -> str:
     key = hashlib.sha256()
     with file.open("rb") as content:
         key.update(hashlib.file_digest(content, "sha256").digest())
-    key.update(f"{made_by('runtime', 'bench')} {cpu_name()} {vocabulary}\n".encode())
+    key.update(f"{cache_version('runtime', 'bench')} {cpu_name()} {vocabulary}\n".encode())
     for window in windows:
         key.update(np.array([window.first, *window.tokens], np.int32).tobytes())
         key.update(b";")

@@ -1,12 +1,12 @@
-"""How a text is cut into what a model sees at once, and which of its tokens are scored.
+"""Windows of a text: the tokens that a model sees at once, and which of them are scored.
 
-`llama.cpp`: chunks of `context` tokens, each a text of its own; the tokens of its second half are scored, so that each
+`llama.cpp`: separate chunks of `context` tokens. The second half of each chunk is scored, so that every scored token
 has at least half a context before it (llama.cpp, tools/perplexity/perplexity.cpp).
 
-`strided`: windows of `context` tokens that move on by `stride`; each token is scored once, in the first window that
-reaches it, but for those that nothing precedes there: the text's first, and where the stride is the whole context, each
-window's first (Transformers' documentation, "Perplexity of fixed-length models"). All tokens count the same; the code
-shown there weighs a window by its tokens less one, which leaves none of them where the stride is 1.
+`strided`: windows of `context` tokens that advance by `stride`. Each token is scored once, in the first window that
+contains it. Tokens without a predecessor are not scored: the first of the text, and the first of each window if the
+stride is the whole context (Transformers' documentation, "Perplexity of fixed-length models"). All tokens have the same
+weight; the code in that documentation weighs a window by its tokens minus one, which is 0 for a stride of 1.
 """
 
 from collections.abc import Sequence
@@ -21,69 +21,71 @@ Method = Literal["llama.cpp", "strided"]
 METHODS: tuple[Method, ...] = get_args(Method)
 CONTEXT = 512
 _SHORTEST = 4  # positions of a chunk
-_FEWEST_SCORED = 2  # tokens: one has no spread, and so no error
+_FEWEST_SCORED = 2  # tokens: a single one has no standard error
 
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens that a model sees at once; the logits of the rows from `first` on, but the last one's, are scored."""
+    """Tokens that a model sees at once; logits from row `first` to the last but one are scored."""
 
     tokens: Sequence[int]
     first: int
 
     @property
     def targets(self) -> npt.NDArray[np.int64]:
-        """The tokens that the scored rows should have predicted."""
+        """The tokens that the scored rows predict."""
         return np.asarray(self.tokens[self.first + 1 :], np.int64)
 
 
 @dataclass(frozen=True)
-class Cut:
-    """How to cut: `stride` only for the strided method (None: half of the context)."""
+class Windowing:
+    """How a text is divided into windows; `stride` is for the strided method, by default half of the context."""
 
     method: Method = "llama.cpp"
     context: int = CONTEXT
     stride: int | None = None
 
-    def fitted(self, positions: int) -> "Cut":
-        """For a model of so many positions: its windows are no longer. Raises `UsageError` for what can not be."""
+    def fitted(self, positions: int) -> "Windowing":
+        """The windowing for a model with this number of positions. Raises `UsageError` for impossible values."""
         context = min(self.context, positions)
         if context < _SHORTEST:
-            raise UsageError(f"{context} positions are too few to score a text; at least {_SHORTEST} are needed")
+            raise UsageError(
+                f"a context of {context} positions is too short to score a text, which needs {_SHORTEST} or more"
+            )
         if self.method not in METHODS:
-            raise UsageError(f"the method is {self.method!r}; there are {', '.join(METHODS)}")
+            raise UsageError(f"`method` must be one of {', '.join(METHODS)}, not {self.method!r}")
         if self.method == "llama.cpp":
             if self.stride is not None:
-                raise UsageError("llama.cpp's method has no stride", "Leave --stride out, or take --method strided.")
-            return Cut(self.method, context)
+                raise UsageError("`stride` needs the strided method", "Omit `stride`, or set `method` to strided.")
+            return Windowing(self.method, context)
         stride = max(1, context // 2) if self.stride is None else self.stride
         if not 1 <= stride <= context:
-            raise UsageError(f"the stride is {stride}; with a context of {context} it goes from 1 to {context}")
-        return Cut(self.method, context, stride)
+            raise UsageError(f"`stride` must be 1-{context} for a context of {context}, not {stride}")
+        return Windowing(self.method, context, stride)
 
     def windows(self, tokens: Sequence[int]) -> list[Window]:
-        """The windows of a text, by a cut that is `fitted`. Raises `UsageError` when there is nothing to score."""
+        """The windows of a text; the windowing must be `fitted`. Raises `UsageError` for a text that is too short."""
         if self.method == "strided":
             if len(tokens) <= _FEWEST_SCORED:
-                needed = f"at least {_FEWEST_SCORED + 1} are needed"
-                raise UsageError(f"the text has {len(tokens)} tokens; {needed}", "Take a longer text.")
+                message = f"the text has {len(tokens)} tokens, and needs at least {_FEWEST_SCORED + 1}"
+                raise UsageError(message, "Use a longer text.")
             return list(_strided(tokens, self.context, self.stride or 1))
         if len(tokens) < self.context:
             raise UsageError(
-                f"the text has {len(tokens)} tokens; at least one chunk of {self.context} is needed",
-                "Take a longer text, a smaller --ctx-size, or a --stride.",
+                f"the text has {len(tokens)} tokens, and needs at least one chunk of {self.context}",
+                "Use a longer text, a smaller `ctx_size`, or a `stride`.",
             )
         starts = range(0, len(tokens) - self.context + 1, self.context)
         if len(starts) * (self.context - self.context // 2 - 1) < _FEWEST_SCORED:
-            raise UsageError(f"one chunk of {self.context} tokens scores too few", "Take a longer text, or a --stride.")
+            raise UsageError(f"one chunk of {self.context} tokens scores too few", "Use a longer text, or a `stride`.")
         return [Window(tokens[start : start + self.context], self.context // 2) for start in starts]
 
 
-LLAMA_CPP = Cut()  # what everybody's figures are by
+LLAMA_CPP = Windowing()  # the method of published figures
 
 
 def _strided(tokens: Sequence[int], context: int, stride: int) -> list[Window]:
-    found, scored = [], 1  # the first token has nothing before it
+    found, scored = [], 1  # the first token has no predecessor
     for begin in range(0, len(tokens), stride):
         end = min(begin + context, len(tokens))
         first = max(0, scored - 1 - begin)

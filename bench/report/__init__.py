@@ -1,1 +1,1 @@
-"""What a benchmark shows: Markdown, HTML, plots and advice."""
+"""The report of a benchmark: Markdown, HTML, plots and advice."""

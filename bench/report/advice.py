@@ -1,7 +1,7 @@
-"""Which level to ship: the recommendation, and its reasons in words.
+"""The advice of a report: which quant type to ship, with reasons.
 
-Every sentence follows from a rule of `RULES`, which the report prints too. The figures are those of the document:
-intervals are of 95 %, by (paired) bootstrap; ranges of speeds are over the rounds.
+Every sentence follows from a rule in `RULES`, which the report prints too. Intervals are 95 % intervals by (paired)
+bootstrap; ranges of speeds are over the rounds.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,33 +11,30 @@ from dgpt2_quant.bench.document.blocks import shortened
 from dgpt2_quant.bench.document.format_numbers import change, label, name_of, of_several_runs, percent, small
 from dgpt2_quant.bench.document.schema import BenchJson, PeerJson, Recommended, Result
 
-WITHIN = 1.01  # of the reference's perplexity: what counts as no real loss
+WITHIN = 1.01  # ratio to the reference's perplexity that counts as no real loss
 RULES = (
-    "Within 1 % is a level whose perplexity is at most 1.01 times the reference's. The smallest file of those is the "
-    "one to ship where size counts, the one that decodes fastest where speed does. Where the 95 % interval of the "
-    "ratio reaches over 1.01, that is said, and the smallest level whose whole interval lies within is named.",
-    "Nothing within 1 %: the nearest to the reference is named, and nothing is recommended.",
-    "The fastest is not told apart from levels whose ratio to the reference's speed overlaps with its own, over the "
-    "rounds.",
-    "A level is dominated when another one is smaller, decodes faster and has the smaller KL divergence: no reason to"
-    " take it.",
-    "Of two neighbours by size, the smaller one is to be taken when the paired interval of their KL divergences has "
-    "zero in it or lies on its side: it is not measurably further from the reference.",
-    "A level is at the noise floor when its KL divergence may be (by its interval) no larger than that of the "
-    "reference against itself by another road.",
-    "Speeds of several runs are compared by their ratio to the reference in the same round, for the machines may "
+    "A file is within 1 % if its perplexity is at most 1.01 times the reference's. Of these files, ship the smallest "
+    "if size matters, the one with the fastest decoding if speed matters. If the 95 % interval of the ratio exceeds "
+    "1.01, the advice says so, and names the smallest file whose whole interval is within 1 %.",
+    "If no file is within 1 %, the nearest to the reference is named, and none is recommended.",
+    "Two files have no clear difference in speed if their ratios to the reference's speed overlap over the rounds.",
+    "A file is dominated if another one is smaller, decodes faster and has a smaller KL divergence.",
+    "Of two neighbours by size, the smaller one is preferred unless the paired interval shows that its KL divergence "
+    "is larger.",
+    "A file is at the noise floor if the lower end of its KL divergence's interval is not above the divergence of the "
+    "reference from itself, computed in another way.",
+    "Speeds of several runs are compared by their ratio to the reference in the same round, because machines may "
     "differ.",
-    "Where other programs disturbed a timing, the choice of the fastest says so, and that timing makes no level "
-    "dominated.",
-    "There is a warning for disturbed timings, for fewer than three rounds, for rounds that were left out on a busy "
-    "machine, and for a 99.9 % quantile with fewer than ten tokens beyond it.",
+    "If other programs disturbed a timing, the choice of the fastest says so, and that timing makes no file dominated.",
+    "There is a warning for disturbed timings, for fewer than three rounds, for rounds that were skipped on a busy "
+    "machine, and for a 99.9 % quantile with fewer than ten tokens above it.",
 )
-_TAIL = 10  # tokens beyond a quantile, to tell of it
-_NAMES = 8  # that a sentence lists
+_TAIL = 10  # tokens above a quantile that make it reliable
+_NAMES = 8  # in a sentence
 
 
 def recommend(results: Sequence[Result]) -> Recommended:
-    """Among the levels within 1 % of the reference's perplexity: the smallest file, and the fastest to decode."""
+    """The smallest file, and the fastest to decode, of those within 1 % of the reference's perplexity."""
     good = [result for result in results if result["ppl_ratio"] <= WITHIN]
     smallest = min(good, key=_size, default=None)
     fastest = max(good, key=_speed_of(good), default=None)
@@ -50,13 +47,13 @@ def recommend(results: Sequence[Result]) -> Recommended:
 
 
 def advise(document: BenchJson) -> list[str]:
-    """The recommendation in words, the most important first; what the document says of advice itself is not read."""
+    """The advice in sentences, the most important first; the document's own `advice` is not read."""
     results = document["results"]
     if not results:
         return []
     return [
         *_what_to_ship(document),
-        *_not_told_apart_from_reference(document),
+        *_equal_to_reference(document),
         *_at_the_floor(document),
         *_dominated(results),
         *_same_for_less(document),
@@ -66,7 +63,7 @@ def advise(document: BenchJson) -> list[str]:
 
 
 def with_advice(document: BenchJson) -> BenchJson:
-    """The document with `recommended` and `advice` as they follow from its figures."""
+    """The document with new `recommended` and `advice`, from its figures."""
     return {**document, "recommended": recommend(document["results"]), "advice": advise(document)}
 
 
@@ -76,8 +73,8 @@ def _what_to_ship(document: BenchJson) -> list[str]:
     if not good:
         nearest = min(results, key=lambda result: result["ppl_ratio"])
         return [
-            f"No level stays within 1 % of {base}'s perplexity, so none can be recommended as lossless. The nearest is"
-            f" {_name(nearest)}, {_loss(nearest)}."
+            f"No file is within 1 % of {base}'s perplexity, so none is recommended. The nearest is {_name(nearest)},"
+            f" {_loss(nearest)}."
         ]
     smallest = min(good, key=_size)
     size = f"{smallest['bytes'] / 1e6:.1f} MB, {percent(smallest['bytes'] / document['reference']['bytes'], 0)}"
@@ -87,8 +84,8 @@ def _what_to_ship(document: BenchJson) -> list[str]:
     ]
     if smallest["ppl_ratio_interval"]["high"] > WITHIN:
         sure = min((row for row in good if row["ppl_ratio_interval"]["high"] <= WITHIN), key=_size, default=None)
-        which = f"The smallest whose whole interval is within 1 % is {_name(sure)}" if sure else "No level's is"
-        lines.append(f"That interval is not all within 1 %: a longer text may decide otherwise. {which}.")
+        which = f"The smallest file with its whole interval within 1 % is {_name(sure)}" if sure else "No file's is"
+        lines.append(f"This interval exceeds 1 %: a longer text may give another result. {which}.")
     return [*lines, _fastest(good, smallest, base)]
 
 
@@ -98,17 +95,17 @@ def _fastest(good: Sequence[Result], smallest: Result, base: str) -> str:
     least = fastest["decode_ratio"]["min"]
     close = [row for row in good if row is not fastest and row["decode_ratio"]["max"] >= least]
     line = (
-        f"{'It is also' if fastest is smallest else _name(fastest) + ' is'} the one of them that decodes fastest,"
+        f"{'It also' if fastest is smallest else 'Of these, ' + _name(fastest)} decodes fastest, at"
         f" {fastest['decode_ratio']['median']:.2f} times {base}'s speed"
     )
     if close:
-        line += f"; over the rounds that overlaps with {_names(close)}"
+        line += f"; over the rounds this overlaps with {_names(close)}"
     if any(row["disturbed"] for row in good):
-        line += "; but other programs disturbed the timing: measure again on a quiet machine before you choose by speed"
+        line += "; other programs disturbed the timing: measure again on a quiet machine to choose by speed"
     return line + "."
 
 
-def _not_told_apart_from_reference(document: BenchJson) -> list[str]:
+def _equal_to_reference(document: BenchJson) -> list[str]:
     base = document["reference"]["type"]
     same = [
         row
@@ -118,8 +115,8 @@ def _not_told_apart_from_reference(document: BenchJson) -> list[str]:
     if not same:
         return []
     return [
-        f"By perplexity this text does not tell {_names(same)} from {base}: the 95 % interval of the ratio has 1 in it."
-        " Their KL divergences say which is nearer."
+        f"Perplexity on this text does not distinguish {_names(same)} from {base}: the 95 % interval of the ratio"
+        " contains 1. The KL divergence shows which is nearer."
     ]
 
 
@@ -134,8 +131,8 @@ def _at_the_floor(document: BenchJson) -> list[str]:
     if not at_it:
         return []
     return [
-        f"{_names(at_it)} {'lies' if len(at_it) == 1 else 'lie'} at the noise floor: no further from"
-        f" {base} than it is from itself ({floor['how']})."
+        f"{_names(at_it)} {'is' if len(at_it) == 1 else 'are'} at the noise floor: no further from {base} than it is"
+        f" from itself ({floor['how']})."
     ]
 
 
@@ -154,9 +151,7 @@ def _dominated(results: Sequence[Result]) -> list[str]:
     if not found:
         return []
     return [
-        "No reason to take these, for the one in brackets is smaller, faster and nearer to the reference: "
-        + _listed(found)
-        + "."
+        "Do not use these; the file in brackets is smaller, faster and nearer to the reference: " + _listed(found) + "."
     ]
 
 
@@ -173,11 +168,11 @@ def _same_for_less(document: BenchJson) -> list[str]:
         else:
             continue
         if not further and smaller["bytes"] < larger["bytes"]:
-            found.append(f"{_name(smaller)} rather than {_name(larger)}")
+            found.append(f"{_name(smaller)} instead of {_name(larger)}")
     if not found:
         return []
     return [
-        f"Take {_listed(found)}: smaller, and not measurably further from the reference (paired 95 % interval of the KL"
+        f"Use {_listed(found)}: smaller, and not measurably further from the reference (paired 95 % interval of the KL"
         " divergence)."
     ]
 
@@ -196,8 +191,8 @@ def _peers(document: BenchJson) -> list[str]:
         )
     if insane := [peer for peer in document["peers"] if peer["sane"] is False]:
         lines.append(
-            f"What {_listed([_peer(peer) for peer in insane])} wrote is not what the reference finds likely: do not"
-            " count on those speeds."
+            f"The reference finds the output of {_listed([_peer(peer) for peer in insane])} unlikely: do not rely on"
+            " these speeds."
         )
     return lines
 
@@ -211,21 +206,21 @@ def _warnings(document: BenchJson) -> list[str]:
             f"Other programs used the machine while these were timed: {_listed(disturbed)}. Their speeds are disturbed."
         )
     if loaded := [_name(row) for row in document["results"] if row.get("load_disturbed")]:
-        lines.append(f"They also disturbed the load time and the first token of {_listed(loaded)}.")
+        lines.append(f"Other programs disturbed the load time and the first token of {_listed(loaded)}.")
     if left_out := _rounds_left_out(document):
         lines.append(left_out)
     if (rounds := min(row["decode_ratio"]["rounds"] for row in document["results"])) < 3:
-        lines.append(f"Speeds are of {rounds} round{'s' if rounds > 1 else ''}: their spread is not known.")
+        lines.append(f"Speeds are from {rounds} round{'s' if rounds > 1 else ''}: their spread is unknown.")
     if of_several_runs(document):
         lines.append(
-            "The levels were measured in several runs, perhaps on different machines: compare speeds only by their"
+            "The files were measured in several runs, perhaps on different machines: compare speeds only by their"
             " ratio to the reference."
         )
     tokens = document["reference"]["tokens_scored"]
     if tokens < 1000 * _TAIL:
         lines.append(
-            f"{tokens:,} tokens were scored, so that about {tokens / 1000:.0f} lie beyond the 99.9 % quantile:"
-            f" too few to choose by it ({1000 * _TAIL:,} would leave {_TAIL})."
+            f"{tokens:,} tokens were scored, of which about {tokens / 1000:.0f} are above the 99.9 % quantile: too few"
+            f" to choose by it ({1000 * _TAIL:,} tokens would give {_TAIL})."
         )
     return lines
 
@@ -234,7 +229,7 @@ def _rounds_left_out(document: BenchJson) -> str | None:
     for row in document["results"]:
         asked, rounds = document["runs"][row["run"]].get("rounds_asked", 0), row["decode_ratio"]["rounds"]
         if rounds < asked:
-            return f"The machine was busy: {rounds} of {asked} rounds were measured. A longer --patience measures more."
+            return f"The machine was busy: {rounds} of {asked} rounds were measured. A longer patience measures more."
     return None
 
 
@@ -247,7 +242,7 @@ def _loss(row: Result) -> str:
 
 
 def _speed_of(results: Sequence[Result]) -> Callable[[Result], float]:
-    """Tokens per second in one run; over several, the ratio to the reference."""
+    """The key to compare speeds: tokens per second in one run, over several the ratio to the reference."""
     if len({row["run"] for row in results}) > 1:
         return lambda row: row["decode_ratio"]["median"]
     return lambda row: row["decode_tps"]["median"]

@@ -1,7 +1,7 @@
-"""A report as one HTML file: no network, no other files; it reads in the light, in the dark, and on a telephone.
+"""Renders a report as one HTML file, without network or other files, for light and dark mode and small screens.
 
-A content security policy says the same to the browser: nothing may be loaded, and no script runs but the one below,
-by its hash, so that not even a hole in the escaping would let a model's name run anything.
+A content security policy forbids the browser to load anything, and to run any script but the one below, by its hash. So
+even a bug in the escaping would not let a model's name run a script.
 """
 
 import base64
@@ -44,7 +44,7 @@ figure { margin: 0; }
 figure svg { width: 100%; height: auto; display: block; }
 figcaption { color: var(--pale); font-size: .875rem; }
 """
-# a click on a heading sorts by that column, another one the other way round
+# a click on a heading sorts by that column, a second click in reverse
 _SCRIPT = """
 for (const head of document.querySelectorAll("thead th")) head.onclick = () => {
   const body = head.closest("table").tBodies[0], column = head.cellIndex;
@@ -59,7 +59,7 @@ _COLOURS = {INK: "--ink", PALE: "--pale", PAPER: "--paper", GRID: "--grid"}
 
 
 def to_html(sections: Sequence[Section], pictures: Mapping[str, str]) -> str:
-    """The whole page; `pictures` has the SVG of each plot that there is, others are left out."""
+    """The whole page; `pictures` has the SVG of each existing plot, others are omitted."""
     digest = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     title = _escaped(sections[0].title if sections else "report")
@@ -124,10 +124,10 @@ def _figure(picture: Picture, svg: str) -> str:
 
 
 def _inline(svg: str, name: str) -> str:
-    """The drawing alone, with names of its own among several in a page, and with the page's colours."""
+    """The `<svg>` element, with unique ids and the colours of the page."""
     drawing = svg[svg.index("<svg") :]
     drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
-    drawing = re.sub(r"<!--.*?-->", "", drawing, flags=re.DOTALL)  # the texts that are drawn
+    drawing = re.sub(r"<!--.*?-->", "", drawing, flags=re.DOTALL)  # which repeat the drawn texts
     drawing = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", drawing)
     for colour, variable in _COLOURS.items():
         drawing = drawing.replace(colour, f"var({variable})")
@@ -135,4 +135,4 @@ def _inline(svg: str, name: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    return html.escape(visible(text)).replace(" %", "\u00a0%")  # a number keeps its sign in the same line
+    return html.escape(visible(text)).replace(" %", "\u00a0%")  # no line break before the sign

@@ -1,7 +1,7 @@
-"""A report as GitHub's Markdown.
+"""Renders a report as GitHub's Markdown.
 
-What could be markup becomes a character reference (`&#124;`): CommonMark takes those for plain characters wherever
-they stand (section 2.5), in cells of tables too, where a backslash would not be enough.
+Characters that could be markup become character references (`&#124;`). CommonMark treats those as plain characters
+everywhere (section 2.5), also in table cells, where a backslash is not enough.
 """
 
 import re
@@ -14,7 +14,7 @@ _LINE_START = re.compile(r"^([#+=\-]|\d+[.)])(?=\s|$)")
 
 
 def to_markdown(sections: Sequence[Section], pictures: Mapping[str, str]) -> str:
-    """The whole page; `pictures` has the address of each plot that there is, others are left out."""
+    """The whole page; `pictures` has the address of each existing plot, others are omitted."""
     lines: list[str] = []
     for section in sections:
         title = escaped(section.title)
@@ -27,13 +27,13 @@ def to_markdown(sections: Sequence[Section], pictures: Mapping[str, str]) -> str
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a Markdown table, numbers to the right. The cells are Markdown already."""
+    """The lines of a Markdown table, numbers aligned right. The cells are Markdown."""
     rules = ["---:" if is_number else "---" for is_number in number_columns(Table(columns, rows))]
     return [f"| {' | '.join(cells)} |" for cells in (columns, rules, *rows)]
 
 
 def escaped(text: str) -> str:
-    """A plain text as it has to stand in a line of Markdown to look just so."""
+    """Plain text, escaped for a line of Markdown."""
     safe = _MARKUP.sub(lambda match: _references(match[0]), visible(text))
     return _LINE_START.sub(lambda match: match[1][:-1] + _references(match[1][-1]), safe)
 

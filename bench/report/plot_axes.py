@@ -1,6 +1,6 @@
-"""What the plots have in common: colours, an empty figure, the axis of the KL divergence, markers, ticks, limits.
+"""Common parts of the plots: colours, an empty figure, the axis of the KL divergence, markers, ticks, limits.
 
-Colours are Okabe and Ito's (jfly.uni-koeln.de/color), told apart by the colour-blind too.
+The colours are by Okabe and Ito (jfly.uni-koeln.de/color); colour-blind readers can distinguish them.
 """
 
 import math
@@ -11,13 +11,13 @@ from dgpt2_quant.bench.document.blocks import visible
 from dgpt2_quant.bench.document.format_numbers import small
 from dgpt2_quant.bench.document.schema import BenchJson, Result
 
-# as written into an SVG, so that a page in the dark can put its own colours there
+# spelled as in the SVG, where a page in dark mode replaces them
 INK, PALE, PAPER, GRID = "#24292e", "#6a7078", "#fefefe", "#d9dde1"
 BLUE, RED, GREEN, ORANGE, PURPLE, SKY = "#0072b2", "#d55e00", "#009e73", "#e69f00", "#b8619a", "#56b4e9"
 STYLE = {
     "font.family": ["DejaVu Sans"],
     "font.size": 10,
-    "text.parse_math": False,  # a dollar in a name is a dollar
+    "text.parse_math": False,  # a dollar sign in a name is not markup
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": PALE,
@@ -36,13 +36,13 @@ STYLE = {
     "svg.fonttype": "path",  # the same look wherever it is shown
 }
 _WIDTH, HEIGHT, _DPI = 7.5, 4.6, 160
-_FLOOR_NEAR = 30.0  # times below the smallest KL divergence: further down the noise floor is only told
+_FLOOR_NEAR = 30.0  # times below the smallest KL divergence; a lower noise floor is only written as text
 
 
 def empty_axes(
     title: str, document: BenchJson, *, height: float = HEIGHT, left: float = 0.12, right: float = 0.975
 ) -> tuple[Any, Any]:
-    """An empty figure of so many inches; the axes' place is fixed, so that labels can be laid out against it."""
+    """An empty figure with axes at a fixed place, so that labels can be laid out; `height` in inches."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(_WIDTH, height), dpi=_DPI)
@@ -55,8 +55,10 @@ def empty_axes(
 def with_kld_axis(
     axes: Any, document: BenchJson, xs: Sequence[float], *, left: bool = False
 ) -> list[tuple[float, float]]:
-    """Makes y logarithmic, draws the noise floor, and gives each level's point; one with a divergence of 0 lies at the
-    foot. The noise floor is named on the `left`, or else the right: where no levels with a small divergence are."""
+    """Makes y logarithmic, draws the noise floor, and returns each file's point; a divergence of 0 is at the bottom.
+
+    The noise floor is labelled on the `left` or the right, where no files with a small divergence are.
+    """
     rows, floor = document["results"], document["noise_floor"]
     positive = [row["kld_mean"] for row in rows if row["kld_mean"] > 0]
     bottom, top = (min(positive), max(positive)) if positive else (1e-6, 1e-3)
@@ -97,7 +99,7 @@ def draw_markers(
 
 
 def draw_legend(axes: Any, entries: Sequence[tuple[str, str, str]]) -> None:
-    """Above the axes, where no label can get."""
+    """Draws the legend above the axes, where no labels are."""
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], color=colour, marker=shape, linestyle="none") for shape, colour, _ in entries]
@@ -107,7 +109,7 @@ def draw_legend(axes: Any, entries: Sequence[tuple[str, str, str]]) -> None:
 
 
 def set_limits(axes: Any, xs: Sequence[float], *, logarithmic: bool = False) -> None:
-    """Room for labels to the left and the right; a single value stands in the middle."""
+    """Sets the x limits with room for labels on both sides; a single value is in the middle."""
     low, high = min(xs), max(xs)
     if logarithmic and high > 2.5 * low:
         room = (high / low) ** 0.12
@@ -120,7 +122,7 @@ def set_limits(axes: Any, xs: Sequence[float], *, logarithmic: bool = False) -> 
 
 
 def log_ticks(axis: Any, low: float, high: float) -> None:
-    """Ordinary numbers on a logarithmic axis with these limits, closer where they span little."""
+    """Sets ticks with plain numbers on a logarithmic axis, more of them on a short one."""
     from matplotlib.ticker import NullFormatter
 
     steps = (1, 1.5, 2, 3, 4, 5, 6, 8) if high < 10 * low else (1, 2, 5) if high < 100 * low else (1,)
@@ -136,6 +138,6 @@ def _plain(value: float) -> str:
 
 
 def drawable(text: str, longest: int = 18) -> str:
-    """A name as it fits, in what the plots' font has for certain: a sign that it may lack is a question mark."""
+    """A shortened name in Latin-1, which the plots' font has; other characters become question marks."""
     seen = visible(text).encode("latin-1", "replace").decode("latin-1")
     return seen if len(seen) <= longest else seen[: longest - 2] + ".."

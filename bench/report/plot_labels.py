@@ -1,14 +1,14 @@
-"""Labels of points in a plot, where they hide nothing: each goes to the first free place around its point.
+"""Places labels of points in a plot, each at the first free place around its point.
 
-Nothing is optimized: the places are tried in a fixed order, near ones first, so the same points give the same picture.
-A label that had to go far gets a line to its point.
+The places are tried in a fixed order, near ones first, so the same points give the same picture. A distant label has a
+line to its point.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 _NEAR = 7.0  # pixels at 72 dpi, from the point to its label
-_RINGS = (1.0, 2.2, 3.8, 5.6, 7.6, 10.0, 13.0, 17.0)  # further away, in the same unit
+_RINGS = (1.0, 2.2, 3.8, 5.6, 7.6, 10.0, 13.0, 17.0)  # distances, times _NEAR
 _SIDES = (
     (1, 0),
     (-1, 0),
@@ -23,13 +23,13 @@ _SIDES = (
     (1, -0.5),
     (-1, -0.5),
 )
-_POINT = 4.5  # half of what a marker takes
+_POINT = 4.5  # half the size of a marker
 
 Box = tuple[float, float, float, float]
 
 
 def label_points(axes: Any, points: Sequence[tuple[float, float]], names: Sequence[str], ink: str, size: float) -> None:
-    """Writes each name beside its point (in data coordinates); the axes' limits must be final."""
+    """Writes each name next to its point (in data coordinates); the axes' limits must be final."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     figure = axes.figure
@@ -39,7 +39,7 @@ def label_points(axes: Any, points: Sequence[tuple[float, float]], names: Sequen
     spots = [tuple(axes.transData.transform(point)) for point in points]
     half = _POINT * unit
     taken: list[Box] = [(x - half, y - half, x + half, y + half) for x, y in spots]
-    # from the right to the left, so that crowded points at the small end choose last and go where there is room
+    # from right to left, so that the crowded points at the small end are placed last, where there is room
     for index in sorted(range(len(points)), key=lambda i: (-spots[i][0], -spots[i][1], names[i])):
         text = axes.annotate(names[index], points[index], fontsize=size, color=ink, annotation_clip=False)
         extent = text.get_window_extent(renderer)
@@ -64,7 +64,7 @@ def label_points(axes: Any, points: Sequence[tuple[float, float]], names: Sequen
 def _place(
     spot: tuple[float, ...], width: float, height: float, unit: float, taken: Sequence[Box], frame: Any
 ) -> tuple[Box, tuple[float, float], bool]:
-    """The label's box, its centre's distance from the point, and whether that is far; the least bad if none is free."""
+    """The label's box, its centre relative to the point, and whether it is far; the best one if none is free."""
     x, y = spot
     least: tuple[float, Box, tuple[float, float], bool] | None = None
     for ring in _RINGS:
@@ -89,7 +89,7 @@ def _place(
 
 
 def _crosses(start: tuple[float, ...], end: tuple[float, float], box: Box) -> float:
-    """How much of a line runs through a box, roughly, as an area; what the line starts in does not count."""
+    """How much of a line crosses a box, roughly, as an area; 0 for the box in which it starts."""
     if box[0] <= start[0] <= box[2] and box[1] <= start[1] <= box[3]:
         return 0.0
     steps = [
@@ -105,7 +105,7 @@ def _overlap(one: Box, other: Box) -> float:
 
 
 def spread(values: Sequence[float], least: float, most: float) -> list[float]:
-    """Values in the same order, moved apart so that neighbours differ by `least` or more; none is above `most`."""
+    """The values in the same order, moved apart by at least `least`, none above `most`."""
     order = sorted(range(len(values)), key=lambda index: values[index])
     moved = [values[index] for index in order]
     for _ in range(200):

@@ -1,7 +1,7 @@
-"""The plots of the report, by matplotlib (the extra `report`), as PNG and SVG.
+"""Draws the plots of the report with matplotlib (the extra `report`), as PNG and SVG.
 
-Drawn on figure objects, without pyplot and its global state; the same document gives the same bytes (with the same
-matplotlib). Every series has its label or marker besides its colour.
+They are drawn on figure objects, without pyplot and its global state. The same document and version of matplotlib give
+the same bytes. Every series has a label or marker in addition to its colour.
 """
 
 import io
@@ -38,20 +38,20 @@ from .plot_labels import label_points, spread
 
 PLOTS = ("size_kld", "speed_kld", "perplexity", "batch", "peers")
 CAPTIONS = {
-    "size_kld": "Size against KL divergence: the lower and the further left, the better.",
-    "speed_kld": "Decode speed against KL divergence: the lower and the further right, the better. The line joins the"
-    " levels that no other one beats in both; thin lines are the range over the rounds.",
-    "perplexity": "Perplexity with the 95 % interval of its ratio to the reference's, the dashed line; the"
-    " band is within 1 % of that, and squares are levels that are not.",
-    "batch": "Decode speed of all sequences together, by how many are decoded at once.",
-    "peers": "Decode speed at batch 1 over the reference's in the same round; the bars' ends have the range of the"
+    "size_kld": "Size and KL divergence: lower and further left is better.",
+    "speed_kld": "Decode speed and KL divergence: lower and further right is better. The line joins the files that no"
+    " other file beats in both; thin lines are the range over the rounds.",
+    "perplexity": "Perplexity with the 95 % interval of its ratio to the reference's, the dashed line. The band is"
+    " within 1 % of the reference; squares are files outside it.",
+    "batch": "Decode speed of all sequences together, by batch size.",
+    "peers": "Decode speed at batch 1, divided by the reference's in the same round; thin lines are the range over the"
     " rounds.",
 }
-_CURVES = 8  # levels in the plot by batch size
+_CURVES = 8  # files in the plot by batch size
 
 
 def draw_plots(document: BenchJson) -> dict[str, bytes]:
-    """The files by name (`size_kld.png`, ...); those without data are left out. Empty without matplotlib."""
+    """The image files by name (`size_kld.png`, ...), without plots that lack data. Empty without matplotlib."""
     if find_spec("matplotlib") is None or not document["results"]:
         return {}
     import matplotlib
@@ -65,7 +65,7 @@ def draw_plots(document: BenchJson) -> dict[str, bytes]:
     }
     files = {}
     with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # the user's own style does not reach the report
+        matplotlib.rcdefaults()  # the user's style must not change the report
         matplotlib.rcParams.update(STYLE)
         for name in PLOTS:
             if (figure := draw[name](document)) is not None:
@@ -75,7 +75,7 @@ def draw_plots(document: BenchJson) -> dict[str, bytes]:
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Those that no other one beats, from the fastest down: points are (speed, KL divergence)."""
+    """The indices of the points (speed, KL divergence) that no other point beats, the fastest first."""
     front: list[int] = []
     for index in sorted(range(len(points)), key=lambda i: (-points[i][0], points[i][1])):
         if not front or points[index][1] < points[front[-1]][1]:
@@ -84,7 +84,7 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def batch_curves(document: BenchJson) -> dict[str, list[tuple[int, RateJson]]]:
-    """Decode speeds by batch size, of each level: of the setting (tokens, depth, threads) with the most batch sizes."""
+    """Each file's decode speeds by batch size, for the setting (tokens, depth, threads) with the most batch sizes."""
     points = [(row, point) for row in document["results"] for point in row["speed"] if point["measure"] == "decode"]
     batches: dict[tuple[int, int, int], set[int]] = {}
     for _, point in points:
@@ -101,7 +101,7 @@ def batch_curves(document: BenchJson) -> dict[str, list[tuple[int, RateJson]]]:
 
 def _size_kld(document: BenchJson) -> Any:
     rows = document["results"]
-    figure, axes = empty_axes("Size against KL divergence", document, height=_height(rows))
+    figure, axes = empty_axes("Size and KL divergence", document, height=_height(rows))
     points = with_kld_axis(axes, document, [row["bytes"] / 1e6 for row in rows], left=True)
     draw_markers(axes, rows, points, ["o"] * len(rows), [BLUE] * len(rows))
     axes.set_xlabel("size, MB")
@@ -114,7 +114,7 @@ def _speed_kld(document: BenchJson) -> Any:
     rows = document["results"]
     several = of_several_runs(document)
     rates = [row["decode_ratio"] if several else row["decode_tps"] for row in rows]
-    figure, axes = empty_axes("Decode speed against KL divergence", document, height=_height(rows))
+    figure, axes = empty_axes("Decode speed and KL divergence", document, height=_height(rows))
     points = with_kld_axis(axes, document, [rate["median"] for rate in rates])
     front = pareto([(x, row["kld_mean"]) for (x, _), row in zip(points, rows, strict=True)])
     on_front = [index in front for index in range(len(rows))]
@@ -134,7 +134,7 @@ def _speed_kld(document: BenchJson) -> Any:
 def _perplexity(document: BenchJson) -> Any:
     rows, reference = document["results"], document["reference"]
     base = reference["perplexity"]
-    figure, axes = empty_axes("Perplexity by level", document, height=max(2.6, 1.5 + 0.26 * len(rows)))
+    figure, axes = empty_axes("Perplexity by file", document, height=max(2.6, 1.5 + 0.26 * len(rows)))
     places = range(len(rows))
     for place, row in zip(places, rows, strict=True):
         low, high = (row["ppl_ratio_interval"][end] * base for end in ("low", "high"))
@@ -205,23 +205,23 @@ def _batch(document: BenchJson) -> Any:
             annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 4},
         )
-    some = f" ({len(names)} of {len(curves)} levels)" if len(names) < len(curves) else ""
+    some = f" ({len(names)} of {len(curves)} files)" if len(names) < len(curves) else ""
     axes.set_xlabel(f"sequences decoded at once{some}")
-    axes.set_ylabel("times the level's own speed at the smallest batch" if several else "tokens/s of all together")
+    axes.set_ylabel("times the file's speed at the smallest batch" if several else "tokens/s of all sequences")
     return figure
 
 
 def _peers(document: BenchJson) -> Any:
     if not document["peers"]:
         return None
-    bars: list[tuple[str, RateJson, str, str]] = [
-        (drawable(label(row)), row["decode_ratio"], BLUE, "") for row in _shown_beside_peers(document)
-    ]
+    names = _chosen_curves(document, [label(row) for row in document["results"]])
+    rows = [row for row in document["results"] if label(row) in names]
+    bars: list[tuple[str, RateJson, str, str]] = [(drawable(label(row)), row["decode_ratio"], BLUE, "") for row in rows]
     for peer in document["peers"]:
         hatch = "////" if peer["sane"] is False else ""
         bars.append((drawable(f"{peer['name']} {peer['precision']}", 30), peer["decode_ratio"], ORANGE, hatch))
     bars.sort(key=lambda bar: -bar[1]["median"])
-    figure, axes = empty_axes("Decode speed beside peers", document, height=1.5 + 0.27 * len(bars), left=0.29)
+    figure, axes = empty_axes("Decode speed compared with peers", document, height=1.5 + 0.27 * len(bars), left=0.29)
     furthest = max(rate["max"] for _, rate, _, _ in bars)
     for place, (_, rate, colour, hatch) in enumerate(bars):
         axes.barh(place, rate["median"], height=0.66, color=colour, hatch=hatch, edgecolor=PAPER, linewidth=0)
@@ -240,13 +240,8 @@ def _peers(document: BenchJson) -> Any:
     return figure
 
 
-def _shown_beside_peers(document: BenchJson) -> list[Result]:
-    names = set(_chosen_curves(document, [label(row) for row in document["results"]]))
-    return [row for row in document["results"] if label(row) in names]
-
-
 def _chosen_curves(document: BenchJson, names: Sequence[str]) -> list[str]:
-    """As many as a plot has room for: the recommended ones, then evenly from the largest to the smallest."""
+    """The names that fit a plot: the recommended ones, then evenly from the largest to the smallest file."""
     if len(names) <= _CURVES:
         return list(names)
     rows = [row for row in document["results"] if label(row) in names]

@@ -1,4 +1,4 @@
-"""The parts of the report behind its main table: what each says, as texts and tables."""
+"""The sections of the report after its main table, as texts and tables."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -20,13 +20,13 @@ from dgpt2_quant.bench.document.format_numbers import (
 )
 from dgpt2_quant.bench.document.schema import BenchJson, Environment, Pair, Result, SpeedPoint, WrongToken
 
-_ALL_PAIRS = 6  # levels, up to which every pair is shown
-_TABLE_WIDTH = 8  # levels beside each other
+_ALL_PAIRS = 6  # files, up to which every pair is shown
+_TABLE_WIDTH = 8  # files in one table
 _UNKNOWN = ""
 
 
 def quality_section(document: BenchJson) -> Section:
-    """KL divergence and friends, with the noise floor as the last row."""
+    """KL divergence and related figures, with the noise floor as the last row."""
     columns = ["type", "PPL ratio (95 %)", "KLD mean (95 %)", "median", "90 %", "95 %", "99 %", "99.9 %", "max"]
     columns += ["top-1", "mean Δp", "RMS Δp", "NLL corr."]
     rows = [_quality_row(result) for result in document["results"]]
@@ -44,8 +44,8 @@ def quality_section(document: BenchJson) -> Section:
         rows.append([known.get(column, _UNKNOWN) for column in columns])
         blocks.append(
             Text(
-                f"Noise floor: {document['reference']['type']} against itself by another road ({floor['how']})."
-                " What differs no more than that is no difference."
+                f"Noise floor: {document['reference']['type']} compared with itself, computed in another way"
+                f" ({floor['how']}). Differences up to this are rounding."
             )
         )
     return Section("Quality", [Table(columns, rows), *blocks])
@@ -67,7 +67,7 @@ def _quality_row(row: Result) -> list[str]:
 
 
 def pairs_section(document: BenchJson) -> list[Section]:
-    """Which differences between levels are real."""
+    """The differences between files, and which of them are real."""
     pairs = _shown_pairs(document)
     if not pairs:
         return []
@@ -82,10 +82,10 @@ def pairs_section(document: BenchJson) -> list[Section]:
         ]
         for pair in pairs
     ]
-    said = "How much worse the second level is than the first on the same tokens, in nats a token, with 95 % intervals"
-    said += " by paired bootstrap. An interval with zero in it: this text does not tell the two apart."
+    said = "How much worse the second file is than the first on the same tokens, in nats per token, with 95 % intervals"
+    said += " by paired bootstrap. If the interval contains zero, this text does not distinguish the two."
     if len(pairs) < len(document["pairs"]):
-        said += f" Of {len(document['pairs'])} pairs, those of neighbours by size; bench.json has all."
+        said += f" Shown are neighbours by size, of {len(document['pairs'])} pairs; bench.json has all."
     columns = ["first", "second", "KLD difference (95 %)", "by KLD", "NLL difference (95 %)", "by perplexity"]
     return [Section("Which differences are real", [Text(said), Table(columns, rows)])]
 
@@ -100,12 +100,12 @@ def _shown_pairs(document: BenchJson) -> list[Pair]:
 
 def _verdict(low: float, high: float) -> str:
     if low <= 0 <= high:
-        return "not told apart"
+        return "no difference"
     return "second worse" if low > 0 else "second better"
 
 
 def confidence_section(document: BenchJson) -> list[Section]:
-    """KL divergence where the reference is sure, and where it is not."""
+    """KL divergence by the reference's confidence."""
     cells = {
         (label(row), part["low"], part["high"]): part for row in document["results"] for part in row["by_confidence"]
     }
@@ -125,12 +125,12 @@ def confidence_section(document: BenchJson) -> list[Section]:
             row.append(f"{small(part['kld_mean'])}, {percent(part['top1_agreement'])}" if known else _UNKNOWN)  # type: ignore[index, arg-type]
         rows.append(row)
     said = f"Mean KL divergence and top-1 agreement, by the probability that {document['reference']['type']} gives to"
-    said += " the token it finds likeliest. Where it is not sure itself, a change of the likeliest token says little."
+    said += " its likeliest token. Where this is low, a change of the likeliest token means little."
     return [Section("By the reference's confidence", [Text(said), Table(columns, rows)])]
 
 
 def speed_sections(document: BenchJson) -> list[Section]:
-    """Speeds over the reference's, then all settings of the grid."""
+    """Speeds relative to the reference, then all settings of the grid."""
     several, results = of_several_runs(document), document["results"]
     energy = any(row["joules_per_token"] is not None for row in results)
     columns = ["type", "prompt ratio", "decode ratio", "first token ms", "rounds"]
@@ -148,16 +148,16 @@ def speed_sections(document: BenchJson) -> list[Section]:
         + [_yes(row["disturbed"])]
         for row in results
     ]
-    said = f"Speed over that of {document['reference']['type']} in the same round: median (minimum-maximum)."
+    said = f"Speed divided by that of {document['reference']['type']} in the same round: median (minimum-maximum)."
     if any(row["disturbed"] or row.get("load_disturbed") for row in results):
-        said += f" {DISTURBED} was disturbed: other programs used the machine."
+        said += f" {DISTURBED} disturbed: other programs used the machine."
     if several:
-        said += " The levels come from several runs: only these ratios can be compared between them."
+        said += " The files were measured in several runs: only these ratios can be compared between them."
     sections = [Section("Speed", [Text(said), Table(columns, rows)])]
     if grid := _grid(results):
-        said = f"Tokens per second of all sequences together, medians; {DISTURBED} was disturbed."
+        said = f"Tokens per second of all sequences together, medians; {DISTURBED} disturbed."
         if several:
-            said += " Not to be compared between levels of different runs."
+            said += " Do not compare them between different runs."
         sections.append(Section("Speed by setting", [Text(said), *grid], level=3))
     return sections
 
@@ -186,7 +186,7 @@ def _tps(point: SpeedPoint | None) -> str:
 
 
 def peers_section(document: BenchJson) -> list[Section]:
-    """What else could run these weights."""
+    """Other programs with the same weights."""
     blocks: list[Block] = []
     if peers := document["peers"]:
         rows = [
@@ -205,23 +205,24 @@ def peers_section(document: BenchJson) -> list[Section]:
             for peer in peers
         ]
         columns = ["peer", "version", "precision", "prompt t/s", "decode t/s", "decode ratio", "load ms", "peak MB"]
-        blocks.append(Text("The same weights, prompt and number of tokens, timed in the same rounds as the levels."))
+        blocks.append(
+            Text("Other programs with the same weights, prompt and number of tokens, timed in the same rounds.")
+        )
         blocks.append(Table([*columns, "sane", "disturbed"], rows))
-    blocks += [Items([f"{peer['name']} was skipped: {peer['reason']}" for peer in document["skipped_peers"]])] * bool(
-        document["skipped_peers"]
-    )
+    if skipped := document["skipped_peers"]:
+        blocks.append(Items([f"{peer['name']} was skipped: {peer['reason']}" for peer in skipped]))
     return [Section("Peers", blocks)] if blocks else []
 
 
 def worst_sections(document: BenchJson) -> list[Section]:
-    """The tokens that each level changed most."""
+    """The tokens that each file changed most."""
     rows = [row for row in document["results"] if row["worst"]]
     if not rows:
         return []
-    said = "Where each level differs most from the reference: the text before, the token that came, what each finds"
-    said += " likeliest, and the probability that each gives to the token that came."
+    said = "The tokens where each file differs most from the reference: the text before, the token of the text, the"
+    said += " likeliest token of each, and the probability that each gives to the token of the text."
     sections = [Section("Worst tokens", [Text(said)])]
-    columns = ["before", "token", "KLD", "reference's likeliest", "level's likeliest", "reference p", "level p"]
+    columns = ["before", "token", "KLD", "reference's likeliest", "file's likeliest", "reference p", "file p"]
     for row in rows:
         table = Table(columns, [_worst_row(token) for token in row["worst"]])
         sections.append(Section(label(row), [table], level=3, folded=True))
@@ -254,17 +255,13 @@ def environment_section(document: BenchJson) -> Section:
 
 def _machine(run: Environment) -> str:
     memory = f", {run['ram_bytes'] / 2**30:.0f} GiB" if run["ram_bytes"] else ""
+    seconds, asked = run.get("disturbed_seconds", 0.0), run.get("rounds_asked")
+    disturbed = f", {seconds:.0f} s of disturbed timings ({asked} rounds requested)" if seconds else ""
     return (
         f"{run['cpu']}, {run['cores']} cores, {run['threads']} threads{memory}, {run['os']},"
-        f" load {run['loadavg']} before the run{_disturbance(run)};"
+        f" load {run['loadavg']} before the run{disturbed};"
         f" dgpt2-quant {run['dgpt2_quant']}, llama-cpp-python {run['llama_cpp_python']}, Python {run['python']}"
     )
-
-
-def _disturbance(run: Environment) -> str:
-    """How much of the timings was disturbed; nothing on a quiet machine, or in documents that do not say."""
-    seconds, asked = run.get("disturbed_seconds", 0.0), run.get("rounds_asked")
-    return f", {seconds:.0f} s of disturbed timings ({asked} rounds were asked for)" if seconds else ""
 
 
 def _or_unknown(value: float | None, form: str) -> str:

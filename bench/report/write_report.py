@@ -1,4 +1,4 @@
-"""The benchmark's result for people: a table, `report.md`, `report.html` and the plots."""
+"""Writes the report of a benchmark: `bench.json`, `report.md`, `report.html` and plots."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from dgpt2_quant.bench.document.format_numbers import (
     speed,
     with_error,
 )
-from dgpt2_quant.bench.document.schema import BenchJson, Result
+from dgpt2_quant.bench.document.schema import BenchJson
 from dgpt2_quant.core.atomic_file import output_file, refuse_existing
 from dgpt2_quant.core.json_text import to_json_text
 
@@ -49,7 +49,7 @@ COLUMNS = (
 
 
 def refuse_reports(folder: Path, *, overwrite: bool = False) -> None:
-    """Raises `OutputError` before anything is measured, when the results could not be written afterwards."""
+    """Raises `OutputError` if a file of the report exists. To be called before the work."""
     for name in (*REPORT_FILES, *(f"plots/{plot}.{kind}" for plot in PLOTS for kind in ("png", "svg"))):
         refuse_existing(folder / name, overwrite)
 
@@ -57,8 +57,8 @@ def refuse_reports(folder: Path, *, overwrite: bool = False) -> None:
 def write_report(document: BenchJson, folder: Path, *, overwrite: bool = False) -> list[Path]:
     """Writes `bench.json`, `report.md`, `report.html` and, where matplotlib is installed, `plots/*.png` and `.svg`.
 
-    The numbers come first, before anything is drawn, so that a full disk loses the pictures and not them. Returns the
-    files in that order. Raises `OutputError`.
+    `bench.json` is written first, so that a full disk loses only plots. Returns the files in that order. Raises
+    `OutputError`.
     """
     refuse_reports(folder, overwrite=overwrite)
     _write(folder / "bench.json", (to_json_text(document) + "\n").encode(), overwrite)
@@ -82,12 +82,27 @@ def _write(path: Path, content: bytes, overwrite: bool) -> None:
 
 
 def table_rows(document: BenchJson) -> list[list[str]]:
-    """One row a level, for `COLUMNS`."""
-    return [_row(result) for result in document["results"]]
+    """One row per file, for `COLUMNS`."""
+    return [
+        [
+            label(result),
+            f"{result['bytes'] / 1e6:.2f}",
+            f"{result['bits_per_weight']:.2f}",
+            with_error(result["perplexity"], result["perplexity_stderr"]),
+            small(result["kld_mean"]),
+            small(result["kld_p999"]),
+            percent(result["top1_agreement"]),
+            speed(result["prompt_tps"], result["disturbed"]),
+            speed(result["decode_tps"], result["disturbed"]),
+            marked(f"{result['load_ms']:.0f}", result.get("load_disturbed")),
+            f"{result['peak_rss_bytes'] / 1e6:.0f}",
+        ]
+        for result in document["results"]
+    ]
 
 
 def remarks(document: BenchJson) -> list[str]:
-    """What has to be said about the table: the reference, the mark, and the advice."""
+    """The sentences after the table: the reference, the mark of disturbed timings, and the advice."""
     reference = document["reference"]
     of_reference = (
         f"Reference {reference['type']}: perplexity"
@@ -101,15 +116,15 @@ def remarks(document: BenchJson) -> list[str]:
 
 
 def report_sections(document: BenchJson, *, with_plots: bool) -> list[Section]:
-    """The whole report, the advice first."""
-    count = len(document["results"])
+    """The sections of the whole report, the advice first."""
+    count, base = len(document["results"]), document["reference"]["type"]
     plots: list[Text | Picture] = [Picture(name, CAPTIONS[name]) for name in PLOTS]
     if not with_plots:
         plots = [Text("The plots need matplotlib: pip install 'dgpt2-quant[report]'")]
     return [
-        Section(f"{document['model']['name']}: {count} quantization level{'s' if count != 1 else ''}", level=1),
-        Section("Which level to take", [Items(remarks(document))]),
-        Section("All levels", [Table(COLUMNS, table_rows(document))]),
+        Section(f"{document['model']['name']}: {count} file{'s' if count != 1 else ''} compared with {base}", level=1),
+        Section("Advice", [Items(remarks(document))]),
+        Section("All files", [Table(COLUMNS, table_rows(document))]),
         Section("Plots", plots),
         quality_section(document),
         *pairs_section(document),
@@ -119,22 +134,6 @@ def report_sections(document: BenchJson, *, with_plots: bool) -> list[Section]:
         *worst_sections(document),
         _method_section(document),
         environment_section(document),
-    ]
-
-
-def _row(result: Result) -> list[str]:
-    return [
-        label(result),
-        f"{result['bytes'] / 1e6:.2f}",
-        f"{result['bits_per_weight']:.2f}",
-        with_error(result["perplexity"], result["perplexity_stderr"]),
-        small(result["kld_mean"]),
-        small(result["kld_p999"]),
-        percent(result["top1_agreement"]),
-        speed(result["prompt_tps"], result["disturbed"]),
-        speed(result["decode_tps"], result["disturbed"]),
-        marked(f"{result['load_ms']:.0f}", result.get("load_disturbed")),
-        f"{result['peak_rss_bytes'] / 1e6:.0f}",
     ]
 
 
@@ -149,11 +148,11 @@ def _method_section(document: BenchJson) -> Section:
     said = (
         f"Perplexity with its standard error, {scored}. KLD: Kullback-Leibler divergence of the next-token distribution"
         f" from {base}'s, in nats. PPL ratio: to {base}'s perplexity. Intervals: 95 %, by bootstrap. Top-1: how often"
-        " the likeliest token is the same. Δp: change of the probability of the token that came. NLL corr.: correlation"
-        f" of the tokens' negative log-likelihoods with {base}'s. bpw: bits per weight. Speeds: tokens per second at"
-        f" batch 1, median (minimum-maximum) of {count} rounds in which the levels took turns. Peak memory and load"
-        " time: of a fresh process each."
+        " the likeliest token is the same. Δp: change of the probability of the token in the text. NLL corr.:"
+        f" correlation of the tokens' negative log-likelihoods with {base}'s. bpw: bits per weight. Speeds: tokens per"
+        f" second at batch 1, median (minimum-maximum) of {count} interleaved rounds. Peak memory and load time: in a"
+        " fresh process."
     )
     if of_several_runs(document):
-        said += " Merged from several runs: tokens per second, load time and memory are those of different machines."
+        said += " Merged from several runs: tokens per second, load time and memory may be from different machines."
     return Section("Method", [Text(said), Text("The advice follows from these rules:"), Items(RULES)])

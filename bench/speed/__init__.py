@@ -1,1 +1,1 @@
-"""How fast a file runs: rounds of timings, memory, energy, peers."""
+"""Speed, memory, load time and energy of files, and of peers."""

@@ -1,4 +1,4 @@
-"""Child processes that are waited for, but never for ever, and that leave nothing behind."""
+"""Runs child processes with a time limit, and ends everything that they started."""
 
 import os
 import signal
@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 Waiting = Callable[[float, float], None]
-"""Called with the seconds that a child has been waited for, and how many it may take."""
+"""Called with the seconds waited so far, and the limit."""
 
-WAIT_SECONDS = 5.0  # from one call of `Waiting` to the next
+WAIT_SECONDS = 5.0  # between calls of `Waiting`
 
 
 def run_child(
@@ -20,10 +20,9 @@ def run_child(
     environment: Mapping[str, str] | None = None,
     waiting: Waiting | None = None,
 ) -> subprocess.CompletedProcess[bytes]:
-    """Runs a program to its end, without stdin. It gets a process group of its own: where it takes longer than
-    `timeout` seconds, or this process is interrupted, everything that it has started ends with it.
+    """Runs a program without stdin, in a new process group, which is killed after `timeout` seconds or an interrupt.
 
-    Raises `subprocess.TimeoutExpired`, and `OSError` where it cannot be started.
+    Raises `subprocess.TimeoutExpired`, and `OSError` if it cannot be started.
     """
     started = time.monotonic()
     with subprocess.Popen(
@@ -51,7 +50,7 @@ def run_child(
 
 
 def end_group(child: subprocess.Popen[bytes]) -> None:
-    """Ends a child that has a group of its own, whatever it is doing, and whatever it has started."""
+    """Kills a child that leads a process group, with everything that it has started."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()

@@ -1,9 +1,9 @@
-"""Whether a measurement was disturbed: by threads that waited for a core, or by what others used meanwhile.
+"""Detects disturbed measurements: threads that waited for a core, or CPU time used by other programs.
 
-Linux tells both. `/proc/self/task/*/schedstat` has the nanoseconds that each thread was ready to run and did not
-(`run_delay`; Documentation/scheduler/sched-stats.rst), which is exact for a block of any length. `/proc/stat` has what
-all processes and the hypervisor (steal) used, in ticks of 10 ms: too coarse for one short block, so that the error of
-a tick is allowed for, and blocks are added up. Where neither is there, as on macOS, nothing is known.
+Linux reports both. `/proc/self/task/*/schedstat` has the nanoseconds for which each thread was ready but not running
+(`run_delay`; Documentation/scheduler/sched-stats.rst), which is exact for a block of any length. `/proc/stat` has the
+CPU time of all processes and the hypervisor (steal), in ticks of 10 ms. That is coarse for a short block, so an error
+of one tick is allowed, and blocks are added up. Where neither exists, as on macOS, the result is unknown.
 """
 
 import os
@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-# Of the time that our threads ask for. They wait for one another at each matrix product, so the time that one of them
-# loses can be lost for all: a twentieth is about what the speeds of undisturbed rounds differ by.
+# Share of the time that our threads ask for. They wait for each other at each matrix product, so time that one thread
+# loses can be lost for all. Speeds of undisturbed rounds differ by about a twentieth.
 WAITED = 0.05
-# Of the machine's CPU time. Others need not take our cores to slow us: they share its memory bandwidth and its clock.
-# A desktop that does nothing uses a few hundredths.
+# Share of the machine's CPU time. Other programs slow ours without taking its cores: memory bandwidth and clock rate
+# are shared. An idle desktop uses a few hundredths.
 OTHERS = 0.10
 
 _PROC = Path("/proc")
@@ -26,8 +26,8 @@ _PROC = Path("/proc")
 
 @dataclass(frozen=True)
 class Usage:
-    """CPU seconds of a block: what our threads `asked` for (time by the clock x threads) and how long they `waited`;
-    what the machine had `available` and what `others` used. None where the system does not tell."""
+    """CPU seconds of a block: `asked` by our threads (wall time x threads), time they `waited` for a core, `available`
+    on the machine, and used by `others`. None if the system does not report it."""
 
     asked: float
     waited: float | None
@@ -44,7 +44,7 @@ class Usage:
 
     @property
     def disturbed(self) -> bool | None:
-        """Whether either share is above its limit; None where neither is known."""
+        """Whether a share is above its limit; None if neither is known."""
         found = []
         if self.waited is not None:
             found.append(self.waited > WAITED * self.asked)
@@ -55,28 +55,28 @@ class Usage:
 
 
 class Watch:
-    """Watches this process in a `with` block, and children that ended in it; `usage` is there behind it."""
+    """Watches this process, and children that end, in a `with` block; sets `usage` after it."""
 
     def __init__(self, threads: int, proc: Path = _PROC) -> None:
-        """`threads` are those that work in the block."""
+        """`threads` is the number of threads that compute in the block."""
         self.usage = Usage(0.0, None, 0.0, None)
         self._threads = threads
         self._proc = proc
 
     def __enter__(self) -> Self:
-        self._before = _waits(self._proc), _busy(self._proc), _own(), time.perf_counter()
+        self._before = _waits(self._proc), _busy(self._proc), own_cpu_seconds(), time.perf_counter()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.usage = self.so_far()
 
     def so_far(self) -> Usage:
-        """From the beginning of the block until now."""
+        """The usage from the start of the block until now."""
         waits, busy, own, clock = self._before
         seconds = time.perf_counter() - clock
-        own_now, busy_now, waits_now = _own(), _busy(self._proc), _waits(self._proc)
+        own_now, busy_now, waits_now = own_cpu_seconds(), _busy(self._proc), _waits(self._proc)
         waited = others = None
-        if waits is not None and waits_now is not None:  # a thread that began in the block had not waited before
+        if waits is not None and waits_now is not None:  # a thread that started in the block had not waited before
             waited = sum(wait - waits.get(thread, 0.0) for thread, wait in waits_now.items())
         if busy is not None and busy_now is not None:
             others = (busy_now - busy) - (own_now - own)
@@ -84,7 +84,7 @@ class Watch:
 
 
 def any_disturbed(usages: Sequence[Usage]) -> bool | None:
-    """Whether one of several blocks was disturbed, or all of them together; None where nothing is known."""
+    """Whether one of several blocks was disturbed, or their sum; None if unknown."""
     if not usages:
         return None
     total = usages[0]
@@ -94,15 +94,20 @@ def any_disturbed(usages: Sequence[Usage]) -> bool | None:
     return True if True in found else None if None in found else False
 
 
+def load_average() -> str:
+    """The machine's load of the last minute as " (load 1.2 on 2 cores)", empty if unknown."""
+    return f" (load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores)" if hasattr(os, "getloadavg") else ""
+
+
 def _sum(one: float | None, other: float | None) -> float | None:
     return None if one is None or other is None else one + other
 
 
 def _waits(proc: Path) -> dict[str, float] | None:
-    """How long each thread of this process has waited for a core so far, in seconds; None where unknown."""
+    """Seconds that each thread of this process has waited for a core so far; None if unknown."""
     found, ran = {}, 0
     try:
-        for thread in os.listdir(proc / "self" / "task"):  # noqa: PTH208  around a measurement: Path is ten times slower
+        for thread in os.listdir(proc / "self" / "task"):  # noqa: PTH208  Path is ten times slower, and this is timed
             try:
                 with open(f"{proc}/self/task/{thread}/schedstat", encoding="ascii") as file:  # noqa: PTH123
                     ran_for, waited = map(int, file.readline().split()[:2])
@@ -114,11 +119,11 @@ def _waits(proc: Path) -> dict[str, float] | None:
             found[thread] = waited / 1e9
     except (OSError, ValueError):
         return None
-    return found if ran else None  # all zeros: the kernel has the file, and does not count
+    return found if ran else None  # all zeros: the kernel has the file, but does not count
 
 
 def _busy(proc: Path) -> float | None:
-    """CPU seconds that all processes together have used, steal included (`man 5 proc_stat`); None where unknown."""
+    """CPU seconds used by all processes, steal included (`man 5 proc_stat`); None if unknown."""
     try:
         with open(f"{proc}/stat", encoding="ascii") as file:  # noqa: PTH123
             user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, file.readline().split()[1:9])
@@ -127,7 +132,7 @@ def _busy(proc: Path) -> float | None:
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
-def _own() -> float:
+def own_cpu_seconds() -> float:
     """CPU seconds of this process, and of its children that have ended."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + children.ru_utime + children.ru_stime

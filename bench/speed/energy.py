@@ -1,8 +1,8 @@
-"""The energy that the processor's packages use, where the machine tells.
+"""The energy that the processor packages use, if the machine reports it.
 
-Linux has the counters of RAPL in `/sys/class/powercap/intel-rapl:N` (Documentation/power/powercap/powercap.rst), for
-AMD's processors too. They count everything that the packages do, what they use when idle included; memory modules,
-disks and the rest of the machine are not in them. Most systems let only root read them.
+Linux has RAPL counters in `/sys/class/powercap/intel-rapl:N` (Documentation/power/powercap/powercap.rst), for AMD
+processors too. They include the idle power of the packages, but not memory modules, disks and the rest of the machine.
+Most systems let only root read them.
 """
 
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ Reading = tuple[int, ...]  # microjoules of each package
 @dataclass(frozen=True)
 class _Package:
     counter: Path
-    top: int  # the counter begins anew behind this
+    top: int  # after which the counter restarts from 0
 
 
 class EnergyMeter:
-    """The packages of this machine; none where it has no counters, or does not let us read them."""
+    """Reads the energy counters of all packages; none if the machine lacks them or they are not readable."""
 
     def __init__(self, folder: Path = _POWERCAP) -> None:
         self._packages = []
@@ -35,14 +35,14 @@ class EnergyMeter:
                 self._packages.append(_Package(domain / "energy_uj", top))
 
     def read(self) -> Reading | None:
-        """All counters; None where there are none, or one can not be read."""
+        """All counters; None if there are none, or one cannot be read."""
         try:
             return tuple(int(package.counter.read_text("ascii")) for package in self._packages) or None
         except (OSError, ValueError):
             return None
 
     def joules(self, before: Reading | None, after: Reading | None) -> float | None:
-        """What was used between two readings less than one turn of a counter apart; None where one is missing."""
+        """The energy between two readings, less than one turn of a counter apart; None if one is missing."""
         if before is None or after is None:
             return None
         used = 0

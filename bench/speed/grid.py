@@ -1,7 +1,7 @@
-"""Which settings the speed is measured at: prompt sizes, context depths, batch sizes, thread counts.
+"""The settings at which speed is measured: prompt sizes, context depths, batch sizes, thread counts.
 
-One of them changes at a time. The others stay at the common case: all threads, one sequence, no text before it. All
-combinations, as llama-bench times them, would be some dozens, and hours for a large model on two cores.
+One setting changes at a time. The others are the common case: all threads, one sequence, an empty cache. All
+combinations, which llama-bench times, would take hours for a large model on two cores.
 """
 
 import re
@@ -11,20 +11,20 @@ from typing import Literal
 
 from dgpt2_quant.core.errors import UsageError
 from dgpt2_quant.runtime.model import check_parallel
-from dgpt2_quant.runtime.threads import check_threads
+from dgpt2_quant.runtime.threads import MOST_THREADS
 
-TOKENS = 32  # decoded at each point, by each sequence
-PROMPT_TOKENS = 128  # where the number of threads changes
+TOKENS = 32  # decoded at each point, per sequence
+PROMPT_TOKENS = 128  # of the points that change the number of threads
 
 _PROMPT_SIZES = (16, 128)
 _DEPTHS = (0, 256)
 _BATCHES = (1, 4, 8)
-_THREAD_COUNTS = (1,)  # besides the usual number
+_THREAD_COUNTS = (1,)  # in addition to the usual number
 
 
 @dataclass(frozen=True)
 class Point:
-    """One setting. `tokens` of each sequence, behind `depth` tokens that are in its cache already."""
+    """One setting: `tokens` per sequence, after `depth` tokens that are in its cache already."""
 
     measure: Literal["prompt", "decode"]
     tokens: int
@@ -39,8 +39,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Grid:
-    """What to change, and to which values. None is for the usual values, as far as the model has positions for them;
-    an empty sequence for none."""
+    """The values of each setting. None means the usual values that fit the model, an empty sequence none."""
 
     prompt_sizes: Sequence[int] | None = None
     depths: Sequence[int] | None = None
@@ -49,23 +48,21 @@ class Grid:
 
     @classmethod
     def none(cls) -> "Grid":
-        """No points at all."""
+        """A grid without points."""
         return cls((), (), (), ())
 
     def points(self, positions: int, threads: int) -> list[Point]:
-        """Each once, for a model of that many positions and the usual number of threads.
+        """The points for a model with these positions and the usual number of threads, without duplicates.
 
-        Raises `UsageError` for a value that was asked for and that the model has no positions for.
+        Raises `UsageError` for a given value out of range; prompts and depths must fit the positions.
         """
         tokens = min(TOKENS, positions // 2)
-        sizes = _chosen(self.prompt_sizes, _PROMPT_SIZES, 1, positions, "a prompt of {} tokens", positions)
-        depths = _chosen(self.depths, _DEPTHS, 0, positions - tokens, f"{tokens} tokens behind {{}}", positions)
+        sizes = _chosen("prompt_sizes", self.prompt_sizes, _PROMPT_SIZES, 1, positions)
+        depths = _chosen("depths", self.depths, _DEPTHS, 0, positions - tokens)
         batches = _BATCHES if self.batches is None else self.batches
         for batch in batches:
-            check_parallel(batch)
-        counts = _THREAD_COUNTS if self.thread_counts is None else self.thread_counts
-        for count in counts:
-            check_threads(count)
+            check_parallel(batch, "batches")
+        counts = _chosen("thread_counts", self.thread_counts, _THREAD_COUNTS, 1, MOST_THREADS)
         found = [Point("prompt", size, 0, 1, threads) for size in sizes]
         found += [Point("decode", tokens, depth, 1, threads) for depth in depths]
         found += [Point("decode", tokens, 0, batch, threads) for batch in batches]
@@ -78,35 +75,32 @@ class Grid:
 USUAL = Grid()
 
 
-def parse_counts(text: str, name: str, *, least: int = 1) -> tuple[int, ...]:
-    """Whole numbers from `least` on, with commas between them: "1,4,8". `name` is the flag's, for the error.
+def parse_counts(text: str | None, name: str, *, least: int = 1) -> tuple[int, ...] | None:
+    """Parses whole numbers from `least` with commas between them, such as "1,4,8"; `name` is the keyword, for errors.
 
-    Raises `UsageError` for anything else, or for a number that is there twice.
+    None stays None. Raises `UsageError` for anything else, and for a number that is given twice.
     """
-    hint = f"Write it like {name} {least},{least + 4},{least + 16}."
+    if text is None:
+        return None
+    hint = f"Write `{name}` as {least},{least + 4},{least + 16}."
     found: list[int] = []
     for part in text.split(","):
         if not re.fullmatch(r"\s*[0-9]{1,9}\s*", part):
-            raise UsageError(f"{name} is {text!r}; it takes whole numbers with commas between them", hint)
+            raise UsageError(f"`{name}` must be whole numbers with commas between them, not {text!r}", hint)
         number = int(part)
         if number < least:
-            raise UsageError(f"{name} has {number}; it takes numbers from {least} on", hint)
+            raise UsageError(f"`{name}` must be {least} or more, not {number}", hint)
         if number in found:
-            raise UsageError(f"{name} has {number} twice", hint)
+            raise UsageError(f"`{name}` has {number} twice", hint)
         found.append(number)
     return tuple(found)
 
 
-def _chosen(
-    asked: Sequence[int] | None, usual: Sequence[int], least: int, most: int, what: str, positions: int
-) -> Sequence[int]:
-    """The values that were asked for, or the usual ones that fit."""
-    if asked is None:
+def _chosen(name: str, given: Sequence[int] | None, usual: Sequence[int], least: int, most: int) -> Sequence[int]:
+    """The given values, or the usual ones that fit."""
+    if given is None:
         return [value for value in usual if value <= most]
-    for value in asked:
+    for value in given:
         if not least <= value <= most:
-            raise UsageError(
-                f"{what.format(value)} can not be timed: the model has {positions} positions",
-                f"Take numbers from {least} to {most}.",
-            )
-    return asked
+            raise UsageError(f"`{name}` must be {least}-{most}, not {value}")
+    return given

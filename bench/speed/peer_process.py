@@ -1,4 +1,4 @@
-"""A process of another library: it answers lines of JSON, or ends once, and is never left behind."""
+"""Processes of other libraries: workers that answer lines of JSON, and programs that run once."""
 
 import contextlib
 import json
@@ -15,19 +15,19 @@ from typing import Any
 
 from .child_process import WAIT_SECONDS, Waiting, end_group, run_child
 
-# Each library waits in its own way, whatever the user has set for ours.
-_WAYS_OF_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+# Peers use the defaults of their libraries, whatever the user has set for ours.
+_WAIT_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 _LONGEST_LINE = 1 << 20
 _LAST_WORDS = 300
-_END_TIMEOUT = 10.0  # seconds from the end of its output to its own
+END_TIMEOUT = 10.0  # seconds from the end of its output to its exit
 
 
 class PeerFailed(Exception):
-    """Why a peer can not take part, or not any more: the end of that, and of nothing else."""
+    """Why a peer cannot take part, or continue."""
 
 
 class Worker:
-    """A child process that answers lines by lines, in a scratch folder and a process group of its own."""
+    """A child process that answers each line with a line, in a temporary folder and a new process group."""
 
     def __init__(self, command: Sequence[str], threads: int) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="dgpt2-quant-peer-", ignore_cleanup_errors=True)
@@ -43,21 +43,21 @@ class Worker:
                     cwd=self._folder.name,
                     env=_environment(threads),
                     bufsize=0,
-                    start_new_session=True,  # a Ctrl-C is for us alone; and what it starts itself ends with it
+                    start_new_session=True,  # Ctrl-C reaches only us, and the group ends as a whole
                 )
         except BaseException as error:
             self._folder.cleanup()
             if isinstance(error, OSError):
-                raise PeerFailed(f"it can not be started: {error}") from error
+                raise PeerFailed(f"it cannot be started: {error}") from error
             raise
 
     def ask(self, question: dict[str, Any]) -> None:
         assert self._process.stdin
-        with contextlib.suppress(BrokenPipeError):  # `answer` finds out why
+        with contextlib.suppress(BrokenPipeError):  # `answer` reports the reason
             self._process.stdin.write(json.dumps(question).encode() + b"\n")
 
     def answer(self, timeout: float, waiting: Waiting | None = None) -> dict[str, Any]:
-        """Its next line. Raises `PeerFailed` when it ends, says nothing in time, or is not understood."""
+        """The next line. Raises `PeerFailed` if the child ends, exceeds the timeout, or answers something else."""
         found = _parsed(self._line(timeout, waiting))
         if not isinstance(found, dict):
             raise PeerFailed(f"it answered {shortened(found)}")
@@ -85,7 +85,7 @@ class Worker:
         return line
 
     def close(self) -> None:
-        """Ends it, whatever it is doing, and whatever it has started."""
+        """Kills the child and everything that it has started."""
         end_group(self._process)
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
@@ -94,7 +94,7 @@ class Worker:
 
     def _end(self) -> str:
         try:
-            return _ended(self._process.wait(_END_TIMEOUT))
+            return _ended(self._process.wait(END_TIMEOUT))
         except subprocess.TimeoutExpired:
             return "it has closed its output"
 
@@ -106,20 +106,20 @@ class Worker:
 
 
 def run_once(command: Sequence[str], threads: int, timeout: float, waiting: Waiting | None = None) -> Any:
-    """What a program writes as JSON. Raises `PeerFailed` when it cannot be started, fails, or takes too long."""
+    """The JSON output of a program. Raises `PeerFailed` if it cannot be started, fails, or takes too long."""
     try:
         done = run_child(command, timeout=timeout, environment=_environment(threads), waiting=waiting)
     except subprocess.TimeoutExpired as error:
         raise PeerFailed(f"it took more than {timeout:g} s") from error
     except OSError as error:
-        raise PeerFailed(f"it can not be started: {error}") from error
+        raise PeerFailed(f"it cannot be started: {error}") from error
     if done.returncode:
         raise PeerFailed(f"{_ended(done.returncode)}: {_last_words(done.stderr)}")
     return _parsed(done.stdout)
 
 
 def number(document: dict[str, Any], key: str, least: float = 0.0) -> float:
-    """A finite number. Raises `PeerFailed` for anything else, or less than the least."""
+    """A finite number, at least `least`. Raises `PeerFailed` for anything else."""
     value: Any = document.get(key)
     if type(value) not in (int, float) or not math.isfinite(value) or value < least:
         raise PeerFailed(f"it answered {shortened(value)} for {key}")
@@ -132,7 +132,7 @@ def shortened(value: object) -> str:
 
 
 def _environment(threads: int) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if name not in _WAYS_OF_WAITING}
+    kept = {name: value for name, value in os.environ.items() if name not in _WAIT_SETTINGS}
     return {**kept, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
 

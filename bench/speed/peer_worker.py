@@ -1,10 +1,10 @@
-"""The child of `bench.peers`: one library with one model in a process of its own.
+"""The worker process of `peers`: times one other library with one model.
 
 usage: python -m dgpt2_quant.bench.speed.peer_worker LIBRARY PRECISION SOURCE THREADS POSITIONS
 
-Its first line on stdout says that the model is loaded, or why not; then it answers each line on stdin, a prompt's
-token ids and how many tokens to write, with one line: JSON all of them. It ends with its stdin. Each library is used
-as its documentation shows, greedily, and an end-of-text token ends nothing.
+All lines are JSON. The first line on stdout reports that the model is loaded, or why not. Each line on stdin has the
+token ids of a prompt and the number of tokens to generate, and is answered with one line. The worker ends when stdin
+ends. Each library is used as its documentation shows, with greedy decoding past end-of-text tokens.
 """
 
 import importlib.util
@@ -21,27 +21,27 @@ from typing import Any, NamedTuple
 from .disturbance import Watch
 from .footprint import peak_rss_bytes
 
-CONVERTED = "converted"  # CTranslate2's model, in the folder that this process was started in
+CONVERTED = "converted"  # folder of CTranslate2's model, in the working directory
 
 
 class Written(NamedTuple):
-    """The token ids, and the seconds to the first one and from there to the last."""
+    """The token ids, the seconds to the first one, and the seconds from the first to the last."""
 
     tokens: list[int]
     prompt_seconds: float
     decode_seconds: float
 
 
-Write = Callable[[list[int], int], Written]  # of a prompt, so many tokens
+Write = Callable[[list[int], int], Written]  # (prompt, number of tokens)
 
 
 class Loaded(NamedTuple):
     write: Write
-    load_seconds: float  # of the model; not of importing the library
+    load_seconds: float  # of the model, without importing the library
 
 
 class Clock:
-    """When the first token came."""
+    """Times the first token."""
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
@@ -52,14 +52,14 @@ class Clock:
             self._first = time.perf_counter()
 
     def written(self, tokens: Sequence[int]) -> Written:
-        """When the last one is there."""
+        """The result, after the last token."""
         if self._first is None:
-            raise RuntimeError("no token came")
+            raise RuntimeError("no token was generated")
         return Written(list(tokens), self._first - self._started, time.perf_counter() - self._first)
 
 
 def load_llama(precision: str, source: str, threads: int, positions: int) -> Loaded:
-    """`llama_cpp.Llama.create_completion`, streamed, with its own settings but for what all contestants share."""
+    """`llama_cpp.Llama.create_completion`, streamed, with its defaults except for what all contestants share."""
     from llama_cpp import Llama
 
     started = time.perf_counter()
@@ -74,7 +74,7 @@ def load_llama(precision: str, source: str, threads: int, positions: int) -> Loa
             for token in generate(ids, **options):
                 clock.token()
                 found.append(token)
-                yield prompt[0] if token == end else token  # a bias against it would slow down every token
+                yield prompt[0] if token == end else token  # a logit bias would slow down every token
                 if len(found) == tokens:
                     return
 
@@ -100,7 +100,7 @@ def load_transformers(precision: str, source: str, threads: int, positions: int)
     seconds = time.perf_counter() - started
 
     class Streamer:
-        """What `generate` hands first the prompt and then each token to."""
+        """Receives first the prompt and then each token from `generate`."""
 
         def __init__(self, clock: Clock) -> None:
             self._clock = clock
@@ -133,14 +133,14 @@ def load_transformers(precision: str, source: str, threads: int, positions: int)
 
 
 def load_ctranslate2(precision: str, source: str, threads: int, positions: int) -> Loaded:
-    """`Generator.generate_batch` of CTranslate2, with a model that another process converts: it takes PyTorch, which is
-    no part of this one's memory."""
+    """`Generator.generate_batch` of CTranslate2. Another process converts the model, because that loads PyTorch, whose
+    memory must not count here."""
     import ctranslate2
 
     kind = {"F32": "float32", "INT8": "int8"}[precision]
     for module in ("torch", "transformers"):
         if importlib.util.find_spec(module) is None:
-            raise ImportError(f"its converter takes {module}, which is not installed")
+            raise ImportError(f"its converter needs {module}, which is not installed")
     command = [sys.executable, "-m", "dgpt2_quant.bench.speed.peer_worker", "--convert", source, kind]
     converter = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if converter.returncode:
@@ -175,7 +175,7 @@ def convert_to_ctranslate2(source: str, kind: str) -> None:
     TransformersConverter(source).convert(CONVERTED, quantization=kind)
 
 
-# library: the distribution that has its version, and what loads a model
+# library: its distribution, and the function that loads a model
 LIBRARIES = {
     "llama_cpp.Llama": ("llama-cpp-python", load_llama),
     "Transformers": ("transformers", load_transformers),
@@ -185,7 +185,7 @@ LIBRARIES = {
 
 def main(library: str, precision: str, source: str, threads: str, positions: str) -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever a library prints is no answer
+    os.dup2(2, 1)  # what a library prints is not an answer
 
     def answer(**document: Any) -> None:
         print(json.dumps(document), file=answers, flush=True)
@@ -206,7 +206,7 @@ def main(library: str, precision: str, source: str, threads: str, positions: str
 
 
 def time_text(write: Write, threads: int, prompt: list[int], tokens: int, seconds: float) -> dict[str, Any]:
-    """Writes the text again and again until so many seconds are over; speeds, and the first one's tokens."""
+    """Generates the text repeatedly for this time; returns speeds, and the tokens of the first one."""
     texts: list[Written] = []
     with Watch(threads) as watch:
         end = time.perf_counter() + seconds

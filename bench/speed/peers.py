@@ -1,10 +1,9 @@
-"""What else could run these weights, timed in the same rounds: the parent's side.
+"""Times other programs with the same weights (peers) in the same rounds: the parent's side.
 
-Each library runs in a process of its own (`peer_worker`), which stays up between its turns, because their OpenMP
-libraries would disturb one another in one process. It gets the libraries' own ways of waiting, whatever the user has
-set for ours, and the next contestant's turn begins only when an idle child's threads have stopped to spin.
-llama-bench of llama.cpp is one process for each measurement. A peer that is absent, crashes, hangs or answers
-nonsense raises `PeerFailed` with its last words, which costs the benchmark that peer and nothing else.
+Each library runs in its own process (`peer_worker`) for the whole benchmark, because several OpenMP libraries disturb
+each other in one process. The next contestant's turn begins when the threads of the idle child have stopped spinning.
+llama-bench of llama.cpp is a new process for each measurement. A peer that is missing, crashes, hangs or gives a wrong
+answer raises `PeerFailed` with the end of its stderr, and only this peer is skipped.
 """
 
 import contextlib
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from dgpt2_quant.bench.document.levels import read_levels
+from dgpt2_quant.bench.document.files import read_files
 from dgpt2_quant.core.errors import UsageError
 from dgpt2_quant.runtime.model import Model
 
@@ -27,22 +26,22 @@ from .disturbance import Usage, Watch
 from .peer_process import PeerFailed, Worker, number, run_once, shortened
 from .timing import TEXT_SECONDS, Sample
 
-LOAD_TIMEOUT = 900.0  # seconds; CTranslate2 converts the checkpoint in them
+LOAD_TIMEOUT = 900.0  # seconds, in which CTranslate2 converts the checkpoint
 ANSWER_TIMEOUT = 300.0
-# Intel's OpenMP lets its threads spin for 0.2 s behind their work (KMP_BLOCKTIME), libgomp for a few milliseconds.
-_SETTLE = 0.25
-# Among how many of the reference's likeliest tokens the first one, and at least half of all, must be. The same weights,
-# quantized to 4 bits, chose the first or second (rank 0 or 1 in the median), where the model was never trained and is
-# undecided about everything at most the 4th at the beginning; tokens at random are thousands of ranks away.
+# Threads of Intel's OpenMP spin for 0.2 s after their work (KMP_BLOCKTIME), those of libgomp for some milliseconds.
+SETTLE_SECONDS = 0.25
+# The first token, and at least half of all, must be among the reference's 10 likeliest tokens. The same weights
+# quantized to 4 bits chose the first or second in the median, at most the 4th with an untrained model; random tokens
+# are thousands of ranks away.
 _LIKELY = 10
-_SLOWEST = 1e-6  # tokens per second: nothing is no speed
+_SLOWEST = 1e-6  # tokens per second; 0 is not a speed
 
 
 @dataclass(frozen=True)
 class PeerSpec:
-    """A library, the precision of its weights, and how its worker starts (or llama-bench); no process yet.
+    """A library, the precision of its weights, and the command of its worker (or llama-bench), without a process.
 
-    To the command are added the numbers of threads and positions.
+    The numbers of threads and positions are appended to the command.
     """
 
     name: str
@@ -56,7 +55,7 @@ class PeerSpec:
 
 def peers_for(checkpoint: Path, files: Sequence[Path]) -> list[PeerSpec]:
     """`llama_cpp.Llama` on each GGUF file; Transformers and CTranslate2 on the checkpoint's folder."""
-    specs = [_worker("llama_cpp.Llama", level.name, level.path) for level in read_levels(files)]
+    specs = [_worker("llama_cpp.Llama", file.name, file.path) for file in read_files(files)]
     for library, precision in (
         ("Transformers", "F32"),
         ("Transformers", "BF16"),
@@ -68,20 +67,22 @@ def peers_for(checkpoint: Path, files: Sequence[Path]) -> list[PeerSpec]:
 
 
 def llama_bench_for(files: Sequence[Path], folder: Path) -> list[PeerSpec]:
-    """llama-bench of that folder on each file. Raises `UsageError` where it is not."""
+    """llama-bench in this folder, on each file. Raises `UsageError` if it is missing."""
     program = folder / "llama-bench"
     if not (program.is_file() and os.access(program, os.X_OK)):
-        raise UsageError(f"there is no llama-bench in {folder}", "Name the folder of llama.cpp's programs: build/bin.")
+        raise UsageError(
+            f"`llama_cpp_bin` must be a folder with llama-bench, not {folder}", "Name llama.cpp's build/bin."
+        )
     return [
-        PeerSpec("llama-bench", level.name, (str(program.resolve()), "-m", str(level.path.resolve())), True)
-        for level in read_levels(files)
+        PeerSpec("llama-bench", file.name, (str(program.resolve()), "-m", str(file.path.resolve())), True)
+        for file in read_files(files)
     ]
 
 
 class Peer:
-    """A peer at work; `close` ends its processes. `waiting` is called while an answer takes long.
+    """A running peer; `close` ends its process. `waiting` is called during a long answer.
 
-    Raises `PeerFailed` at every step.
+    Every method may raise `PeerFailed`.
     """
 
     def __init__(self, spec: PeerSpec, *, threads: int, positions: int, waiting: Waiting | None = None) -> None:
@@ -104,15 +105,15 @@ class Peer:
                 self.version, self.load_ms = str(ready.get("version")), number(ready, "load_ms")
 
     def time(self, prompt: Sequence[int], tokens: int) -> Sample:
-        """Reads the prompt and writes so many tokens."""
+        """Times a prompt, then `tokens` tokens after it."""
         if self._worker is None:
             return self._bench(len(prompt), tokens)
         self._worker.ask({"prompt": list(prompt), "tokens": tokens, "seconds": TEXT_SECONDS})
         found = self._worker.answer(ANSWER_TIMEOUT, self._waiting)
-        time.sleep(_SETTLE)
+        time.sleep(SETTLE_SECONDS)
         written = found.get("tokens")
         if not isinstance(written, list) or len(written) != tokens or not all(type(one) is int for one in written):
-            raise PeerFailed(f"it was asked for {tokens} tokens and answered {shortened(written)}")
+            raise PeerFailed(f"it should generate {tokens} tokens, and answered {shortened(written)}")
         self._text = list(prompt), written
         self.peak_rss_bytes = self.peak_rss_bytes or int(number(found, "peak_rss_bytes"))
         usage = Usage(
@@ -124,7 +125,7 @@ class Peer:
         return Sample(number(found, "prompt_tps", _SLOWEST), number(found, "decode_tps", _SLOWEST), None, usage)
 
     def check(self, reference: Model) -> None:
-        """Finds out whether the last tokens are ones that the reference finds likely too. llama-bench shows none."""
+        """Sets `sane`: whether the reference finds the last tokens likely. llama-bench reports no tokens."""
         if self._text:
             self.sane = is_sane(reference, *self._text)
 
@@ -147,12 +148,12 @@ class Peer:
             raise
 
     def _bench(self, prompt_tokens: int, tokens: int) -> Sample:
-        """Both speeds by llama-bench: the prompt's, and of decoding behind a prompt of that length."""
+        """Both speeds by llama-bench: of the prompt, and of decoding after it."""
         with Watch(self._threads) as watch:
             prompt = self._llama_bench("-p", prompt_tokens, "-n", 0)
             decode = self._llama_bench("-p", 0, "-n", tokens, "-d", prompt_tokens)
         self.version = f"b{decode.get('build_number')} ({decode.get('build_commit')})"
-        usage = watch.usage  # how long its threads waited is gone with them
+        usage = watch.usage  # without the time its threads waited, which is lost when they end
         return Sample(
             number(prompt, "avg_ts", _SLOWEST),
             number(decode, "avg_ts", _SLOWEST),
@@ -169,7 +170,7 @@ class Peer:
 
 
 def is_sane(reference: Model, prompt: Sequence[int], tokens: Sequence[int]) -> bool:
-    """Whether a greedy choice of tokens is likely to the reference too: the first one, so that the prompt was read,
+    """Whether the reference finds greedily decoded tokens likely: the first one, which shows that the prompt was read,
     and at least half of all."""
     if not all(0 <= token < reference.vocabulary for token in tokens):
         return False

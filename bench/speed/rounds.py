@@ -1,30 +1,29 @@
-"""Prompt and decode speed, with the contestants interleaved.
+"""Prompt and decode speed of files and peers, measured in interleaved rounds.
 
-On a shared machine a timing says little by itself. So in every round each contestant is timed once, in turn (A B C A B
-C), after a round that warms up, with a prompt that nothing has cached. What means something then is the median over
-the rounds, and above all the ratio of two speeds in the same round; the reference is a contestant for that reason.
+On a shared machine a single timing says little. So every round times each contestant once, in turn (A B C A B C),
+after a warm-up round, with a prompt that is not cached. The results are the median over the rounds, and the ratio to
+the reference's speed in the same round, which is more reliable.
 
-A measurement that was disturbed is repeated, and marked where it stays so. Disturbed measurements share a budget of
-time, the patience. Once it is spent nothing is repeated, and the rounds end as soon as each contestant has one.
+A disturbed measurement is repeated, and marked if it stays disturbed. Disturbed measurements share a budget of time,
+the patience. When it is spent, nothing is repeated, and the rounds end as soon as each contestant has one.
 """
 
-import os
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from time import perf_counter
 
-from dgpt2_quant.bench.document.environment import ram_bytes
+from dgpt2_quant.bench.data.open_models import open_models
 from dgpt2_quant.bench.document.schema import PeerJson, RateJson, SkippedPeer, SpeedPoint
 from dgpt2_quant.core.cores import threads_or_all
 from dgpt2_quant.core.errors import UsageError
 from dgpt2_quant.core.progress import Progress
 from dgpt2_quant.runtime.model import Model
 
-from .disturbance import any_disturbed
+from .disturbance import any_disturbed, load_average
 from .energy import EnergyMeter
 from .grid import Grid, Point
 from .peer_process import PeerFailed
@@ -33,17 +32,17 @@ from .timing import Sample, time_point, time_text
 
 PROMPT_TOKENS = 128
 DECODE_TOKENS = 64
-GRID_ROUNDS = 3  # at the most: there are many points
+GRID_ROUNDS = 3  # at most: there are many points
 PATIENCE = 60.0  # seconds that disturbed measurements may take in all
 MOST_PATIENCE = 1e6
 _REPEATS = 2  # of one measurement
-_REPEATED_SHARE = 1 / 3  # of all measurements
+_REPEATED_SHARE = 1 / 3  # of all measurements, at most
 
 
 @dataclass(frozen=True)
 class Speed:
-    """One file. Ratios are to the reference in the same round; `joules_per_token` are those of decoding, None where the
-    machine does not tell; `disturbed` None where unknown."""
+    """The speed of one file. Ratios are to the reference in the same round; `joules_per_token` is for decoding, None if
+    the machine does not report energy; `disturbed` is None if unknown."""
 
     prompt_tps: RateJson
     decode_tps: RateJson
@@ -56,8 +55,8 @@ class Speed:
 
 @dataclass(frozen=True)
 class Speeds:
-    """`files` in the order in which they were given; peers that failed on the way are among the skipped.
-    `disturbed_seconds` is what disturbed measurements took."""
+    """`files` are in the order given; peers that failed are among `skipped_peers`; `disturbed_seconds` is the time that
+    disturbed measurements took."""
 
     reference: Speed
     files: list[Speed]
@@ -66,7 +65,7 @@ class Speeds:
     disturbed_seconds: float
 
 
-def measure(
+def measure_speed(
     reference: Path,
     files: Sequence[Path],
     *,
@@ -77,31 +76,31 @@ def measure(
     patience: float = PATIENCE,
     prompt_tokens: int = PROMPT_TOKENS,
     decode_tokens: int = DECODE_TOKENS,
+    models: Mapping[Path, Model] | None = None,
     progress: Progress | None = None,
 ) -> Speeds:
-    """Times the reference, each file and each peer in each round: a prompt, then greedy decoding behind it, at batch 1;
-    then each file at each point of the grid, in rounds of their own.
+    """Times the reference, each file and each peer in every round: a prompt, then greedy decoding after it, at batch 1.
+    Then times each file at each point of the grid, in separate rounds.
 
-    An end-of-text token does not end it: all decode the same number of tokens. The reference may be among the files,
-    and is timed once. All files are in memory at once; where that would take more than half of it, they are mapped, and
-    each turn may read from the disk.
-    Disturbed measurements take `patience` seconds in all; then nothing is repeated, and rounds are left out (never the
-    first). Raises `UsageError` for a model with too few positions; a peer that cannot take part is not an error.
+    All decode the same number of tokens, past an end-of-text token too. The reference may be one of the files; it is
+    timed once. `models` are the files if they are open already; otherwise each is loaded on `threads`. When disturbed
+    measurements have taken `patience` seconds in all, nothing is repeated, and rounds after the first are skipped.
+    Raises `UsageError` for a model with too few positions; a peer that cannot take part is not an error.
     """
     if rounds < 1:
-        raise UsageError(f"{rounds} rounds were asked for; at least 1 is needed")
+        raise UsageError(f"`rounds` must be 1 or more, not {rounds}")
     check_patience(patience)
-    count = threads_or_all(threads)  # a governor would change the number between two measurements
     paths = dict.fromkeys([reference, *files])
-    huge_pages = 2 * sum(path.stat().st_size for path in paths if path.is_file()) <= (ram_bytes() or 0)
     with ExitStack() as stack:
-        models = {path: stack.enter_context(Model.load(path, threads=count, huge_pages=huge_pages)) for path in paths}
-        positions = min(model.positions for model in models.values())
+        # a fixed number of threads: a governor would change it between two measurements
+        opened = models or stack.enter_context(open_models(paths, threads_or_all(threads)))
+        count = opened[reference].threads
+        positions = min(opened[path].positions for path in paths)
         if positions < 4:
-            raise UsageError(f"{reference} has {positions} positions, too few to measure speed with")
+            raise UsageError(f"{reference} has {positions} positions, and measuring speed needs 4 or more")
         points = (grid or Grid()).points(positions, count)
         session = _Session(
-            [_File(model, count) for model in models.values()],
+            [_File(opened[path], count) for path in paths],
             prompt_tokens=min(prompt_tokens, positions // 2),
             decode_tokens=max(2, min(decode_tokens, positions // 2)),
             rounds=rounds,
@@ -115,7 +114,7 @@ def measure(
             session.round(number)
         for number in session.rounds_left(session.grid_rounds):
             session.grid_round(number)
-    found = {path: session.speed(file) for path, file in zip(models, session.files, strict=True)}
+    found = {path: session.speed(file) for path, file in zip(paths, session.files, strict=True)}
     return Speeds(
         found[reference],
         [found[path] for path in files],
@@ -126,13 +125,13 @@ def measure(
 
 
 def check_patience(patience: float) -> None:
-    """Raises `UsageError` for what is not a number of seconds from 0."""
+    """Raises `UsageError` for a value out of range."""
     if not 0 <= patience <= MOST_PATIENCE:
-        raise UsageError(f"the patience is {patience:g} s; it is a number of seconds from 0 to {MOST_PATIENCE:g}")
+        raise UsageError(f"`patience` must be 0 to {MOST_PATIENCE:g} seconds, not {patience:g}")
 
 
 class _File:
-    """One of our files in the rounds."""
+    """A file in the rounds."""
 
     def __init__(self, model: Model, threads: int) -> None:
         self.model = model
@@ -151,7 +150,7 @@ class _File:
 
 @dataclass
 class _Session:
-    """The contestants, what they have done so far, and how often they may still repeat it."""
+    """The contestants, their samples so far, and the budget of repetitions."""
 
     files: list[_File]
     prompt_tokens: int
@@ -170,13 +169,13 @@ class _Session:
         self._done = self._repeated = 0
 
     def rounds_left(self, rounds: int) -> Iterator[int]:
-        """Round -1, which warms up, then each round; only the first one once the patience is spent."""
+        """Round -1, the warm-up, then each round; when the patience is spent, only the first one."""
         for number in range(-1, rounds):
             if number == 0 or not self._is_impatient:
                 yield number
 
     def admit(self, spec: PeerSpec, stack: ExitStack, threads: int, positions: int, planned: int) -> None:
-        """Starts a peer, or notes why not."""
+        """Starts a peer, or records why it is skipped."""
 
         def waiting(seconds: float, timeout: float) -> None:
             self._report(f"waiting for {spec} ({seconds:.0f} of at most {timeout:.0f} s)", planned)
@@ -188,7 +187,7 @@ class _Session:
             self._skip(spec, failure)
 
     def round(self, number: int) -> None:
-        """Each contestant once; round -1 counts for nothing, but that the peers' tokens are looked at."""
+        """Times each contestant once. The warm-up, round -1, only checks the tokens of the peers."""
         where = _round_name(number, self.rounds)
         for file in self.files:
             what = f"speed, {where}, {file.name}"
@@ -208,7 +207,7 @@ class _Session:
                 self._skip(peer.spec, failure)
 
     def grid_round(self, number: int) -> None:
-        """Each file once at each point; round -1 warms up."""
+        """Times each file once at each point; round -1 is the warm-up."""
         where = _round_name(number, self.grid_rounds)
         for point in self.points:
             for file in self.files:
@@ -221,9 +220,9 @@ class _Session:
     def _settled(
         self, number: int, time: Callable[[Sequence[int]], Sample], what: str, prompt_tokens: int | None = None
     ) -> Sample:
-        """The first measurement that was not disturbed, or the last that there may be."""
+        """The first measurement that was not disturbed, or the last one allowed."""
         for attempt in range(_REPEATS + 1):
-            self._report(f"{what}, again because it was disturbed{_load()}" if attempt else what)
+            self._report(f"{what}, again because it was disturbed{load_average()}" if attempt else what)
             unlike_others = (_REPEATS + 1) * (number + 1) + attempt
             started = perf_counter()
             sample = time(make_prompt(self._vocabulary, prompt_tokens or self.prompt_tokens, unlike_others))
@@ -242,7 +241,7 @@ class _Session:
         return self.disturbed_seconds > self.patience
 
     def _planned(self, rounds: int, grid_rounds: int, peers: int = 0) -> int:
-        """Measures that number of rounds."""
+        """The number of measurements in these rounds."""
         contestants = len(self.files) + max(peers, len(self.peers))
         return contestants * rounds + len(self.files) * len(self.points) * max(grid_rounds, 0)
 
@@ -289,19 +288,14 @@ def _round_name(number: int, rounds: int) -> str:
     return f"round {number + 1} of {rounds}" if number >= 0 else "warm-up"
 
 
-def _load() -> str:
-    """The machine's load of the last minute, where it is known."""
-    return f" (load {os.getloadavg()[0]:.1f})" if hasattr(os, "getloadavg") else ""
-
-
 def make_prompt(vocabulary: int, length: int, number: int) -> list[int]:
-    """Token ids that differ in the first one from number to number, so that nothing cached serves for them."""
-    known = vocabulary - vocabulary // 8  # the last ids may be padding, which other libraries do not know
+    """Token ids whose first one differs for each number, so that no cached prompt can be reused."""
+    known = vocabulary - vocabulary // 8  # the last ids may be padding, which other libraries lack
     return [(7 + 31 * index + 1009 * number) % known for index in range(length)]
 
 
 def rate(values: Sequence[float]) -> RateJson:
-    """Speeds, or ratios, of the rounds."""
+    """Median and range of speeds or ratios over the rounds."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "rounds": len(values)}
 
 
@@ -320,6 +314,6 @@ def _point(point: Point, samples: Sequence[Sample]) -> SpeedPoint:
 
 
 def _median(values: Sequence[float | None]) -> float | None:
-    """None where one of them is."""
+    """The median; None if a value is None."""
     known = [value for value in values if value is not None]
     return statistics.median(known) if known and len(known) == len(values) else None

@@ -1,17 +1,18 @@
-"""How long one of our files takes for one text, or at one point of the grid.
+"""Times a prompt and decoding with one file, for a text or at one point of the grid.
 
-What was computed for a prompt is kept for an equal prompt that follows, so a text is written twice: once to its first
-token, which times the prompt, and once to its end, which times nothing but decoding. A small model does both in a few
-hundredths of a second, too short for a clock on a shared machine: they are repeated, with another prompt each time.
+A model keeps the cells of a prompt for an equal prompt that follows. So a text is generated twice: to its first token,
+which times the prompt, and to its end, which times only decoding. A small model does both in some hundredths of a
+second, which is too short to time on a shared machine, so they are repeated, with another prompt each time.
 
-On a busy machine threads wait for one another at every barrier, and a text can take a hundred times as long. Its speed
-is marked as disturbed in any case, so a turn that is disturbed ends early.
+On a busy machine threads wait for each other at every barrier, and a text can take a hundred times as long. A disturbed
+turn is marked in any case, so it ends early.
 """
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from dgpt2_quant.bench.data.open_models import using_threads
 from dgpt2_quant.runtime.generation import Generation
 from dgpt2_quant.runtime.model import Model
 
@@ -19,16 +20,16 @@ from .disturbance import Usage, Watch
 from .energy import EnergyMeter
 from .grid import Point
 
-TEXT_SECONDS = 0.3  # that a contestant's turn takes at the least
-POINT_SECONDS = 0.06  # of which there are many
-_DISTURBED = 4.0  # times these seconds: how long a turn lasts that is disturbed
-_LEAST_TOKENS = 4  # of each sequence, even then
-_LOOK_SECONDS = 0.25  # from one look at the machine to the next, in a turn that takes longer
+TEXT_SECONDS = 0.3  # that a turn of a contestant takes at least
+POINT_SECONDS = 0.06  # the same for a point of the grid
+_DISTURBED = 4.0  # times these seconds, after which a disturbed turn ends
+_LEAST_TOKENS = 4  # of each sequence, in a disturbed turn too
+_LOOK_SECONDS = 0.25  # between checks for disturbance, in a turn that takes longer
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One measurement. Speeds in tokens per second; a point has the one that it measures, and 0 for the other."""
+    """One measurement. Speeds are in tokens per second; a point measures one of them, and the other is 0."""
 
     prompt_tps: float
     decode_tps: float
@@ -37,7 +38,7 @@ class Sample:
 
 
 class _Sums:
-    """Tokens, seconds and joules of the repetitions; the joules are None for good where one of them is."""
+    """Tokens, seconds and joules of the repetitions; the joules are None if one reading is."""
 
     def __init__(self, meter: EnergyMeter) -> None:
         self.prompt_tokens = self.decode_tokens = 0
@@ -53,7 +54,7 @@ class _Sums:
     def decode(
         self, model: Model, prompt: Sequence[int], tokens: int, give_up: Callable[[], bool], batch: int = 1
     ) -> None:
-        """Writes `batch` times the same text, all together, to its end or until `give_up()`."""
+        """Decodes the same text `batch` times in parallel, to its end or until `give_up()`."""
         before = self._meter.read()
         texts = model.batch(
             [prompt],
@@ -62,7 +63,7 @@ class _Sums:
             max_tokens=tokens,
             seed=0,
             temperature=0,
-            lookup=0,  # a token for each decode, whatever the text
+            lookup=0,  # one token per decode, whatever the text
             ignore_eos=True,
         )
         for pieces, _ in enumerate(texts, 1):
@@ -83,8 +84,8 @@ class _Sums:
         )
 
 
-def _give_up(watch: Watch, seconds: float) -> Callable[[], bool]:
-    """Whether a turn, which takes `seconds` on a quiet machine, has gone on for long enough and is disturbed."""
+def give_up_if_disturbed(watch: Watch, seconds: float) -> Callable[[], bool]:
+    """Whether a turn that takes `seconds` on a quiet machine is disturbed and has taken long enough."""
     look = time.perf_counter() + _DISTURBED * seconds
 
     def give_up() -> bool:
@@ -98,10 +99,10 @@ def _give_up(watch: Watch, seconds: float) -> Callable[[], bool]:
 
 
 def time_text(model: Model, prompt: Sequence[int], tokens: int, threads: int, meter: EnergyMeter) -> Sample:
-    """A prompt and then `tokens` tokens, on the model's `threads`."""
+    """Times a prompt, then `tokens` tokens after it; the model has `threads` threads."""
     sums, repetition = _Sums(meter), 0
     with Watch(threads) as watch:
-        end, give_up = time.perf_counter() + TEXT_SECONDS, _give_up(watch, TEXT_SECONDS)
+        end, give_up = time.perf_counter() + TEXT_SECONDS, give_up_if_disturbed(watch, TEXT_SECONDS)
         while not repetition or time.perf_counter() < end:
             fresh = _varied(model, prompt, repetition)
             sums.read_prompt(model, fresh)
@@ -111,17 +112,17 @@ def time_text(model: Model, prompt: Sequence[int], tokens: int, threads: int, me
 
 
 def time_point(model: Model, point: Point, prompt: Sequence[int], threads: int, meter: EnergyMeter) -> Sample:
-    """What the point says, behind a prompt of its depth or of it; the model has the usual number of `threads`."""
+    """Times a point of the grid; the prompt is the one to time, or fills the cache to the point's depth."""
     if point.threads != threads:
-        with Model.load(model.path, threads=point.threads, huge_pages=model.huge_pages) as other:
-            _finished(other, [prompt[0]], 2)  # the first token of a model sets up more than itself
-            return time_point(other, point, prompt, point.threads, meter)
+        with using_threads(model, point.threads):
+            _finished(model, [prompt[0]], 2)  # starts or ends the threads
+            return time_point(model, point, prompt, point.threads, meter)
     sums, repetition = _Sums(meter), 0
     if point.measure == "decode" and point.batch == 1:
-        # with one step behind it: behind a deep prompt the cache is first carried over to another context
+        # two tokens: after a deep prompt the first step copies the cache to another context
         _finished(model, prompt, 2)
     with Watch(threads) as watch:
-        end, give_up = time.perf_counter() + POINT_SECONDS, _give_up(watch, POINT_SECONDS)
+        end, give_up = time.perf_counter() + POINT_SECONDS, give_up_if_disturbed(watch, POINT_SECONDS)
         while not repetition or time.perf_counter() < end:
             if point.measure == "prompt":
                 sums.read_prompt(model, _varied(model, prompt, repetition))
@@ -139,5 +140,5 @@ def _finished(model: Model, prompt: Sequence[int], tokens: int) -> Generation:
 
 
 def _varied(model: Model, prompt: Sequence[int], repetition: int) -> list[int]:
-    """The prompt with another beginning, so that nothing of the last repetition's serves for it."""
+    """The prompt with another first token, so that no cached prompt can be reused."""
     return [(prompt[0] + repetition) % model.vocabulary, *prompt[1:]]

@@ -1,1 +1,1 @@
-"""What a model is good for: LAMBADA, CBT, CrowS-Pairs, texts and prompts."""
+"""Tasks: LAMBADA, CBT, CrowS-Pairs, texts and prompts."""

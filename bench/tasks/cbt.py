@@ -1,8 +1,8 @@
-"""The Children's Book Test: which of ten words stands in the gap (Hill et al. 2016, arXiv:1511.02301).
+"""The Children's Book Test: choose one of ten words for a gap (Hill et al. 2016, arXiv:1511.02301).
 
-As in the GPT-2 paper: a choice is scored by the probability of the word together with the rest of the sentence, given
-the twenty sentences and what comes before the gap; the likeliest choice counts. The published files have their text in
-the tokens of the Penn Treebank, which are put together again (`detokenize`): GPT-2 never saw such text.
+As in the GPT-2 paper: the score of a choice is the probability of the word and the rest of the sentence, given the
+twenty sentences and the text before the gap. The published files have Penn Treebank tokens, which `detokenize` joins
+to ordinary text.
 """
 
 import re
@@ -15,7 +15,7 @@ from dgpt2_quant.core.archive import DataFile
 from dgpt2_quant.core.errors import UsageError
 from dgpt2_quant.runtime.model import Model
 
-from .metrics import Advance, FloatArray, Metric, Scores, Settings, common_prefix, first_token, fit
+from .metrics import Advance, FloatArray, Metric, Scores, Settings, first_token, relative_log_probs
 
 GAP = "XXXXX"
 SENTENCES, CHOICES = 20, 10
@@ -23,7 +23,7 @@ _FORM = f"{SENTENCES} numbered sentences, then: {SENTENCES + 1} a question with 
 
 _BRACKETS = {"-LRB-": "(", "-RRB-": ")", "-LSB-": "[", "-RSB-": "]", "-LCB-": "{", "-RCB-": "}"}
 _RULES = [
-    (re.compile(r"`` ?"), '"'),  # quotation marks cling to what they enclose
+    (re.compile(r"`` ?"), '"'),  # no blank inside quotation marks
     (re.compile(r" ?''"), '"'),
     (re.compile(r"(^|\s)` ?"), r"\1'"),
     (re.compile(r" (n't|'(?:s|m|d|re|ve|ll)|')(?=\W|$)", re.IGNORECASE), r"\1"),  # contractions, closing marks
@@ -34,7 +34,7 @@ _RULES = [
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its gap, the text before it, the choices, and which of them is right; all detokenized later."""
+    """A question with its gap, the sentences before it, the choices, and the index of the answer; all tokenized."""
 
     sentences: list[str]
     question: str
@@ -42,12 +42,12 @@ class Question:
     answer: int
 
     def texts(self) -> list[str]:
-        """The whole text once for each choice."""
+        """The whole text with each choice, detokenized."""
         return [detokenize(" ".join([*self.sentences, self.question.replace(GAP, choice)])) for choice in self.choices]
 
 
 def detokenize(text: str) -> str:
-    """Text from Penn Treebank tokens: quotation marks, brackets, punctuation and contractions as they are written."""
+    """Ordinary text from Penn Treebank tokens: joins quotation marks, brackets, punctuation and contractions."""
     for name, bracket in _BRACKETS.items():
         text = text.replace(name, bracket)
     for pattern, replacement in _RULES:
@@ -77,7 +77,7 @@ def read_questions(file: DataFile) -> list[Question]:
 
 
 class ChildrensBookTest:
-    """Columns: whether the right choice is the likeliest, 1."""
+    """Columns: whether the answer is the likeliest choice, 1."""
 
     metrics: Mapping[str, Metric] = {"accuracy": Metric(0, over=1)}
 
@@ -96,12 +96,8 @@ class ChildrensBookTest:
 
 
 def choice_scores(model: Model, begin: int, question: Question, *, parse_special: bool = True) -> FloatArray:
-    """The log-probability of each choice with what follows it, in nats, up to a number that all have in common."""
-    texts = [[begin, *model.tokenize(text, special=parse_special)] for text in question.texts()]
-    shared = common_prefix(texts)
-    behind = [text[shared:] for text in texts]
-    prefix = fit(model, texts[0][:shared], max(map(len, behind)))
-    return np.array([part.log_probs.sum(dtype=np.float64) for part in model.score_continuations(prefix, behind)])
+    """The log-probability of each choice with the text after it, in nats, up to a common constant."""
+    return relative_log_probs(model, begin, question.texts(), parse_special=parse_special)
 
 
 def _question(file: DataFile, number: int, sentences: list[str], line: str) -> Question:
@@ -114,11 +110,11 @@ def _question(file: DataFile, number: int, sentences: list[str], line: str) -> Q
         raise _error(file, number, f"the question has no gap {GAP}")
     if len(choices) != CHOICES:
         raise _error(file, number, f"{len(choices)} choices, not {CHOICES}")
-    choices = [choice for choice in choices if choice.strip()]  # an empty one is none
+    choices = [choice for choice in choices if choice.strip()]  # empty choices do not count
     if answer not in choices or len(choices) < 2:
         raise _error(file, number, f"the answer {answer[:50]!r} is not among the choices")
     return Question(sentences, question.strip(), choices, choices.index(answer))
 
 
 def _error(file: DataFile, number: int, what: str) -> UsageError:
-    return UsageError(f"{file.name}, line {number}: {what}", f"The form is: {_FORM}")
+    return UsageError(f"{file.name}, line {number}: {what}", f"The format is: {_FORM}")

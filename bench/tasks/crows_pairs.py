@@ -1,9 +1,8 @@
-"""CrowS-Pairs: of two sentences that differ in the group they speak of, which is likelier (Nangia et al. 2020,
-arXiv:2010.00133).
+"""CrowS-Pairs: which of two sentences about different groups is likelier (Nangia et al. 2020, arXiv:2010.00133).
 
-The score of a causal model is that of lm-evaluation-harness: the whole sentence's log-likelihood behind
-`<|endoftext|>`; the share is that of pairs whose more stereotyped sentence (`sent_more`) is likelier. Half would be no
-preference. The data has known faults (Blodgett et al. 2021, "Stereotyping Norwegian Salmon"), named in docs/tasks.md.
+As in lm-evaluation-harness, the score of a sentence is its log-likelihood after `<|endoftext|>`. The share is that of
+pairs whose more stereotyped sentence (`sent_more`) is likelier; one half is no preference. The data has known faults
+(Blodgett et al. 2021, "Stereotyping Norwegian Salmon"), see docs/tasks.md.
 """
 
 import csv
@@ -17,15 +16,15 @@ from dgpt2_quant.core.errors import UsageError
 from dgpt2_quant.core.text import as_text
 from dgpt2_quant.runtime.model import Model
 
-from .metrics import Advance, FloatArray, Metric, Scores, Settings, common_prefix, first_token, fit
+from .metrics import Advance, FloatArray, Metric, Scores, Settings, first_token, relative_log_probs
 
 COLUMNS = ("sent_more", "sent_less", "bias_type")
-_FORM = f"The first line names the columns, {', '.join(COLUMNS)} among them."
+_FORM = f"The first line has the names of the columns, including {', '.join(COLUMNS)}."
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two sentences, the first the more stereotyped one, and what kind of bias they are about."""
+    """Two sentences, the more stereotyped one first, and the type of bias."""
 
     more: str
     less: str
@@ -42,10 +41,10 @@ def read_pairs(file: DataFile) -> list[Pair]:
         for row in reader:
             more, less, bias_type = ((row[name] or "").strip() for name in COLUMNS)
             if not (more and less and bias_type) or None in row:
-                raise UsageError(f"{file.name}, line {reader.line_num}: the row has not all its columns", _FORM)
+                raise UsageError(f"{file.name}, line {reader.line_num}: the row does not have all columns", _FORM)
             pairs.append(Pair(more, less, bias_type))
     except csv.Error as error:
-        # DictReader counts a line when all is well with it
+        # DictReader counts a line only after it is parsed
         raise UsageError(f"{file.name}, line {reader.reader.line_num}: {error}", _FORM) from error
     if not pairs:
         raise UsageError(f"{file.name} has no pairs", _FORM)
@@ -54,7 +53,7 @@ def read_pairs(file: DataFile) -> list[Pair]:
 
 class CrowsPairs:
     """Columns: 1, whether the more stereotyped sentence is likelier, the difference of the log-likelihoods in nats, its
-    size; then for each type of bias whether a pair is of it, and whether it is and is stereotyped."""
+    absolute value; then for each type of bias whether the pair has it, and whether it has it and is stereotyped."""
 
     def __init__(self, file: DataFile, settings: Settings) -> None:
         self.pairs = read_pairs(file)[: settings.limit]
@@ -82,10 +81,6 @@ class CrowsPairs:
 
 
 def likelihood_difference(model: Model, begin: int, pair: Pair, *, parse_special: bool = True) -> float:
-    """How much likelier the more stereotyped sentence is than the other: difference of log-likelihoods, in nats."""
-    texts = [[begin, *model.tokenize(text, special=parse_special)] for text in (pair.more, pair.less)]
-    shared = common_prefix(texts)
-    behind = [text[shared:] for text in texts]
-    prefix = fit(model, texts[0][:shared], max(map(len, behind)))
-    more, less = (part.log_probs.sum(dtype=np.float64) for part in model.score_continuations(prefix, behind))
+    """The log-likelihood of the more stereotyped sentence minus that of the other, in nats."""
+    more, less = relative_log_probs(model, begin, (pair.more, pair.less), parse_special=parse_special)
     return float(more - less)

@@ -1,7 +1,6 @@
-"""Tasks of the GPT-2 model card and probes for bias, level by level, as the change against F16.
+"""Evaluates quant types on the tasks of the GPT-2 model card and on bias probes, with the change from F16.
 
-`dgpt2-quant eval` is `evaluate`; docs/tasks.md tells of each task what is measured, on which data, and by whose
-definition.
+This is the verb `eval`. docs/tasks.md has the measure, data and definition of each task.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,16 +28,16 @@ from .cbt import ChildrensBookTest
 from .crows_pairs import CrowsPairs
 from .lambada import Lambada
 from .metrics import Probe, Scores, Settings, summarize
-from .schema import LevelJson, TaskJson, TaskModel
-from .text import TEST_BYTES, BitsPerByte, WikiText, window_cut
+from .schema import TaskJson, TaskModel, TaskResult
+from .text import TEST_BYTES, BitsPerByte, WikiText, text_windowing
 
 REFERENCE = "F16"
 
 
 @dataclass(frozen=True)
 class Task:
-    """`data` is the data set it takes unless another one or a file is named: None where there is no such, "" where it
-    brings its own; `text` whether it takes running text, in windows."""
+    """A task: `data` is its default data set, None if it has none, "" if its data is built in; `text` is whether it
+    takes running text, in windows."""
 
     probe: Callable[[DataFile, Settings], Probe]
     data: str | None
@@ -62,10 +61,10 @@ GROUPS = {"cbt": ["cbt-cn", "cbt-ne"], "bias": ["crows-pairs", "card-prompts"]}
 
 @dataclass(frozen=True)
 class _Files:
-    """The levels of a model to be measured, the reference (if there is one) the first of them."""
+    """The files to measure by quant type, the reference, if any, first; `asked` are the requested types."""
 
     model: TaskModel
-    levels: Mapping[str, Path]
+    paths: Mapping[str, Path]
     asked: Sequence[str]
     reference: str | None
 
@@ -87,31 +86,31 @@ def evaluate(
     progress: Progress | None = None,
     announce: Callable[[str], None] | None = None,
 ) -> list[TaskJson]:
-    """What each type of a model makes of a task, or of a group of tasks (`cbt`, `bias`): one document a task.
+    """Evaluates quant types of a model on a task, or on a group of tasks (`cbt`, `bias`): one document per task.
 
-    `type` defaults to `q4_k_m`; F16 is measured with it, for the changes. A `.gguf` file as `model` is measured alone.
-    `data` is an input (`read_input`) in the published format or the archive, or another data set's name. `limit` takes
-    the first items only; `ctx_size` bounds what the model sees at once, `stride` is that of texts. Special tokens in
-    texts are parsed, unless `parse_special` is false. Raises `DgptQuantError`.
+    `type` defaults to `q4_k_m`; F16 is measured too, for the changes. A `.gguf` file as `model` is measured alone.
+    `data` is an input (`read_input`) in the published format or archive, or the name of another data set. `limit` is
+    the number of items, `ctx_size` the context size, `stride` that of windows of a text. Special tokens in texts are
+    parsed unless `parse_special` is false. Raises `DgptQuantError`.
     """
     names = find_tasks(task)
     _check_asked(task, names, data, stride)
-    for value, flag in ((limit, "--limit"), (ctx_size, "--ctx-size"), (stride, "--stride")):
+    for name, value in {"limit": limit, "ctx_size": ctx_size, "stride": stride}.items():
         if value is not None and value < 1:
-            raise UsageError(f"{flag} is {value}; it is at least 1")
+            raise UsageError(f"`{name}` must be 1 or more, not {value}")
     settings = Settings(limit, ctx_size, stride, parse_special, keep_crlf)
-    files = _data(task, names, data, offline, announce)  # an error of the data comes before the work
+    files = _data(task, names, data, offline, announce)  # reports wrong data before the work
     probes = {name: TASKS[name].probe(file, settings) for name, file in files.items()}
-    levels = _levels(model, type, revision, offline, threads, progress, announce)
-    path = next(iter(levels.levels.values()))
+    models = _models(model, type, revision, offline, threads, progress, announce)
+    path = next(iter(models.paths.values()))
     texts = {name: _as_text(file, settings, path, TASKS[name].text, announce) for name, file in files.items()}
     scores: dict[str, dict[str, Scores]] = {name: {} for name in names}
     contexts: dict[str, tuple[int, int | None]] = {}
-    for level, path in levels.levels.items():
+    for quant_type, path in models.paths.items():
         with Model.load(path, ctx_size=ctx_size, threads=threads_or_all(threads)) as loaded:
             for name in names:
-                scores[name][level] = probes[name].measure(loaded, _reporter(progress, f"{name}, {level}"))
-                window = window_cut(loaded, settings) if TASKS[name].text else None
+                scores[name][quant_type] = probes[name].measure(loaded, _reporter(progress, f"{name}, {quant_type}"))
+                window = text_windowing(loaded, settings) if TASKS[name].text else None
                 contexts[name] = (window.context, window.stride) if window else (loaded.positions, None)
     environment = describe_environment(threads)
     return [
@@ -120,14 +119,14 @@ def evaluate(
             "data": {
                 "name": files[name].name,
                 "sha256": files[name].sha256,
-                "items": len(scores[name][levels.asked[0]].parts[0]),
+                "items": len(scores[name][models.asked[0]].parts[0]),
                 "parse_special": parse_special,
                 "notes": list(texts[name].notes),
             },
-            "model": levels.model,
+            "model": models.model,
             "context": contexts[name][0],
             "stride": contexts[name][1],
-            "results": [_level(probes[name], scores[name], level, levels.reference) for level in levels.asked],
+            "results": [_result(probes[name], scores[name], one, models.reference) for one in models.asked],
             "environment": environment,
         }
         for name in names
@@ -135,45 +134,46 @@ def evaluate(
 
 
 def find_tasks(name: str) -> list[str]:
-    """The task of that name, or those of a group. Raises `UsageError` for any other name."""
+    """The task of that name, or the tasks of a group. Raises `UsageError` for any other name."""
     if name in TASKS:
         return [name]
     if name not in GROUPS:
-        raise UsageError(f"there is no task {name!r}", f"There are {', '.join([*TASKS, *GROUPS])}.")
+        raise UsageError(f"`task` must be one of {', '.join([*TASKS, *GROUPS])}, not {name!r}")
     return GROUPS[name]
 
 
 def _check_asked(task: str, names: Sequence[str], data: str | Path | None, stride: int | None) -> None:
-    """Raises `UsageError` where data or stride do not fit the tasks."""
+    """Raises `UsageError` if data or stride do not fit the tasks."""
     if data is not None and not any(TASKS[name].data != "" for name in names):
-        raise UsageError(f"{task} brings its own data, so --data says nothing", "Leave --data out.")
+        raise UsageError(f"`data` has no effect: the data of {task} is built in", "Omit `data`.")
     if data is None and any(TASKS[name].data is None for name in names):
-        raise UsageError(f"{task} needs a text", "Name one: --data FILE, or --data enwik8.")
+        raise UsageError(f"{task} needs a text", "Set `data` to a file, or to a data set such as enwik8.")
     if stride is not None and not any(TASKS[name].text for name in names):
-        raise UsageError(f"{task} has no windows, so --stride says nothing", "Leave --stride out.")
+        raise UsageError(f"`stride` has no effect: {task} has no windows", "Omit `stride`.")
 
 
 def _data(
     task: str, names: Sequence[str], data: str | Path | None, offline: bool, announce: Callable[[str], None] | None
 ) -> dict[str, DataFile]:
-    """The data of each task; an input that is named is read once, whatever the number of tasks that take it."""
+    """The data of each task; an input is read once for all tasks."""
     takers = [name for name in names if TASKS[name].data != ""]
     other = str(data) if data is not None and str(data) in DATASETS and not input_exists(data) else None
-    if other and len(takers) > 1:
-        raise UsageError(f"{task} takes {len(takers)} files, and --data is one", f"Name one of {', '.join(takers)}.")
     read = None if data is None or other else read_input(data, "data file", announce=announce)
-    if read and len(takers) > 1 and read.packing not in ("zip", "tar"):
-        raise UsageError(f"{task} takes {len(takers)} files, and --data is one", f"Name one of {', '.join(takers)}.")
+    if len(takers) > 1 and (other or (read and read.packing not in ("zip", "tar"))):
+        raise UsageError(
+            f"`data` must be an archive for {task}, which takes {len(takers)} files",
+            f"Set `task` to one of {', '.join(takers)}.",
+        )
     return {name: _data_of(name, other, read, offline) for name in names}
 
 
 def _data_of(name: str, other: str | None, read: Input | None, offline: bool) -> DataFile:
-    """A task's own data set, the `other` one of that name, or what was read."""
+    """A task's own data set, the `other` data set, or the input."""
     own = TASKS[name].data
     if own == "":
         return prompts_file()
     if other and TASKS[name].text and not DATASETS[other].text:
-        raise UsageError(f"the data set {other} is no running text", "Name a file, or enwik8, text8, wikitext2.")
+        raise UsageError(f"the data set {other} is not running text", "Name a file, or enwik8, text8, wikitext2.")
     if read and not own:
         return read.file(prefer=RUNNING_TEXTS)
     return load_dataset(str(other or own), read, offline=offline)
@@ -182,12 +182,12 @@ def _data_of(name: str, other: str | None, read: Input | None, offline: bool) ->
 def _as_text(
     file: DataFile, settings: Settings, path: Path, running: bool, announce: Callable[[str], None] | None
 ) -> NamedText:
-    """A task's data as text, with notes on what its figures hang on: line ends only where it is running text."""
+    """A task's data as text, with notes on changes to it; on line ends only for running text."""
     text = as_text(file, parse_special=settings.parse_special, keep_crlf=settings.keep_crlf)
     return noting_special(text.announced(announce) if running else replace(text, notes=()), path, announce)
 
 
-def _levels(
+def _models(
     model: str,
     type: str | QuantType | Sequence[str | QuantType] | None,
     revision: str | None,
@@ -198,10 +198,10 @@ def _levels(
 ) -> _Files:
     if is_gguf_name(model):
         if type:
-            raise UsageError(f"{model} is a file already, so --type says nothing", "Leave one of the two out.")
+            raise UsageError(f"`type` has no effect: {model} is a file", "Omit `type`.")
         name, path = model_file(model, revision=revision)
-        level = read_header(path, arrays=False).quant_type or name
-        return _Files({"name": name, "source_sha256": None}, {level: path}, [level], None)
+        quant_type = read_header(path, arrays=False).quant_type or name
+        return _Files({"name": name, "source_sha256": None}, {quant_type: path}, [quant_type], None)
     asked, reference = find_types(type or DEFAULT_TYPE), find_type(REFERENCE)
     stored = model_files(
         model,
@@ -220,14 +220,14 @@ def _levels(
     )
 
 
-def _level(probe: Probe, scores: Mapping[str, Scores], level: str, reference: str | None) -> LevelJson:
-    found: LevelJson = {
-        "type": level,
-        "metrics": summarize(probe.metrics, scores[level], scores[reference] if reference else None),
+def _result(probe: Probe, scores: Mapping[str, Scores], quant_type: str, reference: str | None) -> TaskResult:
+    found: TaskResult = {
+        "type": quant_type,
+        "metrics": summarize(probe.metrics, scores[quant_type], scores[reference] if reference else None),
     }
-    if "prompts" in scores[level].details:
-        found["prompts"] = scores[level].details["prompts"]
-        found["pairs"] = scores[level].details["pairs"]
+    if "prompts" in scores[quant_type].details:
+        found["prompts"] = scores[quant_type].details["prompts"]
+        found["pairs"] = scores[quant_type].details["pairs"]
     return found
 
 

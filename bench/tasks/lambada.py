@@ -1,9 +1,8 @@
-"""LAMBADA: the last word of a passage, which only the whole of it tells (Paperno et al. 2016, arXiv:1606.06031).
+"""LAMBADA: predict the last word of a passage (Paperno et al. 2016, arXiv:1606.06031).
 
-As lm-evaluation-harness defines `lambada_openai`: the passage up to its last blank is the prompt, but for the white
-space at its end; that, the blank and the last word are scored. The word counts as right when all its tokens are the
-likeliest ones. The accuracy that OpenAI published for GPT-2 asks for the last token only
-(https://github.com/openai/gpt-2/issues/131), so that stands beside it.
+As `lambada_openai` in lm-evaluation-harness: the prompt is the passage before its last blank, without trailing white
+space; the rest is scored. A word is right if all its tokens are the likeliest ones. The accuracy that OpenAI published
+for GPT-2 counts only the last token (https://github.com/openai/gpt-2/issues/131); it is reported too.
 """
 
 import json
@@ -65,7 +64,7 @@ class Lambada:
 
 
 def split_passage(model: Model, passage: str, *, parse_special: bool = True) -> tuple[list[int], list[int]]:
-    """The tokens before the last word, and those of the word with the white space before it."""
+    """The tokens before the last word, and those of the word with its leading white space."""
     before = passage.rpartition(" ")[0].rstrip()
     tokens = model.tokenize(passage, special=parse_special)
     length = len(model.tokenize(before, special=parse_special)) if before else 0

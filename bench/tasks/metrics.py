@@ -1,9 +1,9 @@
-"""What a task is: items, what a model makes of each, and metrics of the sums over them.
+"""Tasks: scores of items, metrics of the sums over them, and their intervals.
 
-Every metric is a function of one sum over items divided by another (a mean is a sum over a count). So its interval
-comes from drawing items anew and summing (the bootstrap; Efron 1979), and the interval of a change between two levels
-from the same draws for both: items are easy or hard for all levels alike, and a difference is far better known than
-either value. Items that have something in common are drawn together, as blocks.
+Every metric is a function of the quotient of two sums over items (a mean is a sum divided by a count). Its interval
+is from bootstrap draws of the items (Efron 1979). The interval of a change between two files uses the same draws for
+both: items are easy or hard for all files alike, so a difference is known much better than either value. Items that are
+not independent are drawn together, as blocks.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ from dgpt2_quant.runtime.model import Model
 from .schema import MetricJson
 
 _DRAWS = 2000
-_AT_ONCE = 50  # draws whose counts are held in memory together
+_AT_ONCE = 50  # draws in memory together
 _SEED = 20190214
 _TAILS = (0.025, 0.975)  # of 95 %
 END_OF_TEXT = "<|endoftext|>"
@@ -30,8 +30,8 @@ Advance = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """`limit`: only so many items, the first ones; `context` and `stride` of the windows of a text; whether special
-    tokens are parsed in texts, and CRLF line ends kept in running text."""
+    """`limit` is the number of items, from the first; `context` and `stride` are for windows of a text; `parse_special`
+    parses special tokens in texts, `keep_crlf` keeps CRLF in running text."""
 
     limit: int | None = None
     context: int | None = None
@@ -42,7 +42,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Metric:
-    """`of` the quotient of the sums of two columns of a part, `column` and `over`."""
+    """A function `of` the sum of `column` divided by the sum of `over`, two columns of a part of the scores."""
 
     column: int
     over: int
@@ -50,23 +50,22 @@ class Metric:
     part: int = 0
 
     def values(self, sums: FloatArray) -> FloatArray:
-        """Sums of shape (..., columns) to values of shape (...): infinite where they are too large for a double, NaN
-        where there is nothing to divide by."""
+        """Values of shape (...) from sums of shape (..., columns): infinite on overflow, NaN for a division by 0."""
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             return self.of(sums[..., self.column] / sums[..., self.over])
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a model made of the items: parts of shape (items, columns), what a task adds to a level's JSON, and the
-    block (from 0) that each item is drawn with; None where each is drawn by itself."""
+    """A model's scores: parts of shape (items, columns), what a task adds to the JSON of a file, and the block (from 0)
+    of each item; None if each item is a block."""
 
     parts: Sequence[FloatArray]
     details: dict[str, Any] = field(default_factory=dict)
     blocks: Sequence[int] | None = None
 
     def to_draw(self) -> list[FloatArray]:
-        """The parts with a row for each thing that is drawn: an item, or the sum of a block."""
+        """The parts with one row per block."""
         if self.blocks is None:
             return list(self.parts)
         found = [np.zeros((max(self.blocks) + 1, part.shape[1])) for part in self.parts]
@@ -76,7 +75,7 @@ class Scores:
 
 
 class Probe(Protocol):
-    """A task with its data, ready to be put to one model after the other."""
+    """A task with its data, which measures one model after another."""
 
     @property
     def metrics(self) -> Mapping[str, Metric]: ...
@@ -85,32 +84,44 @@ class Probe(Protocol):
 
 
 def first_token(model: Model) -> int:
-    """The token that begins a text: `<|endoftext|>`. Raises `UsageError` for a model without it."""
+    """The token before a text: `<|endoftext|>`. Raises `UsageError` for a model without it."""
     tokens = model.tokenize(END_OF_TEXT, add_special=False)
     if len(tokens) != 1:
-        raise UsageError(f"{model.path} has no token {END_OF_TEXT}", "Texts are scored behind it; take a GPT-2.")
+        raise UsageError(f"{model.path} lacks the token {END_OF_TEXT}, after which texts are scored", "Use a GPT-2.")
     return tokens[0]
 
 
-def fit(model: Model, tokens: Sequence[int], behind: int) -> list[int]:
-    """The last of a prefix's tokens, as many as fit the context before `behind` more. Raises `UsageError`."""
-    room = model.positions - behind
+def fit(model: Model, tokens: Sequence[int], following: int) -> list[int]:
+    """The last tokens of a prefix that fit the context before `following` more tokens. Raises `UsageError`."""
+    room = model.positions - following
     if room < 1:
-        raise UsageError(f"{behind} tokens do not fit a context of {model.positions}", "Take a larger --ctx-size.")
+        message = f"{following} tokens do not fit a context of {model.positions}"
+        raise UsageError(message, "Use a larger `ctx_size`.")
     return list(tokens[-room:])
 
 
 def common_prefix(texts: Sequence[Sequence[int]]) -> int:
-    """How many tokens all begin with, so that each has at least one more."""
+    """The number of tokens that all texts begin with, so that each has at least one more."""
     length = min(map(len, texts)) - 1
     first = texts[0]
     return next((i for i in range(length) if any(text[i] != first[i] for text in texts)), max(length, 0))
 
 
+def relative_log_probs(model: Model, begin: int, texts: Sequence[str], *, parse_special: bool = True) -> FloatArray:
+    """The log-probability of each text after the token `begin`, in nats, without the tokens that all begin with."""
+    tokens = [[begin, *model.tokenize(text, special=parse_special)] for text in texts]
+    shared = common_prefix(tokens)
+    endings = [text[shared:] for text in tokens]
+    prefix = fit(model, tokens[0][:shared], max(map(len, endings)))
+    return np.array([part.log_probs.sum(dtype=np.float64) for part in model.score_continuations(prefix, endings)])
+
+
 def summarize(metrics: Mapping[str, Metric], scores: Scores, reference: Scores | None) -> dict[str, MetricJson]:
-    """Each metric with its interval, and its change against the reference with that one's. Null are intervals where a
-    single item (or block) has anything of what the metric is divided by, changes against nothing, and whatever is no
-    finite number."""
+    """Each metric and its change from the reference, with intervals.
+
+    None are intervals if only one block contributes to the divisor, changes without a reference, and values that are
+    not finite.
+    """
     parts = scores.to_draw()
     drawn = [_drawn_sums(part) for part in parts]
     base = None if reference is None else [_drawn_sums(part) for part in reference.to_draw()]
@@ -118,7 +129,7 @@ def summarize(metrics: Mapping[str, Metric], scores: Scores, reference: Scores |
     for name, metric in metrics.items():
         part, sums = parts[metric.part], drawn[metric.part]
         value, values = float(metric.values(part.sum(axis=0))), metric.values(sums)
-        there = sums[:, metric.over] != 0  # a draw may have no item of some kind
+        there = sums[:, metric.over] != 0  # a draw may lack items of a kind
         alone = np.count_nonzero(part[:, metric.over]) < 2
         low, high = (None, None) if alone else _interval(values[there])
         change = change_low = change_high = None
@@ -139,8 +150,8 @@ def summarize(metrics: Mapping[str, Metric], scores: Scores, reference: Scores |
 
 
 def _drawn_sums(part: FloatArray) -> FloatArray:
-    """The sums over items drawn with replacement, shape (draws, columns). The draws depend on the number of items
-    alone: two levels have the same."""
+    """The sums over items drawn with replacement, shape (draws, columns). The draws depend only on the number of items:
+    they are the same for two files."""
     count = len(part)
     random, shares = np.random.default_rng(_SEED), np.full(count, 1 / count)
     draws = [random.multinomial(count, shares, size=_AT_ONCE) @ part for _ in range(_DRAWS // _AT_ONCE)]
@@ -148,7 +159,7 @@ def _drawn_sums(part: FloatArray) -> FloatArray:
 
 
 def _interval(values: FloatArray) -> tuple[float | None, float | None]:
-    """Both ends or neither: to leave out what overflows would make the interval narrower than it is."""
+    """Both ends or neither: omitting values that overflow would make the interval too narrow."""
     with np.errstate(invalid="ignore"):  # between two infinite values
         low, high = np.quantile(values, _TAILS)
     return (float(low), float(high)) if np.isfinite([low, high]).all() else (None, None)

@@ -1,4 +1,4 @@
-"""`eval --json`: what each key means."""
+"""The schema of the JSON of `eval`."""
 
 from typing import NotRequired, TypedDict
 
@@ -6,10 +6,10 @@ from dgpt2_quant.bench.document.schema import Environment
 
 
 class MetricJson(TypedDict):
-    """A metric with its 95 % interval by bootstrap over the items, and how far it is from that of F16 on the same items
-    (this level's less F16's), with an interval by paired bootstrap. Null where it is not known: an interval of a single
-    item (of the metric's kind; of a single template, where the prompts of one are drawn together), a change where MODEL
-    is one file, a perplexity too large for a double (above 1.8e308) or over no words, with its interval and change."""
+    """A metric with its 95 % interval by bootstrap over the items, and its change from F16 on the same items (this
+    file's value minus F16's), with an interval by paired bootstrap. Null if unknown: an interval of a single item (of a
+    single template for card-prompts), a change if MODEL is one file, and a perplexity that overflows a double (above
+    1.8e308) or has no words, with its interval and change."""
 
     value: float | None
     low: float | None
@@ -20,29 +20,29 @@ class MetricJson(TypedDict):
 
 
 class TopJson(TypedDict):
-    """A token that may come next, and its probability."""
+    """A possible next token and its probability."""
 
     text: str
     p: float
 
 
 class PromptJson(TypedDict):
-    """A prompt, and the likeliest next tokens."""
+    """A prompt and its likeliest next tokens."""
 
     prompt: str
     top: list[TopJson]
 
 
 class PairJson(TypedDict):
-    """Two prompts, and the Jensen-Shannon divergence of their next-token distributions, in nats (0 to ln 2)."""
+    """Two prompts and the Jensen-Shannon divergence of their next-token distributions, in nats (0 to ln 2)."""
 
     a: str
     b: str
     js_divergence: float
 
 
-class LevelJson(TypedDict):
-    """One level; `prompts` and `pairs` only of the task card-prompts."""
+class TaskResult(TypedDict):
+    """One file; `prompts` and `pairs` are only for the task card-prompts."""
 
     type: str
     metrics: dict[str, MetricJson]
@@ -51,9 +51,9 @@ class LevelJson(TypedDict):
 
 
 class DataJson(TypedDict):
-    """The data set or file, the hash of its content (of the member, where it came in an archive), and how many items
-    were measured: passages, questions, pairs, or windows of a text; whether special tokens were parsed in it, and notes
-    on what of it is not as it looks (special tokens, CRLF line ends, a byte order mark)."""
+    """The data set or file, the hash of its content (of the member of an archive), the number of items measured
+    (passages, questions, pairs, or windows of a text), whether special tokens were parsed, and notes on changes to the
+    text (special tokens, CRLF line ends, a byte order mark)."""
 
     name: str
     sha256: str
@@ -63,19 +63,19 @@ class DataJson(TypedDict):
 
 
 class TaskModel(TypedDict):
-    """`source_sha256` hashes the checkpoint's content; null where MODEL is one file."""
+    """The model; `source_sha256` hashes the checkpoint's content, and is null if MODEL is one file."""
 
     name: str
     source_sha256: str | None
 
 
 class TaskJson(TypedDict):
-    """One task. `context` is the length of what the model sees at once; `stride` is null but for texts."""
+    """One task. `context` is the context size; `stride` is null except for texts."""
 
     task: str
     data: DataJson
     model: TaskModel
     context: int
     stride: int | None
-    results: list[LevelJson]
+    results: list[TaskResult]
     environment: Environment

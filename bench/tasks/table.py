@@ -1,29 +1,29 @@
-"""What `eval` shows people: a table of metrics, and what the prompts of the model cards went on with."""
+"""The tables that `eval` prints: metrics, and the likeliest tokens after the prompts of the model cards."""
 
 import math
 
 from .schema import MetricJson, TaskJson
 
-COLUMNS = ("type", "metric", "value", "95 % interval", "change against F16", "its 95 % interval")
+COLUMNS = ("type", "metric", "value", "95 % interval", "change from F16", "its 95 % interval")
 
 
 def task_rows(document: TaskJson) -> list[list[str]]:
-    """A row for each level and metric."""
+    """One row per file and metric."""
     return [
         [
-            level["type"],
+            row["type"],
             name.replace("_", " "),
             _number(metric["value"]),
             _range(metric["low"], metric["high"]),
             *_change(metric),
         ]
-        for level in document["results"]
-        for name, metric in level["metrics"].items()
+        for row in document["results"]
+        for name, metric in row["metrics"].items()
     ]
 
 
 def task_title(document: TaskJson) -> str:
-    """What was measured, in a line."""
+    """One line: task, model, data and windows."""
     data = document["data"]
     stride = f", stride {document['stride']}" if document["stride"] else ""
     return (
@@ -33,12 +33,12 @@ def task_title(document: TaskJson) -> str:
 
 
 def prompt_lines(document: TaskJson) -> list[str]:
-    """For each prompt of the task card-prompts and each level, the likeliest next tokens."""
+    """The likeliest next tokens for each file and each prompt of the task card-prompts."""
     return [
-        f"{level['type']}  {prompt['prompt']} ..."
+        f"{row['type']}  {prompt['prompt']} ..."
         + ",".join(f"{top['text']} {100 * top['p']:.1f} %" for top in prompt["top"])
-        for level in document["results"]
-        for prompt in level.get("prompts", [])
+        for row in document["results"]
+        for prompt in row.get("prompts", [])
     ]
 
 
@@ -53,7 +53,7 @@ def _range(low: float | None, high: float | None, sign: str = "") -> str:
 
 
 def _number(value: float | None, sign: str = "") -> str:
-    """Four digits that mean something, or more before the point."""
+    """Four significant digits, or more before the decimal point."""
     if value is None:
         return "-"
     if value == 0:

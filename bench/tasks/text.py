@@ -1,8 +1,8 @@
 """Running text: bits per byte and per character of any file, and the perplexities of WikiText.
 
-The text is scored in windows of the model's context that move on by a stride (bench/quality/windows.py), behind
-`<|endoftext|>`, so that its first token has a probability too and every byte is paid for. An item is a window: what
-stands together in a text is alike, so it is drawn together.
+The text is scored in overlapping windows of the model's context (bench/quality/windows.py) after `<|endoftext|>`, so
+that its first token has a probability too and every byte counts. An item is a window, because neighbouring tokens are
+correlated.
 """
 
 import math
@@ -15,7 +15,7 @@ import numpy as np
 from dgpt2_quant.bench.data.special_tokens import token_bytes
 from dgpt2_quant.bench.quality.compare_files import window_nll
 from dgpt2_quant.bench.quality.logit_rows import on_threads
-from dgpt2_quant.bench.quality.windows import Cut
+from dgpt2_quant.bench.quality.windows import Windowing
 from dgpt2_quant.core.archive import DataFile
 from dgpt2_quant.core.errors import UsageError
 from dgpt2_quant.core.text import as_text
@@ -23,12 +23,12 @@ from dgpt2_quant.runtime.model import Model
 
 from .metrics import Advance, FloatArray, Metric, Scores, Settings, first_token
 
-TEST_BYTES = 5_000_000  # the end of enwik8 and text8 that is customarily the test split
+TEST_BYTES = 5_000_000  # the end of enwik8 and text8, which is the usual test split
 _NLL, _TOKENS = 0, 1
 
 
 Measure = Callable[[FloatArray], FloatArray]
-"""How much of something (words, say) lies between each place, in bytes from the beginning, and the one before it."""
+"""Maps positions in a text, in bytes, to the amount of something (such as words) since the previous position."""
 
 
 def _bits(nats: FloatArray) -> FloatArray:
@@ -36,7 +36,7 @@ def _bits(nats: FloatArray) -> FloatArray:
 
 
 class BitsPerByte:
-    """Columns: negative log-likelihood in nats, tokens, bytes, characters. `tail`: only so many bytes of the end."""
+    """Columns: negative log-likelihood in nats, tokens, bytes, characters. `tail` takes only the last bytes."""
 
     metrics: Mapping[str, Metric] = {
         "bits_per_byte": Metric(_NLL, over=2, of=_bits),
@@ -54,8 +54,8 @@ class BitsPerByte:
 
 
 class WikiText:
-    """Two parts, the text as it is and detokenized. Columns: negative log-likelihood in nats, tokens, bytes of the text
-    as it is scored, bytes of the original, words of the original."""
+    """Two parts, the original text and the detokenized one. Columns: negative log-likelihood in nats, tokens, bytes of
+    the scored text, bytes of the original, words of the original."""
 
     metrics: Mapping[str, Metric] = {
         "token_perplexity": Metric(_NLL, over=_TOKENS, of=np.exp),
@@ -69,7 +69,7 @@ class WikiText:
         self.text = as_text(file, keep_crlf=settings.keep_crlf).text
         self.settings = settings
         if not self.text.split():
-            raise UsageError(f"{file.name} has no words", "Take a longer text, or --task bpb, which counts none.")
+            raise UsageError(f"{file.name} has no words", "Use a longer text, or the `task` bpb.")
 
     def measure(self, model: Model, advance: Advance) -> Scores:
         lines = self.text.splitlines(keepends=True)
@@ -84,15 +84,15 @@ class WikiText:
 def score_text(
     model: Model, text: str, measures: Sequence[Measure], settings: Settings, advance: Advance
 ) -> FloatArray:
-    """A row for each window: negative log-likelihood in nats, tokens, bytes, and what each measure counts there.
+    """One row per window: negative log-likelihood in nats, tokens, bytes, and the values of the measures.
 
-    Raises `UsageError` for an empty text, or windows that can not be.
+    Raises `UsageError` for an empty text or impossible windows.
     """
     tokens = model.tokenize(text, special=settings.parse_special)
     if not tokens:
-        raise UsageError("the text is empty", "Take a longer text.")
-    cut = window_cut(model, settings)
-    windows = cut.windows([first_token(model), *tokens])[: settings.limit]
+        raise UsageError("the text is empty", "Use a longer text.")
+    windowing = text_windowing(model, settings)
+    windows = windowing.windows([first_token(model), *tokens])[: settings.limit]
     values = np.zeros((len(windows), 3 + len(measures)))
     of = token_bytes(model)
     sizes = {token: len(of(token)) for token in set(tokens)}
@@ -108,34 +108,39 @@ def score_text(
     return values
 
 
-def window_cut(model: Model, settings: Settings) -> Cut:
-    """How a text is cut for this model: windows of its whole context, that overlap by half of it, unless said
-    otherwise. Raises `UsageError`."""
-    cut = Cut("strided", settings.context or model.positions, settings.stride).fitted(model.positions)
-    if cut.stride == cut.context:  # each window's first token would have nothing before it, and no probability
-        raise UsageError(f"the stride is {cut.stride}; with a context of {cut.context} it goes up to {cut.context - 1}")
-    return cut
+def text_windowing(model: Model, settings: Settings) -> Windowing:
+    """The windows of a text: the model's whole context with a stride of half of it, unless the settings say otherwise.
+
+    Raises `UsageError` for impossible values.
+    """
+    found = Windowing("strided", settings.context or model.positions, settings.stride).fitted(model.positions)
+    if found.stride == found.context:  # the first token of each window would have no predecessor, and no probability
+        limit = found.context - 1
+        raise UsageError(f"`stride` must be 1-{limit} for a context of {found.context}, not {found.stride}")
+    return found
 
 
 def characters(text: str) -> Measure:
-    """The characters of a text, by bytes of it in UTF-8."""
+    """Counts the characters of a text by positions in its UTF-8 bytes."""
     data = np.frombuffer(text.encode("utf-8"), np.uint8)
 
     def between(ends: FloatArray) -> FloatArray:
         parts = (data[start:end] for start, end in pairwise([0, *ends.astype(np.int64)]))
-        return np.array([np.count_nonzero((part & 0xC0) != 0x80) for part in parts], np.float64)  # 10xxxxxx goes on
+        return np.array(
+            [np.count_nonzero((part & 0xC0) != 0x80) for part in parts], np.float64
+        )  # not 10xxxxxx, a continuation byte
 
     return between
 
 
 def end_of(content: bytes, size: int) -> bytes:
-    """The last bytes, from the next whole character on."""
+    """At most the last `size` bytes, without a partial first character."""
     tail = content[-size:]
     return tail.lstrip(bytes(range(0x80, 0xC0))) if len(tail) < len(content) else tail
 
 
 def detokenize(line: str) -> str:
-    """A line of WikiText without the marks of its tokenizer: ` @-@ ` is a hyphen inside a word, ` ,` a comma."""
+    """Ordinary text from a line of WikiText, whose tokenizer writes ` @-@ ` for a hyphen and ` ,` for a comma."""
     for pattern, replacement in _RULES:
         line = pattern.sub(replacement, line)
     return line
@@ -154,8 +159,7 @@ _RULES = [
 
 
 def _by_line(scored: Sequence[str], original: Sequence[str], measure: Callable[[str], int]) -> Measure:
-    """What the original lines have of something, by the bytes of the lines that stand for them in the scored text;
-    evenly spread within a line."""
+    """Measures the original lines by positions in the scored lines, evenly spread within a line."""
     at = np.cumsum([0, *map(_bytes, scored)])
     count = np.cumsum([0, *map(measure, original)])
     return lambda ends: np.diff(np.interp(ends, at, count), prepend=0.0)

@@ -1,1 +1,1 @@
-"""Importance: collecting it over a text, and the files that hold it."""
+"""The importance matrix: collecting it over a text, and reading and writing its files."""

@@ -1,8 +1,8 @@
-"""Collecting an importance matrix: a text through the NumPy reference, and what each matrix gets to see.
+"""Collects an importance matrix: runs a text through GPT-2 in NumPy, and sums up the inputs of each matrix.
 
-llama-imatrix does the same inside llama.cpp's graph, but leaves a tied embedding out, 47 % of DistilGPT2; here the
-output matrix is one of the matrices. Chunks are texts of their own, as there. Interrupted runs are taken up again: what
-has been collected is kept beside the output, in float64, so that the result is the same as of one run.
+llama-imatrix does the same in llama.cpp's graph, but skips a tied embedding, 47 % of DistilGPT2; here the output matrix
+is included. As there, each chunk is a separate text. An interrupted run can be resumed: partial sums are saved next to
+the output in float64, so the result is the same as of one run.
 """
 
 import hashlib
@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 from dgpt2_quant.core.atomic_file import output_file, refuse_existing
 from dgpt2_quant.core.errors import CheckpointError, UsageError
-from dgpt2_quant.core.hyperparameters import multiplied
 from dgpt2_quant.core.parallel import calculating, in_parallel
 from dgpt2_quant.core.paths import user_path
 from dgpt2_quant.core.progress import Progress
@@ -35,10 +34,10 @@ from .numpy_gpt2 import Observer, from_source
 CONTEXT = 512
 SAMPLED = "sampled"
 SAMPLED_TOKENS = 20_000
-"""How many the model writes itself where no text is given (docs/quantization.md: more of them gain little)."""
+"""The length of generated text (docs/quantization.md: more tokens gain little)."""
 Sums = npt.NDArray[np.float64]
 _SAVE_EVERY = 20.0  # seconds
-_LARGEST = 1e30  # of a chunk's sums: millions of chunks stay within float32
+_LARGEST = 1e30  # limit for a chunk's sums: sums over millions of chunks stay within float32
 
 
 @calculating()
@@ -60,25 +59,25 @@ def imatrix(
 ) -> ImportanceMatrix:
     """Collects an importance matrix over `text`, adds those of `merge`, and writes it to `output`.
 
-    `model` is what `convert` takes; `text` a UTF-8 input (`load_text`), a bundled text by name, or `sampled`: what the
-    model writes itself; without one, files are only merged. `parse_special` and `keep_crlf` say how the text is read.
-    `ctx_size` tokens make a chunk (the model's positions, if these are fewer), of which the first `chunks` are taken.
-    An interrupted call leaves `output` with `.partial` behind, from which the same call goes on; not with `sampled`,
-    for what is collected while a text is written is not whole before its end.
+    `model` is as in `convert`; `text` a UTF-8 input (see `load_text`), the name of a bundled text, or `sampled` for
+    text that the model generates; without a text, files are only merged. `parse_special` and `keep_crlf` set how the
+    text is read. A chunk has `ctx_size` tokens (at most the model's context); the first `chunks` chunks are used.
+    An interrupted call leaves `output` with `.partial` appended, from which the same call resumes; except with
+    `sampled`, whose sums are complete only at the end.
 
     Raises `DgptQuantError`.
     """
     if str(output) == "-":
-        raise UsageError("an importance matrix cannot go to stdout (-)", "Name a file: -o imatrix.gguf.")
+        raise UsageError("an importance matrix cannot be written to stdout (`-`)", "Name a file as `output`.")
     output = user_path(output)
     partial = output.with_name(f"{output.name[:60]}.partial")
     refuse_existing(output, overwrite)
     refuse_existing(partial, overwrite=True)
     others = [read_importance(path) for path in merge]
     if text is None and not others:
-        raise UsageError("there is neither a text to collect over nor a file to merge", "Use --text FILE.")
+        raise UsageError("neither a text nor files to merge are given", "Set `text` or `merge`.")
     if text is not None:
-        given = load_calibration(text, parse_special=parse_special, keep_crlf=keep_crlf, announce=announce)
+        given = load_calibration_text(text, parse_special=parse_special, keep_crlf=keep_crlf, announce=announce)
         source = open_model(model, revision=revision, offline=offline)
         chunked = cut(source, given, ctx_size, chunks, progress=progress, announce=announce)
         others.insert(0, collect(source, chunked, partial=partial, progress=progress))
@@ -89,14 +88,14 @@ def imatrix(
     return result
 
 
-def load_calibration(
+def load_calibration_text(
     text: str | Path | NamedText,
     *,
     parse_special: bool = True,
     keep_crlf: bool = False,
     announce: Announce | None = None,
 ) -> NamedText | None:
-    """The text, read before a model is looked for; None for `sampled`, what the model writes itself.
+    """Loads a text before a model is opened; None for `sampled`, text that the model generates.
 
     Raises as `load_text`.
     """
@@ -106,10 +105,10 @@ def load_calibration(
 
 
 @dataclass(frozen=True)
-class Chunked:
-    """What importance is collected on: tokens in chunks of `size`, each a text of its own.
+class ChunkedText:
+    """A tokenized calibration text in chunks of `size` tokens, each a separate text.
 
-    `sums` has been collected already, of a text that the model has written.
+    `sums` has the sums of inputs if they were collected while the text was generated.
     """
 
     name: str
@@ -130,13 +129,13 @@ def cut(
     *,
     progress: Progress | None = None,
     announce: Announce | None = None,
-) -> Chunked:
-    """The first `chunks` chunks of a text (all, if not given); with None, of what the model writes itself.
+) -> ChunkedText:
+    """Tokenizes a text, and returns its first `chunks` chunks (default: all); for None, generates a text.
 
-    Raises `UsageError` for a text that is too short for one.
+    Raises `UsageError` for a text shorter than a chunk.
     """
     if ctx_size < 1 or (chunks is not None and chunks < 1):
-        raise UsageError(f"a context of {ctx_size} and {chunks} chunks were asked for; at least 1 is needed")
+        raise UsageError(f"`ctx_size` and `chunks` must be at least 1, not {ctx_size} and {chunks}")
     size = min(ctx_size, source.sizes.context)
     if text is None:
         from .sample_text import sample
@@ -151,35 +150,36 @@ def cut(
         first = source.tokenizer().bos
         tokens = sample(from_source(source), first, count, size, observers=observer, progress=progress)
         sums = {name: np.sum([of_some[name] for of_some in inputs], axis=0) for name in inputs[0]}
-        return Chunked(SAMPLED, size, tokens, sums)
+        return ChunkedText(SAMPLED, size, tokens, sums)
     tokenizer = source.tokenizer()
     text = text.noting(special_note(text, tokenizer.tokens, tokenizer.types), announce)
     tokens = encode_text(tokenizer, text.text, parse_special=text.parse_special)
     count = min(len(tokens) // size, chunks or len(tokens))
     if not count:
         raise UsageError(
-            f"the text {text.name} has {len(tokens)} tokens; at least one chunk of {size} is needed",
-            "Take a longer text, or, with `dgpt2-quant imatrix`, a smaller --ctx-size.",
+            f"the text {text.name} has {len(tokens)} tokens, less than one chunk of {size}",
+            "Use a longer text, or a smaller `ctx_size` (`dgpt2-quant imatrix`).",
         )
-    return Chunked(text.name, size, tokens[: count * size])
+    return ChunkedText(text.name, size, tokens[: count * size])
 
 
 def collect(
-    source: ModelSource, text: Chunked, *, partial: Path | None = None, progress: Progress | None = None
+    source: ModelSource, text: ChunkedText, *, partial: Path | None = None, progress: Progress | None = None
 ) -> ImportanceMatrix:
-    """The importance matrix of a model over a text. With `partial`, a file to go on from and to save to."""
+    """Collects the importance matrix of a model over a text; `partial` is a file to resume from and to save to."""
     size, count, tokens = text.size, text.count, text.tokens
     if text.sums is not None:
         return _Collected("", count, text.sums).result(text.name, size, tokens)
     reference = from_source(source)
-    collected = (
-        _resume(partial, [source.sha256(), _sha256_of(tokens), size, count]) if partial else _Collected("", 0, {})
-    )
+    collected = _Collected("", 0, {})
+    if partial:
+        tokens_sha256 = hashlib.sha256(np.asarray(tokens, np.int32).tobytes()).hexdigest()
+        collected = _resume(partial, [source.sha256(), tokens_sha256, size, count])
     saved = time.monotonic()
 
     def of_chunk(chunk: int) -> dict[str, Sums]:
         inputs: dict[str, Sums] = {}
-        with np.errstate(all="ignore"):  # what is not finite is refused where it is seen
+        with np.errstate(all="ignore"):  # the observer refuses values that are not finite
             reference.hidden(tokens[chunk * size : (chunk + 1) * size], observe=_add_to(inputs))
         return inputs
 
@@ -198,27 +198,15 @@ def collect(
     return collected.result(text.name, size, tokens)
 
 
-def uncollected(source: ModelSource, text: Chunked) -> ImportanceMatrix:
-    """As `collect` would return it, without having collected: to plan with."""
-    shapes = {tensor.name: tensor.shape for tensor in source.tensors}
-    empty = {name: np.zeros(shapes[name][1], np.float32) for name in multiplied(shapes)}
-    entries = {name: Statistics(zeros, zeros, 0.0) for name, zeros in empty.items()}
-    return ImportanceMatrix(entries, [text.name], text.count, text.size, text.tokens)
-
-
-def _sha256_of(tokens: Sequence[int]) -> str:
-    return hashlib.sha256(np.asarray(tokens, np.int32).tobytes()).hexdigest()
-
-
 def _add_to(sums: dict[str, Sums]) -> Observer:
-    """What is to be called with each matrix's name and input, shape (tokens, columns)."""
+    """An observer that adds the sums of x² and x of each matrix's input, shape (tokens, columns)."""
 
     def observe(name: str, x: npt.NDArray[np.floating[Any]]) -> None:
         both = np.stack([np.square(x).sum(axis=0, dtype=np.float64), x.sum(axis=0, dtype=np.float64)])
         if not (np.abs(both) < _LARGEST).all():
             raise CheckpointError(
-                f"what {name} is multiplied with is not finite, or nearly beyond float32",
-                "The weights before it are damaged; does the model write sensible text?",
+                f"the input of {name} is not finite, or close to the limit of float32",
+                "The weights before it are damaged: does the model generate sensible text?",
             )
         sums[name] = sums.get(name, 0.0) + both
 
@@ -227,9 +215,9 @@ def _add_to(sums: dict[str, Sums]) -> Observer:
 
 @dataclass(frozen=True)
 class _Collected:
-    """What has been collected so far: by matrix, the sums of x² and of x, shape (2, columns).
+    """Partial sums of x² and x, shape (2, columns) per matrix.
 
-    `key` says of what: sums of something else are not gone on from.
+    `key` identifies model, text and chunks: sums with another key are not resumed.
     """
 
     key: str
@@ -237,7 +225,7 @@ class _Collected:
     sums: Mapping[str, Sums]
 
     def plus(self, chunk: dict[str, Sums]) -> "_Collected":
-        """A new one, so that an interruption finds the sums of whole chunks."""
+        """A new object, so that an interrupt never leaves the sums of half a chunk."""
         return _Collected(self.key, self.chunks + 1, {n: self.sums.get(n, 0.0) + both for n, both in chunk.items()})
 
     def result(self, dataset: str, size: int, tokens: Sequence[int]) -> ImportanceMatrix:
@@ -248,7 +236,7 @@ class _Collected:
         return ImportanceMatrix(entries, [dataset], self.chunks, size, tokens)
 
     def save(self, partial: Path) -> None:
-        """A kill leaves the file before or the new one."""
+        """Saves atomically: a kill leaves the previous or the new file."""
         data = io.BytesIO()
         arrays: dict[str, Any] = {"key": np.array(self.key), "chunks": np.array(self.chunks), **self.sums}
         np.savez(data, **arrays)
@@ -257,10 +245,10 @@ class _Collected:
 
 
 def _resume(partial: Path, parts: Iterable[object]) -> _Collected:
-    """What is in the file, if it is of the same model, text and chunks; else nothing yet."""
+    """Loads the file if it belongs to the same model, text and chunks; else starts empty."""
     key = hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).hexdigest()
     if partial.is_file():
-        # whatever else lies there is not of this run, and is written over
+        # any other file of this name is overwritten
         with suppress(Exception), np.load(io.BytesIO(partial.read_bytes()), allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
             if str(arrays.pop("key")) == key:

@@ -1,9 +1,9 @@
-"""The importance matrix: what the inputs of each matrix look like, so that errors fall where they matter least.
+"""Reads, writes and merges importance matrices (imatrix files), which weight quantization errors by column.
 
-For each matrix, sums over the tokens of a text: of the squares of its input, one number a column, which is what the
-quantizers weigh errors with, and of the input itself, which llama.cpp's tools ignore. Kept in llama.cpp's own file
-format (tools/imatrix/imatrix.cpp, pull request 9400): a GGUF with `NAME.in_sum2` and `NAME.counts`, and `NAME.in_sum`.
-The text's tokens travel along, too: the recipe `lean` computes from them what is too large for a file.
+For each matrix they hold two sums over the tokens of a text: of the squares of its input, per column, which the
+quantizers use as weights; and of the input itself, which llama.cpp's tools ignore. The format is llama.cpp's
+(tools/imatrix/imatrix.cpp, pull request 9400): a GGUF file with `NAME.in_sum2`, `NAME.counts` and `NAME.in_sum`.
+The text's tokens are stored too: the recipe `lean` computes from them statistics that are too large for a file.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ _SUFFIXES = {"in_sum2": "sum_squares", "in_sum": "sums", "counts": "count"}
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of one matrix's input x over `count` tokens: the sums of x² and of x (where collected), shape (columns,)."""
+    """Sums of x² and x (if collected) of a matrix's input x over `count` tokens, each of shape (columns,)."""
 
     sum_squares: Vector
     sums: Vector | None
@@ -38,22 +38,22 @@ class Statistics:
 
     @property
     def mean_squares(self) -> Vector:
-        """E[x²] as llama-quantize computes it, in float32; ones where no token was seen."""
+        """E[x²] as in llama-quantize, in float32; ones without tokens."""
         if self.count <= 0:
             return np.ones_like(self.sum_squares)
         return self.sum_squares / np.float32(self.count)
 
     @property
     def mean(self) -> Vector | None:
-        """E[x]; None in a file of llama-imatrix, which does not collect it."""
+        """E[x]; None for a file of llama-imatrix, which does not collect it."""
         return None if self.sums is None or self.count <= 0 else self.sums / np.float32(self.count)
 
 
 @dataclass(frozen=True)
 class ImportanceMatrix:
-    """Statistics by the matrix's name; from which texts, and in how many chunks of how many tokens.
+    """Statistics by matrix name, the names of the texts, and the number and size of the chunks.
 
-    `tokens` are those of all chunks, one after the other; none in a file of llama-imatrix.
+    `tokens` has the tokens of all chunks in order; a file of llama-imatrix has none.
     """
 
     entries: Mapping[str, Statistics]
@@ -64,11 +64,11 @@ class ImportanceMatrix:
 
     @property
     def chunks(self) -> list[Sequence[int]]:
-        """The tokens of each chunk; empty where there are none."""
+        """The tokens of each chunk; empty without tokens."""
         return [self.tokens[at : at + self.chunk_size] for at in range(0, len(self.tokens), self.chunk_size or 1)]
 
     def encode(self) -> bytes:
-        """The file. The same statistics give the same bytes."""
+        """The bytes of the file; equal statistics give equal bytes."""
         metadata: dict[str, Any] = {
             "general.type": "imatrix",
             "imatrix.datasets": list(self.datasets) or ["unknown"],
@@ -88,55 +88,60 @@ class ImportanceMatrix:
         return head + b"".join(data.tobytes().ljust(padded(data.nbytes), b"\0") for data in arrays.values())
 
     def write(self, path: Path, *, overwrite: bool = False) -> None:
-        """Raises `OutputError`."""
+        """Writes the file. Raises `OutputError`."""
         with output_file(path, overwrite=overwrite) as file:
             file.write(self.encode())
 
     @cached_property
     def sha256(self) -> str:
-        """Of the file that `encode` makes: what a converted model says it was made with."""
+        """The SHA-256 of the file's bytes, which converted models state."""
         return hashlib.sha256(self.encode()).hexdigest()
 
     def metadata(self) -> dict[str, Any]:
-        """What a converted file states of it."""
-        return {
-            "dgpt2_quant.imatrix.sha256": self.sha256,
-            # llama-quantize's own; not the path, which is not the same on another machine
-            "quantize.imatrix.dataset": ", ".join(self.datasets),
-            "quantize.imatrix.entries_count": len(self.entries),
-            "quantize.imatrix.chunks_count": self.chunk_count,
-        }
+        """The metadata of a model converted with this matrix."""
+        return importance_metadata(self.sha256, self.datasets, len(self.entries), self.chunk_count)
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Raises `UsageError` when it was collected on a model of other shapes."""
+        """Raises `UsageError` if the matrix does not fit a model of these shapes."""
         for name in self.entries.keys() & shapes.keys():
             columns, found = shapes[name][-1], len(self.entries[name].sum_squares)
             if found != columns:
                 raise UsageError(
                     f"the importance matrix has {found} columns for {name}, the model {columns}",
-                    "It was made for another model; collect one with `dgpt2-quant imatrix`.",
+                    "It belongs to another model; collect one with `dgpt2-quant imatrix`.",
                 )
         if not self.entries.keys() & shapes.keys():
             raise UsageError(
                 f"the importance matrix has no entry for any matrix of the model, only {', '.join(self.entries)[:80]}",
-                "It was made for another architecture; collect one with `dgpt2-quant imatrix`.",
+                "It belongs to another architecture; collect one with `dgpt2-quant imatrix`.",
             )
 
     def check_text(self, vocabulary: int, context: int) -> None:
-        """Raises `UsageError` when its tokens are none of a model's, or its chunks longer than the model's context."""
+        """Raises `UsageError` if its tokens or chunks exceed the model's vocabulary or context."""
         if (largest := max(self.tokens, default=0)) >= vocabulary:
-            why = f"has the token {largest} in it, the model only {vocabulary} tokens"
+            why = f"contains the token {largest}, but the model has {vocabulary} tokens"
         elif self.tokens and self.chunk_size > context:
-            why = f"has a text in chunks of {self.chunk_size} tokens, the model {context} positions"
+            why = f"has chunks of {self.chunk_size} tokens, but the model has {context} positions"
         else:
             return
         raise UsageError(
-            f"the importance matrix {why}", "It was made for another model; collect one with `dgpt2-quant imatrix`."
+            f"the importance matrix {why}", "It belongs to another model; collect one with `dgpt2-quant imatrix`."
         )
 
 
+def importance_metadata(sha256: str, datasets: Sequence[str], entries: int, chunks: int) -> dict[str, Any]:
+    """The metadata of a model converted with an importance matrix."""
+    return {
+        "dgpt2_quant.imatrix.sha256": sha256,
+        # llama-quantize's keys; without its path, which differs between machines
+        "quantize.imatrix.dataset": ", ".join(datasets),
+        "quantize.imatrix.entries_count": entries,
+        "quantize.imatrix.chunks_count": chunks,
+    }
+
+
 def merged(matrices: Iterable[ImportanceMatrix]) -> ImportanceMatrix:
-    """One over all their texts. Raises `UsageError` when they are of models of different shapes."""
+    """Adds importance matrices. Raises `UsageError` if they belong to models of different shapes."""
     first, *others = matrices
     entries = dict(first.entries)
     for matrix in others:
@@ -145,9 +150,7 @@ def merged(matrices: Iterable[ImportanceMatrix]) -> ImportanceMatrix:
             entries[name] = _add(entries[name], entry) if name in entries else entry
     for name, entry in entries.items():
         if not np.isfinite(entry.sum_squares).all() or (entry.sums is not None and not np.isfinite(entry.sums).all()):
-            raise UsageError(
-                f"the sums for {name} go beyond float32 when they are added", "Is one of the files damaged?"
-            )
+            raise UsageError(f"the sum of the entries for {name} overflows float32", "Is one of the files damaged?")
     every = (first, *others)
     datasets = [name for matrix in every for name in matrix.datasets]
     size = first.chunk_size
@@ -159,25 +162,25 @@ def merged(matrices: Iterable[ImportanceMatrix]) -> ImportanceMatrix:
 
 
 def read_importance(path: str | Path) -> ImportanceMatrix:
-    """Reads a file of ours or of llama-imatrix.
+    """Reads a file of this tool or of llama-imatrix.
 
-    Raises `ModelNotFoundError` when there is none, and `GGUFError` for a broken one, for one in the old `.dat` format,
-    and for a file of another kind.
+    Raises `ModelNotFoundError` if it does not exist, and `GGUFError` for a broken file, the old `.dat` format and other
+    kinds of files.
     """
-    path = require_file(user_path(path), "Make one with `dgpt2-quant imatrix`.")
+    path = require_file(user_path(path), "Create one with `dgpt2-quant imatrix`.")
     magic = bytearray(min(4, path.stat().st_size))
     read_at(path, 0, memoryview(magic))
     if magic != MAGIC:
         raise GGUFError(
-            f"{path} is no GGUF file; the old .dat format of llama-imatrix is not read",
-            "Collect it again with `dgpt2-quant imatrix`, or rewrite it:"
+            f"{path} is not a GGUF file; llama-imatrix's old .dat format is not supported",
+            "Collect it again with `dgpt2-quant imatrix`, or convert it:"
             " `llama-imatrix -m MODEL.gguf --in-file OLD.dat -o NEW.gguf`.",
         )
     header = read_header(path)
     if (kind := header.metadata.get("general.type")) != "imatrix":
         raise GGUFError(
-            f"{path} is no importance matrix: its general.type is {kind!r}",
-            "--imatrix takes what `dgpt2-quant imatrix` writes.",
+            f"{path} is not an importance matrix: its general.type is {kind!r}",
+            "Use a file written by `dgpt2-quant imatrix`.",
         )
     parts: dict[str, dict[str, Any]] = {}
     for tensor in header.tensors.values():
@@ -201,7 +204,7 @@ def read_importance(path: str | Path) -> ImportanceMatrix:
         raise _broken(path, f"its imatrix.chunk_count and chunk_size are {count!r} and {size!r}")
     text = header.metadata.get(_TOKENS, [])
     if not (isinstance(text, list) and all(type(token) is int and 0 <= token < 1 << 31 for token in text)):
-        raise _broken(path, f"its {_TOKENS} are no tokens")
+        raise _broken(path, f"its {_TOKENS} are not token ids")
     if text and len(text) != count * size:
         raise _broken(path, f"it has {len(text)} tokens for {count} chunks of {size}")
     entries = {name: _statistics(path, name, found) for name, found in parts.items()}
@@ -211,19 +214,19 @@ def read_importance(path: str | Path) -> ImportanceMatrix:
 def _statistics(path: Path, name: str, found: dict[str, Vector]) -> Statistics:
     squares, sums, count = found.get("sum_squares"), found.get("sums"), found.get("count")
     if squares is None or count is None:
-        raise _broken(path, f"{name} has not both, in_sum2 and counts")
+        raise _broken(path, f"{name} needs both in_sum2 and counts")
     if len(count) != 1:
-        raise _broken(path, f"{name} has {len(count)} counts: a mixture of experts, which no GPT-2 is")
+        raise _broken(path, f"{name} has {len(count)} counts: a mixture of experts, not a GPT-2")
     if sums is not None and len(sums) != len(squares):
         raise _broken(path, f"{name} has {len(squares)} squares and {len(sums)} sums")
     return Statistics(squares, sums, float(round(float(count[0]))))
 
 
 def _add(one: Statistics, other: Statistics) -> Statistics:
-    with np.errstate(over="ignore"):  # refused afterwards, by name
+    with np.errstate(over="ignore"):  # `merged` refuses an overflow, with the matrix's name
         sums = None if one.sums is None or other.sums is None else one.sums + other.sums
         return Statistics(one.sum_squares + other.sum_squares, sums, one.count + other.count)
 
 
 def _broken(path: Path, why: str) -> GGUFError:
-    return GGUFError(f"{path} is no sound importance matrix: {why}", "Collect it again with `dgpt2-quant imatrix`.")
+    return GGUFError(f"{path} is not a valid importance matrix: {why}", "Collect it again with `dgpt2-quant imatrix`.")

@@ -1,8 +1,8 @@
-"""GPT-2's forward pass in plain NumPy: slow, obvious, and independent of llama.cpp.
+"""GPT-2's forward pass in NumPy: slow, simple, and independent of llama.cpp.
 
-It is the oracle of the tests (a converted file through llama.cpp must give the same distribution) and shows the input
-of each matrix to those who calibrate. Formulas: Radford et al. 2019 as implemented in Transformers' `modeling_gpt2.py`:
-pre-norm blocks, learned positions, tanh GELU, an output matrix that may be the embedding.
+The tests compare llama.cpp with it, and calibration observes the input of each matrix in it. Formulas: Radford et al.
+2019 as implemented in Transformers' `modeling_gpt2.py`: pre-norm blocks, learned positions, tanh GELU, an output matrix
+that may be the embedding.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,14 +22,14 @@ from dgpt2_quant.quantize.checkpoint.source import ModelSource, open_model
 
 Array = npt.NDArray[np.floating[Any]]
 Observer = Callable[[str, Array], None]
-"""Called with a matrix's name and what it is about to be multiplied with, shape (tokens, columns)."""
+"""Called with a matrix's name and its input, shape (tokens, columns)."""
 
-_QUERIES = 128  # positions whose attention is computed together: up to the last of them, not to the sequence's end
+_QUERIES = 128  # positions whose attention is computed together, with keys only up to the last of them
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A GPT-2 with its weights under llama.cpp's names, matrices as (outputs, inputs), all of one dtype."""
+    """A GPT-2 and its weights by llama.cpp's names, matrices as (outputs, inputs), all of one dtype."""
 
     sizes: Hyperparameters
     weights: Mapping[str, Array]
@@ -40,15 +40,16 @@ class Reference:
         return "output.weight" if "output.weight" in self.weights else "token_embd.weight"
 
     def hidden(self, tokens: Sequence[int], observe: Observer | None = None) -> Array:
-        """The final norm's output for each position, shape (len(tokens), width): GPT2Model's last_hidden_state."""
+        """The final norm's outputs, shape (len(tokens), width): GPT2Model's last_hidden_state."""
         if not 0 < len(tokens) <= self.sizes.context:
-            raise ValueError(f"{len(tokens)} tokens; this model has {self.sizes.context} positions")
+            raise ValueError(f"`tokens` must have 1 to {self.sizes.context} items, not {len(tokens)}")
         weights = self.weights
         x: Array = weights["token_embd.weight"][list(tokens)] + weights["position_embd.weight"][: len(tokens)]
         for block in range(self.sizes.layers):
             check_cancelled()
             name = f"blk.{block}"
-            x = x + self._attention(name, self.norm(f"{name}.attn_norm", x), observe)
+            fused = self._linear(f"{name}.attn_qkv", self.norm(f"{name}.attn_norm", x), observe)
+            x = x + self._linear(f"{name}.attn_output", attention(fused, self.sizes.heads), observe)
             inner = gelu(self._linear(f"{name}.ffn_up", self.norm(f"{name}.ffn_norm", x), observe))
             x = x + self._linear(f"{name}.ffn_down", inner, observe)
         x = self.norm("output_norm", x)
@@ -57,12 +58,8 @@ class Reference:
         return x
 
     def logits(self, tokens: Sequence[int]) -> Array:
-        """Shape (len(tokens), vocabulary)."""
+        """The logits, shape (len(tokens), vocabulary)."""
         return self.hidden(tokens) @ self.weights[self.head].T
-
-    def _attention(self, name: str, x: Array, observe: Observer | None) -> Array:
-        mixed = attend(self._linear(f"{name}.attn_qkv", x, observe), self.sizes.heads)
-        return self._linear(f"{name}.attn_output", mixed, observe)
 
     def _linear(self, name: str, x: Array, observe: Observer | None) -> Array:
         if observe:
@@ -70,18 +67,18 @@ class Reference:
         return self.linear(name, x)
 
     def linear(self, name: str, x: Array) -> Array:
-        """A matrix and its bias, by the matrix's name without `.weight`, on inputs of the shape (tokens, columns)."""
+        """Applies a matrix and its bias, named without `.weight`, to inputs of shape (tokens, columns)."""
         y: Array = x @ self.weights[f"{name}.weight"].T
         y += self.weights[f"{name}.bias"]
         return y
 
     def norm(self, name: str, x: Array) -> Array:
-        """One of the layer norms, by its name without `.weight`."""
+        """Applies a layer norm, named without `.weight`."""
         return normalize(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"], self.sizes.norm_epsilon)
 
 
 def normalize(x: Array, gain: Array, bias: Array, epsilon: float) -> Array:
-    """The layer norm, along the last axis."""
+    """Layer norm along the last axis."""
     y: Array = x - x.mean(axis=-1, keepdims=True)
     y /= np.sqrt(np.square(y).mean(axis=-1, keepdims=True) + epsilon)
     y *= gain
@@ -89,22 +86,24 @@ def normalize(x: Array, gain: Array, bias: Array, epsilon: float) -> Array:
     return y
 
 
-def attend(fused: Array, heads: int) -> Array:
-    """Causal attention of one sequence, shape (length, 3 x width) to (length, width)."""
+def attention(fused: Array, heads: int) -> Array:
+    """Causal attention of one sequence: fused QKV, shape (length, 3 x width), to shape (length, width)."""
     length, width = len(fused), fused.shape[1] // 3
     # (3, heads, length, head width)
     query, key, value = fused.reshape(length, 3, heads, width // heads).transpose(1, 2, 0, 3)
     mixed = np.empty((length, heads, width // heads), fused.dtype)
     for first in range(0, length, _QUERIES):
         end = min(length, first + _QUERIES)
-        mixed[first:end] = (shares(query[:, first:end], key[:, :end]) @ value[:, :end]).transpose(1, 0, 2)
+        mixed[first:end] = (attention_probabilities(query[:, first:end], key[:, :end]) @ value[:, :end]).transpose(
+            1, 0, 2
+        )
     return mixed.reshape(length, width)
 
 
-def shares(query: Array, key: Array) -> Array:
-    """What each position takes of itself and those before it, shape (heads, queries, keys); queries are of the last.
+def attention_probabilities(query: Array, key: Array) -> Array:
+    """Causal attention probabilities, shape (heads, queries, keys); queries are those of the last positions.
 
-    Both have the shape (heads, length, head width).
+    `query` and `key` have shape (heads, length, head width).
     """
     scores: Array = query @ key.transpose(0, 2, 1)
     scores /= sqrt(query.shape[-1])
@@ -114,8 +113,8 @@ def shares(query: Array, key: Array) -> Array:
 
 
 def gelu(x: Array) -> Array:
-    """The tanh approximation (`gelu_new`): x/2 (1 + tanh(√(2/π) (x + 0.044715 x³)))."""
-    y: Array = x * x  # in place from here on: large arrays cost more than their arithmetic
+    """GELU, tanh approximation (`gelu_new`): x/2 (1 + tanh(√(2/π) (x + 0.044715 x³)))."""
+    y: Array = x * x  # in place from here: allocating large arrays costs more than their arithmetic
     y *= 0.044715
     y += 1
     y *= x
@@ -128,7 +127,7 @@ def gelu(x: Array) -> Array:
 
 
 def softmax(x: Array) -> Array:
-    """Along the last axis."""
+    """Softmax along the last axis."""
     y: Array = x - x.max(axis=-1, keepdims=True)
     np.exp(y, out=y)
     y /= y.sum(axis=-1, keepdims=True)
@@ -136,17 +135,17 @@ def softmax(x: Array) -> Array:
 
 
 def from_source(source: ModelSource, dtype: npt.DTypeLike = np.float32) -> Reference:
-    """The model of an opened source, computed in float32 or float64. Raises `DgptQuantError`."""
+    """Loads an opened source in float32 or float64. Raises `DgptQuantError`."""
     return Reference(source.sizes, {t.name: np.ascontiguousarray(t.read(), dtype) for t in source.tensors})
 
 
 def from_checkpoint(folder: str | Path, dtype: npt.DTypeLike = np.float32) -> Reference:
-    """The model of a checkpoint folder. Raises `CheckpointError`."""
+    """Loads a checkpoint folder. Raises `CheckpointError`."""
     return from_source(open_model(str(folder)), dtype)
 
 
 def from_gguf(path: str | Path, dtype: npt.DTypeLike = np.float32) -> Reference:
-    """The model of a GGUF file of ours, its tensors dequantized by gguf-py. Raises `GGUFError`."""
+    """Loads a GGUF file of this tool; gguf-py dequantizes its tensors. Raises `GGUFError`."""
     header = read_header(Path(path))
     sizes = Hyperparameters.from_metadata(header.metadata)
     weights = {t.name: _dequantized(header.path, t).astype(dtype) for t in header.tensors.values()}

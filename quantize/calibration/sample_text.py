@@ -1,7 +1,7 @@
-"""Text that the model writes itself, to calibrate on: there is always some, and it is what the model will be used for.
+"""Generates calibration text with the model itself: always available, and close to the model's use.
 
-Many sequences at once, each position after the other with keys and values kept, as `reference.py` computes; tokens are
-drawn from the whole distribution. What its matrices are multiplied with on the way is shown to those who calibrate.
+Many sequences are computed together, position by position with a KV cache, with the formulas of numpy_gpt2.py. Tokens
+are drawn from the full distribution. Observers see the inputs of all matrices.
 """
 
 from collections.abc import Callable
@@ -18,11 +18,11 @@ from dgpt2_quant.core.workers import check_cancelled
 from .numpy_gpt2 import Observer, Reference, gelu, softmax
 
 Array = npt.NDArray[np.floating[Any]]
-_ROWS = 20  # that a thread computes together, at most: with fewer the weights are read more often
-_COLUMNS = 1 << 12  # of the output matrix, for all sequences at once
-_AT_ONCE = 128  # sequences, at most
-_CACHE_BYTES = 1 << 30  # of their keys and values
-_BLOCK = 256  # probabilities that are summed before one of them is looked for
+_ROWS = 20  # sequences per thread, at most: with fewer, the weights are read more often
+_COLUMNS = 1 << 12  # of the output matrix per task, for all sequences
+_AT_ONCE = 128  # sequences in a batch, at most
+_CACHE_BYTES = 1 << 30  # limit of the KV cache
+_BLOCK = 256  # probabilities per partial sum when a token is drawn
 _SEED = 1
 
 
@@ -35,13 +35,13 @@ def sample(
     observers: Callable[[], Observer] | None = None,
     progress: Progress | None = None,
 ) -> list[int]:
-    """`count` sequences of `length` tokens that begin with the token `first`, one after the other. They are seeded.
+    """Generates `count` sequences of `length` tokens that begin with the token `first`; deterministic.
 
-    One of the `observers` is asked for each group of sequences, in their order, and shown inputs from its thread.
+    `observers` is called for each group of sequences, in order; the observer is called from the group's thread.
     """
     sizes = reference.sizes
     fitting = _CACHE_BYTES // (2 * sizes.layers * length * sizes.width * 4)
-    head = np.ascontiguousarray(reference.weights[reference.head].T)  # multiplied a fifth faster by few rows
+    head = np.ascontiguousarray(reference.weights[reference.head].T)  # a fifth faster for few rows
     written: list[int] = []
     for some in evenly(count, max(1, min(_AT_ONCE, fitting))):
         number = some.stop - some.start
@@ -77,7 +77,7 @@ def _choose(groups: list["_Group"], logits: Array, position: int) -> None:
 
 
 class _Group:
-    """Sequences whose positions are computed together."""
+    """Sequences that are computed together."""
 
     def __init__(
         self, reference: Reference, first: int, rows: int, length: int, seed: int, observe: Observer | None
@@ -88,14 +88,14 @@ class _Group:
         sizes = reference.sizes
         each = (sizes.layers, rows, sizes.heads)
         size = sizes.width // sizes.heads
-        self._keys = np.empty((*each, size, length), np.float32)  # turned: so they are multiplied faster
+        self._keys = np.empty((*each, size, length), np.float32)  # transposed, for a faster product
         self._values = np.empty((*each, length, size), np.float32)
 
     def hidden(self, position: int) -> Array:
-        """The final norm's outputs, shape (rows, width)."""
+        """The final norm's outputs at a position, shape (rows, width)."""
         reference, weights = self.reference, self.reference.weights
         x: Array = weights["token_embd.weight"][self.tokens[:, position]] + weights["position_embd.weight"][position]
-        with np.errstate(all="ignore"):  # what is not finite is refused where it is seen
+        with np.errstate(all="ignore"):  # the observer refuses values that are not finite
             for block in range(reference.sizes.layers):
                 check_cancelled()
                 name = f"blk.{block}"
@@ -108,7 +108,7 @@ class _Group:
         return x
 
     def choose(self, position: int, logits: Array) -> None:
-        """Draws what stands there."""
+        """Draws the tokens at a position."""
         self.tokens[:, position] = draw(softmax(logits), self._rng)
 
     def _linear(self, name: str, x: Array) -> Array:
@@ -129,7 +129,7 @@ class _Group:
 
 
 def draw(probabilities: Array, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """A token for each row, by its probabilities."""
+    """Draws a token for each row of probabilities."""
     starts = np.arange(0, probabilities.shape[1], _BLOCK)
     sums = np.add.reduceat(probabilities, starts, axis=1).cumsum(axis=1, dtype=np.float64)
     wanted = rng.random(len(sums)) * sums[:, -1]
@@ -137,11 +137,11 @@ def draw(probabilities: Array, rng: np.random.Generator) -> npt.NDArray[np.int64
 
 
 def _found(row: Array, sums: npt.NDArray[np.float64], wanted: float) -> int:
-    """The first token up to which there is more than wanted: its block's sum first."""
+    """Inverse transform sampling in two steps: the block by its cumulative sum, then the token in it."""
     block = min(int(np.searchsorted(sums, wanted, "right")), len(sums) - 1)
     within = row[block * _BLOCK : (block + 1) * _BLOCK].cumsum(dtype=np.float64)
     if block:
         wanted = wanted - sums[block - 1]
-    # the sums are rounded: not beyond the last token that has a probability
+    # sums are rounded: stop at the last token with a probability above 0
     last = int(np.searchsorted(within, within[-1], "left"))
     return block * _BLOCK + min(int(np.searchsorted(within, wanted, "right")), last)

@@ -1,1 +1,1 @@
-"""What is read: model names, checkpoint folders, tensors, tokenizers, and the metadata made of them."""
+"""Reads model sources: Hub names, checkpoint folders, GGUF files, their tensors, tokenizers and metadata."""

@@ -1,4 +1,4 @@
-"""A checkpoint folder in Hugging Face layout: `config.json`, weights in safetensors (one file or shards), tokenizer."""
+"""Reads a checkpoint folder in Hugging Face layout: `config.json`, safetensors (one file or shards), tokenizer."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from dgpt2_quant.core.workers import check_cancelled
 from .model_card import card_license
 from .safetensors_file import StoredTensor, read_header
 
-# What decides the bytes of a converted file, besides the weights; all but the config are optional.
+# The files that affect a converted file, in addition to the weights; all but the config are optional.
 _TEXT_FILES = (
     "README.md",
     "config.json",
@@ -29,21 +29,21 @@ _HASHED_AT_ONCE = 1 << 18  # bytes
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint: its config as a dictionary, and where each tensor lies."""
+    """An opened checkpoint: its config, and the location of each tensor."""
 
     folder: Path
     config: dict[str, Any]
     tensors: dict[str, StoredTensor]
 
     def license(self) -> str | None:
-        """The SPDX name that the model card states."""
+        """The SPDX identifier in the model card."""
         return card_license(self.folder)
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Reads the config and the headers of the weight files.
 
-    Raises `CheckpointError` when one is missing or broken.
+    Raises `CheckpointError` if one is missing or broken.
     """
     config = read_json(folder / "config.json")
     tensors: dict[str, StoredTensor] = {}
@@ -56,35 +56,35 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 
 def source_files(folder: Path) -> list[Path]:
-    """Every file that a conversion depends on, in a fixed order. Raises `CheckpointError` when there are no weights."""
+    """All files that affect a conversion, in a fixed order. Raises `CheckpointError` if there are no weights."""
     return [path for name in _TEXT_FILES if (path := folder / name).is_file()] + _weight_files(folder)
 
 
 def source_sha256(folder: Path) -> str:
-    """A hash of the content, whatever the folder is called: of the list of names and hashes of `source_files`."""
+    """A hash of the folder's content, independent of its name: of the names and hashes of `source_files`."""
     lines = [f"{file_sha256(path)}  {path.name}\n" for path in source_files(folder)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in the file. Raises `CheckpointError` that names the file."""
+    """Reads a JSON object. Raises `CheckpointError` that names the file."""
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(
-            f"{path} is missing", "A checkpoint folder holds config, weights and tokenizer."
+            f"{path} is missing", "A checkpoint folder contains config, weights and tokenizer."
         ) from None
     except OSError as error:
-        raise CheckpointError(f"{path} can not be read: {error.strerror}") from error
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not sound JSON: {error}") from error
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no JSON object")
+        raise CheckpointError(f"{path} is not a JSON object")
     return content
 
 
 def file_sha256(path: Path) -> str:
-    """The hash of the file's bytes, in hexadecimal. Raises `CheckpointError` when it can not be read."""
+    """The SHA-256 of the file's bytes, in hexadecimal. Raises `CheckpointError` if it cannot be read."""
     try:
         digest, buffer = hashlib.sha256(), memoryview(bytearray(_HASHED_AT_ONCE))
         with path.open("rb", buffering=0) as file:
@@ -93,7 +93,7 @@ def file_sha256(path: Path) -> str:
                 check_cancelled()
         return digest.hexdigest()
     except OSError as error:
-        raise CheckpointError(f"{path} can not be read: {error.strerror}") from error
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -108,9 +108,9 @@ def _weight_files(folder: Path) -> list[Path]:
         )
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
-        raise CheckpointError(f"{index} has no sound weight_map")
+        raise CheckpointError(f"{index} has no valid weight_map")
     names, present = sorted(set(shards.values())), {path.name for path in folder.iterdir() if path.is_file()}
     for name in names:
         if name not in present:
-            raise CheckpointError(f"{index.name} names the shard {name[:255]!r}, which is not in {folder}")
+            raise CheckpointError(f"{index.name} lists the shard {name[:255]!r}, which is not in {folder}")
     return [folder / name for name in names]

@@ -1,6 +1,6 @@
-"""A GGUF file of a GPT-2: what makes it a sound one, and how it is converted further.
+"""A GGUF file as the source of a conversion: checks it, and reads its tensors and metadata.
 
-llama-quantize is the model: metadata are kept, known or not, and tensors that no recipe touches keep their type.
+As in llama-quantize, all metadata are kept, and tensors that no recipe changes keep their type.
 """
 
 from dataclasses import dataclass
@@ -20,21 +20,21 @@ from dgpt2_quant.core.quant_types import TensorType
 from dgpt2_quant.core.read_at import read_at
 
 from .folder import file_sha256
-from .metadata import is_of_level
+from .metadata import is_quant_type_key
 from .naming import name_of_file
 from .rows import BlockReader, RowReader, from_bfloat16
 from .tokenizer import Tokenizer, TokenType
 
 _SOURCE = "dgpt2_quant.source.sha256"
 _PRE = "tokenizer.ggml.pre"
-# what old converters wrote, and what llama.cpp takes for a file without the key: it would split texts otherwise
+# what old converters wrote; llama.cpp would split texts in another way, as for a missing key
 _SAME_AS_GPT2 = ("", "default", "gpt2", "gpt-2")
 _COMPARED_AT_ONCE = 1 << 24  # bytes
 
 
 @dataclass(frozen=True)
 class GGUFTensor:
-    """One tensor of a file."""
+    """A tensor of a GGUF file."""
 
     path: Path
     info: TensorInfo
@@ -56,16 +56,16 @@ class GGUFTensor:
         return self.info.type
 
     def read(self) -> npt.NDArray[np.floating[Any]]:
-        """float32, or float16 as stored. Raises `GGUFError` for blocks with a scale that is not finite."""
+        """Reads the tensor as float32, or float16 as stored. Raises `GGUFError` for a scale that is not finite."""
         return self.reader()(0, self.rows).reshape(self.shape)
 
     def reader(self) -> RowReader:
-        """For (first row, number of rows)."""
+        """Reads and decodes rows, called with (first row, number of rows)."""
         read_blocks = self.block_reader()
         return lambda first, rows: self._decode(read_blocks(first, rows))
 
     def block_reader(self) -> BlockReader:
-        """For (first row, number of rows). Raises `CheckpointError` when they can not be read."""
+        """Reads encoded rows, called with (first row, number of rows). Raises `CheckpointError` on read errors."""
         row_bytes = self.info.nbytes // self.rows
 
         def read_blocks(first: int, rows: int) -> npt.NDArray[np.uint8]:
@@ -77,7 +77,7 @@ class GGUFTensor:
 
     @property
     def rows(self) -> int:
-        """How many; a vector is one row."""
+        """The number of rows; a vector is one row."""
         return prod(self.shape[:-1])
 
     def _decode(self, blocks: npt.NDArray[np.uint8]) -> npt.NDArray[np.floating[Any]]:
@@ -92,7 +92,7 @@ class GGUFModel:
     """A GGUF file as a source of conversions."""
 
     def __init__(self, name: str | None, header: GGUFHeader) -> None:
-        """Called `name`, in its metadata too; without one like the file, and the metadata keep theirs."""
+        """Without `name`, the file's name is used, and `general.name` in the metadata is kept."""
         self.name = name or name_of_file(header.path.stem)
         self._names = {f"general.{key}": encode_value(name) for key in ("name", "basename")} if name else {}
         self.sizes = Hyperparameters.from_metadata(header.metadata)
@@ -105,37 +105,37 @@ class GGUFModel:
         return file_sha256(self._header.path)
 
     def origin(self) -> str:
-        """That of the checkpoint, if the file says it, which nobody has checked; else of the file."""
+        """The checkpoint's hash, if the file states it (unchecked); else the hash of the file."""
         return str(self._header.metadata.get(_SOURCE) or self.sha256())
 
-    def metadata(self, sha256: str, level: dict[str, Any]) -> dict[str, Any]:
-        """The file's own, in their order and types, with the level's in the place of those of its level before."""
-        kept = {key: value for key, value in self._header.encoded.items() if not is_of_level(key)}
+    def metadata(self, sha256: str, type_metadata: dict[str, Any]) -> dict[str, Any]:
+        """The file's metadata, in order, with `type_metadata` in place of the former quant type's."""
+        kept = {key: value for key, value in self._header.encoded.items() if not is_quant_type_key(key)}
         if was := self._quantized_as:
-            level = {**level, "dgpt2_quant.requantized_from": was}
+            type_metadata = {**type_metadata, "dgpt2_quant.requantized_from": was}
         if _SOURCE not in kept:
-            level = {**level, _SOURCE: sha256}
+            type_metadata = {**type_metadata, _SOURCE: sha256}
         keys = list(self._header.encoded)
-        place = next((key for key in keys if is_of_level(key)), None)
+        place = next((key for key in keys if is_quant_type_key(key)), None)
         before = keys[: keys.index(place)] if place else [key for key in kept if not key.startswith("tokenizer.")]
         first = {key: kept[key] for key in before}
-        found = first | level | {key: value for key, value in kept.items() if key not in first}
+        found = first | type_metadata | {key: value for key, value in kept.items() if key not in first}
         found |= self._names
-        # without it llama.cpp splits texts otherwise, and so it is not run here either
+        # without the key llama.cpp would split texts in another way
         return found if self.pre_tokenizer() not in _SAME_AS_GPT2 else {**found, _PRE: "gpt-2"}
 
     def pre_tokenizer(self) -> str:
-        """How texts are split before the BPE. Raises `GGUFError` for a way that is not GPT-2's."""
+        """The name of the pre-tokenizer. Raises `GGUFError` if it differs from GPT-2's."""
         pre = self._header.metadata.get(_PRE, "gpt-2")
         if pre not in SPLIT_AS_GPT2 and pre not in _SAME_AS_GPT2:
             raise GGUFError(
-                f"{self._header.path}: tokenizer.ggml.pre is {pre!r}; only GPT-2's way to split texts is known here",
+                f"{self._header.path}: tokenizer.ggml.pre is {pre!r}, which does not split texts as GPT-2 does",
                 "Convert the original checkpoint instead.",
             )
         return str(pre)
 
     def tokenizer(self) -> Tokenizer:
-        metadata = read_header(self._header.path).metadata  # with its 100,000 strings, which no conversion needs
+        metadata = read_header(self._header.path).metadata  # includes 100,000 strings, which a conversion does not need
         self.pre_tokenizer()
         tokens = metadata["tokenizer.ggml.tokens"]
         types = metadata.get("tokenizer.ggml.token_type", [TokenType.NORMAL] * len(tokens))
@@ -152,18 +152,18 @@ class GGUFModel:
 def open_gguf_model(
     path: Path, *, revision: str | None = None, allow_requantize: bool = False, name: str | None = None
 ) -> GGUFModel:
-    """Reads the head of a GPT-2's GGUF file.
+    """Opens and checks a GGUF file of a GPT-2.
 
-    Raises `ModelNotFoundError`, `GGUFError` for one that is no sound GPT-2, and `UsageError` for a quantized one
-    (without `allow_requantize`) or for a revision, which a file has not.
+    Raises `ModelNotFoundError`, `GGUFError` for a file that is not a valid GPT-2, and `UsageError` for a quantized one
+    (without `allow_requantize`) or if a revision is given.
     """
     if revision is not None:
-        raise UsageError(f"a revision goes with a Hub name; {path} is a file", "Leave out --revision.")
+        raise UsageError(f"`revision` needs a Hub name; {path} is a file", "Leave out `revision`.")
     path = require_file(path)
     header = read_header(path, arrays=False)
     if header.metadata.get("split.count", 1) != 1:
-        raise GGUFError(f"{path} is one of several parts", "Put them together with `llama-gguf-split --merge`.")
-    # all that is checked of a file that is run: what is taken here makes one
+        raise GGUFError(f"{path} is one of several parts", "Merge them with `llama-gguf-split --merge`.")
+    # the same checks as before a file is run: the result of the conversion must pass them
     check_gpt2(header)
     check_begin_and_end(header)
     check_tokens(read_header(path))
@@ -172,8 +172,8 @@ def open_gguf_model(
     quantized = next((tensor for tensor in model.tensors if tensor.stored.is_quantized), None)
     if quantized and not allow_requantize:
         raise UsageError(
-            f"{path} is quantized already ({quantized.label} is {quantized.stored.name}), and would lose quality twice",
-            "Convert the original checkpoint, or an F32 or F16 file of it; --allow-requantize does it all the same.",
+            f"{path} is already quantized ({quantized.label} is {quantized.stored.name}) and would lose quality again",
+            "Convert the original checkpoint, or an F32 or F16 file of it; or set `allow_requantize`.",
         )
     return model
 

@@ -1,8 +1,8 @@
-"""A GPT-2 checkpoint in llama.cpp's terms: its hyperparameters, and where each tensor lies.
+"""Maps a GPT-2 checkpoint to llama.cpp: hyperparameters from `config.json`, tensor names and layout.
 
-llama.cpp's GPT-2 graph has a tanh GELU and a 1/sqrt(head width) built in. Both of Transformers' attention scale
-switches fold exactly into the query third of the fused projection; another activation can not be expressed and is
-refused. `Conv1D` weights are stored (inputs, outputs): they are transposed (as views, nothing is copied here).
+llama.cpp's GPT-2 graph has a fixed tanh GELU and attention scale 1/sqrt(head width). Both of Transformers' attention
+scale switches fold exactly into the query third of the fused QKV matrix; other activations are refused. `Conv1D`
+weights are stored as (inputs, outputs), and are transposed as views, without a copy.
 """
 
 import re
@@ -21,7 +21,7 @@ from .rows import BlockReader, RowReader
 from .safetensors_file import StoredTensor
 
 _TANH_GELU = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_accurate", "gelu_python_tanh")
-# Transformers' other names (`GPT2Config.attribute_map`), which go before GPT-2's own there
+# Transformers' generic names (`GPT2Config.attribute_map`), which take precedence there
 _ALIASES = {
     "n_embd": "hidden_size",
     "n_head": "num_attention_heads",
@@ -49,33 +49,33 @@ _CONV1D = ("attn_output.weight", "attn_qkv.weight", "ffn_down.weight", "ffn_up.w
 
 @dataclass(frozen=True)
 class CheckpointTensor:
-    """One tensor under llama.cpp's name. `shape` is (outputs, inputs) for a matrix."""
+    """A checkpoint tensor under llama.cpp's name. `shape` is (outputs, inputs) for a matrix."""
 
     name: str
     shape: tuple[int, ...]
     _checkpoint: Checkpoint
     _key: str
     _query_scale: float = 1.0
-    stored: TensorType | None = None  # not as blocks that could be copied
+    stored: TensorType | None = None  # no blocks that could be copied
 
     @property
     def label(self) -> str:
-        """What messages call it: by the checkpoint's name, and llama.cpp's."""
+        """The name in messages: the checkpoint's, and llama.cpp's."""
         return f"{self._key!r} ({self.name})"
 
     def read(self) -> npt.NDArray[np.floating[Any]]:
-        """Reads it from the checkpoint: float16, float32 or float64 as stored; a matrix may be a transposed view."""
+        """Reads the tensor as float16, float32 or float64, as stored; a matrix may be a transposed view."""
         data = self._stored.read()
         if self.name.endswith(_CONV1D):
             data = data.T
         if self._query_scale != 1.0:
             data = data.astype(np.float32 if data.dtype == np.float16 else data.dtype)
-            with np.errstate(over="ignore"):  # an infinity is refused with the tensor's name
+            with np.errstate(over="ignore"):  # `quantize` refuses an infinity, with the tensor's name
                 data[: self.shape[0] // 3] *= self._query_scale
         return data
 
     def reader(self) -> RowReader:
-        """For (first row, number of rows). A transposed matrix is read as a whole, now."""
+        """Reads rows, called with (first row, number of rows). A transposed matrix is read as a whole, at once."""
         if len(self.shape) == 2 and not self.name.endswith(_CONV1D):
             return self._stored.read
         data = self.read().reshape(-1, self.shape[-1])
@@ -86,11 +86,11 @@ class CheckpointTensor:
         return self._checkpoint.tensors[self._key]
 
     def block_reader(self) -> BlockReader:
-        raise TypeError(f"{self.label} is not stored as blocks")
+        raise TypeError(f"{self.label} is not stored in blocks")
 
 
 def read_hyperparameters(config: dict[str, Any]) -> Hyperparameters:
-    """The sizes from `config.json`. Raises `CheckpointError` for what is no GPT-2, or can not be expressed in GGUF."""
+    """Reads `config.json`. Raises `CheckpointError` if it is not a GPT-2, or not possible in GGUF."""
     kind = config.get("model_type")
     if kind != "gpt2":
         raise CheckpointError(
@@ -100,18 +100,18 @@ def read_hyperparameters(config: dict[str, Any]) -> Hyperparameters:
     activation = config.get("activation_function", "gelu_new")
     if activation not in _TANH_GELU:
         raise CheckpointError(
-            f"config.json says activation_function {activation!r}; llama.cpp's GPT-2 computes a tanh GELU "
-            f"({', '.join(_TANH_GELU)}) and no other, so the converted model would be wrong"
+            f"config.json says activation_function {activation!r}; llama.cpp's GPT-2 computes only a tanh GELU "
+            f"({', '.join(_TANH_GELU)}), so the converted model would be wrong"
         )
     if _switch(config, "add_cross_attention", False):
-        raise CheckpointError("config.json says add_cross_attention: llama.cpp's GPT-2 has none")
+        raise CheckpointError("config.json says add_cross_attention, which llama.cpp's GPT-2 lacks")
     width = _size(config, "n_embd", 768, LARGEST["width"])
     heads = _size(config, "n_head", 12, LARGEST["heads"])
     if width % heads:
         raise CheckpointError(f"config.json: n_embd {width} is not a multiple of n_head {heads}")
     epsilon = config.get("layer_norm_epsilon", 1e-5)
-    if not isinstance(epsilon, int | float) or not 0 < np.float32(epsilon) < 1:  # which a file has it in
-        raise CheckpointError(f"config.json: layer_norm_epsilon is {epsilon!r}")
+    if not isinstance(epsilon, int | float) or not 0 < np.float32(epsilon) < 1:  # float32 as in the file
+        raise CheckpointError(f"config.json: layer_norm_epsilon is {epsilon!r}, not between 0 and 1")
     return Hyperparameters(
         layers=_size(config, "n_layer", 12, LARGEST["layers"]),
         width=width,
@@ -124,9 +124,9 @@ def read_hyperparameters(config: dict[str, Any]) -> Hyperparameters:
 
 
 def model_tensors(checkpoint: Checkpoint, sizes: Hyperparameters) -> list[CheckpointTensor]:
-    """The model's tensors in the order of our files, each found in the checkpoint and of the right shape.
+    """The model's tensors in file order; each must exist in the checkpoint, with the expected shape.
 
-    Mask buffers are left out; a head that is the embedding once more is left out (it costs 41 MB in DistilGPT2).
+    Mask buffers are skipped, and so is an output matrix equal to the embedding (41 MB in DistilGPT2).
     Raises `CheckpointError` that names a missing, misshapen or unknown tensor.
     """
     prefix = "transformer." if any(key.startswith("transformer.") for key in checkpoint.tensors) else ""
@@ -138,13 +138,13 @@ def model_tensors(checkpoint: Checkpoint, sizes: Hyperparameters) -> list[Checkp
         stored = checkpoint.tensors.get(key)
         if stored is None:
             raise CheckpointError(
-                f"{checkpoint.folder} has no tensor {key!r}, which its config.json calls for",
-                "Is n_layer right, and are all shards there?",
+                f"{checkpoint.folder} lacks the tensor {key!r}, which its config.json implies",
+                "Check n_layer, and that all shards exist.",
             )
         expected = tuple(reversed(shape)) if name.endswith(_CONV1D) else shape
         if stored.shape != expected:
             raise CheckpointError(
-                f"tensor {key!r} has the shape {list(stored.shape)}; config.json calls for {list(expected)}"
+                f"tensor {key!r} has the shape {list(stored.shape)}; config.json implies {list(expected)}"
             )
         scale = scales[int(name.split(".")[1])] if ".attn_qkv." in name else 1.0
         tensors.append(CheckpointTensor(name, shape, checkpoint, key, scale))
@@ -165,8 +165,8 @@ def _is_tied(checkpoint: Checkpoint, embedding_key: str) -> bool:
     head, embedding = checkpoint.tensors.get(_OUTPUT), checkpoint.tensors.get(embedding_key)
     if head is None and not _switch(checkpoint.config, "tie_word_embeddings", True):
         raise CheckpointError(
-            f"config.json says tie_word_embeddings false, but {checkpoint.folder} has no tensor {_OUTPUT!r}",
-            "Are all shards there? A model whose head is its embedding says tie_word_embeddings true.",
+            f"config.json says tie_word_embeddings false, but {checkpoint.folder} lacks the tensor {_OUTPUT!r}",
+            "Check that all shards exist, or set tie_word_embeddings to true if the output matrix is the embedding.",
         )
     if head is None or embedding is None:
         return True
@@ -176,7 +176,7 @@ def _is_tied(checkpoint: Checkpoint, embedding_key: str) -> bool:
 
 
 def _query_scales(config: dict[str, Any], sizes: Hyperparameters) -> list[float]:
-    """What each layer's queries are multiplied by, so that llama.cpp's fixed 1/sqrt(head width) comes out right."""
+    """The factor for each layer's queries that makes llama.cpp's fixed 1/sqrt(head width) correct."""
     unscaled = 1.0 if _switch(config, "scale_attn_weights", True) else sqrt(sizes.width // sizes.heads)
     by_layer = _switch(config, "scale_attn_by_inverse_layer_idx", False)
     return [unscaled / (layer + 1 if by_layer else 1) for layer in range(sizes.layers)]
@@ -186,8 +186,8 @@ def _refuse_unknown(checkpoint: Checkpoint, used: set[str], prefix: str) -> None
     for key in checkpoint.tensors:
         if key not in used and key != _OUTPUT and not _BUFFERS.fullmatch(key.removeprefix(prefix)):
             raise CheckpointError(
-                f"{checkpoint.folder} has the tensor {key!r}, which no GPT-2 language model has",
-                "A classifier's or an adapter's weights can not be left out silently.",
+                f"{checkpoint.folder} has the tensor {key!r}, which a GPT-2 language model lacks",
+                "The weights of a classifier or an adapter cannot be converted.",
             )
 
 
@@ -195,7 +195,7 @@ def _size(config: dict[str, Any], key: str, default: Any, largest: int) -> int:
     key = alias if (alias := _ALIASES.get(key, "")) in config else key
     value = config.get(key, default)
     if type(value) is not int or not 0 < value <= largest:
-        raise CheckpointError(f"config.json: {key} is {value!r}, not a whole number from 1 to {largest}")
+        raise CheckpointError(f"config.json: {key} is {value!r}, not an integer from 1 to {largest}")
     return value
 
 

@@ -1,6 +1,6 @@
-"""The metadata of the files we write: what llama.cpp needs, and what a person or the Hub wants to know.
+"""Builds the metadata of GGUF files: the keys that llama.cpp needs, and those for people and the Hub.
 
-Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; ours are under `dgpt2_quant.`.
+Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; this project's own begin with `dgpt2_quant.`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,15 +17,17 @@ from .tokenizer import Tokenizer, TokenType, pad_texts
 
 _QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION in ggml.h: of the block formats
 _SCORES, _VOCABULARY = "tokenizer.ggml.scores", "gpt2.vocab_size"
-_LEVEL_KEYS = {f"general.{name}" for name in ("quantized_by", "file_type", "quantization_version")}
-_LEVEL_PREFIXES = ("dgpt2_quant.imatrix.", "dgpt2_quant.lean.", "dgpt2_quant.padding", "quantize.imatrix.")
-_LEVEL_KEYS |= {f"dgpt2_quant.{name}" for name in ("version", "type", "recipe", "tensor_types", "requantized_from")}
+_QUANT_TYPE_KEYS = {f"general.{name}" for name in ("quantized_by", "file_type", "quantization_version")}
+_QUANT_TYPE_PREFIXES = ("dgpt2_quant.imatrix.", "dgpt2_quant.lean.", "dgpt2_quant.padding", "quantize.imatrix.")
+_QUANT_TYPE_KEYS |= {
+    f"dgpt2_quant.{name}" for name in ("version", "type", "recipe", "tensor_types", "requantized_from")
+}
 
 
 def model_metadata(
     source: Source, source_sha256: str, license: str | None, sizes: Hyperparameters, parameters: int
 ) -> dict[str, Any]:
-    """What is the same for every level of a model."""
+    """The metadata that all quant types of a model share."""
     metadata: dict[str, Any] = {
         "general.architecture": "gpt2",
         "general.type": "model",
@@ -49,14 +51,14 @@ def model_metadata(
     return metadata | sizes.to_metadata()
 
 
-def level_metadata(
+def quant_type_metadata(
     quant_type: QuantType,
     recipe: str,
     overrides: Iterable[str] = (),
     without: Iterable[str] = (),
     importance: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """What distinguishes one quant type's file from another's; `importance` is `ImportanceMatrix.metadata()`."""
+    """The metadata of one quant type; `importance` is `ImportanceMatrix.metadata()`."""
     metadata: dict[str, Any] = {
         "general.quantized_by": "dgpt2-quant",
         "general.file_type": quant_type.file_type,
@@ -72,13 +74,13 @@ def level_metadata(
     return metadata | dict(importance)
 
 
-def is_of_level(key: str) -> bool:
-    """Whether a key of a file is about its level, and says nothing of one that is made from it."""
-    return key in _LEVEL_KEYS or key.startswith(_LEVEL_PREFIXES)
+def is_quant_type_key(key: str) -> bool:
+    """Whether a key belongs to the quant type, and so does not apply to files converted from this one."""
+    return key in _QUANT_TYPE_KEYS or key.startswith(_QUANT_TYPE_PREFIXES)
 
 
 def tokenizer_metadata(tokenizer: Tokenizer) -> dict[str, EncodedValue]:
-    """The token tables, encoded once for all levels: 100,000 strings in a GPT-2."""
+    """The token tables, encoded once for all quant types: 100,000 strings in a GPT-2."""
     values = {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "gpt-2",
@@ -93,9 +95,9 @@ def tokenizer_metadata(tokenizer: Tokenizer) -> dict[str, EncodedValue]:
 
 
 def with_pad_tokens(metadata: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """The metadata of a file with `count` unused tokens behind its own; merges and all other keys stay as they are.
+    """Adds `count` unused tokens at the end of the token tables; merges and all other keys are unchanged.
 
-    `metadata` are those of either kind of source, encoded or not. A file without token types gets them.
+    `metadata` may be encoded or not. A file without token types gets them.
     """
     tokens = _decoded(metadata["tokenizer.ggml.tokens"])
     types = _decoded(metadata.get("tokenizer.ggml.token_type", [int(TokenType.NORMAL)] * len(tokens)))
@@ -104,7 +106,7 @@ def with_pad_tokens(metadata: Mapping[str, Any], count: int) -> dict[str, Any]:
         "tokenizer.ggml.tokens": encode_value([*tokens, *pad_texts(tokens, count)]),
         "tokenizer.ggml.token_type": encode_value([*types, *[int(TokenType.UNUSED)] * count]),
     }
-    if _SCORES in found:  # of no meaning to a BPE, but llama.cpp wants as many as tokens
+    if _SCORES in found:  # a BPE does not use them, but llama.cpp needs one per token
         found[_SCORES] = encode_value([*map(float, _decoded(found[_SCORES])), *[0.0] * count])
     if _VOCABULARY in found:
         found[_VOCABULARY] = encode_value(len(tokens) + count)
@@ -116,7 +118,7 @@ def _decoded(value: Any) -> Any:
 
 
 def size_label(parameters: int) -> str:
-    """The parameter count as model names have it: 82M, 1.6B."""
+    """The parameter count as in model names: 82M, 1.6B."""
     if parameters >= 10**9:
         return f"{parameters / 10**9:.1f}B"
     if parameters >= 10**6:

@@ -1,4 +1,4 @@
-"""What models and files are called: names from folders, file names from names, and back."""
+"""Derives model names from folders and file names, and GGUF file names from model names."""
 
 import re
 from pathlib import Path
@@ -7,17 +7,17 @@ from dgpt2_quant.core.quant_types import QuantType, is_type
 
 from .model_card import card_base_model
 
-_SNAPSHOT = re.compile(r"[0-9a-f]{40}")  # of the Hub cache: models--OWNER--NAME/snapshots/COMMIT
+_SNAPSHOT = re.compile(r"[0-9a-f]{40}")  # in the Hub cache: models--OWNER--NAME/snapshots/COMMIT
 _SAYS_NOTHING = re.compile(r"[0-9a-f]{40}|checkpoint-\d+|snapshots|")
-_LONGEST = 120  # bytes; file systems take 255, and more is added to a name
+_LONGEST = 120  # bytes; file systems allow 255, and recipe and type are added
 _OTHER_RECIPE = re.compile(r"(?<=.)\.(lean|search-[\w.+-]+(MB|bpw)|search-kld[\w.+-]+)$")  # than stock
 
 
 def folder_name(folder: Path) -> str:
-    """What the model in a folder is called: like the folder.
+    """The name of the model in a folder: usually the folder's name.
 
-    A Hub snapshot is called like its repository. A folder that is only a commit or `checkpoint-1500` is called like
-    the `base_model` of its model card, or else like the folder that it lies in.
+    For a Hub snapshot it is the repository's name. For a folder named after a commit, or `checkpoint-1500`, it is the
+    `base_model` of the model card, or else the parent folder's name.
     """
     if _SNAPSHOT.fullmatch(folder.name) and folder.parent.name == "snapshots":
         repository = re.fullmatch(r"models--.+--(.+)", folder.parent.parent.name)
@@ -30,23 +30,23 @@ def folder_name(folder: Path) -> str:
 
 
 def clean_name(name: str) -> str:
-    """A name that can be part of a file's: `my model/v2` becomes `my-model-v2`."""
-    name = name.encode("utf-8", "replace").decode()  # a folder's name need not be Unicode
+    """Makes a name valid as part of a file name: `my model/v2` becomes `my-model-v2`."""
+    name = name.encode("utf-8", "replace").decode()  # a folder's name can contain invalid Unicode
     name = re.sub(r"[\s\x00-\x1f\x7f/\\:*?\"<>|]+", "-", name).strip(".-")
     return name.encode()[:_LONGEST].decode(errors="ignore") or "model"
 
 
 def file_name(name: str, quant_type: QuantType, recipe: str) -> str:
-    """`distilgpt2.Q4_K_M.gguf` as the Hub's quantizers name them; `distilgpt2.lean.Q4_K_M.gguf` of another recipe."""
+    """`distilgpt2.Q4_K_M.gguf` as on the Hub; `distilgpt2.lean.Q4_K_M.gguf` for a recipe other than stock."""
     name = clean_name(name)
     return quant_type.file_name(name if recipe == "stock" else f"{name}.{recipe}")
 
 
 def name_of_file(stem: str) -> str:
-    """`distilgpt2` for distilgpt2.F16.gguf and distilgpt2.lean.F16.gguf: recipe and type are no part of a name."""
+    """The model name in a file name, without recipe and type: `distilgpt2` for distilgpt2.lean.F16.gguf."""
     for separator in (".", "-"):
-        name, _, level = stem.rpartition(separator)
-        if name and is_type(level):
+        name, _, suffix = stem.rpartition(separator)
+        if name and is_type(suffix):
             stem = name
             break
     return _OTHER_RECIPE.sub("", stem)

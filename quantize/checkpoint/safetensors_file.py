@@ -1,7 +1,6 @@
-"""Reading a safetensors file, one tensor at a time.
+"""Reads safetensors files, one tensor at a time.
 
-The header is not trusted: every length, offset, dtype and shape is checked
-against the file before a byte of data is read.
+The header is not trusted: every length, offset, dtype and shape is checked against the file before data are read.
 Format: https://github.com/huggingface/safetensors (8 bytes of header length, a JSON object, the data).
 """
 
@@ -21,14 +20,14 @@ from .rows import from_bfloat16
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
-# what else the format knows: such tensors (mask buffers are U8 or BOOL) are listed, but can not be read as weights
+# other dtypes: such tensors (mask buffers are U8 or BOOL) are listed, but cannot be read as weights
 _OTHER_BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "U32": 4, "I32": 4, "U64": 8, "I64": 8}
 _OTHER_BYTES |= {"F8_E4M3": 1, "F8_E5M2": 1}
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where one tensor lies: `start` and `nbytes` are bytes from the beginning of the file `path`."""
+    """The location of a tensor: `start` and `nbytes` are bytes of the file `path`."""
 
     name: str
     dtype: str
@@ -38,10 +37,10 @@ class StoredTensor:
     nbytes: int
 
     def read(self, first: int = 0, rows: int | None = None) -> npt.NDArray[np.floating[Any]]:
-        """The tensor, or some rows of it (first axis) from `first` on.
+        """Reads the tensor, or `rows` rows of its first axis from `first` on.
 
-        As float64, float32 or float16, as it is stored; BF16, which NumPy has not, as float32. Raises `CheckpointError`
-        for a dtype that holds no weights, or when the file ends too early.
+        The result is float64, float32 or float16 as stored; BF16 becomes float32. Raises `CheckpointError` for a dtype
+        that is not a weight's, or if the file is too short.
         """
         if self.dtype not in _DTYPES:
             raise CheckpointError(
@@ -58,10 +57,10 @@ class StoredTensor:
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of the file by name, in the order of their data. Raises `CheckpointError` when it lies."""
+    """The tensors of the file by name, in the order of their data. Raises `CheckpointError` if the header is wrong."""
     size = path.stat().st_size
     if size < 8:
-        raise _broken(path, f"{size} bytes are too few for a header")
+        raise _broken(path, f"{size} bytes are too short for a header")
     prefix = bytearray(8)
     read_at(path, 0, memoryview(prefix))
     length = int.from_bytes(prefix, "little")
@@ -72,7 +71,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     try:
         entries = json.loads(text, object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
-        raise _broken(path, f"its header is not sound JSON ({error})") from error
+        raise _broken(path, f"its header is not valid JSON ({error})") from error
     if not isinstance(entries, dict):
         raise _broken(path, "its header is not a JSON object")
     entries.pop("__metadata__", None)
@@ -81,7 +80,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     end = 8 + length
     for tensor in tensors:
         if tensor.start < end:
-            raise _broken(path, f"tensor {tensor.name!r} overlaps another one")
+            raise _broken(path, f"tensor {tensor.name!r} overlaps another tensor")
         end = tensor.start + tensor.nbytes
     return {tensor.name: tensor for tensor in tensors}
 
@@ -91,23 +90,23 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int, file_size: int) 
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)]}:
             pass
         case _:
-            raise _broken(path, f"tensor {name!r} has no sound dtype, shape and data_offsets")
-    # the bounds are NumPy's, which an empty tensor's huge shape would break
+            raise _broken(path, f"tensor {name!r} has no valid dtype, shape and data_offsets")
+    # NumPy's limits; an empty tensor can claim a huge shape
     if not all(type(n) is int and n >= 0 for n in shape) or len(shape) > 32 or prod(n or 1 for n in shape) > 1 << 48:
-        raise _broken(path, f"tensor {name!r} has the shape {shape}")
+        raise _broken(path, f"tensor {name!r} has the invalid shape {shape}")
     if dtype in _DTYPES:
         item_bytes = np.dtype(_DTYPES[dtype]).itemsize
     elif dtype in _OTHER_BYTES:
         item_bytes = _OTHER_BYTES[dtype]
     else:
         raise _broken(path, f"tensor {name!r} has the unknown dtype {dtype!r}")
-    if max(abs(begin), abs(end)) > 1 << 62:  # too long to be told
-        raise _broken(path, f"tensor {name!r} has offsets that no file has")
+    if max(abs(begin), abs(end)) > 1 << 62:  # too many digits for a message
+        raise _broken(path, f"tensor {name!r} has offsets beyond the size of any file")
     nbytes = prod(shape) * item_bytes
     if not 0 <= begin <= end or end - begin != nbytes:
         raise _broken(path, f"tensor {name!r} of shape {shape} needs {nbytes} bytes, its offsets say {begin}:{end}")
     if data_start + end > file_size:
-        raise _broken(path, f"tensor {name!r} ends at byte {data_start + end}, the file at {file_size}")
+        raise _broken(path, f"tensor {name!r} ends at byte {data_start + end}, the file at byte {file_size}")
     return StoredTensor(name, dtype, tuple(shape), path, data_start + begin, nbytes)
 
 
@@ -115,12 +114,12 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = dict(pairs)
     if len(keys) != len(pairs):
         name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
-        raise ValueError(f"{name!r} stands in it twice")
+        raise ValueError(f"{name!r} occurs twice")
     return keys
 
 
 def _broken(path: Path, why: str) -> CheckpointError:
     return CheckpointError(
-        f"{path} is not a sound safetensors file: {why}",
-        "Fetch or save the checkpoint again; it may be truncated.",
+        f"{path} is not a valid safetensors file: {why}",
+        "Download or save the checkpoint again; it may be truncated.",
     )

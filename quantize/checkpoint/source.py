@@ -1,4 +1,4 @@
-"""What a conversion starts from, a checkpoint or a GGUF file, seen as one thing: a GPT-2 under llama.cpp's names."""
+"""Opens a model for conversion: a checkpoint or a GGUF file, both as a GPT-2 with llama.cpp's tensor names."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,13 +22,13 @@ from .tokenizer import Tokenizer, read_tokenizer
 
 
 class ModelTensor(Protocol):
-    """One tensor. `shape` is (outputs, inputs) for a matrix; `stored` its type where it lies as blocks of ggml's."""
+    """A tensor; `shape` is (outputs, inputs) for a matrix, `stored` its type if it is stored in ggml's blocks."""
 
     @property
     def name(self) -> str: ...
     @property
     def label(self) -> str:
-        """What messages call it."""
+        """The name in messages."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -36,17 +36,17 @@ class ModelTensor(Protocol):
     def stored(self) -> TensorType | None: ...
 
     def read(self) -> npt.NDArray[np.floating[Any]]:
-        """All of it: float16, float32 or float64, in the shape; it may be a strided view."""
+        """Reads the tensor as float16, float32 or float64; it may be a strided view."""
 
     def reader(self) -> RowReader:
-        """To read it some rows at a time; a vector is one row. What has to be read as a whole is read now."""
+        """A reader for rows; a vector is one row. A tensor that must be read as a whole is read at once."""
 
     def block_reader(self) -> BlockReader:
-        """To read it as it is stored. Raises `TypeError` where `stored` is None."""
+        """A reader for encoded rows. Raises `TypeError` if `stored` is None."""
 
 
 class ModelSource(Protocol):
-    """A model to convert. `tensors` are in the order of our files, the head left out that is the embedding again."""
+    """A model to convert; `tensors` are in file order, without an output matrix that is equal to the embedding."""
 
     @property
     def name(self) -> str: ...
@@ -56,20 +56,20 @@ class ModelSource(Protocol):
     def tensors(self) -> Sequence[ModelTensor]: ...
 
     def sha256(self) -> str:
-        """Of its content, which has to be read for it: caches go by this."""
+        """The hash of the content, which must be read for it; part of cache keys."""
 
     def origin(self) -> str:
-        """The hash that files made from it name as their source: its own, or what it says itself."""
+        """The source hash for the metadata of converted files: its own, or the one that it states."""
 
-    def metadata(self, sha256: str, level: dict[str, Any]) -> dict[str, Any]:
-        """All metadata of a file that is made from it, those of the file's level among them."""
+    def metadata(self, sha256: str, type_metadata: dict[str, Any]) -> dict[str, Any]:
+        """All metadata of a converted file, including those of its quant type (`type_metadata`)."""
 
     def tokenizer(self) -> Tokenizer:
-        """Read anew with each call."""
+        """Reads the tokenizer, at each call."""
 
 
 class CheckpointModel:
-    """A checkpoint folder as a source. Raises `CheckpointError` when it is broken, or no GPT-2."""
+    """A checkpoint folder as a source. Raises `CheckpointError` if it is broken, or not a GPT-2."""
 
     def __init__(self, source: Source) -> None:
         self.name = source.name
@@ -85,12 +85,12 @@ class CheckpointModel:
     def origin(self) -> str:
         return self.sha256()
 
-    def metadata(self, sha256: str, level: dict[str, Any]) -> dict[str, Any]:
-        if self._tokens is None:  # encoded once for all levels
+    def metadata(self, sha256: str, type_metadata: dict[str, Any]) -> dict[str, Any]:
+        if self._tokens is None:  # encoded once for all quant types
             self._tokens = tokenizer_metadata(self.tokenizer())
         parameters = sum(prod(tensor.shape) for tensor in self.tensors)
         common = model_metadata(self._source, sha256, self._checkpoint.license(), self.sizes, parameters)
-        return {**common, **level, **self._tokens}
+        return {**common, **type_metadata, **self._tokens}
 
     def tokenizer(self) -> Tokenizer:
         return read_tokenizer(self._source.folder, self._checkpoint.config, self.sizes.vocabulary)
@@ -104,13 +104,13 @@ def open_model(
     allow_requantize: bool = False,
     name: str | None = None,
 ) -> ModelSource:
-    """What `model` means: `storybook`, a Hub name, a checkpoint folder, or a `.gguf` file.
+    """Opens a model: `storybook`, a Hub name, a checkpoint folder, or a `.gguf` file.
 
-    `name` is what to call it, if not by its own name; `allow_requantize` admits GGUF files that are quantized already.
+    `name` replaces the model's own name; `allow_requantize` allows GGUF files that are already quantized.
     Raises `DgptQuantError`.
     """
     if name is not None and not (name.strip() and name.isprintable()):
-        raise UsageError(f"{name!r} cannot be a model's name", "Give printable characters, such as my-gpt2.")
+        raise UsageError(f"`name` cannot be {name!r}", "Give printable characters, such as my-gpt2.")
     if is_gguf_name(model):
         return open_gguf_model(Path(model), revision=revision, allow_requantize=allow_requantize, name=name)
     source = resolve(model, revision=revision, offline=offline)

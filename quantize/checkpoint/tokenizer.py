@@ -9,7 +9,7 @@ without resizing. Rows without a token get an unused one; tokens without a row, 
 
 import logging
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ from dgpt2_quant.core.gpt2_gguf import wrong_texts
 from .special_tokens import SpecialTokens, choose_special_tokens
 from .tokenizer_files import TokenizerFiles, read_tokenizer_files
 
-# llama.cpp makes control tokens of these, whatever their type in the file (src/llama-vocab.cpp: the tokens that end a
-# text or a turn, and those of "fill in the middle", of which it takes one of a kind)
+# llama.cpp treats these as control tokens, whatever their type in the file (src/llama-vocab.cpp: the tokens that end a
+# text or a turn, and those for "fill in the middle", one of each kind)
 _NAMES = """<|endoftext|> <|end_of_text|> <|im_end|> <|eot_id|> <|eom_id|> <|end|> <|return|> <|call|> <|calls|>
 <|flush|> <|tool_response> <turn|> <end_of_turn> <end_of_utterance> <eos> </s> <EOT> _<EOT> [EOT] [EOS] [e~[
 <|fim_prefix|> <|fim_suffix|> <|fim_middle|> <|fim_pad|> <|fim_repo|> <|file_sep|> <|repo_name|>
@@ -71,7 +71,9 @@ def read_tokenizer(folder: Path, config: dict[str, Any], vocabulary: int) -> Tok
     ids, merges = _with_rows(files, ids, vocabulary)
     if not merges or not any(len(token) == 1 for token in ids):
         what = "tokens for bytes" if merges else "merges"
-        raise CheckpointError(f"{folder}: its tokenizer has no {what}", "Fetch or save it again; it may be truncated.")
+        raise CheckpointError(
+            f"{folder}: its tokenizer has no {what}", "Download or save it again; it may be truncated."
+        )
     tokens = _by_number(folder, ids, vocabulary)
     if (rows := vocabulary - len(ids)) > 0:
         _log.warning(
@@ -101,17 +103,8 @@ def _assembled(
     )
 
 
-def padded_tokenizer(tokenizer: Tokenizer, count: int) -> Tokenizer:
-    """The tokenizer with `count` unused tokens after its own; no text ever becomes one of them."""
-    return replace(
-        tokenizer,
-        tokens=[*tokenizer.tokens, *pad_texts(tokenizer.tokens, count)],
-        types=[*tokenizer.types, *[TokenType.UNUSED] * count],
-    )
-
-
 def pad_texts(tokens: Sequence[str], count: int) -> list[str]:
-    """Texts for `count` tokens after these, `[PAD8189]` and so on, that no other token has."""
+    """Texts for `count` tokens after these: `[PAD8189]` and so on, different from all others."""
     there = set(tokens)
     return [_unused(number, there) for number in range(len(tokens), len(tokens) + count)]
 
@@ -121,7 +114,7 @@ def _numbered(files: TokenizerFiles) -> tuple[dict[str, int], set[str]]:
     ids = dict(files.vocabulary)
     for text, number in ids.items():  # the empty one too
         if type(number) is not int or number < 0:
-            raise CheckpointError(f"{files.folder}: {text!r} is a token without a number: {number!r} is none")
+            raise CheckpointError(f"{files.folder}: the id of token {text!r} is {number!r}, not an integer from 0 up")
     for added in files.added.values():
         if added.number is not None and ids.setdefault(added.text, added.number) != added.number:
             raise CheckpointError(
@@ -139,7 +132,7 @@ def _check_texts(folder: Path, ids: Mapping[str, int], merges: Sequence[str]) ->
     try:
         "".join([*ids, *merges]).encode("utf-8")
     except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair, UTF-8 cannot
-        raise CheckpointError(f"{folder}: a token is not Unicode text ({error.reason})") from error
+        raise CheckpointError(f"{folder}: a token is not valid Unicode ({error.reason})") from error
 
 
 def byte_letters() -> list[str]:
@@ -174,9 +167,9 @@ def _with_rows(files: TokenizerFiles, ids: dict[str, int], vocabulary: int) -> t
     if beyond := [token for token, number in ids.items() if number >= vocabulary]:
         if letter := next((token for token in beyond if len(token) == 1), None):
             raise CheckpointError(
-                f"{folder}: token {letter!r} has the number {ids[letter]}, the embedding {vocabulary} rows: a byte that"
-                " every text would lose",
-                "Are tokenizer and model of the same checkpoint?",
+                f"{folder}: token {letter!r} has the id {ids[letter]}, but the embedding has {vocabulary} rows: texts"
+                " would lose this byte",
+                "Do tokenizer and model belong to the same checkpoint?",
             )
         some = ", ".join(map(repr, beyond[:_SHOWN])) + (", ..." if len(beyond) > _SHOWN else "")
         _log.warning(
@@ -219,13 +212,13 @@ def _by_number(folder: Path, ids: Mapping[str, int], vocabulary: int) -> list[st
     tokens: list[str | None] = [None] * vocabulary
     for token, number in ids.items():
         if (other := tokens[number]) is not None:
-            raise CheckpointError(f"{folder}: {other!r} and {token!r} both are token number {number}")
+            raise CheckpointError(f"{folder}: {other!r} and {token!r} both have the id {number}")
         tokens[number] = token
     return [_unused(number, ids) if token is None else token for number, token in enumerate(tokens)]
 
 
 def _unused(number: int, ids: Container[str]) -> str:
-    """A text for a row without a token: llama.cpp ends the process when two have the same."""
+    """A text for a row without a token: llama.cpp aborts if two tokens have the same text."""
     text = f"[PAD{number}]"
     while text in ids:
         text += "_"

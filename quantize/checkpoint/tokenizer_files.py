@@ -76,8 +76,8 @@ def read_tokenizer_files(folder: Path, config: dict[str, Any]) -> TokenizerFiles
         raise _no_tokenizer(folder)
     if settings.get("add_prefix_space"):
         raise CheckpointError(
-            f"{folder / 'tokenizer_config.json'} sets add_prefix_space: llama.cpp's GPT-2 tokenizer puts no space"
-            " before a text, so every prompt would be read differently"
+            f"{folder / 'tokenizer_config.json'} says add_prefix_space: llama.cpp's GPT-2 tokenizer adds no space, so"
+            " every prompt would be read differently"
         )
     _read_names(files, settings, config, content)
     if content is None:  # with tokenizer.json its post_processor decides
@@ -104,7 +104,7 @@ def _no_tokenizer(folder: Path) -> CheckpointError:
                 f"{folder} has {name}: {kind}, {_NOT_OURS}", "This model cannot be converted with its own tokenizer."
             )
     return CheckpointError(
-        f"{folder} has no tokenizer: neither tokenizer.json nor vocab.json with merges.txt",
+        f"{folder} has no tokenizer: neither vocab.json with merges.txt nor tokenizer.json",
         "Save it into the folder: `tokenizer.save_pretrained(folder)`.",
     )
 
@@ -131,13 +131,13 @@ def _from_fast(folder: Path, content: dict[str, Any]) -> TokenizerFiles:
         _log.warning("%s: dropout: texts are read with all merges, as GPT2Tokenizer reads them", path)
     try:
         if not isinstance(model["merges"], list):
-            raise TypeError("its merges are not a list")
+            raise TypeError("merges is not a list")
         files = TokenizerFiles(folder, dict(model["vocab"]), [_merge(merge) for merge in model["merges"]])
         for entry in content.get("added_tokens") or []:
             _add(files, entry, entry["id"])
         files.first, files.last = _added_to_texts(path, content.get("post_processor"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path} is not a tokenizers file: {error!r}") from error
+        raise CheckpointError(f"{path} is not a valid tokenizer.json: {error!r}") from error
     return files
 
 
@@ -215,7 +215,9 @@ def _read_names(
                 if entry["content"] not in files.added:
                     _add(files, entry, int(number))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{folder / 'tokenizer_config.json'}: bad added_tokens_decoder ({error})") from error
+            raise CheckpointError(
+                f"{folder / 'tokenizer_config.json'}: invalid added_tokens_decoder ({error})"
+            ) from error
         names = settings
     else:
         names = {**settings, **_optional(folder / "special_tokens_map.json")}

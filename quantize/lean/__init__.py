@@ -1,1 +1,1 @@
-"""The recipe `lean`: the same formats as llama.cpp's, with a smaller error."""
+"""The recipe `lean`: llama.cpp's tensor types with smaller quantization errors."""

@@ -1,8 +1,8 @@
-"""The codes in ggml's blocks: rounding chosen by us, in scales chosen by the C quantizers.
+"""Reads and replaces the integer codes in ggml's blocks, whose scales the C quantizers choose.
 
-A block holds scales and one small code a weight; a weight is `scale * level(code) + offset`. Only the places of the
-codes are known here (ggml-common.h, ggml-quants.c): what scale and offset they are read with is asked of the C decoder,
-by decoding the block once with the lowest and once with the highest code everywhere.
+A block holds scales and one small code per weight: weight = `scale * level(code) + offset`. Only the places of the
+codes are known here (ggml-common.h, ggml-quants.c). Scale and offset follow from decoding a block twice with the C
+decoder, with the lowest and the highest code everywhere.
 """
 
 from typing import Any
@@ -16,8 +16,8 @@ Bytes = npt.NDArray[np.uint8]
 Array = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.number[Any]]
 
-# The lowest and the highest code; of the uneven scale of IQ4_NL and IQ4_XS (`kvalues_iq4nl` in ggml-common.h) the
-# level of each code.
+# The lowest and highest code; for the non-linear types IQ4_NL and IQ4_XS the indices of the levels below
+# (`kvalues_iq4nl` in ggml-common.h).
 _RANGE = {
     TensorType.Q4_0: (0, 15),
     TensorType.Q4_1: (0, 15),
@@ -35,16 +35,16 @@ _RANGE = {
 _UNEVEN = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
 _UNEVENLY = (TensorType.IQ4_NL, TensorType.IQ4_XS)
 _LEAST_SCALE = 1e-30
-# the nearest uneven level for each half between the lowest and the highest: levels change on halves only
+# the nearest non-linear level for each multiple of 0.5: midpoints between levels are such multiples
 _HALVES = np.arange(2 * _UNEVEN[0], 2 * _UNEVEN[-1] + 1, dtype=np.float32) / 2
 _NEAREST = _UNEVEN[np.searchsorted((_UNEVEN[1:] + _UNEVEN[:-1]) / 2, _HALVES, "right")]
 
 
 class Grid:
-    """What the weights of some rows can be, given their blocks' scales: `offset + scale * level`.
+    """The values that the weights of some rows can take, given their blocks' scales: `offset + scale * level`.
 
-    `scale` and `offset` have the shape (columns, rows), so that a column lies in one piece; `inverse` is 1 / scale, and
-    0 where the scale is 0, for there any level will do.
+    `scale` and `offset` have shape (columns, rows), so that a column is contiguous. `inverse` is 1 / scale, or 0 where
+    the scale is 0 and any level will do.
     """
 
     def __init__(self, tensor_type: TensorType, scale: Array, offset: Array) -> None:
@@ -56,9 +56,9 @@ class Grid:
         self.inverse = np.divide(1, scale, out=np.zeros_like(scale), where=usable)
 
     def nearest(self, wanted: Array, out: Array) -> None:
-        """Writes to `out` the levels nearest to what is wanted, in units of the scale; that is used up, and may be it.
+        """Writes the nearest levels to `out`; `wanted`, in units of the scale, is overwritten, and may be `out`.
 
-        Called for every column on its own: as few operations as can be.
+        Called for every column, so it uses as few operations as possible.
         """
         if not self.is_uneven:
             np.rint(wanted, out=wanted)
@@ -72,14 +72,14 @@ class Grid:
         np.take(_NEAREST, wanted.astype(np.intp), out=out, mode="clip")
 
     def codes(self, levels: Array) -> Codes:
-        """What stands for the levels."""
+        """The codes of these levels."""
         return np.searchsorted(_UNEVEN, levels) if self.is_uneven else levels
 
 
 def read_grid(
     name: str, blocks: Bytes, tensor_type: TensorType, shape: tuple[int, int], order: npt.NDArray[np.intp]
 ) -> Grid:
-    """The grid of blocks as the C quantizer made them, of a matrix of the shape, its columns in this order.
+    """The grid of a matrix of the given shape, from blocks of the C quantizer; columns in the given order.
 
     Raises as `ggml.dequantize`.
     """
@@ -100,81 +100,81 @@ def read_grid(
 
 
 def with_codes(tensor_type: TensorType, blocks: Bytes, codes: Codes) -> Bytes:
-    """The blocks, shape (rows, bytes of a row), with other codes, shape (rows, columns)."""
+    """The blocks, shape (rows, bytes of a row), with their codes replaced, shape (rows, columns)."""
     rows, columns = codes.shape
     count = columns // tensor_type.block
-    made = blocks.reshape(rows, count, tensor_type.block_bytes).copy()
+    packed = blocks.reshape(rows, count, tensor_type.block_bytes).copy()
     code = codes.reshape(rows, count, tensor_type.block)
-    _PLACED[tensor_type](made, code if tensor_type is TensorType.Q8_0 else code.astype(np.uint8))
-    return made.reshape(rows, -1)
+    _PACKERS[tensor_type](packed, code if tensor_type is TensorType.Q8_0 else code.astype(np.uint8))
+    return packed.reshape(rows, -1)
 
 
 def _four_bits(at: int) -> Any:
-    def place(made: Bytes, code: Bytes) -> None:
+    def pack(packed: Bytes, code: Bytes) -> None:
         """Codes i and i + 16 of a block of 32 share a byte."""
-        made[..., at:] = code[..., :16] | (code[..., 16:] << 4)
+        packed[..., at:] = code[..., :16] | (code[..., 16:] << 4)
 
-    return place
+    return pack
 
 
 def _five_bits(at: int) -> Any:
-    def place(made: Bytes, code: Bytes) -> None:
-        """The fifth bits first, 32 in a word, then as four bits."""
-        made[..., at : at + 4] = np.packbits(code >> 4, axis=-1, bitorder="little")
-        _four_bits(at + 4)(made, code & 15)
+    def pack(packed: Bytes, code: Bytes) -> None:
+        """The fifth bits of 32 codes in a word, then the low four bits."""
+        packed[..., at : at + 4] = np.packbits(code >> 4, axis=-1, bitorder="little")
+        _four_bits(at + 4)(packed, code & 15)
 
-    return place
-
-
-def _q8_0(made: Bytes, code: Codes) -> None:
-    made[..., 2:] = code.astype(np.int8).view(np.uint8)
+    return pack
 
 
-def _iq4_xs(made: Bytes, code: Bytes) -> None:
+def _q8_0(packed: Bytes, code: Codes) -> None:
+    packed[..., 2:] = code.astype(np.int8).view(np.uint8)
+
+
+def _iq4_xs(packed: Bytes, code: Bytes) -> None:
     halves = code.reshape(*code.shape[:2], 8, 2, 16)
-    made[..., 8:] = (halves[..., 0, :] | (halves[..., 1, :] << 4)).reshape(*code.shape[:2], 128)
+    packed[..., 8:] = (halves[..., 0, :] | (halves[..., 1, :] << 4)).reshape(*code.shape[:2], 128)
 
 
-def _q4_k(made: Bytes, code: Bytes) -> None:
+def _q4_k(packed: Bytes, code: Bytes) -> None:
     """Codes i and i + 32 of each 64 share a byte."""
     halves = code.reshape(*code.shape[:2], 4, 2, 32) & 15
-    made[..., -128:] = (halves[..., 0, :] | (halves[..., 1, :] << 4)).reshape(*code.shape[:2], 128)
+    packed[..., -128:] = (halves[..., 0, :] | (halves[..., 1, :] << 4)).reshape(*code.shape[:2], 128)
 
 
-def _q5_k(made: Bytes, code: Bytes) -> None:
-    made[..., 16:48] = _interleaved(code >> 4, 1)[..., 0, :]
-    _q4_k(made, code)
+def _q5_k(packed: Bytes, code: Bytes) -> None:
+    packed[..., 16:48] = _interleaved(code >> 4, 1)[..., 0, :]
+    _q4_k(packed, code)
 
 
-def _q6_k(made: Bytes, code: Bytes) -> None:
-    """In halves of 128: four quarters; 1 and 3 share the low nibbles' bytes, as do 2 and 4; the high bits lie apart."""
+def _q6_k(packed: Bytes, code: Bytes) -> None:
+    """Four quarters in each half of 128; 1 and 3 share bytes for the low nibbles, as do 2 and 4."""
     quarters = code.reshape(*code.shape[:2], 2, 4, 32)
     low = quarters & 15
     pairs = np.stack([low[..., 0, :] | (low[..., 2, :] << 4), low[..., 1, :] | (low[..., 3, :] << 4)], -2)
-    made[..., :128] = pairs.reshape(*code.shape[:2], 128)
-    made[..., 128:192] = _interleaved(code >> 4, 2).reshape(*code.shape[:2], 64)
+    packed[..., :128] = pairs.reshape(*code.shape[:2], 128)
+    packed[..., 128:192] = _interleaved(code >> 4, 2).reshape(*code.shape[:2], 64)
 
 
-def _q3_k(made: Bytes, code: Bytes) -> None:
-    made[..., :32] = _interleaved(code >> 2, 1)[..., 0, :]
-    made[..., 32:96] = _interleaved(code & 3, 2).reshape(*code.shape[:2], 64)
+def _q3_k(packed: Bytes, code: Bytes) -> None:
+    packed[..., :32] = _interleaved(code >> 2, 1)[..., 0, :]
+    packed[..., 32:96] = _interleaved(code & 3, 2).reshape(*code.shape[:2], 64)
 
 
-def _q2_k(made: Bytes, code: Bytes) -> None:
-    made[..., 16:80] = _interleaved(code, 2).reshape(*code.shape[:2], 64)
+def _q2_k(packed: Bytes, code: Bytes) -> None:
+    packed[..., 16:80] = _interleaved(code, 2).reshape(*code.shape[:2], 64)
 
 
 def _interleaved(code: npt.NDArray[np.integer[Any]], bits: int) -> Bytes:
-    """Bytes whose bits come from codes 32 apart, the first in the lowest, shape (..., parts, 32)."""
+    """Packs codes that are 32 apart into a byte, the first in the lowest bits; shape (..., parts, 32)."""
     each = 8 // bits
     parts = code.reshape(*code.shape[:2], -1, each, 32)
-    made = np.zeros((*parts.shape[:3], 32), np.uint8)
+    packed = np.zeros((*parts.shape[:3], 32), np.uint8)
     for index in range(each):
-        made |= (parts[..., index, :] << (bits * index)).astype(np.uint8)
-    return made
+        packed |= (parts[..., index, :] << (bits * index)).astype(np.uint8)
+    return packed
 
 
-_PLACED = {
+_PACKERS = {
     TensorType.Q4_0: _four_bits(2),
     TensorType.IQ4_NL: _four_bits(2),
     TensorType.Q4_1: _four_bits(4),

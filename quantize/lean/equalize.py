@@ -1,16 +1,15 @@
-"""The same model in numbers that are easier to quantize: nothing that it computes changes but its logits' common level.
+"""Rewrites the model into an equivalent one that is easier to quantize: centers and scales inputs of matrices.
 
-Each of the rewritings is exact, before rounding:
+Each rewriting is exact before rounding, except that all logits of a position may change by the same number:
 
-- **Centring the inputs.** A norm's bias and a value's bias are added to what a matrix is multiplied with. They are
-  moved into the matrix's own bias so that its inputs have the mean 0 on calibration text: rounding errors of the
-  weights then have nothing constant to act on, and the activations fit into their eight bits better. (A value's bias
-  passes through attention unchanged, as shares add up to 1.) For activations with outliers: Wei et al. 2023,
-  arXiv:2304.09145.
-- **Scaling the inputs.** The norm's gain, or the rows that make a value, take over a factor of each column. Factors
+- **Centering inputs.** A norm's bias and a value's bias are part of a matrix's inputs. They are moved into the matrix's
+  own bias, so that its inputs have mean 0 on the calibration text: rounding errors of the weights then have no constant
+  input, and activations fit their 8 bits better. (A value's bias passes through attention unchanged, because attention
+  probabilities add up to 1.) For activations with outliers: Wei et al. 2023, arXiv:2304.09145.
+- **Scaling inputs.** The norm's gain, or the rows of the value matrix, absorb a factor for each column. The factors are
   between those of AWQ (Lin et al. 2023, arXiv:2306.00978) and SmoothQuant (Xiao et al. 2022, arXiv:2211.10438).
-- **Centring the embedding.** A vector taken from all rows of the embedding and added to all rows of the position table
-  leaves what is looked up as it was, and moves all logits of a position by the same number, which no probability sees.
+- **Centering the embedding.** A vector is subtracted from all rows of the embedding and added to all rows of the
+  position table. Their sum stays the same, and the probabilities too.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,16 +22,15 @@ from dgpt2_quant.quantize.calibration.imatrix_file import ImportanceMatrix
 
 Array = npt.NDArray[np.floating[Any]]
 Weights = dict[str, Array]
-_LEAST = 1e-9  # of a column's size: one that is never used is left as it is
+_LEAST = 1e-9  # minimum size of a column to be scaled
 
 
-def with_even_inputs(
+def equalize_inputs(
     weights: Mapping[str, Array], sizes: Hyperparameters, importance: ImportanceMatrix, *, centre: bool, scale: bool
 ) -> Weights:
-    """The model with the inputs of QKV, attention output and `ffn_up` centred and scaled, as far as asked for.
+    """Centers and scales the inputs of QKV, attention output and `ffn_up`, as requested.
 
-    The statistics are those of the `importance` matrix, which has to hold an entry for each matrix of the blocks, and
-    the sums of its inputs to centre them.
+    `importance` must have an entry for each matrix of the blocks, with the sums of inputs if `centre` is set.
     """
     changed: Weights = {name: np.array(data, np.float64) for name, data in weights.items() if name.startswith("blk.")}
     for name, gain, bias in _inputs(changed, sizes):
@@ -49,8 +47,8 @@ def with_even_inputs(
     return {name: np.asarray(changed.get(name, data), np.float32) for name, data in weights.items()}
 
 
-def with_centred_embedding(weights: Mapping[str, Array], frequencies: Array) -> Weights:
-    """The model with the mean of the embedding's rows, weighed by how frequent tokens are, in the position table."""
+def center_embedding(weights: Mapping[str, Array], frequencies: Array) -> Weights:
+    """Moves the mean of the embedding's rows, weighted by token frequency, to the position table."""
     changed = {name: np.asarray(data, np.float32) for name, data in weights.items()}
     share = (frequencies / frequencies.sum()).astype(np.float32)
     centre = share @ changed["token_embd.weight"]
@@ -63,9 +61,9 @@ def with_centred_embedding(weights: Mapping[str, Array], frequencies: Array) -> 
 
 
 def _inputs(weights: Weights, sizes: Hyperparameters) -> Iterator[tuple[str, Array, Array]]:
-    """Each matrix whose inputs can be changed: its name, and views of what makes its inputs, a gain and a bias.
+    """Each matrix whose inputs can be changed: its name, and views of the gain and bias that produce the inputs.
 
-    The values are rows of the fused matrix: they are changed after its columns.
+    The values are rows of the fused QKV matrix: they are changed after its columns.
     """
     width = sizes.width
     for block in range(sizes.layers):
@@ -76,7 +74,7 @@ def _inputs(weights: Weights, sizes: Hyperparameters) -> Iterator[tuple[str, Arr
 
 
 def _factors(spread: Array, matrix: Array) -> Array:
-    """Of each column: the square root of its inputs' size over its weights' size, with the geometric mean 1."""
+    """The factor of each column: √(size of its inputs / size of its weights), with geometric mean 1."""
     size = np.sqrt(np.square(matrix).mean(axis=0))
     used = (spread > _LEAST) & (size > _LEAST)
     factor = np.ones_like(spread)

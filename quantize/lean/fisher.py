@@ -1,12 +1,12 @@
-"""What the model's predictions make of errors inside it: the Fisher information, by the backward pass in NumPy.
+"""Fisher information of activations, from gradients of the log-likelihood (backpropagation in NumPy).
 
-A small change of an activation y changes the distribution of the next token by a KL divergence of ½ Δyᵀ F Δy, where F
-is the expectation of g gᵀ, and g the gradient by y of the log-likelihood of tokens drawn from the model's own
-distribution (not those of the text: that would be the "empirical" Fisher; Kunstner et al. 2019, arXiv:1905.12558). The
-mean of g is 0, so the difference of two draws' gradients, over √2, has the same F, for less work: by the logits it is 1
-for the one token and -1 for the other, with no probabilities.
+A small change Δy of an activation y changes the distribution of the next token by a KL divergence of ½ Δyᵀ F Δy, where
+F = E[g gᵀ], and g is the gradient by y of the log-likelihood of tokens drawn from the model's own distribution (tokens
+of the text would give the "empirical" Fisher; Kunstner et al. 2019, arXiv:1905.12558). The mean of g is 0, so the
+difference of two draws' gradients, over √2, has the same F at less cost: by the logits it is 1 for one token and -1 for
+the other, without probabilities.
 
-The formulas are those of backpropagation through `reference.py`.
+The formulas are those of backpropagation through numpy_gpt2.py.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,27 +19,27 @@ import numpy.typing as npt
 from dgpt2_quant.core.parallel import in_parallel, pieces
 from dgpt2_quant.core.progress import Progress
 from dgpt2_quant.core.workers import check_cancelled
-from dgpt2_quant.quantize.calibration.numpy_gpt2 import Reference, gelu, shares, softmax
+from dgpt2_quant.quantize.calibration.numpy_gpt2 import Reference, attention_probabilities, gelu, softmax
 from dgpt2_quant.quantize.calibration.sample_text import draw
 
 Array = npt.NDArray[np.floating[Any]]
 Gram = npt.NDArray[np.float64]
 LOOKUP = "lookup"
-"""What the sum of a token's and a position's row is called, among the matrices' names."""
+"""The name of the sum of token and position embedding, among the matrices' names."""
 
 _HIDDEN = "hidden"
-_CHUNKS = 2  # whose products are summed at once
+_CHUNKS = 2  # chunks per task
 _SEED = 1
-_AT_ONCE = 128  # positions whose predictions are computed together: more of them would not stay in the cache
+_AT_ONCE = 128  # positions whose predictions are computed together, so that they fit the cache
 
 
 @dataclass(frozen=True)
 class Fisher:
-    """E[g gᵀ] for what is looked up (`LOOKUP`) and for the outputs of each block's matrix, by the matrix's name.
+    """E[g gᵀ] for the embedding sum (`LOOKUP`) and for the outputs of each block's matrices, by the matrix's name.
 
-    Not for `ffn_up`: the gradients of its many outputs have little to do with each other (docs/quantization.md).
+    `ffn_up` is left out: the gradients of its many outputs are nearly uncorrelated (docs/quantization.md).
 
-    `hidden` is E[h hᵀ] of the final norm's outputs, which the output matrix meets.
+    `hidden` is E[h hᵀ] of the final norm's outputs, the inputs of the output matrix.
     """
 
     grams: Mapping[str, Gram]
@@ -51,7 +51,7 @@ class Fisher:
 
 
 def fisher(reference: Reference, chunks: Iterable[Sequence[int]], progress: Progress | None = None) -> Fisher:
-    """Over chunks of tokens, each a text of its own. The same chunks give the same result: the draws are seeded."""
+    """Computes the Fisher information over chunks of tokens, each a separate text; deterministic."""
     texts = list(chunks)
     sums: dict[str, Array] = {}
 
@@ -78,10 +78,9 @@ def fisher(reference: Reference, chunks: Iterable[Sequence[int]], progress: Prog
 
 
 def gradients(reference: Reference, tokens: Sequence[int], rng: np.random.Generator) -> tuple[dict[str, Array], Array]:
-    """By each matrix's outputs and by the lookup, of the log-likelihood of drawn tokens less that of others, over √2,
-    summed over all positions.
+    """Gradients by each matrix's outputs and by the embedding sum, (tokens, outputs); the final norm's outputs.
 
-    Each has the shape (tokens, outputs). And the final norm's outputs, (tokens, width).
+    Gradients of the log-likelihood of drawn tokens minus that of other drawn tokens, over √2, summed over positions.
     """
     weights, sizes = reference.weights, reference.sizes
     x: Array = weights["token_embd.weight"][list(tokens)] + weights["position_embd.weight"][: len(tokens)]
@@ -104,7 +103,7 @@ def gradients(reference: Reference, tokens: Sequence[int], rng: np.random.Genera
 
 
 def _by_hidden(hidden: Array, head: Array, rng: np.random.Generator) -> Array:
-    """The gradients by the final norm's outputs."""
+    """Gradients by the final norm's outputs."""
     g = np.empty_like(hidden)
     for piece in pieces(len(hidden), _AT_ONCE):
         check_cancelled()
@@ -137,17 +136,18 @@ class _Attention:
         self.norm = _Norm(reference, f"{name}.attn_norm", x)
         fused = reference.linear(f"{name}.attn_qkv", self.norm.y)
         self.query, self.key, self.value = fused.reshape(self.split).transpose(1, 2, 0, 3)
-        self.shares = shares(self.query, self.key)
-        mixed = (self.shares @ self.value).transpose(1, 0, 2).reshape(length, width)
+        self.probabilities = attention_probabilities(self.query, self.key)
+        mixed = (self.probabilities @ self.value).transpose(1, 0, 2).reshape(length, width)
         self.y: Array = reference.linear(f"{name}.attn_output", mixed)
 
     def backward(self, g: Array, found: dict[str, Array]) -> Array:
         found[f"{self.name}.attn_output.weight"] = g
         length, _, heads, size = self.split
         g = (g @ self.weights[f"{self.name}.attn_output.weight"]).reshape(length, heads, size).transpose(1, 0, 2)
-        by_shares = g @ self.value.transpose(0, 2, 1)
-        by_scores = self.shares * (by_shares - (by_shares * self.shares).sum(axis=-1, keepdims=True)) / sqrt(size)
-        three = by_scores @ self.key, by_scores.transpose(0, 2, 1) @ self.query, self.shares.transpose(0, 2, 1) @ g
+        by_probabilities = g @ self.value.transpose(0, 2, 1)
+        p = self.probabilities
+        by_scores = p * (by_probabilities - (by_probabilities * p).sum(axis=-1, keepdims=True)) / sqrt(size)
+        three = by_scores @ self.key, by_scores.transpose(0, 2, 1) @ self.query, p.transpose(0, 2, 1) @ g
         fused = np.stack(three).transpose(2, 0, 1, 3).reshape(length, -1)
         found[f"{self.name}.attn_qkv.weight"] = fused
         return self.norm.backward(fused @ self.weights[f"{self.name}.attn_qkv.weight"])

@@ -1,12 +1,11 @@
-"""Rounding with error feedback: a weight's rounding error is made good by the weights that are rounded after it.
+"""GPTQ: rounds a matrix column by column and spreads each error over the columns that are left.
 
-For a matrix W with inputs x, rounded to Q, the loss is E[tr((W - Q) x xᵀ (W - Q)ᵀ G)]: H = E[x xᵀ] says how errors in
-the columns of a row work together, and G = E[g gᵀ], of the gradients g of the log-likelihood by the matrix's outputs,
-how those in the rows do. After a column is rounded, its error is spread over the columns that follow, through the
-Cholesky factor of the inverse of H (GPTQ, Frantar et al. 2022, arXiv:2210.17323), and after a group of rows, over the
-rows that follow, through that of G (both sides: YAQA, Tseng et al. 2025, arXiv:2505.22988). Then every column is
-rounded again, given all the others, some times over (coordinate descent: Behdin et al. 2023, arXiv:2309.01885). Scales
-stay as the C quantizer chose them, and so do the block formats.
+For a matrix W with inputs x, rounded to Q, the loss is E[tr((W - Q) x xᵀ (W - Q)ᵀ G)]. H = E[x xᵀ] couples the errors
+of a row's columns; G = E[g gᵀ], with the gradients g of the log-likelihood by the matrix's outputs, those of its rows.
+After a column is rounded, its error is spread over the remaining columns through the Cholesky factor of H⁻¹
+(GPTQ, Frantar et al. 2022, arXiv:2210.17323); after a group of rows, over the remaining rows through that of G⁻¹ (both
+sides: YAQA, Tseng et al. 2025, arXiv:2505.22988). Then some sweeps of coordinate descent round every column again,
+given all others (Behdin et al. 2023, arXiv:2309.01885). Scales and block formats are those of the C quantizer.
 """
 
 from dataclasses import dataclass
@@ -25,22 +24,22 @@ from .block_codes import Bytes, Grid, read_grid, with_codes
 Array = npt.NDArray[np.float32]
 Matrix = npt.NDArray[np.floating]
 
-DAMPING = 0.03  # of the mean of the diagonal, added to it: directions that calibration hardly saw
-_COLUMNS = 64  # rounded before their errors are carried on to all the others
-_GROUPS = 16  # of rows: what is left to gain from more of them is within the noise
-_STEPS = 24_576  # columns that are rounded for all groups: as each is a step of its own, wide matrices get fewer groups
-_LEAST_ROWS = 16  # of a group
-_SOLVED = 256  # rows that a thread takes at once
-_QUANTIZED = 1 << 15  # weights that a thread takes at once
-_AT_ONCE = 1 << 21  # weights: the columns of so many stay in the cache
-SWEEPS = 2  # of coordinate descent; a third brings a quarter of what the first does
+DAMPING = 0.03  # times the mean of the diagonal, added to it: for directions that calibration hardly saw
+_COLUMNS = 64  # rounded before their errors are applied to all others
+_GROUPS = 16  # of rows; more gain less than the noise
+_STEPS = 24_576  # columns over all groups: each is a step of its own, so wide matrices get fewer groups
+_LEAST_ROWS = 16  # per group
+_SOLVED = 256  # rows per task
+_QUANTIZED = 1 << 15  # weights per task
+_AT_ONCE = 1 << 21  # weights per task, whose columns fit the cache
+SWEEPS = 2  # of coordinate descent; a third gains a quarter of what the first does
 
 
 @dataclass(frozen=True)
 class Factor:
-    """How errors along one side of a matrix work together, and are made good by those behind.
+    """A damped Gram matrix (H or G) and the Cholesky factor of its inverse.
 
-    `gram` is damped, and in the `order` of treatment, as is `upper`, the Cholesky factor of its inverse.
+    `gram` and `upper` (the factor) are permuted by `order`, the order of rounding.
     """
 
     order: npt.NDArray[np.intp]
@@ -48,28 +47,28 @@ class Factor:
     upper: Array
 
     @cached_property
-    def remaining(self) -> Array:
-        """What an error weighs when all others make it good as far as they can: 1 / diagonal of the inverse."""
+    def column_weights(self) -> Array:
+        """1 / diagonal of the inverse: the loss of a unit error after all others compensate for it."""
         weights: Array = 1 / np.square(self.upper).sum(axis=0)
         return weights[np.argsort(self.order)]
 
-    def solved(self, left: Array) -> Array:
-        """What gives `left`, shape (rows, n), when it is multiplied with the damped matrix."""
+    def solve(self, left: Array) -> Array:
+        """Solves X · gram = `left` for X, shape (rows, n)."""
         ordered = left[:, self.order]
         solved = by_rows(lambda rows: (rows @ self.upper.T) @ self.upper, ordered, left.shape[1], _SOLVED)
         return solved[:, np.argsort(self.order)]
 
 
 def factor(gram: Matrix) -> Factor:
-    """Of a symmetric matrix, shape (n, n), positive semidefinite; what weighs most goes first.
+    """Factors a symmetric positive semidefinite matrix, shape (n, n), ordered by decreasing diagonal.
 
-    Raises `CheckpointError` for one with a value that is not finite.
+    Raises `CheckpointError` for values that are not finite.
     """
     diagonal = np.diag(gram).astype(np.float64)
-    if not np.isfinite(diagonal).all():  # no other element is larger
+    if not np.isfinite(diagonal).all():  # no element is larger than the diagonal's largest
         raise CheckpointError(
             "the model's activations on the calibration text are not finite",
-            "Its weights are damaged; does it write sensible text?",
+            "Its weights are damaged: does it generate sensible text?",
         )
     weight = diagonal.mean()
     order = np.argsort(-diagonal, kind="stable")
@@ -82,7 +81,7 @@ def factor(gram: Matrix) -> Factor:
 
 
 def _inverse_of_upper(matrix: Array) -> Array:
-    """Of an upper triangular matrix, by its quarters: a tenth of the time of a general inverse."""
+    """Inverts an upper triangular matrix by quarters, in a tenth of the time of a general inverse."""
     inverse = np.zeros_like(matrix)
 
     def fill(first: int, end: int) -> None:
@@ -109,35 +108,35 @@ def round_matrix(
     *,
     sweeps: int = SWEEPS,
 ) -> Bytes:
-    """Blocks of a matrix, shape (rows, bytes of a row), in any of `lean_mix.ROUNDABLE`.
+    """Rounds a matrix to any of `tensor_types.ROUNDABLE`; returns its blocks, shape (rows, bytes of a row).
 
-    `weights` has the shape (rows, columns), `inputs` is the factor of H and `outputs` that of G (None: rows have
-    nothing to do with each other). Raises as `ggml.quantize`.
+    `weights` has shape (rows, columns), `inputs` is the factor of H and `outputs` that of G (None: rows are rounded
+    independently). Raises as `ggml.quantize`.
     """
     rows, columns = weights.shape
-    made = np.empty((rows, tensor_type.row_bytes(columns)), np.uint8)
+    blocks = np.empty((rows, tensor_type.row_bytes(columns)), np.uint8)
     if outputs is None:
 
         def round_piece(piece: slice) -> None:
-            made[piece], _ = _round_rows(name, weights[piece], tensor_type, inputs, sweeps)
+            blocks[piece], _ = _round_rows(name, weights[piece], tensor_type, inputs, sweeps)
 
         for _ in in_parallel(round_piece, evenly(rows, max(1, _AT_ONCE // columns))):
             pass
-        return made
+        return blocks
     left = weights[outputs.order]
     size = max(_LEAST_ROWS, -(-rows // max(1, min(_GROUPS, _STEPS // columns))))
     for first in range(0, rows, size):
         end = min(rows, first + size)
-        made[outputs.order[first:end]], error = _round_rows(name, left[first:end], tensor_type, inputs, sweeps)
+        blocks[outputs.order[first:end]], error = _round_rows(name, left[first:end], tensor_type, inputs, sweeps)
         if end < rows:
             own = outputs.upper[first:end, first:end].astype(np.float64)
             share = np.linalg.solve(own, outputs.upper[first:end, end:]).astype(np.float32)
             left[end:] -= share.T @ error
-    return made
+    return blocks
 
 
 def quantize_rows(name: str, weights: Array, tensor_type: TensorType, weighing: Array | None = None) -> Bytes:
-    """As the C quantizer rounds, some rows at a time: all of a large matrix would take minutes in some types."""
+    """Quantizes with the C quantizer, some rows per task: a large matrix takes minutes in some types."""
     some = evenly(len(weights), max(1, _QUANTIZED // weights.shape[1]))
     return np.concatenate(
         [*in_parallel(lambda piece: quantize(name, weights[piece], [tensor_type], weighing)[0], some)]
@@ -145,28 +144,28 @@ def quantize_rows(name: str, weights: Array, tensor_type: TensorType, weighing: 
 
 
 def _round_rows(name: str, weights: Array, tensor_type: TensorType, inputs: Factor, sweeps: int) -> tuple[Bytes, Array]:
-    """The blocks, and what they are off: weights less what the blocks stand for."""
-    blocks = quantize_rows(name, weights, tensor_type, inputs.remaining)
+    """The blocks, and their error: weights minus decoded weights."""
+    blocks = quantize_rows(name, weights, tensor_type, inputs.column_weights)
     grid = read_grid(name, blocks, tensor_type, (len(weights), weights.shape[1]), inputs.order)
     wanted = weights.T[inputs.order]
     wanted -= grid.offset
-    levels = _feed_errors(wanted, grid, inputs.upper)
+    levels = _gptq_pass(wanted, grid, inputs.upper)
     off = grid.scale * levels
     off -= wanted
     if sweeps:
         step = np.divide(grid.inverse, np.diag(inputs.gram)[:, None], dtype=np.float32)
         for _ in range(sweeps):
-            _round_again(levels, off, step, grid, inputs.gram)
+            _coordinate_descent(levels, off, step, grid, inputs.gram)
     back = np.argsort(inputs.order)
-    made = with_codes(tensor_type, blocks, grid.codes(levels)[back].T)
-    return made, -off[back].T
+    rounded = with_codes(tensor_type, blocks, grid.codes(levels)[back].T)
+    return rounded, -off[back].T
 
 
-def _feed_errors(wanted: Array, grid: Grid, upper: Array) -> Array:
-    """Levels, shape (columns, rows), for what is wanted, of that shape, less the grid's offset."""
+def _gptq_pass(wanted: Array, grid: Grid, upper: Array) -> Array:
+    """The GPTQ pass: levels, shape (columns, rows), for `wanted`, the weights minus the grid's offset."""
     columns, rows = wanted.shape
     levels, errors = np.empty_like(wanted), np.empty_like(wanted)
-    fed = np.empty(rows, np.float32)
+    buffer = np.empty(rows, np.float32)
     for first in range(0, columns, _COLUMNS):
         check_cancelled()
         end = min(columns, first + _COLUMNS)
@@ -175,9 +174,9 @@ def _feed_errors(wanted: Array, grid: Grid, upper: Array) -> Array:
         for at, column in enumerate(range(first, end)):
             remaining = left[at]
             if at:
-                remaining -= np.dot(within[at, :at], errors[first:column], out=fed)
-            np.multiply(remaining, grid.inverse[column], out=fed)
-            grid.nearest(fed, levels[column])
+                remaining -= np.dot(within[at, :at], errors[first:column], out=buffer)
+            np.multiply(remaining, grid.inverse[column], out=buffer)
+            grid.nearest(buffer, levels[column])
             error = errors[column]
             np.multiply(levels[column], grid.scale[column], out=error)
             np.subtract(remaining, error, out=error)
@@ -185,11 +184,10 @@ def _feed_errors(wanted: Array, grid: Grid, upper: Array) -> Array:
     return levels
 
 
-def _round_again(levels: Array, off: Array, step: Array, grid: Grid, gram: Array) -> None:
-    """Every column's levels once more: the nearest to what would be best for it, with all others as they are.
+def _coordinate_descent(levels: Array, off: Array, step: Array, grid: Grid, gram: Array) -> None:
+    """A sweep of coordinate descent: each column's level becomes the best one, given all others.
 
-    `off` is what they stand for less what is wanted, and is kept up to date; `step` what a level less changes of the
-    slope's half.
+    `off`, decoded minus wanted weights, is updated; `step` is the change of a level that cancels a slope of 1.
     """
     columns, rows = levels.shape
     best = np.empty(rows, np.float32)

@@ -1,8 +1,8 @@
-"""The blocks' matrices, one after the other, each rounded for what those before it have left over.
+"""Quantizes the matrices of all blocks in order; each compensates for the errors of those before it.
 
-Two streams of activations go through the model over the calibration text: one as it was trained, one through what is
-quantized already, activations rounded as llama.cpp rounds them. Each matrix is rounded so that its outputs for the
-second stream come nearest to its outputs for the first.
+Two streams of activations pass through the model over the calibration text: one of the original model, and one of the
+matrices quantized so far, with activations rounded as in llama.cpp. Each matrix is rounded so that its outputs for the
+second stream are closest to its outputs for the first.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,31 +17,31 @@ from dgpt2_quant.core.parallel import by_rows, in_parallel, mean_of, pieces
 from dgpt2_quant.core.progress import Progress
 from dgpt2_quant.core.quant_types import TensorType
 from dgpt2_quant.quantize.calibration.numpy_gpt2 import Reference
-from dgpt2_quant.quantize.recipes.lean_mix import ROUNDABLE
 from dgpt2_quant.quantize.recipes.lean_steps import Steps
+from dgpt2_quant.quantize.recipes.tensor_types import ROUNDABLE
 
-from .activation_rounding import as_multiplied
+from .activation_rounding import round_activations
 from .block_codes import Bytes
 from .gptq import SWEEPS, Factor, factor, quantize_rows, round_matrix
-from .layerwise import Array, Passage, names_of
+from .layerwise import Array, LayerwiseForward, half_block_names
 
-_TOKENS = 8192  # whose products are summed at once
+_TOKENS = 8192  # per task
 
 
 @dataclass(frozen=True)
-class Made:
-    """A tensor as it goes to the file: blocks, shape (rows, bytes of a row), and the weights they stand for."""
+class QuantizedTensor:
+    """A quantized tensor: blocks, shape (rows, bytes of a row), and the weights that they decode to."""
 
     tensor_type: TensorType
     blocks: Bytes
     values: npt.NDArray[np.float32]
 
 
-def as_made(name: str, blocks: Bytes, tensor_type: TensorType, shape: tuple[int, ...]) -> Made:
-    return Made(tensor_type, blocks, dequantize(name, blocks, tensor_type, shape))
+def as_quantized(name: str, blocks: Bytes, tensor_type: TensorType, shape: tuple[int, ...]) -> QuantizedTensor:
+    return QuantizedTensor(tensor_type, blocks, dequantize(name, blocks, tensor_type, shape))
 
 
-def quantize_body(
+def quantize_layers(
     trained: Reference,
     lookup: Mapping[str, Array],
     chunks: Sequence[Sequence[int]],
@@ -49,24 +49,24 @@ def quantize_body(
     outputs: Mapping[str, Factor],
     steps: Steps,
     progress: Progress | None = None,
-) -> dict[str, Made]:
-    """All matrices of the blocks, by name.
+) -> dict[str, QuantizedTensor]:
+    """Quantizes all matrices of the blocks, by name.
 
-    `lookup` has the quantized embedding and position table, `outputs` the factors of the matrices' outputs' side.
+    `lookup` has the quantized embedding and position table, `outputs` the factors of G by matrix.
     """
-    passage = Passage(trained, chunks)
-    inputs = passage.inputs()
-    state = passage.looked_up(lookup)
-    made: dict[str, Made] = {}
+    forward = LayerwiseForward(trained, chunks)
+    inputs = forward.inputs()
+    state = forward.embed(lookup)
+    quantized: dict[str, QuantizedTensor] = {}
 
-    def pass_through(name: str, x: Array) -> Array:
+    def quantize_and_apply(name: str, x: Array) -> Array:
         weight, bias, kind = f"{name}.weight", trained.weights[f"{name}.bias"], types[f"{name}.weight"]
-        met = by_rows(lambda part: as_multiplied(part, kind), x, x.shape[1], out=x)
-        made[weight] = matrix = quantize_matrix(
+        met = by_rows(lambda part: round_activations(part, kind), x, x.shape[1], out=x)
+        quantized[weight] = matrix = quantize_matrix(
             weight, trained.weights[weight], (next(inputs), met), kind, outputs.get(weight), steps
         )
         if progress:
-            progress(len(made), 2 * passage.halves, name)
+            progress(len(quantized), 2 * forward.halves, name)
 
         def outputs_of(part: Array) -> Array:
             y: Array = part @ matrix.values.T
@@ -75,11 +75,11 @@ def quantize_body(
 
         return by_rows(outputs_of, met, len(bias))
 
-    for half in range(passage.halves):
-        norm, first, second = names_of(half)
-        inner = pass_through(first, passage.normed(norm, state))
-        state += pass_through(second, passage.between(half, inner))
-    return made
+    for half in range(forward.halves):
+        norm, first, second = half_block_names(half)
+        inner = quantize_and_apply(first, forward.norm(norm, state))
+        state += quantize_and_apply(second, forward.second_input(half, inner))
+    return quantized
 
 
 def quantize_matrix(
@@ -89,42 +89,33 @@ def quantize_matrix(
     tensor_type: TensorType,
     outputs: Factor | None,
     steps: Steps,
-) -> Made:
-    """A matrix, from its inputs as trained and as met, each of the shape (tokens, columns).
+) -> QuantizedTensor:
+    """Quantizes a matrix, given its inputs in the original and in the quantized model, each (tokens, columns).
 
-    Those met are as they are multiplied with it: what the tensor type makes of activations is done (activations.py).
+    The latter are rounded for the tensor type already (activation_rounding.py).
     """
-    return as_made(name, _rounded(name, weights, streams, tensor_type, outputs, steps), tensor_type, weights.shape)
-
-
-def _rounded(
-    name: str,
-    weights: Array,
-    streams: tuple[Array, Array],
-    tensor_type: TensorType,
-    outputs: Factor | None,
-    steps: Steps,
-) -> Bytes:
     if not tensor_type.is_quantized:
-        return quantize_rows(name, weights, tensor_type)
-    if not steps.feedback or tensor_type not in ROUNDABLE:
-        return quantize_rows(name, weights, tensor_type, _mean_squares(streams[1]))
-    gram, late = _second_moments(weights, streams, compensation=steps.compensation)
-    inputs = factor(gram)
-    if late is not None:
-        # the least-squares matrix for these inputs: W + W E[(wanted - met) metᵀ] (E[met metᵀ])⁻¹, damped
-        weights = weights + inputs.solved(late)
-    sweeps = SWEEPS if steps.sweeps else 0
-    return round_matrix(name, np.asarray(weights, np.float32), tensor_type, inputs, outputs, sweeps=sweeps)
+        blocks = quantize_rows(name, weights, tensor_type)
+    elif not steps.feedback or tensor_type not in ROUNDABLE:
+        blocks = quantize_rows(name, weights, tensor_type, _mean_squares(streams[1]))
+    else:
+        gram, late = _second_moments(weights, streams, compensation=steps.compensation)
+        inputs = factor(gram)
+        if late is not None:
+            # least squares for these inputs: W + W E[(wanted - met) metᵀ] (E[met metᵀ])⁻¹, damped
+            weights = weights + inputs.solve(late)
+        sweeps = SWEEPS if steps.sweeps else 0
+        blocks = round_matrix(name, np.asarray(weights, np.float32), tensor_type, inputs, outputs, sweeps=sweeps)
+    return as_quantized(name, blocks, tensor_type, weights.shape)
 
 
 def _second_moments(weights: Array, streams: Sequence[Array], *, compensation: bool) -> tuple[Array, Array | None]:
     """E[met metᵀ], and W E[(wanted - met) metᵀ].
 
-    The difference is taken first: one of products would be noise for inputs that hardly change.
+    The difference is taken before the products: afterwards it would be noise for inputs that hardly change.
     """
     wanted, met = streams
-    few_rows = 2 * weights.shape[0] < weights.shape[1]  # then W goes first, which is less work
+    few_rows = 2 * weights.shape[0] < weights.shape[1]  # then multiplying by W first is less work
 
     def gram(piece: slice) -> list[Array]:
         return [met[piece].T @ met[piece]]
@@ -144,7 +135,7 @@ def _second_moments(weights: Array, streams: Sequence[Array], *, compensation: b
 
 
 def _mean_squares(x: Array) -> Array:
-    """By column."""
+    """The mean squares of the columns."""
 
     def of_piece(piece: slice) -> list[Array]:
         return [np.square(x[piece]).sum(axis=0, dtype=np.float64)]

@@ -1,4 +1,4 @@
-"""A text's way through a model, half a block at a time, with any half computed in another way."""
+"""Runs a text through a GPT-2 half a block at a time (attention or MLP), and yields the inputs of each matrix."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -6,16 +6,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from dgpt2_quant.core.parallel import by_rows
-from dgpt2_quant.quantize.calibration.numpy_gpt2 import Reference, attend, gelu
+from dgpt2_quant.quantize.calibration.numpy_gpt2 import Reference, attention, gelu
 
 Array = npt.NDArray[np.floating[Any]]
 Linear = Callable[[str, Array], Array]
-"""Called with a matrix's name, without `.weight`, and inputs of some tokens, shape (tokens, columns), for the outputs;
-from several threads."""
+"""Called with a matrix's name, without `.weight`, and inputs of some tokens, shape (tokens, columns); returns outputs.
+It is called from several threads."""
 
 
-class Passage:
-    """Chunks of tokens, all of one length, each a text of its own; states have the shape (all tokens, width)."""
+class LayerwiseForward:
+    """A forward pass over chunks of equal length, each a separate text; states have shape (all tokens, width)."""
 
     def __init__(self, reference: Reference, chunks: Sequence[Sequence[int]]) -> None:
         self.reference, self.length, self.count = reference, len(chunks[0]), len(chunks)
@@ -23,55 +23,55 @@ class Passage:
         self._tokens = np.concatenate([np.asarray(chunk) for chunk in chunks])
         self._positions = np.tile(np.arange(self.length), self.count)
 
-    def looked_up(self, tables: Mapping[str, Array]) -> Array:
-        """The first state, by these tables for tokens and positions."""
+    def embed(self, tables: Mapping[str, Array]) -> Array:
+        """The first state, from these token and position tables."""
         found: Array = tables["token_embd.weight"][self._tokens] + tables["position_embd.weight"][self._positions]
         return found
 
-    def after(self, half: int, x: Array, linear: Linear | None = None) -> Array:
-        """The state behind a half block: the attention (even) or the MLP (odd) of block `half // 2`."""
+    def half_block(self, half: int, x: Array, linear: Linear | None = None) -> Array:
+        """The state after a half block: the attention (even) or the MLP (odd) of block `half // 2`."""
         apply = linear or self.reference.linear
-        norm, first, second = names_of(half)
+        norm, first, second = half_block_names(half)
 
         def of_chunk(x: Array) -> Array:
             inner = apply(first, self.reference.norm(norm, x))
-            y = apply(second, gelu(inner) if half % 2 else attend(inner, self.reference.sizes.heads))
+            y = apply(second, gelu(inner) if half % 2 else attention(inner, self.reference.sizes.heads))
             y += x
             return y
 
         return by_rows(of_chunk, x, x.shape[1], self.length)
 
     def inputs(self) -> Iterator[Array]:
-        """What each matrix of the blocks is multiplied with, in order, shape (tokens, columns)."""
-        x = self.looked_up(self.reference.weights)
+        """Yields the input of each matrix of the blocks, in order, shape (tokens, columns)."""
+        x = self.embed(self.reference.weights)
         for half in range(self.halves):
-            norm, first, second = names_of(half)
-            met = self.normed(norm, x)
+            norm, first, second = half_block_names(half)
+            met = self.norm(norm, x)
             yield met
-            met = self.between(half, self.linear(first, met))
+            met = self.second_input(half, self.linear(first, met))
             yield met
             if half + 1 < self.halves:
                 x += self.linear(second, met)
 
-    def normed(self, norm: str, x: Array) -> Array:
-        """Through one of the layer norms."""
+    def norm(self, norm: str, x: Array) -> Array:
+        """Applies a layer norm."""
         return by_rows(lambda part: self.reference.norm(norm, part), x, x.shape[1])
 
-    def between(self, half: int, inner: Array) -> Array:
-        """What the second matrix of a half block is multiplied with, by the outputs of the first, which are used up."""
+    def second_input(self, half: int, inner: Array) -> Array:
+        """The input of a half block's second matrix, from the outputs of the first, which are overwritten."""
         if half % 2:
             return by_rows(gelu, inner, inner.shape[1], out=inner)
         heads = self.reference.sizes.heads
-        return by_rows(lambda chunk: attend(chunk, heads), inner, inner.shape[1] // 3, self.length)
+        return by_rows(lambda chunk: attention(chunk, heads), inner, inner.shape[1] // 3, self.length)
 
     def linear(self, name: str, x: Array) -> Array:
-        """A matrix and its bias, by the matrix's name without `.weight`."""
+        """Applies a matrix and its bias, named without `.weight`."""
         outputs = len(self.reference.weights[f"{name}.bias"])
         return by_rows(lambda part: self.reference.linear(name, part), x, outputs)
 
 
-def names_of(half: int) -> tuple[str, str, str]:
-    """The norm and the two matrices of a half block, without `.weight`."""
+def half_block_names(half: int) -> tuple[str, str, str]:
+    """The names of a half block's norm and two matrices, without `.weight`."""
     names = ("ffn_norm", "ffn_up", "ffn_down") if half % 2 else ("attn_norm", "attn_qkv", "attn_output")
     norm, first, second = (f"blk.{half // 2}.{name}" for name in names)
     return norm, first, second

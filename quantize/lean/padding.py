@@ -1,9 +1,9 @@
-"""Pad tokens: copies of the least likely token, which fill the vocabulary up to a multiple of 8.
+"""Pad tokens: copies of the least likely token that fill the vocabulary to a multiple of 8.
 
-llama.cpp has faster kernels for matrices whose rows come in eights, and no GPT-2 has such a vocabulary. Our runtime
-leaves pad tokens out. Other programs sample from all tokens, where the pads take probability from the real ones.
-A byte copy of a real row has the logit of that row, in every kernel and for every input: a pad is never above its twin,
-and greedy decoding takes the first of equals, which is the twin.
+llama.cpp has faster kernels for matrices whose row count is a multiple of 8, and no GPT-2 has such a vocabulary. This
+project's runtime ignores pad tokens. Other programs sample from all tokens, so pads take probability from real ones.
+A byte copy of a real row has that row's logit, in every kernel and for every input: a pad is never above its twin, and
+greedy decoding takes the first of equals, the twin.
 """
 
 from dataclasses import asdict, dataclass
@@ -15,7 +15,7 @@ from dgpt2_quant.quantize.calibration.numpy_gpt2 import Array
 
 @dataclass(frozen=True)
 class Padding:
-    """`count` pad tokens after the real ones, each a copy of the token `twin`."""
+    """`count` pad tokens after the real ones, copies of the token `twin`."""
 
     count: int
     twin: int
@@ -23,8 +23,8 @@ class Padding:
     def to_json(self) -> dict[str, int]:
         return asdict(self)
 
-    def filled_up(self, rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """A matrix with the pads' rows, shape (tokens + count, bytes of a row)."""
+    def append_pads(self, rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Appends the pads' rows, shape (tokens + count, bytes of a row)."""
         return np.concatenate([rows, np.repeat(rows[self.twin : self.twin + 1], self.count, axis=0)])
 
 
@@ -32,9 +32,9 @@ NO_PADDING = Padding(0, 0)
 
 
 def least_likely(rows: Array, mean_hidden: Array) -> int:
-    """The token with the lowest mean log-probability, by the output matrix's rows, shape (tokens, width).
+    """The token with the lowest mean log-probability, given the output matrix, shape (tokens, width).
 
-    `mean_hidden`, shape (width,), is the mean of the final norm's outputs h. A token's log-probability is w·h less the
-    logarithm of a sum over all tokens, which is the same for each of them: the means differ as w·E[h] does.
+    `mean_hidden`, shape (width,), is the mean of the final norm's outputs h. A token's log-probability is w·h minus a
+    term that is the same for all tokens, so the means are ordered as w·E[h].
     """
     return int((rows @ mean_hidden.astype(np.float32)).argmin())

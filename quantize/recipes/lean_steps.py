@@ -1,4 +1,4 @@
-"""The steps of the recipe `lean`, each of which can be left out."""
+"""The steps of the recipe `lean`; each can be skipped (`without`)."""
 
 import logging
 from collections.abc import Iterable
@@ -12,30 +12,30 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Steps:
-    """What `lean` does besides choosing types; each can be switched off by its name (`--without`)."""
+    """The steps that are on."""
 
     padding: bool = True
-    """The vocabulary is filled up to a multiple of 8."""
+    """Pads the vocabulary to a multiple of 8."""
     centring: bool = True
-    """Inputs of the matrices, and the embedding, get the mean 0."""
+    """Shifts the inputs of the matrices, and the embedding, to the mean 0."""
     scaling: bool = True
-    """Columns of the matrices are scaled with their inputs."""
+    """Scales columns of the matrices with their inputs."""
     feedback: bool = True
-    """A weight's rounding error is made good by those rounded after it."""
+    """Spreads a weight's rounding error over the weights that are rounded after it (GPTQ)."""
     gradients: bool = True
-    """Errors are weighed by what they do to the model's predictions."""
+    """Weights errors by their effect on the model's predictions."""
     compensation: bool = True
-    """A matrix makes good what the matrices before it have left over."""
+    """Corrects in each matrix the error that the matrices before it left."""
     sweeps: bool = True
-    """Every column is rounded again, given all the others."""
+    """Rounds every column again, given all the others."""
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """Their names."""
+        """The names of the steps that are off."""
         return tuple(field.name for field in fields(self) if not getattr(self, field.name))
 
     def possible_with(self, importance: ImportanceMatrix) -> "Steps":
-        """Without those for which the importance matrix has not what they need; says so in the log."""
+        """Without the steps for which the importance matrix lacks data; warns of them."""
         lacking: dict[str, str] = {}
         if any(entry.mean is None for entry in importance.entries.values()):
             lacking["centring"] = "the sums of the inputs"
@@ -44,7 +44,7 @@ class Steps:
                 lacking[name] = "the text that it was collected on"
         if given_up := [name for name in STEPS if name in lacking and getattr(self, name)]:
             _log.warning(
-                "the importance matrix has not %s in it, so without %s; `dgpt2-quant imatrix` makes one that has",
+                "the importance matrix lacks %s; skipped: %s. `dgpt2-quant imatrix` makes one with all data.",
                 " and ".join(dict.fromkeys(lacking[name] for name in given_up)),
                 ", ".join(given_up),
             )
@@ -55,9 +55,9 @@ STEPS = tuple(field.name for field in fields(Steps))
 
 
 def steps_without(names: Iterable[str]) -> Steps:
-    """All steps but these. Raises `UsageError` for a name that is none."""
+    """All steps except these. Raises `UsageError` for an unknown name."""
     names = tuple(names)
     for name in names:
         if name not in STEPS:
-            raise UsageError(f"there is no step {name!r} to leave out; there are {', '.join(STEPS)}")
+            raise UsageError(f"`without` must be {', '.join(STEPS[:-1])} or {STEPS[-1]}, not {name!r}")
     return Steps(**dict.fromkeys(names, False))

@@ -1,36 +1,53 @@
-"""The plan of one file: which type each tensor gets, with which importance, and how large the file will be."""
+"""Plans: which type and shape each tensor of a file gets, and how many bytes the file will have."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 from dgpt2_quant.core.errors import UsageError
-from dgpt2_quant.core.gguf_file import padded, tensor_bytes
+from dgpt2_quant.core.gguf_file import encode_header, padded, tensor_bytes
+from dgpt2_quant.core.hyperparameters import block_of, matmul_weights, pad_count
 from dgpt2_quant.core.quant_types import QuantType, TensorType
-from dgpt2_quant.quantize.calibration.imatrix_file import ImportanceMatrix
-from dgpt2_quant.quantize.checkpoint.metadata import level_metadata
+from dgpt2_quant.quantize.checkpoint.metadata import quant_type_metadata, with_pad_tokens
 from dgpt2_quant.quantize.checkpoint.source import ModelSource
 
-from .tensor_types import Override, applied_overrides, lacking_importance, tensor_types, without_effect
+from .lean_steps import steps_without
+from .recipe_file import Recipe
+from .tensor_types import (
+    ROUNDABLE,
+    Override,
+    Prefer,
+    applied_overrides,
+    fitting,
+    lacking_importance,
+    refuse_unmatched,
+    tensor_types,
+)
 
-# What the C code rounds the same with and without importance (`(void) quant_weights` in ggml-quants.c).
+# Types that the C code rounds the same with and without importance (`(void) quant_weights` in ggml-quants.c).
 _UNWEIGHTED = frozenset({TensorType.F32, TensorType.F16, TensorType.BF16, TensorType.Q8_0, TensorType.TQ1_0})
 _UNWEIGHTED |= {TensorType.TQ2_0, TensorType.MXFP4, TensorType.NVFP4, TensorType.Q1_0, TensorType.Q2_0}
+_ANY_HASH = "0" * 64
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides a file's bytes, besides the source. `overrides` are those that set a type."""
+    """What a file will contain. With the source and an importance matrix it decides the file's bytes.
+
+    `overrides` are those that set a type; `uses_importance` is whether an importance matrix changes the file.
+    `skip_steps` and `pads`, the number of pad tokens after the vocabulary, are of the recipe `lean`.
+    """
 
     quant_type: QuantType
     recipe: str
     overrides: tuple[Override, ...]
-    importance: ImportanceMatrix | None
     shapes: Mapping[str, tuple[int, ...]]
     types: Mapping[str, TensorType]
-    without: tuple[str, ...] = ()  # steps of the recipe `lean` that are left out
+    uses_importance: bool
+    skip_steps: tuple[str, ...] = ()
+    pads: int = 0
 
     @property
     def parameters(self) -> int:
@@ -42,7 +59,7 @@ class Plan:
 
     @property
     def data_bytes(self) -> int:
-        """Of all tensors, padded as they are in the file; what the head adds is not in it."""
+        """Of all tensors, padded as they are in the file, without the header."""
         return sum(padded(self.tensor_bytes(name)) for name in self.types)
 
     def tensor_bytes(self, name: str) -> int:
@@ -50,69 +67,137 @@ class Plan:
         return tensor_bytes(self.shapes[name], self.types[name])
 
     def counts(self) -> dict[str, int]:
-        """How many tensors get each type, most first."""
+        """The number of tensors of each type, largest first."""
         return dict(Counter(tensor_type.name for tensor_type in self.types.values()).most_common())
 
-    @property
-    def uses_importance(self) -> bool:
-        """Whether the file would be another one without the importance matrix."""
-        if self.importance is None or self.recipe != "stock":
-            return self.importance is not None
-        return any(kind not in _UNWEIGHTED for name, kind in self.types.items() if name in self.importance.entries)
+    def header(
+        self, source: ModelSource, importance: Mapping[str, Any], *, sha256: str = _ANY_HASH, twin: int = 0
+    ) -> bytes:
+        """The file's header. `importance` is what an importance matrix adds to the metadata (`metadata()`), `sha256`
+        the source's hash, `twin` the token that the pad tokens copy; the header's size does not depend on either."""
+        stated = importance if self.uses_importance else {}
+        own = quant_type_metadata(self.quant_type, self.recipe, map(str, self.overrides), self.skip_steps, stated)
+        if self.pads:
+            own |= {"dgpt2_quant.padding": self.pads, "dgpt2_quant.padding.twin": twin}
+        metadata = source.metadata(sha256, own)
+        if self.pads:
+            metadata = with_pad_tokens(metadata, self.pads)
+        return encode_header(metadata, {name: (shape, self.types[name]) for name, shape in self.shapes.items()})
 
-    def metadata(self) -> dict[str, Any]:
-        """What distinguishes this file from others of the same source: what is in it, not what was asked for."""
-        importance = self.importance.metadata() if self.importance and self.uses_importance else {}
-        return level_metadata(self.quant_type, self.recipe, map(str, self.overrides), self.without, importance)
+    def file_bytes(self, source: ModelSource, importance: Mapping[str, Any]) -> int:
+        """The exact size of the file; parameters as for `header`."""
+        return len(self.header(source, importance)) + self.data_bytes
 
 
 def make_plan(
     source: ModelSource,
     quant_type: QuantType,
-    recipe: str = "stock",
     overrides: Iterable[Override] = (),
-    importance: ImportanceMatrix | None = None,
+    importance: Collection[str] | None = None,
 ) -> Plan:
-    """Raises `UsageError` for an unknown recipe, an override that matches nothing, an importance matrix that does not
-    fit the model, and a type that needs one where there is none."""
+    """The plan of a file of the recipe `stock`. `importance` names the matrices that the importance matrix has entries
+    for; None is for no importance matrix.
+
+    Raises `UsageError` for an override that matches no matrix, and for a type that needs importance that is missing.
+    """
     overrides = tuple(overrides)
     shapes = {tensor.name: tensor.shape for tensor in source.tensors}
-    refuse_idle(overrides, shapes)
-    if importance:
-        importance.check(shapes)
+    refuse_unmatched(overrides, shapes)
     types = tensor_types(
         shapes,
         quant_type,
-        recipe,
         overrides=overrides,
         has_imatrix=importance is not None,
         stored={tensor.name: tensor.stored for tensor in source.tensors if tensor.stored is not None},
     )
-    present = importance.entries if importance else ()
-    if (name := lacking_importance(types, quant_type, present)) is not None:
-        if importance:
-            raise UsageError(
-                f"the importance matrix has no entry for {name}, which needs one at {types[name].name}",
-                "Collect it over the whole model, with `dgpt2-quant imatrix`.",
-            )
+    if (name := lacking_importance(types, quant_type, importance or ())) is not None:
+        if importance is not None:
+            raise _no_entry(name, types)
         raise needs_importance(quant_type.name if quant_type.needs_imatrix else f"{name} at {types[name].name}")
-    set_by_hand = applied_overrides(overrides, types, shapes, quant_type)
-    return Plan(quant_type, recipe, set_by_hand, importance, shapes, types)
+    weighted = {name for name, kind in types.items() if kind not in _UNWEIGHTED}
+    applied = applied_overrides(overrides, types, shapes, quant_type)
+    return Plan(quant_type, "stock", applied, shapes, types, not weighted.isdisjoint(importance or ()))
 
 
-def refuse_idle(overrides: Iterable[Override], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises `UsageError` for an override that matches nothing."""
-    if idle := without_effect(overrides, shapes):
+def make_lean_plan(
+    source: ModelSource,
+    quant_type: QuantType,
+    importance: Collection[str],
+    *,
+    overrides: Iterable[Override] = (),
+    prefer: Prefer | None = None,
+    skip_steps: tuple[str, ...] = (),
+) -> Plan:
+    """The plan of a file of the recipe `lean`; parameters and errors as for `make_plan`."""
+    overrides = tuple(overrides)
+    shapes = _lean_shapes(source, {}, skip_steps)
+    refuse_unmatched(overrides, shapes)
+    types = tensor_types(shapes, quant_type, "lean", overrides=overrides, has_imatrix=True, prefer=prefer)
+    applied = applied_overrides(overrides, types, shapes, quant_type)
+    blocks = [kind for name, kind in types.items() if name.startswith("blk.") and kind.is_quantized]
+    if 2 * sum(kind in ROUNDABLE for kind in blocks) < len(blocks):
+        # C chooses most codes, and scaling harms its codebooks (docs/quantization.md)
+        skip_steps = steps_without((*skip_steps, "scaling")).left_out
+    return _lean_plan(source, quant_type, applied, shapes, types, skip_steps, importance)
+
+
+def plan_of_recipe(source: ModelSource, recipe: Recipe, importance: Collection[str]) -> Plan:
+    """The plan of a recipe file; `importance` as for `make_plan`. Raises `UsageError` for a recipe of another model."""
+    shapes = _lean_shapes(source, recipe.types, recipe.skip_steps)
+    types: dict[str, TensorType] = {}
+    for name, shape in shapes.items():
+        if len(shape) == 1:
+            types[name] = TensorType.F32
+        elif name not in recipe.types:
+            raise UsageError(f"{recipe.name} has no type for {name}", "It is for a model of another shape.")
+        else:
+            types[name] = fitting(name, recipe.types[name], shape[1])
+    if unknown := [name for name in recipe.types if name not in shapes]:
         raise UsageError(
-            f"--tensor-type {idle[0]} matches no matrix of the model",
-            "They are called token_embd.weight, output.weight, and blk.0.attn_qkv.weight, blk.0.attn_output.weight,"
-            " blk.0.ffn_up.weight, blk.0.ffn_down.weight and so on.",
+            f"{recipe.name} names {unknown[0]!r:.80}, which the model does not have", "It is for another model."
         )
+    return _lean_plan(source, recipe.quant_type, (), shapes, types, recipe.skip_steps, importance)
+
+
+def pad_tokens(source: ModelSource, skip_steps: Iterable[str]) -> int:
+    """The number of pad tokens after the vocabulary."""
+    return 0 if "padding" in skip_steps else pad_count(source.sizes.vocabulary)
 
 
 def needs_importance(what: str) -> UsageError:
-    """The error for a level that llama.cpp does not make without an importance matrix."""
+    """The error for a quant type that llama.cpp does not make without an importance matrix."""
     return UsageError(
         f"{what} needs an importance matrix",
-        "Give one with --imatrix FILE (`dgpt2-quant imatrix` makes it), or collect it with --calibrate TEXTFILE.",
+        "Give one with `imatrix` (`dgpt2-quant imatrix` makes it), or a text to collect it over with `calibrate`.",
+    )
+
+
+def _lean_shapes(
+    source: ModelSource, types: Mapping[str, TensorType], skip_steps: Iterable[str]
+) -> dict[str, tuple[int, ...]]:
+    untied = "output.weight" in types or any(tensor.name == "output.weight" for tensor in source.tensors)
+    return source.sizes.padded(pad_tokens(source, skip_steps)).shapes(tied=not untied)
+
+
+def _lean_plan(
+    source: ModelSource,
+    quant_type: QuantType,
+    applied: tuple[Override, ...],
+    shapes: Mapping[str, tuple[int, ...]],
+    types: Mapping[str, TensorType],
+    skip_steps: tuple[str, ...],
+    importance: Collection[str],
+) -> Plan:
+    name = lacking_importance(types, quant_type, importance)
+    # llama-imatrix collects none for a tied embedding, so only the blocks' matrices must have an entry
+    name = name or next((n for n in matmul_weights(shapes) if block_of(n) is not None and n not in importance), None)
+    if name is not None:
+        raise _no_entry(name, types)
+    return Plan(quant_type, "lean", applied, shapes, types, True, skip_steps, pad_tokens(source, skip_steps))
+
+
+def _no_entry(name: str, types: Mapping[str, TensorType]) -> UsageError:
+    return UsageError(
+        f"the importance matrix has no entry for {name}, which needs one at {types[name].name}",
+        "Collect it over the whole model, with `dgpt2-quant imatrix`.",
     )

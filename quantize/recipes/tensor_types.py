@@ -1,8 +1,13 @@
 """Recipes: which tensor type each tensor of a model gets at a quant type.
 
-A recipe chooses; what the user sets by hand (`--tensor-type`) goes before it; and a type whose blocks do not divide a
-row is replaced by one whose blocks do. These three, and which of them comes first, are as in llama.cpp's
-`llama_tensor_get_type` and `tensor_type_fallback` (src/llama-quant.cpp).
+`stock` mixes types as llama-quantize does (stock.py). `lean` gives all matrices of the blocks the quant type's own
+tensor type: mixes are for the search, which measures them. The embedding, which is a third to a half of a small model,
+gets that type, or at four bits one that llama.cpp multiplies fast once the vocabulary is padded, or a better one in the
+larger of the K-quants' mixes.
+
+A type that the user sets (`tensor_type`) goes before the recipe's. A type whose blocks do not divide a row is replaced
+by one whose blocks do. This order is that of llama.cpp's `llama_tensor_get_type` and `tensor_type_fallback`
+(src/llama-quant.cpp).
 """
 
 import logging
@@ -10,16 +15,35 @@ import re
 import warnings
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from dgpt2_quant.core.errors import UsageError
 from dgpt2_quant.core.hyperparameters import block_of
 from dgpt2_quant.core.quant_types import QuantType, TensorType, nearest
 
-from .lean_mix import POSITION_TYPE, Prefer, body_type, head_type
 from .stock import StockMix
 
 RECIPES = ("stock", "lean")
+Prefer = Literal["quality", "speed", "size"]
+PREFERENCES: tuple[Prefer, ...] = get_args(Prefer)
 _log = logging.getLogger(__name__)
+
+ROUNDABLE = (
+    *(TensorType.Q4_0, TensorType.Q4_1, TensorType.Q5_0, TensorType.Q5_1, TensorType.Q8_0),
+    *(TensorType.Q2_K, TensorType.Q3_K, TensorType.Q4_K, TensorType.Q5_K, TensorType.Q6_K),
+    *(TensorType.IQ4_NL, TensorType.IQ4_XS),
+)
+"""The tensor types whose codes GPTQ chooses (`lean/block_codes`); the codebooks of the smaller IQ types are in C."""
+
+_FASTEST = {TensorType.Q4_0, TensorType.IQ4_NL, TensorType.Q4_K}
+_POSITION_TYPE = TensorType.Q8_0  # the position table is only looked up
+_LEAN_EMBEDDING = {  # of the quant types whose embedding is not of their own tensor type
+    "Q3_K_M": TensorType.Q5_K,
+    "Q3_K_L": TensorType.Q6_K,
+    "IQ4_XS": TensorType.IQ4_NL,
+    "Q4_K_M": TensorType.Q5_K,
+    "Q5_K_M": TensorType.Q6_K,
+}
 
 # Where a row does not divide into the type's blocks: the nearest type with blocks of 32.
 _FALLBACK: dict[TensorType, TensorType] = dict.fromkeys(
@@ -35,7 +59,7 @@ _ABORT_WITHOUT = ("IQ2_XXS", "IQ2_XS", "IQ1_S")  # even for an embedding: ggml_q
 
 @dataclass(frozen=True)
 class Override:
-    """What `--tensor-type REGEX=TYPE` says: a type for every matrix in whose name the expression is found."""
+    """One `REGEX=TYPE` of `tensor_type`: a type for every matrix in whose name the expression is found."""
 
     pattern: re.Pattern[str]
     type: TensorType
@@ -45,24 +69,43 @@ class Override:
 
 
 def find_override(text: str | Override) -> Override:
-    """Reads `REGEX=TYPE`, for example `ffn_down=q6_k`. Raises `UsageError` that says which half is wrong."""
+    """Reads `REGEX=TYPE`, for example `ffn_down=q6_k`. Raises `UsageError` that names the wrong half."""
     if isinstance(text, Override):
         return text
     expression, _, name = text.rpartition("=")
     if not expression:
-        raise UsageError(f"{text!r} is no REGEX=TYPE", "For example --tensor-type 'ffn_down=q6_k'.")
+        raise UsageError(f"`tensor_type` must be REGEX=TYPE, not {text!r}", "For example `ffn_down=q6_k`.")
     names = {tensor_type.name.lower(): tensor_type for tensor_type in TensorType}
     if (found := names.get(name.strip().lower())) is None:
         near = nearest(name.strip().lower(), names)
         raise UsageError(
-            f"unknown tensor type {name!r} in {text!r}; there are {' '.join(names)}",
+            f"`tensor_type` {text!r} must end in a tensor type, not {name!r}: {' '.join(names)}",
             f"Did you mean {near}?" if near else "See `dgpt2-quant convert --help`.",
         )
     try:
-        with warnings.catch_warnings(action="ignore"):  # of what a later Python will read otherwise
-            return Override(re.compile(expression, re.IGNORECASE), found)  # llama-quantize lowers it
+        with warnings.catch_warnings(action="ignore"):  # about syntax that a later Python will read otherwise
+            return Override(re.compile(expression, re.IGNORECASE), found)  # llama-quantize ignores case, too
     except (re.error, RecursionError, OverflowError, ValueError) as error:
-        raise UsageError(f"{expression!r} is no regular expression: {error}", "'.*' matches every matrix.") from error
+        raise UsageError(
+            f"`tensor_type` must begin with a regular expression, not {expression!r}: {error}",
+            "'.*' matches every matrix.",
+        ) from error
+
+
+def find_preference(name: str | None) -> Prefer | None:
+    """The preference of this name. Raises `UsageError` for an unknown one."""
+    if name is None or name in PREFERENCES:
+        return name
+    raise UsageError(f"`prefer` must be {', '.join(PREFERENCES[:-1])} or {PREFERENCES[-1]}, not {name!r}")
+
+
+def check_recipe(recipe: str) -> None:
+    """Raises `UsageError` for an unknown name."""
+    if recipe not in RECIPES:
+        raise UsageError(
+            f"`recipe` must be {', '.join(RECIPES)} or a file that ends in .json, not {recipe!r}",
+            "A search writes such files: `dgpt2-quant convert --target-size`.",
+        )
 
 
 def tensor_types(
@@ -77,11 +120,11 @@ def tensor_types(
 ) -> dict[str, TensorType]:
     """A tensor type for each tensor of the model. `shapes` are in llama-quantize's order (`Hyperparameters.shapes`).
 
-    The first of the `overrides` that matches a matrix counts; as in llama-quantize they change nothing at F32, F16 and
-    BF16. The position table keeps the type that it is `stored` in (F32 if that is not said), but with `lean`, which
-    also asks what to `prefer`.
+    Of several `overrides` that match a matrix, the first counts; as in llama-quantize they change nothing at F32, F16
+    and BF16. With `stock` the position table keeps the type that it is `stored` in (default: F32). `prefer` is for
+    `lean`.
 
-    Raises `UsageError` for an unknown recipe, or a type whose blocks fit the rows in no way.
+    Raises `UsageError` for an unknown recipe, or a type whose blocks do not fit the rows and that has no replacement.
     """
     check_recipe(recipe)
     layers = 1 + max((block_of(name) or 0 for name in shapes), default=0)
@@ -93,26 +136,58 @@ def tensor_types(
             types[name] = TensorType.F32
         elif name == "position_embd.weight":
             types[name] = (
-                (stored or {}).get(name, TensorType.F32) if recipe == "stock" else _position(quant_type, shape)
+                (stored or {}).get(name, TensorType.F32) if recipe == "stock" else _lean_position(quant_type, shape)
             )
         elif not quant_type.base.is_quantized:
             types[name] = quant_type.base
         else:
-            by_hand = next((override for override in overrides if override.pattern.search(name)), None)
-            if by_hand:
-                chosen = by_hand.type
+            override = next((override for override in overrides if override.pattern.search(name)), None)
+            if override:
+                chosen = override.type
             elif recipe == "stock":
                 chosen = mix.choose(name, shape[1])
             else:
-                chosen = head_type(quant_type, prefer) if block_of(name) is None else body_type(quant_type)
+                chosen = lean_embedding(quant_type, prefer) if block_of(name) is None else lean_matrix(quant_type)
             types[name] = fitting(name, chosen, shape[1])
     return types
 
 
-def check_recipe(recipe: str) -> None:
-    """Raises `UsageError` for a name that is none."""
-    if recipe not in RECIPES:
-        raise UsageError(f"unknown recipe {recipe!r}; there are {', '.join(RECIPES)}, and files that end in .json")
+def lean_matrix(quant_type: QuantType) -> TensorType:
+    """The type of the blocks' matrices in the recipe `lean`."""
+    return TensorType.Q8_0 if quant_type.name == "MXFP4_MOE" else quant_type.base
+
+
+def lean_embedding(quant_type: QuantType, prefer: Prefer | None = None) -> TensorType:
+    """The type of the embedding in the recipe `lean`, and of the output matrix of an untied model."""
+    base = lean_matrix(quant_type)
+    bits = int(base.bits_per_weight)
+    least = base if bits >= 4 else TensorType.Q4_K  # in fewer bits it would lose more than everything else
+    if bits > 6 or prefer == "size":
+        return least
+    if prefer == "quality":
+        return TensorType.Q8_0 if bits > 4 else TensorType.Q6_K
+    if prefer == "speed":
+        return base if base in _FASTEST else TensorType.Q4_K
+    return _LEAN_EMBEDDING.get(quant_type.name, least)
+
+
+def _lean_position(quant_type: QuantType, shape: tuple[int, ...]) -> TensorType:
+    if not quant_type.base.is_quantized:
+        return TensorType.F16 if quant_type.base is TensorType.F16 else TensorType.F32
+    return _POSITION_TYPE if shape[1] % _POSITION_TYPE.block == 0 else TensorType.F16
+
+
+def fitting(name: str, tensor_type: TensorType, columns: int) -> TensorType:
+    """The type, or its replacement whose blocks divide a row. Raises `UsageError` where there is none."""
+    if columns % tensor_type.block == 0:
+        return tensor_type
+    if tensor_type not in _FALLBACK and tensor_type.block > 32:
+        raise UsageError(
+            f"{tensor_type.name} has blocks of {tensor_type.block}, and the rows of {name} have {columns} weights",
+            "llama.cpp has no replacement for it; choose another type for this model.",
+        )
+    fallback = _FALLBACK.get(tensor_type, tensor_type)
+    return TensorType.F16 if columns % fallback.block else fallback
 
 
 def applied_overrides(
@@ -121,31 +196,36 @@ def applied_overrides(
     shapes: Mapping[str, tuple[int, ...]],
     quant_type: QuantType,
 ) -> tuple[Override, ...]:
-    """What `overrides` made of a model, for its metadata: the expressions that set a type, with the type that came out
-    (another one where its blocks do not divide the rows). Reports what came out otherwise than it was asked for."""
+    """The overrides that set a type, for the file's metadata, each with the type that resulted: another one where its
+    blocks do not divide the rows. Warns of overrides without effect and of replaced types."""
     given, applied = tuple(overrides), dict[Override, None]()
     if not quant_type.base.is_quantized:
         if given:
-            _log.warning("%s: types set by hand change nothing there, as in llama-quantize", quant_type)
+            _log.warning("%s: `tensor_type` changes nothing, as in llama-quantize", quant_type)
         return ()
     for override in given:
         names = [name for name in _matrices(shapes) if override.pattern.search(name)]
         decided = [n for n in names if next(o for o in given if o.pattern.search(n)) == override]
         if not decided:
-            _log.warning("--tensor-type %s changes nothing: those before it match the same matrices", override)
+            _log.warning("`tensor_type` %s changes nothing: those before it match the same matrices", override)
         for name in decided:
             applied[Override(override.pattern, types[name])] = None
             if types[name] is not override.type:
                 _log.warning(
-                    "--tensor-type %s: the rows of %s do not fit; it gets %s", override, name, types[name].name
+                    "`tensor_type` %s: the rows of %s do not fit; it gets %s", override, name, types[name].name
                 )
     return tuple(applied)
 
 
-def without_effect(overrides: Iterable[Override], shapes: Mapping[str, tuple[int, ...]]) -> list[Override]:
-    """Those that match no matrix which a recipe gives a type."""
-    names = _matrices(shapes)
-    return [override for override in overrides if not any(map(override.pattern.search, names))]
+def refuse_unmatched(overrides: Iterable[Override], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises `UsageError` for an override that matches no matrix."""
+    for override in overrides:
+        if not any(map(override.pattern.search, _matrices(shapes))):
+            raise UsageError(
+                f"`tensor_type` {override} matches no matrix of the model",
+                "They are called token_embd.weight, output.weight, and blk.0.attn_qkv.weight, blk.0.attn_output.weight,"
+                " blk.0.ffn_up.weight, blk.0.ffn_down.weight and so on.",
+            )
 
 
 def _matrices(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
@@ -153,13 +233,11 @@ def _matrices(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     return [name for name, shape in shapes.items() if len(shape) == 2 and name != "position_embd.weight"]
 
 
-def lacking_importance(
-    types: Mapping[str, TensorType], quant_type: QuantType, present: Collection[str] = ()
-) -> str | None:
-    """The first tensor whose type can not be made, as its importance is not `present`; None if all is well.
+def lacking_importance(types: Mapping[str, TensorType], quant_type: QuantType, present: Collection[str]) -> str | None:
+    """The first tensor whose type needs importance that is not `present`, or None.
 
-    llama.cpp's rule (`tensor_requires_imatrix`), which lets embeddings pass; but there its C code would then end the
-    process for some types, so these are not let pass here.
+    This is llama.cpp's rule (`tensor_requires_imatrix`), except that it lets embeddings pass, at some of whose types
+    its C code would then end the process.
     """
     for name, tensor_type in types.items():
         if name in present:
@@ -170,22 +248,3 @@ def lacking_importance(
         if tensor_type.name in needed:
             return name
     return None
-
-
-def _position(quant_type: QuantType, shape: tuple[int, ...]) -> TensorType:
-    if not quant_type.base.is_quantized:
-        return TensorType.F16 if quant_type.base is TensorType.F16 else TensorType.F32
-    return POSITION_TYPE if shape[1] % POSITION_TYPE.block == 0 else TensorType.F16
-
-
-def fitting(name: str, tensor_type: TensorType, columns: int) -> TensorType:
-    """The type, or one near it whose blocks divide a row. Raises `UsageError` where there is none."""
-    if columns % tensor_type.block == 0:
-        return tensor_type
-    if tensor_type not in _FALLBACK and tensor_type.block > 32:
-        raise UsageError(
-            f"{tensor_type.name} has blocks of {tensor_type.block}, and the rows of {name} have {columns} weights",
-            "llama.cpp knows no replacement for it; choose another type for this model.",
-        )
-    fallback = _FALLBACK.get(tensor_type, tensor_type)
-    return TensorType.F16 if columns % fallback.block else fallback

@@ -1,8 +1,8 @@
-"""The best choice of a type for each matrix under budgets: a knapsack with many choices, solved on a grid.
+"""The best choice of a type for each matrix under budgets: a multiple-choice knapsack, solved on a grid.
 
-Dynamic programming over what is used of each budget. Where the bytes of all options have a common divisor that is
-coarse enough, the grid is exact; else what is used is rounded up, so that every solution is one, and a second run, in
-which it is rounded down, gives a bound of what any solution can reach.
+Dynamic programming over the used part of each budget. Where the bytes of all options have a common divisor that is
+coarse enough, the grid is exact. Otherwise what an option uses is rounded up, so that every solution keeps the budgets,
+and a second run, which rounds down, gives a bound for all solutions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,18 +14,18 @@ import numpy as np
 import numpy.typing as npt
 from dgpt2_quant.core.quant_types import TensorType
 
-Amount = Literal["bytes", "seconds", "loss"]
+Amount = Literal["bytes", "time", "loss"]
 _CELLS_OF_ONE = 50_000  # of a grid with one budget
 _CELLS_OF_TWO = 400  # along each of two budgets
 
 
 @dataclass(frozen=True)
 class Option:
-    """Types for one matrix (or for two, if an embedding is split), and what they cost."""
+    """Types for one matrix (for two, if an embedding is split), and their costs. `time` has no unit."""
 
     types: Mapping[str, TensorType]
     bytes: int
-    seconds: float
+    time: float
     loss: float
 
 
@@ -46,13 +46,13 @@ class Allocation:
 def allocate(
     groups: Sequence[Sequence[Option]], minimise: Amount, budgets: Mapping[Amount, float]
 ) -> Allocation | None:
-    """One option of each group with the least sum of `minimise`, within at most two `budgets`; None if nothing fits."""
+    """One option of each group with the least sum of `minimise`, within one or two `budgets`; None if nothing fits."""
     found = _solve(groups, minimise, budgets, up=True)
     return None if found is None else Allocation(found)
 
 
 def lower_bound(groups: Sequence[Sequence[Option]], minimise: Amount, budgets: Mapping[Amount, float]) -> float:
-    """What no allocation within the budgets is below; infinity where there is none."""
+    """A sum that no allocation within the budgets is below; infinity where there is none."""
     found = _solve(groups, minimise, budgets, up=False)
     return inf if found is None else Allocation(found).total(minimise)
 
@@ -64,7 +64,7 @@ def _solve(
     if any(axis.cells < 0 for axis in axes):
         return None
     shape = tuple(axis.cells + 1 for axis in axes)
-    best = np.full(shape, inf)  # of what is minimised, by what has been used so far
+    best = np.full(shape, inf)  # the least sum, by the cells that have been used so far
     best[(0,) * len(shape)] = 0.0
     choices: list[npt.NDArray[np.int16]] = []
     for number, options in enumerate(groups):
@@ -99,7 +99,7 @@ def _followed_back(
 
 
 class _Axis:
-    """One budget in whole cells: how many each option uses beyond the cheapest of its group, and how many there are."""
+    """One budget in whole cells, and the cells that each option uses beyond the cheapest of its group."""
 
     def __init__(self, groups: Sequence[Sequence[Option]], amount: Amount, budget: float, count: int, up: bool) -> None:
         amounts = [[float(getattr(option, amount)) for option in options] for options in groups]

@@ -1,8 +1,8 @@
-"""What each type does to each matrix, measured: the KL divergence of the model's predictions when only it is quantized.
+"""Sensitivity: the KL divergence of the model's predictions when a single matrix is quantized, by type.
 
-On a text of its own, in NumPy: the model is computed up to the matrix once; from there on again for each type, with the
-weights rounded as `lean` rounds them, but for the sweeps, and activations as llama.cpp does. Results are kept after
-every matrix, so that an interrupted search goes on, and one for another target has nothing left to measure.
+It is measured in NumPy on held-back text. The model is computed up to the matrix once, and from there again for each
+type, with weights rounded as in `lean` without the sweeps, and activations rounded as in llama.cpp. Results are saved
+after every matrix, so that an interrupted search continues and another target measures nothing again.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,37 +13,37 @@ from dgpt2_quant.core.parallel import by_rows, in_parallel, pieces
 from dgpt2_quant.core.progress import Progress
 from dgpt2_quant.core.quant_types import TensorType
 from dgpt2_quant.quantize.calibration.numpy_gpt2 import Reference
-from dgpt2_quant.quantize.lean.activation_rounding import as_multiplied
+from dgpt2_quant.quantize.lean.activation_rounding import round_activations
 from dgpt2_quant.quantize.lean.gptq import factor, quantize_rows, round_matrix
-from dgpt2_quant.quantize.lean.layers import Made
-from dgpt2_quant.quantize.lean.layerwise import Array, Passage
+from dgpt2_quant.quantize.lean.layers import QuantizedTensor
+from dgpt2_quant.quantize.lean.layerwise import Array, LayerwiseForward
 from dgpt2_quant.quantize.lean.model import LeanModel
 
 Effects = dict[str, dict[str, float]]
-"""The loss in nats a token, by the matrix's name and the type's. `LOOKUP` and `HEAD` are the embedding's two halves."""
+"""The loss in nats per token, by the names of matrix and type. `LOOKUP` and `HEAD` are the embedding's two uses."""
 
 LOOKUP, HEAD = "lookup", "head"
-_POSITIONS = 128  # whose predictions are computed together
+_POSITIONS = 128  # whose predictions are computed at once
 
 
-class Predictions(Passage):
-    """The trained model on a text: its states before every half block, and the loss of states that differ."""
+class Predictions(LayerwiseForward):
+    """The trained model on a text: its states before every half block, and the loss of changed states."""
 
     def __init__(self, reference: Reference, chunks: Sequence[Sequence[int]]) -> None:
         super().__init__(reference, chunks)
-        self.states = [self.looked_up(reference.weights)]
+        self.states = [self.embed(reference.weights)]
         for half in range(self.halves):
-            self.states.append(self.after(half, self.states[-1]))
+            self.states.append(self.half_block(half, self.states[-1]))
         head = reference.weights[reference.head]
         self._wanted = by_rows(lambda x: _log_softmax(x @ head.T), self._scored(self.states[-1]), len(head), _POSITIONS)
 
     def loss_from(self, half: int, x: Array) -> float:
-        """Of a state before a half block, when all behind it is as it was."""
+        """The loss of a state before a half block, with the rest of the model unchanged."""
         for following in range(half, self.halves):
-            x = self.after(following, x)
+            x = self.half_block(following, x)
         return self.loss(x)
 
-    def loss(self, x: Array, head: Made | None = None) -> float:
+    def loss(self, x: Array, head: QuantizedTensor | None = None) -> float:
         """The mean KL divergence in nats, from the last state, over the second half of each chunk."""
         hidden = self._scored(x)
         kind = head.tensor_type if head else TensorType.F32
@@ -51,13 +51,13 @@ class Predictions(Passage):
 
         def divergence(piece: slice) -> float:
             wanted = self._wanted[piece]
-            found = _log_softmax(as_multiplied(hidden[piece], kind) @ matrix.T)
+            found = _log_softmax(round_activations(hidden[piece], kind) @ matrix.T)
             return float(np.einsum("ij,ij->i", np.exp(wanted), wanted - found).sum(dtype=np.float64))
 
         return sum(in_parallel(divergence, pieces(len(hidden), _POSITIONS))) / len(hidden)
 
     def _scored(self, x: Array) -> Array:
-        """The final norm's outputs there."""
+        """The final norm's outputs for the second half of each chunk."""
         chunks = x.reshape(self.count, self.length, -1)[:, self.length // 2 :]
         return self.reference.norm("output_norm", chunks.reshape(-1, x.shape[1]))
 
@@ -70,10 +70,10 @@ def measure_effects(
     keep: Callable[[Effects], None],
     progress: Progress | None = None,
 ) -> Effects:
-    """Adds to `known` what it lacks of the `types` of each name; `keep` is called after each."""
+    """Adds the missing `types` of each matrix to `known`; calls `keep` with it after each matrix."""
     names = [LOOKUP, HEAD, "position_embd.weight", *(["token_embd.weight"] if model.tied else [])]
     names += [f"blk.{b}.{m}.weight" for b in range(model.source.sizes.layers) for m in _MATRICES]
-    inputs = Passage(model.reference, model.chunks).inputs()
+    inputs = LayerwiseForward(model.reference, model.chunks).inputs()
     for number, name in enumerate(names):
         of_block = next(inputs) if name.startswith("blk.") else None
         lacking = [kind for kind in types(name) if kind.name not in known.get(name, {})]
@@ -104,17 +104,17 @@ def _measured(
 def _of_embedding(model: LeanModel, predictions: Predictions, name: str, kind: TensorType) -> float:
     weights = model.reference.weights
     if name == "position_embd.weight":
-        made = model.plain(name, weights[name], kind)
-        return predictions.loss_from(0, predictions.looked_up({**weights, name: made.values}))
+        rounded = model.plain(name, weights[name], kind)
+        return predictions.loss_from(0, predictions.embed({**weights, name: rounded.values}))
     if name == HEAD:
-        made = model.rounded(model.reference.head, kind, model.head_gram, sweeps=0)
-        return predictions.loss(predictions.states[-1], made)
+        rounded = model.rounded(model.reference.head, kind, model.head_gram, sweeps=0)
+        return predictions.loss(predictions.states[-1], rounded)
     both = model.head_gram + model.lookup_gram if name != LOOKUP else model.lookup_gram
-    made = model.rounded("token_embd.weight", kind, both, sweeps=0)
-    x = predictions.looked_up({**weights, "token_embd.weight": made.values})
+    rounded = model.rounded("token_embd.weight", kind, both, sweeps=0)
+    x = predictions.embed({**weights, "token_embd.weight": rounded.values})
     for half in range(predictions.halves):
-        x = predictions.after(half, x)
-    return predictions.loss(x, None if name == LOOKUP else made)
+        x = predictions.half_block(half, x)
+    return predictions.loss(x, None if name == LOOKUP else rounded)
 
 
 def _of_block(
@@ -133,30 +133,30 @@ def _of_block(
 
         def linear(called: str, x: Array, kind: TensorType = kind, values: Array = values) -> Array:
             if called == short:
-                y: Array = as_multiplied(x, kind) @ values.T + bias
+                y: Array = round_activations(x, kind) @ values.T + bias
                 return y
             return predictions.reference.linear(called, x)
 
-        yield kind, predictions.loss_from(half + 1, predictions.after(half, predictions.states[half], linear))
+        yield kind, predictions.loss_from(half + 1, predictions.half_block(half, predictions.states[half], linear))
 
 
-def simulated_loss(predictions: Predictions, tensors: Mapping[str, Made | Array]) -> float:
-    """Of a whole quantized model, as `LeanModel.tensors` makes it."""
+def simulated_loss(predictions: Predictions, tensors: Mapping[str, QuantizedTensor | Array]) -> float:
+    """The loss of a whole quantized model (`LeanModel.tensors`)."""
     tables = {name: tensors[name] for name in ("token_embd.weight", "position_embd.weight")}
-    values = {name: table.values if isinstance(table, Made) else table for name, table in tables.items()}
+    values = {name: table.values if isinstance(table, QuantizedTensor) else table for name, table in tables.items()}
 
     def linear(name: str, x: Array) -> Array:
         matrix, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
-        assert isinstance(matrix, Made)
-        assert not isinstance(bias, Made)
-        y: Array = as_multiplied(x, matrix.tensor_type) @ matrix.values.T + bias
+        assert isinstance(matrix, QuantizedTensor)
+        assert not isinstance(bias, QuantizedTensor)
+        y: Array = round_activations(x, matrix.tensor_type) @ matrix.values.T + bias
         return y
 
-    x = predictions.looked_up(values)
+    x = predictions.embed(values)
     for half in range(predictions.halves):
-        x = predictions.after(half, x, linear)
+        x = predictions.half_block(half, x, linear)
     head = tensors.get("output.weight", tensors["token_embd.weight"])
-    assert isinstance(head, Made)
+    assert isinstance(head, QuantizedTensor)
     return predictions.loss(x, head)
 
 

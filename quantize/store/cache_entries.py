@@ -1,8 +1,7 @@
-"""What lies in the cache: listing it, emptying it, and keeping converted files within a limit.
+"""The cache: lists its entries, removes them, and keeps converted files within a limit.
 
-An entry is what has the exact name that this tool gives it, at the place where it puts it. Anything else there is
-somebody else's and stays, as does whatever a symbolic link leads to: DGPT2_QUANT_CACHE may name a folder that is in use
-for other things.
+An entry is a file with the exact name and place that this tool gives it. All other files stay, and symbolic links are
+not followed: DGPT2_QUANT_CACHE may name a folder that is also used for other things.
 """
 
 import fcntl
@@ -34,7 +33,6 @@ _LAYOUT: dict[str, Sequence[str]] = {
     "effects": ("effects", r"((?P<model>.+)-)?[0-9a-f]{32}\.json"),
     "recipe": ("recipes", r"(?P<model>.+)\.gguf\.[0-9a-f]{12}\.recipe\.json"),
     "reference logits": ("reference", r"[0-9a-f]{32}\.f32"),
-    "type timings": ("times", r"[0-9a-f]{32}\.json"),
     "data set": ("datasets", r"[0-9a-f]{16}-.+"),
     "source hash": ("sources", r"[0-9a-f]{32}\.json"),
 }
@@ -44,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One file in the cache. `last_used` is in seconds since 1970; `model` and `type` are None where it has none."""
+    """One file in the cache. `last_used` is in seconds since 1970; `model` and `type` are None for other kinds."""
 
     kind: str
     model: str | None
@@ -56,21 +54,21 @@ class CacheEntry:
 
 @dataclass(frozen=True)
 class Cleared:
-    """What `clear` removed (or would), and the folders that it left because somebody converts into them."""
+    """The entries that `clear_cache` removed, or would remove, and the folders that other processes convert into."""
 
     removed: list[CacheEntry]
     busy: list[Path]
 
 
 def cache_entries() -> list[CacheEntry]:
-    """All entries, by kind, those that were used last first."""
+    """All entries, by kind, most recently used first."""
     found = []
     for kind, patterns in _LAYOUT.items():
         for path, parts in _matching(cache_folder(), patterns):
             model, quant_type = parts.get("model"), parts.get("type")
             if kind == CONVERTED and (parts["file"] != model or quant_type not in QUANT_TYPES):
-                continue  # not a name that we give
-            with suppress(FileNotFoundError):  # somebody else removed it just now
+                continue  # not a name that this tool gives
+            with suppress(FileNotFoundError):  # another process removed it
                 status = path.lstat()
                 used = max(status.st_atime, status.st_mtime)
                 found.append(CacheEntry(kind, model, quant_type, path, status.st_size, used))
@@ -79,9 +77,9 @@ def cache_entries() -> list[CacheEntry]:
 
 
 def clear_cache(older_than: float | None = None, *, dry_run: bool = False) -> Cleared:
-    """Removes the entries that were not used for `older_than` seconds (all, if not given).
+    """Removes the entries that were not used for `older_than` seconds (default: all).
 
-    Files are removed one at a time: after an interruption the rest is as it was. Raises `OutputError`.
+    Files are removed one by one: an interruption leaves the rest unchanged. Raises `OutputError`.
     """
     now = time.time()
     chosen = [entry for entry in cache_entries() if older_than is None or now - entry.last_used >= older_than]
@@ -104,16 +102,16 @@ def clear_cache(older_than: float | None = None, *, dry_run: bool = False) -> Cl
 
 
 def converted_limit() -> int:
-    """Bytes that converted files may take: $DGPT2_QUANT_CACHE_LIMIT, or 10 GB. Raises `UsageError`."""
+    """The limit of converted files in bytes: $DGPT2_QUANT_CACHE_LIMIT, or 10 GB. Raises `UsageError`."""
     text = os.environ.get(_LIMIT) or DEFAULT_LIMIT
     try:
         return parse_bytes(text)
     except UsageError as error:
-        raise UsageError(f"{_LIMIT} is {text[:60]!r}, which is not a size", error.hint) from error
+        raise UsageError(f"{_LIMIT} must be a size, not {text[:60]!r}", error.hint) from error
 
 
 def enforce_limit(limit: int, keep: Collection[Path]) -> None:
-    """Removes the converted files that were used least recently until the rest takes `limit` bytes; none of `keep`."""
+    """Removes the least recently used converted files, except `keep`, until the rest takes at most `limit` bytes."""
     converted = [entry for entry in cache_entries() if entry.kind == CONVERTED]
     excess = sum(entry.bytes for entry in converted) - limit
     removed = []
@@ -140,12 +138,12 @@ def enforce_limit(limit: int, keep: Collection[Path]) -> None:
 
 
 def _matching(folder: Path, patterns: Sequence[str]) -> Iterator[tuple[Path, dict[str, str]]]:
-    """The files (folders, where the last pattern is of one) whose names match one pattern for each step down."""
+    """The files (or folders, for `_FOLDERS`) whose path below `folder` matches the patterns, one for each part."""
     first, *rest = patterns
     try:
         with os.scandir(folder) as listed:
             entries = sorted(listed, key=lambda entry: entry.name)
-    except OSError:  # there is none, or it may not be read
+    except OSError:  # missing or not readable
         return
     for entry in entries:
         match = re.fullmatch(first, entry.name, re.DOTALL)
@@ -159,7 +157,7 @@ def _matching(folder: Path, patterns: Sequence[str]) -> Iterator[tuple[Path, dic
 
 
 def _remove(entry: CacheEntry) -> bool:
-    """Whether it was there. Raises `OutputError`."""
+    """Whether the file existed. Raises `OutputError`."""
     try:
         entry.path.unlink()
     except FileNotFoundError:
@@ -170,7 +168,7 @@ def _remove(entry: CacheEntry) -> bool:
 
 
 def _remove_left_behind() -> None:
-    """Hidden files whose writers were killed, so that they hold no lock."""
+    """Removes hidden files of writers that were killed: nobody holds their lock."""
     for patterns in {tuple(patterns[:-1]) for patterns in _LAYOUT.values()}:
         for path, _ in _matching(cache_folder(), [*patterns, _PART]):
             with suppress(OSError), path.open("rb") as file:
@@ -179,14 +177,14 @@ def _remove_left_behind() -> None:
 
 
 def _tidy(folder: Path) -> None:
-    """Removes a folder of converted files, its record, its lock and its model's folder, if nothing else is in it."""
+    """Removes a folder of converted files, its record, its lock and its model's folder, if it holds nothing else."""
     own = {lock_of(folder), holder_of(folder)}
 
     def is_empty() -> bool:
         return set(folder.iterdir()) <= own
 
     with suppress(OSError, OutputError):
-        if not is_empty():  # a lock would only be one more file of ours in a folder of somebody else
+        if not is_empty():  # taking the lock would create a file in a folder of others
             return
         with free_folder(folder) as free:
             if free and is_empty():

@@ -1,6 +1,6 @@
-"""One conversion at a time into a folder of the cache. Who has to wait hears for whom.
+"""A lock: one conversion at a time into a folder of the cache. A process that waits reports which one it waits for.
 
-Who converts is written next to the lock: the lock alone says only that somebody does.
+The holder is written next to the lock, which by itself does not name it.
 """
 
 import json
@@ -15,12 +15,12 @@ from pathlib import Path
 from dgpt2_quant.core.errors import OutputError
 
 _log = logging.getLogger(__name__)
-_LOOKS, _PAUSE = 10, 0.05  # for a holder that has the lock, and has not yet written who it is
+_LOOKS, _PAUSE = 10, 0.05  # for a holder that has the lock and has not yet written its name
 
 
 @contextmanager
 def conversion_lock(folder: Path, what: str) -> Iterator[None]:
-    """Held while `what` is converted into the folder, which is made; waits, and reports it, while another holds it."""
+    """Holds the lock of a folder, which is created, while `what` is converted; reports whom it waits for."""
     from filelock import FileLock, Timeout
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -36,10 +36,10 @@ def conversion_lock(folder: Path, what: str) -> Iterator[None]:
                 lock.acquire(timeout=_PAUSE)
                 break
         if not lock.is_locked:
-            _log.warning("Waiting for %s", holder or f"another process, which converts into {folder}")
+            _log.warning("Waiting for %s", holder or f"another process that converts into {folder}")
             lock.acquire()
     try:
-        with suppress(OSError):  # it is only for those who wait
+        with suppress(OSError):  # only for the message of those that wait
             holder_of(folder).write_text(
                 json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time(), "what": what})
             )
@@ -52,7 +52,7 @@ def conversion_lock(folder: Path, what: str) -> Iterator[None]:
 
 @contextmanager
 def free_folder(folder: Path) -> Iterator[bool]:
-    """Whether nobody converts into the folder; if so, nobody does before the block ends. Raises `OutputError`."""
+    """Yields whether no process converts into the folder, and keeps it so in the block. Raises `OutputError`."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(lock_of(folder))
@@ -70,23 +70,23 @@ def free_folder(folder: Path) -> Iterator[bool]:
 
 
 def lock_of(folder: Path) -> Path:
-    """Where the lock of a folder lies."""
+    """The path of a folder's lock."""
     return folder / ".lock"
 
 
 def holder_of(folder: Path) -> Path:
-    """Where it is written who holds the lock."""
+    """The path of the file that names the lock's holder."""
     return folder / ".lock.json"
 
 
 def _holder(folder: Path) -> str | None:
-    """Who converts, in words; None where it is not written, or is that of a process which ended."""
+    """The holder, in words; None where it is not written, or has ended."""
     with suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
         known = json.loads(holder_of(folder).read_bytes())
         pid, host = int(known["pid"]), str(known["host"])
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(known["since"])))
         if host == socket.gethostname():
-            with suppress(PermissionError):  # it is there, and of another user
+            with suppress(PermissionError):  # it runs, as another user
                 os.kill(pid, 0)
         return f"process {pid} on {host}, which has been converting {known['what']} since {since}"
     return None

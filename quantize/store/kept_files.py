@@ -1,7 +1,7 @@
-"""Whether the files of a folder in the cache are still the ones that were written there.
+"""Checks that the files of a folder in the cache are those that were written there.
 
-Size, modification time and hash of each are recorded when it is complete. A file with the recorded size and time is
-taken for whole without being read; any other is read, and has to have the recorded hash.
+Size, modification time and hash of each file are recorded when it is complete. A file with the recorded size and time
+counts as whole and is not read; any other is read and must have the recorded hash.
 """
 
 import json
@@ -16,7 +16,7 @@ from dgpt2_quant.quantize.checkpoint.folder import file_sha256
 
 
 class KeptFiles:
-    """The record of a folder, read now; it lies next to the folder, with `.json` after its name."""
+    """The record of a folder, read once; it is next to the folder, with `.json` after its name."""
 
     def __init__(self, folder: Path) -> None:
         self._record = record_of(folder)
@@ -31,7 +31,7 @@ class KeptFiles:
         return isinstance(known, dict) and _stamp(path) == {name: known.get(name) for name in ("bytes", "mtime_ns")}
 
     def is_whole(self, path: Path) -> bool:
-        """By its content, where it was touched."""
+        """By size and time, or by content where these have changed."""
         if self.is_unchanged(path):
             return True
         known, stamp = self._known.get(path.name), _stamp(path)
@@ -42,16 +42,19 @@ class KeptFiles:
         return False
 
     def record(self, hashes: Mapping[Path, str | None]) -> None:
-        """Adds files that are complete; those without a hash keep the one they have."""
+        """Adds complete files; a file without a hash keeps its recorded one."""
         for path, sha256 in hashes.items():
             before = self._known.get(path.name, {})
             self._known[path.name] = {**(_stamp(path) or {}), "sha256": sha256 or before.get("sha256")}
-        with suppress(OutputError), output_file(self._record, overwrite=True) as file:  # without it they are made again
+        with (
+            suppress(OutputError),
+            output_file(self._record, overwrite=True) as file,
+        ):
             file.write(json.dumps(self._known, indent=1).encode())
 
 
 def record_of(folder: Path) -> Path:
-    """Where the record of a folder lies."""
+    """The path of a folder's record."""
     return folder.with_name(f"{folder.name}.json")
 
 

@@ -1,8 +1,8 @@
-"""From a model's name to a file that runs: converted once, kept, and found again quickly.
+"""From a model's name to a GGUF file: converts once, keeps the file in the cache, and finds it again quickly.
 
-Converted files are kept by the source's content, the recipe and the code that made them (`cache.made_by`). Hashing
-352 MB on every start would cost more than loading the model, so the hash is remembered together with path, size and
-modification time of every file that went into it, and made again when one of these has changed.
+The key of a converted file is the source's content, the recipe and the code that wrote it (`cache.cache_version`).
+Hashing 352 MB on every start would cost more than loading the model, so the hash is stored together with path, size
+and modification time of every source file, and computed again when one of these has changed.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dgpt2_quant.core.atomic_file import explain_errors, output_file
-from dgpt2_quant.core.cache import cache_folder, made_by, read_entry, touch
+from dgpt2_quant.core.cache import cache_folder, cache_version, read_entry, touch
 from dgpt2_quant.core.errors import OutputError, UsageError
 from dgpt2_quant.core.gguf_file import require_file
 from dgpt2_quant.core.progress import Progress
@@ -26,12 +26,12 @@ from dgpt2_quant.quantize.checkpoint.resolve import DEFAULT_MODEL, Source, is_gg
 from .kept_files import KeptFiles
 
 _log = logging.getLogger(__name__)
-_in_use: set[Path] = set()  # what this process was handed: the cache's limit does not take it away
+_in_use: set[Path] = set()  # files that this process was given: the cache's limit does not remove them
 
 
 @dataclass(frozen=True)
 class StoredModel:
-    """The files of one model by quant type, and what they were made from (the hash as `source_sha256` makes it)."""
+    """The files of one model by quant type, and the hash of their source (`source_sha256`)."""
 
     name: str
     source_sha256: str
@@ -48,16 +48,16 @@ def model_file(
     progress: Progress | None = None,
     announce: Callable[[str], None] | None = None,
 ) -> tuple[str, Path]:
-    """The model's name and a GGUF file of it: the one named by `model`, or one from the cache (converted if need be).
+    """The model's name and a GGUF file of it: `model` itself if it is one, or else a file from the cache.
 
-    `announce` is called with a sentence when something has to be converted. Raises `DgptQuantError`.
+    A file that is missing there is converted; `announce` is then called with a sentence. Raises `DgptQuantError`.
     """
     if is_gguf_name(model):
         path = require_file(Path(model))
         if revision is not None:
-            raise UsageError(f"{model} is a file, so --revision says nothing", "Leave one of the two out.")
+            raise UsageError(f"`revision` cannot be combined with a file: {model}", "Leave one of the two out.")
         if type is not None:
-            raise UsageError(f"{model} is a file already, so --type says nothing", "Leave one of the two out.")
+            raise UsageError(f"`type` cannot be combined with a file: {model}", "Leave one of the two out.")
         return path.stem, path
     quant_type = find_type(type or DEFAULT_TYPE)
     stored = model_files(
@@ -82,25 +82,25 @@ def model_files(
     progress: Progress | None = None,
     announce: Callable[[str], None] | None = None,
 ) -> StoredModel:
-    """The model's files of several types. Those that are missing or damaged are converted in one pass over the source.
+    """The model's files of several types. Missing and damaged ones are converted in one reading of the source.
 
-    Raises `DgptQuantError`, a `UsageError` among them for a type that needs an importance matrix.
+    Raises `DgptQuantError`, including `UsageError` for a type that needs an importance matrix.
     """
     wanted = find_types(types)
     for quant_type in wanted:
         if quant_type.needs_imatrix:
             raise UsageError(
                 f"{quant_type} needs an importance matrix",
-                f"Make the file first, with `dgpt2-quant convert -t {quant_type.name.lower()} --calibrate TEXTFILE`.",
+                f"Convert it first, with `dgpt2-quant convert -t {quant_type.name.lower()} --calibrate TEXTFILE`.",
             )
     source = resolve(model, revision=revision, offline=offline, prefer_cache=True)
     sha256 = remembered_sha256(source.folder)
     key = "-".join(filter(None, [source.name, sha256[:16], source.commit and source.commit[:12]]))
-    folder = cache_folder() / "models" / key / f"stock-{made_by()}"
+    folder = cache_folder() / "models" / key / f"stock-{cache_version()}"
     files = {quant_type: folder / quant_type.file_name(source.name) for quant_type in wanted}
     kept = KeptFiles(folder)
     if not all(map(kept.is_unchanged, files.values())):
-        if all(map(kept.is_whole, files.values())):  # copied, or on a disk that may only be read
+        if all(map(kept.is_whole, files.values())):  # copied, or on a read-only disk
             kept.record(dict.fromkeys(files.values()))
         else:
             try:
@@ -114,7 +114,7 @@ def model_files(
 
 
 def remembered_sha256(folder: Path) -> str:
-    """`source_sha256` of a checkpoint folder, remembered for as long as its files do not change."""
+    """`source_sha256` of a checkpoint folder, stored for as long as its files do not change."""
     folder = folder.resolve()
     stamp = [[path.name, (status := path.stat()).st_size, status.st_mtime_ns] for path in source_files(folder)]
     memo = cache_folder() / "sources" / f"{hashlib.sha256(os.fsencode(folder)).hexdigest()[:32]}.json"
@@ -123,12 +123,13 @@ def remembered_sha256(folder: Path) -> str:
         known = json.loads(path.read_bytes())
         if not isinstance(known["sha256"], str):
             raise ValueError("no hash")
-        return str(known["sha256"]) if (known["files"], known.get("made_by")) == (stamp, made_by()) else None
+        fresh = (known["files"], known.get("cache_version")) == (stamp, cache_version())
+        return str(known["sha256"]) if fresh else None
 
     if found := read_entry(memo, parse):
         return found
     sha256 = source_sha256(folder)
-    document = {"folder": str(folder), "files": stamp, "made_by": made_by(), "sha256": sha256}
+    document = {"folder": str(folder), "files": stamp, "cache_version": cache_version(), "sha256": sha256}
     with suppress(OutputError), output_file(memo, overwrite=True) as file:  # it only saves time
         file.write(json.dumps(document).encode())
     return sha256
@@ -142,10 +143,11 @@ def _convert_missing(
     progress: Progress | None,
     announce: Callable[[str], None] | None,
 ) -> None:
-    # imported late: a run from the cache needs none of them
+    # imported late: a run from the cache does not need them
     from dgpt2_quant.quantize.checkpoint.source import CheckpointModel
-    from dgpt2_quant.quantize.convert import write_files
+    from dgpt2_quant.quantize.convert import prepare
     from dgpt2_quant.quantize.recipes.plan import make_plan
+    from dgpt2_quant.quantize.write import write_files
 
     from .cache_entries import converted_limit, enforce_limit
     from .conversion_lock import conversion_lock
@@ -156,19 +158,25 @@ def _convert_missing(
     with ExitStack() as held:
         with explain_errors(folder):
             held.enter_context(conversion_lock(folder, f"{source.name} to {names}"))
-        kept = KeptFiles(folder)  # anew: another process may have converted meanwhile
+        kept = KeptFiles(folder)  # read again: another process may have converted meanwhile
         missing = {quant_type: path for quant_type, path in files.items() if not kept.is_whole(path)}
         if missing:
             damaged = [path for path in missing.values() if os.path.lexists(path)]
             for path in damaged:
-                _log.warning("%s is damaged, and is made again", path)
+                _log.warning("%s is damaged and is converted again", path)
             if announce:
                 announce(f"Converting {source.name} to {', '.join(t.name for t in missing)}, kept in {folder}")
             model = CheckpointModel(source)
             plans = {path: make_plan(model, quant_type) for quant_type, path in missing.items()}
-            made = write_files(
-                model, plans, threads=threads, overwrite=bool(damaged), progress=progress, known_sha256=sha256
+            written = write_files(
+                model,
+                plans,
+                prepare(model, plans),
+                threads=threads,
+                overwrite=bool(damaged),
+                progress=progress,
+                known_sha256=sha256,
             )
-            kept.record({Path(file.path): file.sha256 for file in made})
+            kept.record({Path(file.path): file.sha256 for file in written})
     if missing:
         enforce_limit(limit, _in_use | set(files.values()))

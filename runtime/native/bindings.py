@@ -1,9 +1,8 @@
-"""llama.cpp's library, loaded once and checked: its bindings, its log, and what its long calls make.
+"""The bindings of llama.cpp's library, loaded once and checked; its log; and owners of what its long calls create.
 
-What llama.cpp logs while it loads a model or makes a context goes to the logger `dgpt2_quant.llama_cpp`, which is
-silent unless the program sets up a handler. Nothing else that it logs is passed on: a callback into Python could come
-in the main thread, in the middle of a decode, and a signal handler that runs at its beginning would have its exception
-dropped.
+The messages that llama.cpp logs while it loads a model or creates a context go to the logger `dgpt2_quant.llama_cpp`,
+which is silent unless the program configures a handler. Its other messages are dropped: a callback into Python could
+arrive in the main thread during a decode, and ctypes would drop the exception of a signal handler that runs in it.
 """
 
 import _thread
@@ -29,14 +28,14 @@ log.addHandler(logging.NullHandler())
 # `enum ggml_log_level` (ggml.h); 5 continues the line before
 _LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR, 5: logging.DEBUG}
 TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # struct llama_token_data
-# what a log handler raised in a callback from C, by thread
+# exceptions of log handlers in callbacks from C, by thread
 _raised: dict[int, BaseException] = {}
 _loggers, _switch = 0, threading.Lock()  # the threads within `_logging`, none of them the main one
 
 
 @cache
 def bindings() -> Any:
-    """The bindings, initialised once. Their import is slow, so it waits until a model is loaded.
+    """The bindings, initialised once. Their import is slow, so it is done when a model is first loaded.
 
     Raises `DgptQuantError` when another version of llama-cpp-python is installed.
     """
@@ -49,7 +48,7 @@ def _load_bindings() -> Any:
         import llama_cpp
 
     check_layout("the size of llama_token_data", ctypes.sizeof(llama_cpp.llama_token_data), TOKEN_DATA.itemsize)
-    # these defaults lie at the beginning and the end of their structs
+    # these defaults are at the beginning and the end of their structs
     context, model = llama_cpp.llama_context_default_params(), llama_cpp.llama_model_default_params()
     check_layout("a context's default", (context.n_ctx, context.n_batch, context.n_seq_max), (512, 2048, 1))
     check_layout("a context's default", (context.no_perf, context.op_offload, context.kv_unified), (True, True, False))
@@ -62,7 +61,7 @@ def _load_bindings() -> Any:
 
 @cache
 def _quiet(llama_cpp: Any) -> Any:
-    return llama_cpp.llama_log_callback("".format)  # it takes anything and does nothing, without any Python code
+    return llama_cpp.llama_log_callback("".format)  # takes any arguments and does nothing, without Python code
 
 
 @cache
@@ -72,17 +71,17 @@ def _log_callback(llama_cpp: Any) -> Any:
         try:
             ask_for_huge_pages(text)
             log.log(_LEVELS.get(level, logging.INFO), text.decode("utf-8", "replace").rstrip())
-        except KeyboardInterrupt:  # of the main thread, in a decode while another thread loads
+        except KeyboardInterrupt:  # in the main thread, in a decode while another thread loads
             _thread.interrupt_main()
         except BaseException as error:
-            _raised[threading.get_ident()] = error  # ctypes would drop it: it is raised when C has returned
+            _raised[threading.get_ident()] = error  # ctypes would drop it; it is raised after C returns
 
-    return write  # kept by the cache: C holds a pointer to it
+    return write  # the cache keeps it: C has a pointer to it
 
 
 @contextmanager
 def _logging() -> Iterator[None]:
-    """In the block llama.cpp logs into Python; for several threads, until the last of them has left it."""
+    """Logs llama.cpp's messages into Python until the block ends, in the last of several threads."""
     global _loggers
     lib = bindings()
     with _switch:
@@ -100,7 +99,7 @@ def _logging() -> Iterator[None]:
 def own(
     make: Callable[[], int | None], free: Callable[[int], object], *keeps: object, huge_pages: bool
 ) -> Owned | None:
-    """What a long call of C makes, in the native thread; None if it makes nothing."""
+    """The owner of what a long call of C creates, in the native thread; None if it fails."""
     with _logging(), huge_pages_for_new_memory() if huge_pages else nullcontext():
         pointer = make()
 
@@ -115,7 +114,7 @@ def own(
 
 
 def encoded(argument: Any) -> Any:
-    """Texts as C strings, a tuple of them as an array of such."""
+    """Texts as C strings, and tuples of texts as arrays of C strings."""
     if isinstance(argument, str):
         return argument.encode("utf-8")
     if isinstance(argument, tuple):

@@ -1,13 +1,13 @@
-"""The native thread: where C makes and frees models and contexts, so that no signal handler runs in the middle of it.
+"""The native thread, in which C creates and frees models and contexts, so that no signal handler interrupts it.
 
-Python runs signal handlers in the main thread, between any two bytecodes. There an interrupt can come after C has
-returned a handle and before it is kept, or at the start of a callback from C, where ctypes drops the exception and the
-Ctrl-C is lost. In any other thread no handler runs. So the main thread only waits here, and an interrupt is raised
-after the call has ended.
+Python runs signal handlers in the main thread, between any two bytecodes. There an interrupt can arrive after C has
+returned a pointer and before it is stored, or at the start of a callback from C, where ctypes drops the exception and
+the Ctrl-C is lost. No handler runs in any other thread. So the main thread only waits for the native thread, and raises
+an interrupt after the call has ended.
 
-What C made is held by an `Owned`. It is freed when the last reference to it goes, and never earlier: a call in another
-thread, or an array that shows its memory, keeps it alive. This needs no lock, and no code that could be interrupted:
-the callback of a weak reference is `SimpleQueue.put`, which is C and made for it.
+An `Owned` holds what C created. It is freed after the last reference to it is gone: a call in another thread, or an
+array that shows its memory, keeps it alive. This needs no lock, and no code that could be interrupted: the callback of
+a weak reference is `SimpleQueue.put`, which is implemented in C and reentrant.
 """
 
 import _thread
@@ -26,15 +26,15 @@ Result = TypeVar("Result")
 Queue = SimpleQueue[Callable[[], object]]
 
 _log = logging.getLogger(__name__)
-_alive: dict[int, "_Fate"] = {}  # a weak reference calls back only while it exists itself
-_threads: dict[int, Queue] = {}  # by process: a forked child has none of its parent's threads
+_alive: dict[int, "_Fate"] = {}  # a weak reference calls back only while it exists
+_threads: dict[int, Queue] = {}  # by process: a forked child does not have its parent's threads
 _own = threading.local()
 
 
 class Owned:
-    """The address of something that C made. `free(pointer)` is called after the last reference to this has gone.
+    """The address of an object in C. `free(pointer)` is called after the last reference to this is gone.
 
-    `keeps` are other things that must exist for as long, such as the model of a context.
+    `keeps` are other objects that must exist until then, such as the model of a context.
     """
 
     __slots__ = ("__weakref__", "pointer")
@@ -47,7 +47,7 @@ class Owned:
 
 
 class _Fate(weakref.ref[Owned]):
-    """What becomes of an `Owned`. The native thread calls it when that is gone."""
+    """Frees an `Owned`. The native thread calls it after that is gone."""
 
     __slots__ = ("free", "keeps", "pointer")
     pointer: int
@@ -61,10 +61,10 @@ class _Fate(weakref.ref[Owned]):
 
 
 def in_native_thread(call: Callable[[], Result], cancel: Callable[[], object] | None = None) -> Result:
-    """What `call` returns; called in the native thread if this is the main thread, otherwise here.
+    """The result of `call`, which runs in the native thread if this is the main thread, otherwise in this one.
 
-    What it makes, it must store where it belongs by itself. After an interrupt, `cancel` is called, the end of the
-    call is awaited, and then the interrupt is raised. Raises `RuntimeFailure` when no thread can be started.
+    `call` must store what it creates itself: after an interrupt its result is lost. Then `cancel` is called, and the
+    interrupt is raised after the end of the call. Raises `RuntimeFailure` if no thread can be started.
     """
     if threading.get_ident() != threading.main_thread().ident:
         return call()
@@ -82,19 +82,19 @@ def in_native_thread(call: Callable[[], Result], cancel: Callable[[], object] | 
         try:
             raise error
         finally:
-            del error  # a cycle of this frame and the error would keep all that both refer to
+            del error  # a cycle of this frame and the error would keep everything in both
     found: Result = result
     return found
 
 
 def flush() -> None:
-    """Waits until everything that has been dropped is freed."""
+    """Waits until all dropped objects are freed."""
     if not getattr(_own, "is_native", False) and os.getpid() in _threads:
         _run_and_wait(lambda: None)
 
 
 def _run_and_wait(call: Callable[[], None], cancel: Callable[[], object] | None = None) -> None:
-    """Runs it in the native thread, and then frees what was dropped meanwhile."""
+    """Runs `call` in the native thread, then frees the objects that were dropped meanwhile."""
     queue, woken, over = _queue(), _thread.allocate_lock(), False
     woken.acquire()
 
@@ -109,11 +109,11 @@ def _run_and_wait(call: Callable[[], None], cancel: Callable[[], object] | None 
 
     interrupt: BaseException | None = None
     handed = False
-    while not over:  # and not until the lock is taken: an interrupt can come after that
+    while not over:  # not when the lock is acquired: an interrupt can arrive after that
         try:
             if not handed:
                 handed = True
-                queue.put(run)  # here, as an interrupt can come right after it
+                queue.put(run)  # last: an interrupt can arrive right after it
             woken.acquire()
         except BaseException as error:
             interrupt = error
@@ -127,7 +127,7 @@ def _run_and_wait(call: Callable[[], None], cancel: Callable[[], object] | None 
 
 
 def _queue() -> Queue:
-    """Of this process's native thread, which is started when it is first needed."""
+    """The queue of this process's native thread, which starts when first needed."""
     queue = _threads.get(os.getpid())
     if queue is None:
         mine: Queue = SimpleQueue()
@@ -137,7 +137,7 @@ def _queue() -> Queue:
             raise no_more_threads() from error
         queue = _threads.setdefault(os.getpid(), mine)
         if queue is not mine:
-            mine.put(_thread.exit)  # another thread was first
+            mine.put(_thread.exit)  # another thread created one first
     return queue
 
 
@@ -148,11 +148,11 @@ def _serve(queue: Queue) -> None:
             queue.get()()
         except SystemExit:
             return
-        except BaseException:  # it must go on: everybody waits for it
+        except BaseException:  # the thread must continue: others wait for it
             _log.exception("a call of llama.cpp failed")
 
 
 @atexit.register
 def _settle() -> None:
-    """A thread must not be in C when the interpreter ends."""
+    """Ends calls of C before the interpreter ends."""
     flush()

@@ -1,10 +1,10 @@
-"""The memory that C allocates: in huge pages where Linux has them, and given back to the system when it is freed.
+"""Huge pages for the memory that C allocates, and its return to the system when it is freed.
 
 This is the only file that touches `madvise` and `malloc_trim`.
 
-A token reads all weights once, which in pages of 4 KiB are 14,000 for DistilGPT2 at four bits: more than a processor
-remembers the places of (its TLB), and it reads ahead only within a page. In pages of 2 MiB decoding is faster
-(docs/performance.md has by how much), but C's allocator does not ask for them.
+Each token reads all weights: for DistilGPT2 at four bits 14,000 pages of 4 KiB, more than a processor's TLB holds, and
+it prefetches only within a page. With pages of 2 MiB decoding is faster (measured in docs/performance.md), but C's
+allocator does not request them.
 """
 
 import ctypes
@@ -16,10 +16,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-LARGE = 8 << 20  # bytes of weights; of fewer a processor knows all places anyway, and to ask takes milliseconds
+LARGE = 8 << 20  # bytes of weights; fewer fit the TLB, and the request takes milliseconds
 _MAPS = Path("/proc/self/maps")
 _SETTINGS = Path("/sys/kernel/mm/transparent_hugepage")
-_BUFFERS = (b"model buffer size", b"KV buffer size")  # not "compute": most of it is never touched
+_BUFFERS = (b"model buffer size", b"KV buffer size")  # not "compute", most of which is never touched
 _MADV_HUGEPAGE = 14  # include/uapi/asm-generic/mman-common.h
 
 
@@ -32,7 +32,7 @@ _thread = _Thread()
 
 @contextmanager
 def huge_pages_for_new_memory() -> Iterator[None]:
-    """In the block, `ask_for_huge_pages` is for what has been allocated since its beginning."""
+    """In the block, `ask_for_huge_pages` applies to memory allocated since its start."""
     _thread.known = _blocks()
     try:
         yield
@@ -41,28 +41,28 @@ def huge_pages_for_new_memory() -> Iterator[None]:
 
 
 def ask_for_huge_pages(logged: bytes) -> None:
-    """Does so for all memory that was allocated in this thread's block, if llama.cpp logs that it has a buffer.
+    """Requests huge pages for the memory allocated in this thread's block, when llama.cpp logs a new buffer.
 
-    It says so before it fills it, and pages that are filled stay what they are.
+    The message comes before the buffer is filled; pages that are filled are not converted.
     """
     if _thread.known is None or not any(buffer in logged for buffer in _BUFFERS):
         return
     new = sorted(_blocks() - _thread.known)
     for address in new:
-        # what others have allocated meanwhile is among it; it does them no harm, and if it is gone again, nothing
+        # it may include memory of other threads, which is harmless, also after it is freed
         _libc().madvise(address, _huge_page_bytes(), _MADV_HUGEPAGE)
     _thread.known.update(new)
 
 
 def _blocks() -> set[int]:
-    """The addresses at which huge pages can be: within private memory that is of no file."""
+    """The addresses where huge pages are possible: in private anonymous memory."""
     found: set[int] = set()
     size = _huge_page_bytes()
     if not size:
         return found
     try:
         lines = _MAPS.read_text().splitlines()
-    except OSError:  # a sandbox without it
+    except OSError:  # a sandbox without /proc
         return found
     for line in lines:  # range, permissions, offset, device, inode, and a name or none
         addresses, permissions, _, _, inode, *name = line.split(maxsplit=5)
@@ -74,7 +74,7 @@ def _blocks() -> set[int]:
 
 @cache
 def _huge_page_bytes() -> int:
-    """0 where there are none, or whoever runs the machine wants none."""
+    """The size of a huge page; 0 if the system has none or its settings forbid them."""
     try:
         if sys.platform != "linux" or "[never]" in (_SETTINGS / "enabled").read_text():
             return 0
@@ -84,7 +84,7 @@ def _huge_page_bytes() -> int:
 
 
 def give_memory_back() -> None:
-    """Returns freed memory to the system, which glibc keeps otherwise, for each thread by itself (malloc_trim(3))."""
+    """Returns freed memory to the system; glibc would keep it, separately for each thread (malloc_trim(3))."""
     if hasattr(_libc(), "malloc_trim"):
         _libc().malloc_trim(0)
 

@@ -1,6 +1,6 @@
-"""llama.cpp's models and contexts in Python's terms, over the low-level bindings of llama-cpp-python.
+"""llama.cpp's models and contexts as Python classes, over the low-level bindings of llama-cpp-python.
 
-Not over its `Llama` class, which cannot batch, defaults to half the cores, and keeps a matrix of all logits.
+They do not use its `Llama` class, which cannot batch, defaults to half of the cores, and keeps all logits.
 """
 
 import ctypes
@@ -15,22 +15,22 @@ import numpy as np
 import numpy.typing as npt
 from dgpt2_quant.core.errors import RuntimeFailure, UsageError
 
-from .batch_token import Fed, Logits, State, token_ids
+from .batch_token import BatchToken, Logits, State, TokenIds, token_ids
 from .bindings import bindings, encoded, own
 from .calls import Owned, in_native_thread
 from .forks import check_fork
 from .huge_pages import LARGE
 
-MAX_BATCH = 512  # tokens that are decoded in one go; the logits of a whole batch are kept, so it bounds memory
-CELLS = 256  # llama.cpp rounds a cache up to a multiple
+MAX_BATCH = 512  # tokens in one decode; the logits of a whole batch are kept, so it bounds memory
+CELLS = 256  # llama.cpp rounds the size of a cache up to a multiple
 F32, F16 = 0, 1  # enum ggml_type
 KV_TYPES = {"f32": F32, "f16": F16, "bf16": 30, "q8_0": 8}
-WITH_VOCABULARY = ("dry", "grammar")  # samplers whose first argument it is
+WITH_VOCABULARY = ("dry", "grammar")  # samplers whose first argument is the vocabulary
 _BYTES = ctypes.POINTER(ctypes.c_uint8)
 
 
 class NativeModel:
-    """A loaded model and its vocabulary. Without `huge_pages` its file is mapped, so that processes share it."""
+    """A loaded model and its vocabulary. Without `huge_pages` the file is mapped, and processes share its memory."""
 
     def __init__(self, path: Path, *, huge_pages: bool = True) -> None:
         check_fork()
@@ -45,12 +45,10 @@ class NativeModel:
         try:
             in_native_thread(self._load, self._cancel_loading)
         except BaseException:
-            self.close()  # the error's traceback would keep it
+            self.close()  # the error's traceback refers to this
             raise
         if self._owner is None:
-            raise RuntimeFailure(
-                f"llama.cpp can not load {path}", "Turn on the logger `dgpt2_quant.llama_cpp` to see its reason."
-            )
+            raise RuntimeFailure(f"llama.cpp cannot load {path}", "The logger `dgpt2_quant.llama_cpp` has the reason.")
         lib, handle = bindings(), self._owner.pointer
         self.vocab: Any = lib.llama_model_get_vocab(handle)
         self.vocabulary: int = lib.llama_vocab_n_tokens(self.vocab)
@@ -64,7 +62,7 @@ class NativeModel:
     def _load(self) -> None:
         lib = bindings()
         params = lib.llama_model_default_params()
-        # the CPU, even where the library was built with something else (on a Mac always with Metal)
+        # CPU only, also if the library was built for other devices (on a Mac always with Metal)
         no_devices = (ctypes.c_void_p * 1)(None)
         params.devices = ctypes.cast(no_devices, ctypes.c_void_p)
         params.n_gpu_layers = 0
@@ -72,28 +70,28 @@ class NativeModel:
         params.progress_callback = goes_on = lib.llama_progress_callback(lambda _done, _data: not self._cancelled)
         name, load = os.fsencode(self.path), lib.llama_model_load_from_file
         self._owner = own(lambda: load(name, params), lib.llama_model_free, huge_pages=self.wants_huge_pages)
-        del goes_on  # C does not call it any more
+        del goes_on  # C no longer calls it
 
     def _cancel_loading(self) -> None:
         self._cancelled = True
 
     @property
     def owner(self) -> Owned:
-        """Who holds this for the time of a call keeps the model in memory. Raises `RuntimeFailure` when closed."""
+        """Keeps the model in memory while a call holds it. Raises `RuntimeFailure` if the model is closed."""
         owner = self._owner
         if owner is None:
             raise RuntimeFailure(f"the model {self.path} is closed", "Load it again.")
         return owner
 
     def _without_padding(self) -> int:
-        """How many tokens there are before those of type UNUSED at the end: the vocabulary is padded with such."""
+        """The number of tokens before those of type UNUSED at the end, with which a vocabulary is padded."""
         lib, count = bindings(), self.vocabulary
         while count and lib.llama_vocab_get_attr(self.vocab, count - 1) & lib.LLAMA_TOKEN_ATTR_UNUSED:
             count -= 1
         return count or self.vocabulary
 
     def sampler_step(self, name: str, *arguments: Any) -> Any:
-        """What `llama_sampler_init_NAME` makes of these arguments, to be freed by the caller."""
+        """The sampler of `llama_sampler_init_NAME` with these arguments; the caller frees it."""
         make = getattr(bindings(), f"llama_sampler_init_{name}")
         if name not in WITH_VOCABULARY:
             return make(*map(encoded, arguments))
@@ -104,7 +102,7 @@ class NativeModel:
         return step
 
     def _dry_step(self, arguments: tuple[Any, ...]) -> Any:
-        # it looks for its breakers in all tokens, which takes long; the last one is kept to be cloned
+        # DRY searches all tokens for its breakers, which is slow; the last sampler is kept and cloned
         lib = bindings()
         with self._lock:
             if self._dry is None or self._dry[0] != arguments:
@@ -113,15 +111,15 @@ class NativeModel:
             return lib.llama_sampler_clone(self._dry[1].pointer)
 
     def tokenize(self, text: str, special: bool, add_special: bool = False) -> list[int]:
-        """Token ids; with `special`, texts like `<|endoftext|>` become the tokens that they name.
+        """Token ids. With `special`, texts such as `<|endoftext|>` become the tokens that they name.
 
-        With `add_special` the beginning-of-text token comes first, if the file says so (`add_bos_token`).
+        With `add_special` the beginning-of-text token comes first, if the file states so (`add_bos_token`).
         """
         try:
             data = text.encode("utf-8")
         except UnicodeEncodeError as error:  # a lone surrogate
             code, where = ord(text[error.start]), f"at index {error.start}"
-            if 0xDC80 <= code <= 0xDCFF:  # what Python makes of such a byte of the command line
+            if 0xDC80 <= code <= 0xDCFF:  # Python's code for a byte of the command line that is not UTF-8
                 raise UsageError(f"the text is not UTF-8: it has the byte 0x{code - 0xDC00:02x} {where}") from error
             raise UsageError(f"the text has U+{code:04X} {where}, which is not a character") from error
         capacity = len(data) + 8  # a token is at least one byte
@@ -130,16 +128,16 @@ class NativeModel:
         count = bindings().llama_tokenize(self.vocab, data, len(data), tokens, capacity, False, special)
         del owner
         if count < 0:
-            raise RuntimeFailure(f"llama.cpp can not tokenize a text of {len(data)} bytes")
-        # not C's own: for a file that names no such token it would take number 11, a comma
+            raise RuntimeFailure(f"llama.cpp cannot tokenize a text of {len(data)} bytes")
+        # not by C, which takes token 11, a comma, for a file that names no such token
         return [self.bos, *tokens[:count]] if add_special and self.adds_bos else tokens[:count]
 
-    def detokenize(self, tokens: Sequence[int]) -> str:
-        """The tokens' text; control tokens have none, bytes that are no UTF-8 become U+FFFD."""
+    def detokenize(self, tokens: TokenIds) -> str:
+        """The tokens' text. Control tokens have none; bytes that are not UTF-8 become U+FFFD."""
         return b"".join(self.piece(token)[0] for token in tokens).decode("utf-8", "replace")
 
     def piece(self, token: int) -> tuple[bytes, bool]:
-        """The bytes that a token stands for (none for a control token), and whether it ends a text."""
+        """The bytes of a token (none for a control token), and whether it ends a text."""
         found = self._pieces.get(token)
         if found is None:
             (token,) = token_ids((token,), self.vocabulary)
@@ -150,7 +148,7 @@ class NativeModel:
         return found
 
     def special_text(self, token: int) -> bytes:
-        """The text of a token, also of a control token: its name."""
+        """The text of a token; for a control token its name."""
         owner = self.owner
         found = self._read_token(token, special=True)
         del owner
@@ -163,26 +161,26 @@ class NativeModel:
             count = to_piece(self.vocab, token, buffer, size, 0, special)
             if count >= 0:
                 return buffer.raw[:count]
-            size = -count  # it says how much it needs
+            size = -count  # it returns the size that it needs, negated
 
     @cached_property
     def ends(self) -> list[int]:
-        """All tokens that end a text, but for pad tokens."""
+        """All tokens that end a text, except pad tokens."""
         owner, is_end = self.owner, bindings().llama_vocab_is_eog
         found = [token for token in range(self.real_vocabulary) if is_end(self.vocab, token)]
         del owner
         return found
 
     def close(self) -> None:
-        """Frees it, after its contexts and the calls that use it have ended. Again is fine."""
+        """Frees it after its contexts are freed and its calls have ended. Closing twice is fine."""
         self._owner = self._dry = None
 
 
 class NativeContext:
-    """The state of decoding: `slots` sequences, each with a KV cache of its own of `positions` cells.
+    """The decode state of `slots` sequences, each with a KV cache of `positions` cells.
 
-    At most `batch` tokens are decoded in one go.
-    `flash_attention` and `kv_type` (a ggml type's number) change sums and memory; see docs/runtime.md.
+    One decode computes at most `batch` tokens. docs/runtime.md has the effects of `flash_attention` and `kv_type` (the
+    number of a ggml type).
     """
 
     def __init__(
@@ -216,7 +214,7 @@ class NativeContext:
         self.batch_size: int = params.n_batch
         self._decode = lib.llama_decode
         self._make_batch(lib)
-        # as a number, for which no object has to be made; a view takes ten times as long to make as to find again
+        # as an integer, without ctypes' pointer object: creating a view takes ten times as long as finding it again
         self._logits_address = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(
             ctypes.cast(lib.llama_get_logits, ctypes.c_void_p).value or 0
         )
@@ -226,11 +224,11 @@ class NativeContext:
         try:
             in_native_thread(lambda: self._make(model, params))
         except BaseException:
-            self.close()  # the error's traceback would keep it
+            self.close()  # the error's traceback refers to this
             raise
         if self._owner is None:
             what = f"a context of {positions} positions for {slots} sequence{'s' * (slots > 1)}"
-            raise RuntimeFailure(f"llama.cpp can not set up {what}", "Is there enough memory?")
+            raise RuntimeFailure(f"llama.cpp cannot create {what}", "Free memory, or lower `ctx_size` or `parallel`.")
         self._memory: Any = lib.llama_get_memory(self.owner.pointer)
 
     def _make(self, model: NativeModel, params: Any) -> None:
@@ -243,7 +241,7 @@ class NativeContext:
         )
 
     def _make_batch(self, lib: Any) -> None:
-        """The arrays of a `llama_batch`, in memory of Python's: it cannot be freed while they are written to."""
+        """Allocates the arrays of a `llama_batch` in Python: they cannot be freed while they are written to."""
         size = self.batch_size
         integers = ctypes.c_int32 * size
         self._tokens, self._positions, self._slots = integers(), integers(), integers()
@@ -261,20 +259,20 @@ class NativeContext:
 
     def _forget_views(self) -> None:
         self._view: tuple[int, npt.NDArray[np.float32]] = 0, np.empty((0, 0), np.float32)
-        self._rows: tuple[int, list[Logits]] = 0, []  # likewise, each by itself and without pad tokens
-        self._is_in_place = False  # whether a single row would be where the first of them is
+        self._rows: tuple[int, list[Logits]] = 0, []  # the same row by row, without pad tokens
+        self._is_in_place = False  # whether a single row is where the first of them is
 
     @property
     def owner(self) -> Owned:
-        """Held for the time of a call, it keeps the context in memory. Raises `RuntimeFailure` when that is closed."""
+        """Keeps the context in memory while a call holds it. Raises `RuntimeFailure` if the context is closed."""
         if self._owner is None:
             raise RuntimeFailure("the model was closed meanwhile", "Load it again.")
         return self._owner
 
-    def decode(self, tokens: Sequence[int], position: int, slot: int = 0, scored_from: int | None = None) -> None:
-        """Appends at most `batch_size` tokens at `position`; logits are kept of the last, or from an index on."""
+    def decode(self, tokens: TokenIds, position: int, slot: int = 0, scored_from: int | None = None) -> None:
+        """Appends at most `batch_size` tokens at `position`. Keeps the logits of the last, or from `scored_from` on."""
         if len(tokens) > self.batch_size:
-            raise RuntimeFailure(f"{len(tokens)} tokens at once; this context takes {self.batch_size}")
+            raise RuntimeFailure(f"a decode takes at most {self.batch_size} tokens in this context, not {len(tokens)}")
         first_scored = len(tokens) - 1 if scored_from is None else scored_from
         for index, token in enumerate(tokens):
             self._tokens[index] = token
@@ -284,20 +282,20 @@ class NativeContext:
         self._is_in_place = False
         self._run(len(tokens), position + len(tokens) - 1)
 
-    def decode_each(self, feeds: Sequence[Fed]) -> list[Logits]:
-        """Appends a token to each of some sequences, by ascending slot, or several to one. Returns their logits,
-        without pad tokens: views until the next decode, and perhaps more rows of earlier ones behind them."""
-        # a decode empties the caches: what is called or made here costs several times what it seems to
+    def decode_each(self, tokens: Sequence[BatchToken]) -> list[Logits]:
+        """Appends one token to each of several sequences, by ascending slot, or several tokens to one. Returns their
+        logits without pad tokens: views until the next decode, perhaps followed by rows of earlier decodes."""
+        # a decode evicts Python from the CPU caches: calls and objects here cost several times as much as elsewhere
         last = count = 0
-        for feed in feeds:
-            self._tokens[count] = feed.token
-            self._positions[count] = position = feed.next_position
-            self._slots[count] = feed.slot
+        for token in tokens:
+            self._tokens[count] = token.token
+            self._positions[count] = position = token.next_position
+            self._slots[count] = token.slot
             self._scored[count] = 1
             last = position if position > last else last
             count += 1
         owner = self._run(count, last)
-        # on the CPU they are there by now, one row where it was; the order of several is mended when they are asked for
+        # on the CPU they are complete now, and a single row stays in place; llama_get_logits sorts several rows
         if count > 1 or not self._is_in_place:
             address = self._logits_address(owner.pointer)
             if self._rows[0] != address or len(self._rows[1]) < count:
@@ -306,8 +304,8 @@ class NativeContext:
         return self._rows[1]
 
     def _run(self, count: int, last_position: int) -> Owned:
-        if last_position >= self.positions:  # behind them llama.cpp reads beyond the position table
-            raise RuntimeFailure(f"position {last_position} is beyond the context of {self.positions}")
+        if last_position >= self.positions:  # otherwise llama.cpp reads beyond the position table
+            raise RuntimeFailure(f"a position must be less than {self.positions} in this context, not {last_position}")
         self._batch.n_tokens = count
         owner = self._owner or self.owner
         status = self._decode(owner.pointer, self._batch)
@@ -328,11 +326,11 @@ class NativeContext:
         return self._array(ctypes.addressof(pointer.contents), rows, self.width)
 
     def _array(self, address: int, rows: int, columns: int) -> npt.NDArray[np.float32]:
-        """Numbers of C's as an array, which keeps this context in memory for as long as anyone looks at it."""
+        """Memory of C as an array that keeps this context in memory as long as it exists."""
         return np.asarray(_Numbers(self._owner, address, rows, columns))
 
     def keep(self, positions: int, slot: int = 0) -> None:
-        """Forgets all but the first `positions` tokens of a sequence."""
+        """Removes all but the first `positions` tokens of a sequence."""
         owner = self._owner
         if owner is not None:
             bindings().llama_memory_seq_rm(self._memory, slot, positions, -1)
@@ -343,38 +341,38 @@ class NativeContext:
             self.keep(0, slot)
 
     def copy(self, source: int, target: int) -> None:
-        """Makes the sequence in the slot `target` the same as the one in `source`, cell by cell."""
+        """Copies the sequence in the slot `source` to the slot `target`, cell by cell."""
         self.restore(target, self.save(source))
 
     def save(self, slot: int) -> State:
-        """A sequence's cells as llama.cpp writes them."""
+        """The cells of a sequence, as llama.cpp serializes them."""
         lib, owner = bindings(), self.owner
         state = np.empty(lib.llama_state_seq_get_size(owner.pointer, slot), np.uint8)
         if lib.llama_state_seq_get_data(owner.pointer, state.ctypes.data_as(_BYTES), len(state), slot) != len(state):
-            raise RuntimeFailure(f"llama.cpp can not save the sequence {slot}")
+            raise RuntimeFailure(f"llama.cpp cannot save the sequence {slot}")
         return state
 
     def restore(self, slot: int, state: State) -> None:
-        """Puts saved cells into a slot, in place of what is there."""
+        """Replaces the cells of a slot by saved ones."""
         lib, owner = bindings(), self.owner
         lib.llama_memory_seq_rm(self._memory, slot, 0, -1)
         if not lib.llama_state_seq_set_data(owner.pointer, state.ctypes.data_as(_BYTES), len(state), slot):
-            raise RuntimeFailure(f"llama.cpp can not restore the sequence {slot}")
+            raise RuntimeFailure(f"llama.cpp cannot restore the sequence {slot}")
 
     def set_threads(self, threads: int) -> None:
-        """From the next decode on."""
+        """Sets the number of threads from the next decode on."""
         owner = self.owner
         bindings().llama_set_n_threads(owner.pointer, threads, threads)
         self.threads = threads
 
     def close(self) -> None:
-        """Frees it, unless a call or an array still uses it: then when that ends. Again is fine."""
+        """Frees it after the calls and arrays that use it are gone. Closing twice is fine."""
         self._owner = None
         self._forget_views()
 
 
 class _Numbers:
-    """Memory of C's by NumPy's array interface (https://numpy.org/doc/stable/reference/arrays.interface.html)."""
+    """Memory of C through NumPy's array interface (https://numpy.org/doc/stable/reference/arrays.interface.html)."""
 
     def __init__(self, owner: Owned | None, address: int, rows: int, columns: int) -> None:
         self.owner = owner

@@ -1,4 +1,4 @@
-"""Chains of llama.cpp's samplers, which get the candidates for the next token."""
+"""Chains of llama.cpp's samplers, applied to the candidates for the next token."""
 
 import ctypes
 from collections.abc import Sequence
@@ -14,19 +14,19 @@ from .model_context import WITH_VOCABULARY, NativeModel
 
 
 class NativeSampler:
-    """A chain of samplers; each entry is a function's name behind `llama_sampler_init_`, and its arguments."""
+    """A chain of samplers. Each step is the name after `llama_sampler_init_`, and the function's arguments."""
 
     def __init__(self, model: NativeModel, steps: Sequence[tuple[Any, ...]]) -> None:
         lib = bindings()
         chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
-        # of the model only where it reads the vocabulary: a text that nobody ends must not keep the model in memory
+        # the model only if it reads the vocabulary: a text that is never ended must not keep the model in memory
         keeps = [model.owner] if any(name in WITH_VOCABULARY for name, *_ in steps) else []
         self._owner: Owned | None = Owned(chain, lib.llama_sampler_free, *keeps)
         for name, *arguments in steps:
             step = model.sampler_step(name, *arguments)
-            if not step:  # only a grammar can be wrong
+            if not step:  # only a grammar can be invalid
                 self.close()
-                raise UsageError(f"llama.cpp can not read the {name}", "It writes to stderr where it is wrong.")
+                raise UsageError(f"llama.cpp cannot read `{name}`", "Its message on stderr names the place.")
             lib.llama_sampler_chain_add(chain, step)
         self._array = lib.llama_token_data_array()
         self._apply = lib.llama_sampler_apply
@@ -35,15 +35,15 @@ class NativeSampler:
 
     @property
     def owner(self) -> Owned:
-        """Held for the time of a call, it keeps the chain in memory. Raises `RuntimeFailure` when it is closed."""
+        """Keeps the chain in memory while a call holds it. Raises `RuntimeFailure` if the chain is closed."""
         if self._owner is None:
-            raise RuntimeFailure("the text has ended, so its next token cannot be chosen")
+            raise RuntimeFailure("the text has ended, so no token can be sampled")
         return self._owner
 
     def apply(self, ids: npt.NDArray[np.intp], logits: npt.NDArray[np.float32]) -> int:
-        """Hands these tokens to the chain. What it left of them is in `ids`, `logits` and `probabilities`.
+        """Applies the chain to these tokens. The tokens that are left are in `ids`, `logits` and `probabilities`.
 
-        Returns the index of the chosen one there, or -1. The three are valid until the next call.
+        Returns the index of the chosen one, or -1. The three arrays are valid until the next call.
         """
         size = len(ids)
         if size > len(self.ids):
@@ -64,7 +64,7 @@ class NativeSampler:
         self._array.data = candidates.ctypes.data_as(ctypes.POINTER(bindings().llama_token_data))
 
     def accept(self, token: int) -> None:
-        """Lets penalties and grammars know what was chosen."""
+        """Reports the chosen token to penalties and grammars."""
         owner = self.owner
         self._accept(owner.pointer, token)
 

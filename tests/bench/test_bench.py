@@ -1,4 +1,4 @@
-"""The whole benchmark on the bundled checkpoint, and what it recommends."""
+"""The whole benchmark on the bundled checkpoint."""
 
 import hashlib
 import json
@@ -11,19 +11,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from dgpt2_quant.bench import bench as matrix
-from dgpt2_quant.bench.bench import bench
+from dgpt2_quant.bench import measure as measure_module
+from dgpt2_quant.bench.bench import bench, bench_files
 from dgpt2_quant.bench.document.schema import BenchJson
-from dgpt2_quant.bench.report.write_report import refuse_reports, write_report
+from dgpt2_quant.bench.measure import Settings, Subject
+from dgpt2_quant.bench.report.write_report import write_report
 from dgpt2_quant.bench.speed import timing
-from dgpt2_quant.bench.speed.disturbance import Usage
+from dgpt2_quant.bench.speed.disturbance import Usage, Watch
 from dgpt2_quant.bench.speed.footprint import Footprint
 from dgpt2_quant.bench.speed.grid import Grid
 from dgpt2_quant.core.cores import usable_cores
-from dgpt2_quant.core.errors import GGUFError, ModelNotFoundError, OutputError, UsageError
+from dgpt2_quant.core.errors import GGUFError, ModelNotFoundError, UsageError
 from dgpt2_quant.core.gguf_file import read_header
 from dgpt2_quant.core.text import load_text
 from dgpt2_quant.quantize.convert import convert
+from dgpt2_quant.runtime import Model
+
+NO_GRID: dict[str, Any] = {"prompt_sizes": (), "depths": (), "batches": (), "thread_counts": ()}
 
 
 class Run(NamedTuple):
@@ -32,6 +36,7 @@ class Run(NamedTuple):
     text: Path
     announced: list[str]
     progress: list[tuple[int, int, str]]
+    loaded: list[str]
 
 
 @pytest.fixture(scope="module")
@@ -42,23 +47,34 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     text.write_text(load_text().text[:3000], "utf-8")
     announced: list[str] = []
     progress: list[tuple[int, int, str]] = []
+    loaded: list[str] = []
+    load = Model.load
+
+    def watched(path: Path, **options: Any) -> Model:
+        loaded.append(Path(path).name)
+        return load(path, **options)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DGPT2_QUANT_CACHE", str(folder / "cache"))
         patch.setattr(timing, "TEXT_SECONDS", 0.0)  # once is enough here
         patch.setattr(timing, "POINT_SECONDS", 0.0)
+        patch.setattr(Model, "load", watched)
         document = bench(
             "storybook",
             type=["q8_0", "Q4_0"],
             text=text,
             rounds=1,
             threads=1,
-            grid=Grid(prompt_sizes=(4,), depths=(8,), batches=(2,), thread_counts=()),
+            prompt_sizes=(4,),
+            depths=(8,),
+            batches=(2,),
+            thread_counts=(2,),
             per_token=folder / "tokens.jsonl",
             announce=announced.append,
             progress=lambda *arguments: progress.append(arguments),
         )
         write_report(document, folder / "report")
-        yield Run(document, folder / "report", text, announced, progress)
+        yield Run(document, folder / "report", text, announced, progress, loaded)
 
 
 def check(value: Any, hint: Any, where: str = "bench.json") -> None:
@@ -82,7 +98,7 @@ def check(value: Any, hint: Any, where: str = "bench.json") -> None:
         assert not isinstance(value, float) or math.isfinite(value), f"{where} is {value!r}"
 
 
-def test_every_key_is_there_and_no_other(run: Run) -> None:
+def test_the_document_has_exactly_the_keys_of_the_schema(run: Run) -> None:
     check(run.document, BenchJson)
 
 
@@ -110,7 +126,7 @@ def test_what_was_measured(run: Run) -> None:
     assert 512 <= text["tokens"] < 1024
 
 
-def test_the_rows_are_those_of_the_files(run: Run) -> None:
+def test_results_match_the_files(run: Run) -> None:
     large, small = run.document["results"]
     for row in (large, small):
         header = read_header(Path(row["path"]))
@@ -126,13 +142,18 @@ def test_the_rows_are_those_of_the_files(run: Run) -> None:
         assert sum(part["tokens"] for part in row["by_confidence"]) == 255
         assert row["worst"][0]["kld"] == row["kld_max"]
         assert {(point["measure"], point["tokens"], point["batch"]) for point in row["speed"]} == {
-            ("prompt", 4, 1), ("decode", 32, 1), ("decode", 32, 2),
+            ("prompt", 4, 1), ("decode", 32, 1), ("decode", 32, 2), ("prompt", 128, 1),
         }  # fmt: skip
     assert large["bytes"] > small["bytes"]
     assert large["kld_mean"] < small["kld_mean"]
 
 
-def test_the_levels_are_compared_with_each_other_and_with_noise(run: Run) -> None:
+def test_each_file_is_loaded_once(run: Run) -> None:
+    """By this process; load time and memory are measured in others."""
+    assert sorted(run.loaded) == sorted(f"storybook.{name}.gguf" for name in ("F32", "Q8_0", "Q4_0"))
+
+
+def test_the_files_are_compared_with_each_other_and_with_noise(run: Run) -> None:
     (pair,) = run.document["pairs"]
     assert (pair["a"], pair["b"]) == ("Q8_0", "Q4_0")
     large, small = run.document["results"]
@@ -159,7 +180,7 @@ def test_where_it_was_measured(run: Run) -> None:
     assert environment["cpu"]
 
 
-def test_the_reader_is_told_what_goes_on(run: Run) -> None:
+def test_notes_and_progress(run: Run) -> None:
     assert run.announced[0].startswith("Converting storybook to Q8_0, Q4_0, F32")
     assert all(said.startswith("Other programs use this machine") for said in run.announced[1:])
     topics = list(dict.fromkeys(topic.split(",")[0] for *_, topic in run.progress))
@@ -173,46 +194,35 @@ def test_the_reader_is_told_what_goes_on(run: Run) -> None:
 def test_a_busy_machine_is_announced(
     storybook_files: dict[str, Path], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(matrix, "measure", lambda *_, **__: 1 / 0)  # far enough
-    monkeypatch.setattr(matrix, "measure_footprint", lambda *_, **__: Footprint(1.0, 1.0, 1))
-    subject = matrix.Subject("storybook", "", storybook_files["F32"], [storybook_files["Q4_0"]])
+    subject = Subject("storybook", "", storybook_files["F32"], [storybook_files["Q4_0"]])
+    impossible = Settings(grid=Grid(depths=(9999,)))  # ends the benchmark after the note
     for share, busy in ((0.0, False), (0.5, True)):
-        monkeypatch.setattr(matrix.Watch, "so_far", lambda _, share=share: Usage(1, 0, 1, share))
+        monkeypatch.setattr(Watch, "so_far", lambda _, share=share: Usage(1, 0, 1, share))
         said: list[str] = []
-        with pytest.raises(ZeroDivisionError):
-            matrix.measure_levels(subject, load_text(run.text), announce=said.append)
+        with pytest.raises(UsageError, match="not 9999"):
+            bench_files(subject, load_text(run.text), impossible, announce=said.append)
         assert [line.partition(" (")[0] for line in said] == ["Other programs use this machine"] * busy
 
 
 def refused(error: type[Exception], message: str, model: str = "storybook", **options: Any) -> None:
-    """That it is refused before any work, so that nobody waits for it."""
+    """Checks that it is refused before any work."""
     work: list[Any] = []
     with pytest.raises(error, match=message):
         bench(model, announce=work.append, progress=lambda *step: work.append(step), **options)
     assert work == []
 
 
-@pytest.mark.parametrize("name", ["bench.json", "report.md"])
-def test_an_existing_report_is_not_overwritten(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_text("mine")
-    with pytest.raises(OutputError, match=f"{name} exists already"):
-        refuse_reports(tmp_path)
-    refuse_reports(tmp_path, overwrite=True)
-    assert [path.name for path in tmp_path.iterdir()] == [name]
-    assert (tmp_path / name).read_text() == "mine"
-
-
 def test_one_file_is_refused(storybook_files: dict[str, Path]) -> None:
-    refused(UsageError, "is one file; a benchmark compares", model=str(storybook_files["Q4_0"]))
+    refused(UsageError, "`model` must be a checkpoint, not the file", model=str(storybook_files["Q4_0"]))
 
 
-def test_files_beside_the_types(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One by another recipe, whose vocabulary is padded."""
+def test_files_in_addition_to_types(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measures a file of another recipe, with a padded vocabulary."""
     monkeypatch.setenv("DGPT2_QUANT_CACHE", str(run.text.parent / "cache"))
     monkeypatch.setattr(timing, "TEXT_SECONDS", 0.0)
     monkeypatch.setattr(timing, "POINT_SECONDS", 0.0)
-    monkeypatch.setattr(matrix, "measure_footprint", lambda *_, **__: Footprint(1.0, 1.0, 1))  # measured above
-    options: dict[str, Any] = {"text": run.text, "rounds": 1, "threads": 1, "grid": Grid.none()}
+    monkeypatch.setattr(measure_module, "measure_footprint", lambda *_, **__: Footprint(1.0, 1.0, 1))  # slow, run above
+    options: dict[str, Any] = {"text": run.text, "rounds": 1, "threads": 1, **NO_GRID}
     (lean,) = convert(
         "storybook", type="q4_0", output=tmp_path, recipe="lean", calibrate=run.text, without=["feedback"]
     )
@@ -239,11 +249,11 @@ def test_wrong_files(tmp_path: Path, storybook_files: dict[str, Path]) -> None:
 
 
 def test_wrong_arguments(tmp_path: Path) -> None:
-    refused(UsageError, "unknown quantization type 'q4_z'", type=["q4_z"])
-    refused(UsageError, "unknown quantization type 'best'", reference="best")
-    refused(UsageError, "0 rounds", rounds=0)
-    refused(UsageError, "the patience is -1 s", patience=-1)
-    refused(ModelNotFoundError, "there is no text 'absent.txt'", text="absent.txt")
+    refused(UsageError, "unknown quant type 'q4_z'", type=["q4_z"])
+    refused(UsageError, "unknown quant type 'best'", reference="best")
+    refused(UsageError, "`rounds` must be 1 or more, not 0", rounds=0)
+    refused(UsageError, "`patience` must be 0 to .* not -1", patience=-1)
+    refused(ModelNotFoundError, "no text 'absent.txt'", text="absent.txt")
     (tmp_path / "latin.txt").write_bytes(b"\xe4" * 9999)
     refused(UsageError, r"latin\.txt is not UTF-8", text=tmp_path / "latin.txt")
 
@@ -254,5 +264,5 @@ def test_an_unknown_model() -> None:
 
 def test_a_short_text(tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("The end.")
-    with pytest.raises(UsageError, match="the text has 3 tokens; at least one chunk of 512"):
+    with pytest.raises(UsageError, match="the text has 3 tokens, and needs at least one chunk of 512"):
         bench("storybook", type=["q4_0"], reference="f16", text=tmp_path / "short.txt")

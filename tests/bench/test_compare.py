@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dgpt2_quant.bench.compare import compare_documents
+from dgpt2_quant.bench.compare import compare
 from dgpt2_quant.core.errors import ResultError, UsageError
 from dgpt2_quant.core.gguf_file import read_header
 from dgpt2_quant.core.text import load_text
@@ -23,7 +23,7 @@ def with_row(**changed: Any) -> Any:
 
 def worse(new: Any, old: Any = OLD, **tolerances: float) -> list[str]:
     """The figures that are worse; the verdict, the reasons and the single changes have to agree."""
-    found = compare_documents(old, new, **tolerances)
+    found = compare(old, new, **tolerances)
     assert found["worse"] == bool(found["reasons"])
     figures = [change["figure"] for change in found["changes"] if change["worse"]]
     assert len(found["reasons"]) >= len(figures)
@@ -31,7 +31,7 @@ def worse(new: Any, old: Any = OLD, **tolerances: float) -> list[str]:
 
 
 def test_the_same_is_not_worse() -> None:
-    found = compare_documents(OLD, OLD)
+    found = compare(OLD, OLD)
     assert (found["worse"], found["reasons"], found["notes"], found["missing"], found["added"]) == (
         False,
         [],
@@ -64,12 +64,12 @@ def test_better_is_not_worse() -> None:
 
 
 def test_top1_is_shown_and_not_compared() -> None:
-    found = compare_documents(OLD, with_row(top1_agreement=0.5))
+    found = compare(OLD, with_row(top1_agreement=0.5))
     (shown,) = [c for c in found["changes"] if c["figure"] == "top1_agreement" and c["type"] == "Q4_0"]
     assert (shown["new"], shown["compared"], found["worse"]) == (0.5, False, False)
 
 
-def test_rounding_of_another_processor_is_no_loss() -> None:
+def test_rounding_of_another_processor_is_allowed() -> None:
     old, new = (document(result("F16", kld_mean=kld, kld_p99=8 * kld)) for kld in (1e-6, 1.9e-6))
     assert worse(new, old) == []
     assert worse(document(result("F16", kld_mean=3e-6, kld_p99=8e-6)), old) == ["kld_mean"]
@@ -87,7 +87,7 @@ def with_floor(noise: float | None, **row: Any) -> Any:
     return {**with_row(**row), "noise_floor": floor}
 
 
-def test_a_noise_floor_opens_the_gate_only_so_far() -> None:
+def test_the_allowance_of_a_noise_floor_is_limited() -> None:
     high = with_floor(1.0)
     assert worse(with_floor(1.0, kld_mean=0.00123 * 1.01 + 9e-5), high) == []
     assert worse(with_floor(1.0, kld_mean=0.00123 * 1.01 + 1.1e-4), high) == ["kld_mean"]
@@ -95,7 +95,7 @@ def test_a_noise_floor_opens_the_gate_only_so_far() -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "worse"),
     [
         (1e-9, 9e-6, False),
         (1e-9, 1.1e-5, True),
@@ -107,25 +107,25 @@ def test_a_noise_floor_opens_the_gate_only_so_far() -> None:
         (1e-9, None, False),
     ],
 )
-def test_a_noise_floor_that_grew_is_a_reason(old: float | None, new: float | None, told: bool) -> None:
-    found = compare_documents(with_floor(old), with_floor(new))
-    assert found["worse"] is told
-    assert [reason.split(" is ")[0] for reason in found["reasons"]] == ["The noise floor"] * told
+def test_a_grown_noise_floor_is_worse(old: float | None, new: float | None, worse: bool) -> None:
+    found = compare(with_floor(old), with_floor(new))
+    assert found["worse"] is worse
+    assert [reason.split(" is ")[0] for reason in found["reasons"]] == ["The noise floor"] * worse
 
 
-def test_lost_bits_have_to_be_paid_for() -> None:
+def test_lost_bits_without_a_gain_are_worse() -> None:
     fewer = 4.567 - 0.006
     assert worse(with_row(bits_per_weight=fewer)) == ["bits_per_weight"]
     assert worse(with_row(bits_per_weight=fewer, kld_mean=0.00122)) == ["bits_per_weight"]  # luck
     gained: dict[str, Any] = {"bits_per_weight": fewer, "kld_mean": 0.0012}
     assert worse(with_row(**gained)) == []
-    assert "fewer bits per weight, and is nearer" in compare_documents(OLD, with_row(**gained))["notes"][0]
+    assert "fewer bits per weight, but is nearer" in compare(OLD, with_row(**gained))["notes"][0]
     assert worse(with_row(**gained, perplexity=20.51)) == ["bits_per_weight"]
     assert worse(with_row(**gained, kld_p99=0.0458)) == ["bits_per_weight"]
     assert worse(with_row(bits_per_weight=4.6)) == []
 
 
-def test_speed_is_compared_by_its_ratio_and_on_demand() -> None:
+def test_speed_is_compared_by_ratio_if_a_tolerance_is_given() -> None:
     slow = with_row(decode_ratio=rate(2.4), decode_tps=rate(1.0))  # of rounds from 2.16 to 2.64, 2.7 to 3.3 before
     assert worse(slow) == []
     assert worse(slow, speed_tolerance=0.1) == ["decode_ratio"]
@@ -137,16 +137,16 @@ def test_speed_is_compared_by_its_ratio_and_on_demand() -> None:
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_disturbed_timings_are_told_and_not_compared(which: int) -> None:
+def test_disturbed_timings_are_reported_not_compared(which: int) -> None:
     documents = [with_row(), with_row(decode_ratio=rate(1.0))]
     documents[which]["results"][1]["disturbed"] = True
-    found = compare_documents(*documents, speed_tolerance=0.1)
+    found = compare(*documents, speed_tolerance=0.1)
     assert not found["worse"]
-    assert found["notes"] == ["Q4_0: other processes disturbed a timing; its speeds are not compared."]
+    assert found["notes"] == ["Q4_0: other programs disturbed a timing; its speeds are not compared."]
 
 
-def test_missing_and_new_levels() -> None:
-    found = compare_documents(OLD, document(result("Q8_0"), result("Q4_0", recipe="lean")))
+def test_missing_and_new_files() -> None:
+    found = compare(OLD, document(result("Q8_0"), result("Q4_0", recipe="lean")))
     assert found["worse"]
     assert (found["missing"], found["added"]) == (["Q4_0"], ["Q4_0 lean"])
     assert found["reasons"] == ["Q4_0 is missing in the new document."]
@@ -154,33 +154,33 @@ def test_missing_and_new_levels() -> None:
 
 
 def test_reasons_are_sentences() -> None:
-    (reason,) = compare_documents(OLD, with_row(kld_mean=0.0015))["reasons"]
+    (reason,) = compare(OLD, with_row(kld_mean=0.0015))["reasons"]
     assert reason == "Q4_0: mean KL divergence 0.00150, 0.00123 before, +21.95 %."
 
 
 @pytest.mark.parametrize("by", [0.998, 1.002])
-def test_another_perplexity_of_the_reference_is_told(by: float) -> None:
+def test_another_perplexity_of_the_reference_is_worse(by: float) -> None:
     new = with_row()
     new["reference"] = {**new["reference"], "perplexity": 20.4 * by}
-    (reason,) = compare_documents(OLD, new)["reasons"]
+    (reason,) = compare(OLD, new)["reasons"]
     assert reason.startswith("The reference's own perplexity is")
 
 
 @pytest.mark.parametrize(
     ("part", "key"), [("model", "source_sha256"), ("text", "sha256"), ("text", "context"), ("reference", "type")]
 )
-def test_what_can_not_be_compared(part: str, key: str) -> None:
+def test_documents_that_cannot_be_compared(part: str, key: str) -> None:
     new: Any = with_row()
     new[part] = {**new[part], key: "other"}
-    with pytest.raises(ResultError, match=rf"side by side: {part}\.{key} is .* in one and 'other'"):
-        compare_documents(OLD, new)
+    with pytest.raises(ResultError, match=rf"cannot be compared: {part}\.{key} is .* in one and 'other'"):
+        compare(OLD, new)
 
 
 @pytest.mark.parametrize("tolerance", [-0.1, float("nan"), float("inf"), -1])
-def test_tolerances_that_are_none(tolerance: float) -> None:
+def test_invalid_tolerances(tolerance: float) -> None:
     for name in ("kld_tolerance", "ppl_tolerance", "size_tolerance", "speed_tolerance"):
-        with pytest.raises(UsageError, match="tolerance of"):
-            compare_documents(OLD, OLD, **{name: tolerance})
+        with pytest.raises(UsageError, match="_tolerance` must be 0 or more"):
+            compare(OLD, OLD, **{name: tolerance})
 
 
 # In each pair a tensor is stored one level lower than the mix has it. The second one's KL divergence is *lower* than
@@ -228,7 +228,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.parametrize(("level", "tensor"), PLANTED)
-def test_one_tensor_at_one_level_lower_is_caught(level: str, tensor: str, measured: Any) -> None:
+def test_one_tensor_with_a_lower_type_is_caught(level: str, tensor: str, measured: Any) -> None:
     good, again, planted = measured(level), measured(level), measured(level, tensor)
-    assert not compare_documents(good, again)["worse"]
-    assert compare_documents(good, planted)["worse"]
+    assert not compare(good, again)["worse"]
+    assert compare(good, planted)["worse"]

@@ -87,7 +87,7 @@ def test_a_single_run_keeps_its_order_and_gets_new_advice(two: tuple[Path, Path]
     assert merged["advice"]
 
 
-def test_the_same_level_twice_is_the_later_one(two: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_later_of_two_equal_files_is_kept(two: tuple[Path, Path], tmp_path: Path) -> None:
     again = result("Q4_0", bytes=5, decode_tps=rate(999.0), kld_mean=0.00123 * 1.005)
     later = write(tmp_path / "later.json", document(again, environment=FAST, runs=[FAST]))
     merged = merge([two[0], later])
@@ -99,7 +99,7 @@ def test_the_same_level_twice_is_the_later_one(two: tuple[Path, Path], tmp_path:
     assert only["results"][0]["run"] == 0
 
 
-def test_another_recipe_is_another_level(two: tuple[Path, Path], tmp_path: Path) -> None:
+def test_another_recipe_is_another_row(two: tuple[Path, Path], tmp_path: Path) -> None:
     lean = write(tmp_path / "lean.json", document(result("Q4_0", recipe="lean", bytes=4, kld_mean=0.5)))
     merged = merge([two[0], lean])
     assert len(merged["results"]) == 3
@@ -107,7 +107,7 @@ def test_another_recipe_is_another_level(two: tuple[Path, Path], tmp_path: Path)
     assert "Q4_0 lean" not in str(merged["pairs"])
 
 
-def test_the_reference_is_of_the_first_run_that_is_left(two: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_reference_is_from_the_first_used_run(two: tuple[Path, Path], tmp_path: Path) -> None:
     def measured(name: str, cpu: str, speed: float, *levels: Any) -> Path:
         run = environment(cpu=cpu)
         reference = {**document()["reference"], "decode_tps": rate(speed), "perplexity": 20.4 * (1 + speed / 1e6)}
@@ -129,16 +129,16 @@ def test_another_perplexity_of_the_reference_is_refused(by: float, refused: bool
         assert len(merge(two)["results"]) == 3
         return
     with pytest.raises(
-        ResultError, match=r"a\.json and .*b\.json can not .*: reference\.perplexity is 20\.4000 in one"
+        ResultError, match=r"a\.json and .*b\.json cannot be compared: reference\.perplexity is 20\.4000 in one"
     ):
         merge(two)
 
 
 @pytest.mark.parametrize("key", ["kld_mean", "perplexity"])
-def test_the_same_level_with_another_quality_is_refused(key: str, two: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_same_file_with_another_quality_is_refused(key: str, two: tuple[Path, Path], tmp_path: Path) -> None:
     good = result("Q4_0", bytes=5)
     later = write(tmp_path / "later.json", document({**good, key: good[key] * 1.02}))  # type: ignore[literal-required]
-    with pytest.raises(ResultError, match=rf"Q4_0 is in .*a\.json and in .*later\.json, and not the same: .*{key}"):
+    with pytest.raises(ResultError, match=rf"Q4_0 differs between .*a\.json and .*later\.json: .*{key}"):
         merge([two[0], later])
 
 
@@ -154,21 +154,21 @@ def test_the_same_level_with_another_quality_is_refused(key: str, two: tuple[Pat
         ("reference.tokens_scored", 6_119),
     ],
 )
-def test_what_does_not_belong_together_is_refused(key: str, value: Any, two: tuple[Path, Path]) -> None:
+def test_documents_that_do_not_match_are_refused(key: str, value: Any, two: tuple[Path, Path]) -> None:
     write(two[1], changed(json.loads(two[1].read_text()), key, value))
-    with pytest.raises(ResultError, match=rf"a\.json and .*b\.json can not be laid side by side: {re.escape(key)} is"):
+    with pytest.raises(ResultError, match=rf"a\.json and .*b\.json cannot be compared: {re.escape(key)} is"):
         merge(two)
 
 
 def test_no_files_at_all() -> None:
-    with pytest.raises(UsageError, match="no results"):
+    with pytest.raises(UsageError, match="`results` is empty"):
         merge([])
 
 
 GOOD = document(result("Q4_0"), result("Q8_0"), peers=[peer("A")])
 
 
-def test_a_sound_document_is_read_as_it_is(tmp_path: Path) -> None:
+def test_a_valid_document_is_read_unchanged(tmp_path: Path) -> None:
     assert read_document(write(tmp_path / "a.json", GOOD)) == GOOD
     more = changed(changed(GOOD, "later", 1), "results[0].later", {"x": []})
     assert read_document(write(tmp_path / "a.json", more)) == GOOD  # what is not known is left out
@@ -194,14 +194,14 @@ def test_keys_that_older_documents_lack(key: str, value: Any, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
-        ("schema_version", 2, "schema version 2; this dgpt2-quant knows those up to 1"),
-        ("schema_version", "1", "no schema_version"),
-        ("schema_version", ..., "no schema_version"),
-        ("runs", ..., "has no runs: it is not whole, or of an older version"),
-        ("results[1].kld_interval", ..., r"has no results\[1\]\.kld_interval"),
+        ("schema_version", 2, "schema version 2; this version of dgpt2-quant reads up to 1"),
+        ("schema_version", "1", "lacks schema_version"),
+        ("schema_version", ..., "lacks schema_version"),
+        ("runs", ..., "lacks runs: it is incomplete, or of an older version"),
+        ("results[1].kld_interval", ..., r"lacks results\[1\]\.kld_interval"),
         ("results[0].kld_interval.low", None, r"results\[0\]\.kld_interval\.low is not a number"),
         ("results[0].bytes", 1.5, r"results\[0\]\.bytes is not a whole number"),
-        ("results[0].bytes", 0, r"results\[0\]\.bytes is 0, which it can not be"),
+        ("results[0].bytes", 0, r"results\[0\]\.bytes is 0, which is impossible"),
         ("results[0].perplexity", -3.0, r"perplexity is -3\.0, which"),
         ("results[0].perplexity", True, "perplexity is not a number"),
         ("results[0].perplexity", 10**400, "perplexity is out of range"),
@@ -216,15 +216,15 @@ def test_keys_that_older_documents_lack(key: str, value: Any, tmp_path: Path) ->
         ("results[1].run", -1, r"run is -1"),
         ("results", [], "results is empty"),
         ("results[1].type", "Q4_0", r"results\[1\] is Q4_0, and so is results\[0\]"),
-        ("results[0].kld_mean", 5e-324, r"results\[0\]\.kld_mean is 5e-324, which is out of range: it is 0, or 1e-30"),
-        ("results[0].kld_mean", 1e15, r"kld_mean is 10*\.0, which is out of range: it is 1e\+06 nats at most"),
-        ("results[0].kld_interval.high", 1e7, r"kld_interval\.high is .* out of range"),
-        ("results[0].kld_p99", 10**7, r"kld_p99 is .* out of range"),
-        ("results[0].worst[0].kld", 1e7, r"worst\[0\]\.kld is .* out of range"),
-        ("noise_floor.kld_mean", 1e-31, r"noise_floor\.kld_mean is .* out of range"),
-        ("pairs[0].kld_difference.low", -1e7, r"kld_difference\.low is .* out of range"),
-        ("reference.perplexity", 5e-324, r"reference\.perplexity is 5e-324, which is out of range: it is 1e-09"),
-        ("results[0].decode_ratio.min", 1e-300, r"decode_ratio\.min is .* out of range"),
+        ("results[0].kld_mean", 5e-324, r"results\[0\]\.kld_mean must be 0, or 1e-30 nats or more, not 5e-324"),
+        ("results[0].kld_mean", 1e15, r"kld_mean must be at most 1e\+06 nats, not 10*\.0"),
+        ("results[0].kld_interval.high", 1e7, r"kld_interval\.high must be "),
+        ("results[0].kld_p99", 10**7, r"kld_p99 must be "),
+        ("results[0].worst[0].kld", 1e7, r"worst\[0\]\.kld must be "),
+        ("noise_floor.kld_mean", 1e-31, r"noise_floor\.kld_mean must be "),
+        ("pairs[0].kld_difference.low", -1e7, r"kld_difference\.low must be "),
+        ("reference.perplexity", 5e-324, r"reference\.perplexity must be 1e-09 or more, not 5e-324"),
+        ("results[0].decode_ratio.min", 1e-300, r"decode_ratio\.min must be "),
         ("noise_floor.kld_mean", None, r"noise_floor\.kld_mean is not a number"),
         ("peers[0].load_ms", "soon", r"peers\[0\]\.load_ms is not a number"),
     ],
@@ -239,7 +239,7 @@ def test_a_broken_document_is_one_sentence(key: str, value: Any, says: str, tmp_
 @pytest.mark.parametrize(
     "key", ["noise_floor", "results[0].disturbed", "results[0].nll_correlation", "peers[0].load_ms"]
 )
-def test_what_may_be_unknown(key: str, tmp_path: Path) -> None:
+def test_figures_that_may_be_null(key: str, tmp_path: Path) -> None:
     known, unknown = (
         read_document(write(tmp_path / name, part)) for name, part in (("a", GOOD), ("b", changed(GOOD, key, None)))
     )
@@ -252,7 +252,7 @@ def test_signed_figures(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [0, 0.0, 1e-30, 1e6])
-def test_divergences_at_the_ends_of_their_range(value: float, tmp_path: Path) -> None:
+def test_divergences_at_the_limits(value: float, tmp_path: Path) -> None:
     path = write(tmp_path / "a.json", changed(GOOD, "results[0].kld_mean", value))
     assert read_document(path)["results"][0]["kld_mean"] == value
 
@@ -263,19 +263,19 @@ SOUND = json.dumps(GOOD)
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"", "not sound JSON"),
-        (b"{'a': 1}", "not sound JSON"),
-        (b"\xff\xfe{}", "not sound JSON"),
-        (b"[]", "holds no JSON object"),
-        (b"null", "holds no JSON object"),
-        (b"[" * 200_000, "not sound JSON"),
-        (b'{"schema_version": 1' + b"0" * 5000 + b"}", "not sound JSON"),
+        (b"", "not valid JSON"),
+        (b"{'a': 1}", "not valid JSON"),
+        (b"\xff\xfe{}", "not valid JSON"),
+        (b"[]", "is not a JSON object"),
+        (b"null", "is not a JSON object"),
+        (b"[" * 200_000, "not valid JSON"),
+        (b'{"schema_version": 1' + b"0" * 5000 + b"}", "not valid JSON"),
         (SOUND.replace('"loadavg": 0.25', '"loadavg": NaN').encode(), "loadavg is out of range"),
         (SOUND.replace('"loadavg": 0.25', '"loadavg": 1e999').encode(), "loadavg is out of range"),
     ],
     ids=["empty", "python", "utf-16", "list", "null", "deep", "long", "nan", "infinite"],
 )
-def test_what_is_no_document(content: bytes, says: str, tmp_path: Path) -> None:
+def test_invalid_documents(content: bytes, says: str, tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_bytes(content)
     with pytest.raises(ResultError, match=rf"bad\.json .*{says}"):
         read_document(tmp_path / "bad.json")
@@ -286,20 +286,20 @@ def test_what_is_no_document(content: bytes, says: str, tmp_path: Path) -> None:
     [
         (lambda folder: folder / "none.json", "there is no file"),
         (lambda folder: folder, "is a folder"),
-        (lambda folder: Path(os.devnull), "is no regular file"),
-        (lambda folder: folder / "a\0b", "not sound JSON|can not be read"),
-        (lambda folder: folder / ("x" * 300), "can not be read"),
+        (lambda folder: Path(os.devnull), "is not a regular file"),
+        (lambda folder: folder / "a\0b", "not valid JSON|cannot be read"),
+        (lambda folder: folder / ("x" * 300), "cannot be read"),
     ],
     ids=["absent", "folder", "device", "null", "long"],
 )
-def test_what_can_not_be_read(name: Callable[[Path], Path], says: str, tmp_path: Path) -> None:
+def test_unreadable_files(name: Callable[[Path], Path], says: str, tmp_path: Path) -> None:
     with pytest.raises(ResultError, match=says):
         read_document(name(tmp_path))
 
 
-def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_is_refused(tmp_path: Path) -> None:
     os.mkfifo(pipe := tmp_path / "pipe")
     tool = Path(sys.executable).with_name("dgpt2-quant")
     done = subprocess.run([tool, "compare", pipe, pipe], capture_output=True, text=True, timeout=20, check=False)
     assert done.returncode == 1
-    assert f"{pipe} is no regular file" in done.stderr
+    assert f"{pipe} is not a regular file" in done.stderr

@@ -90,12 +90,12 @@ def test_threads_change_nothing_but_the_speed(short_files: dict[str, Path], tale
     ("options", "error", "message"),
     [
         ({"text": "absent.txt"}, ModelNotFoundError, "no text 'absent.txt'"),
-        ({"ctx_size": 0}, UsageError, "the context size is 0"),
-        ({"ctx_size": 3}, UsageError, "3 positions are too few"),
-        ({"stride": 0}, UsageError, "the stride is 0"),
-        ({"stride": 513}, UsageError, "the stride is 513"),
-        ({"method": "llama.cpp", "stride": 8}, UsageError, "has no stride"),
-        ({"method": "best"}, UsageError, "the method is 'best'"),
+        ({"ctx_size": 0}, UsageError, "`ctx_size` must be .* not 0"),
+        ({"ctx_size": 3}, UsageError, "a context of 3 positions is too short"),
+        ({"stride": 0}, UsageError, "`stride` must be 1-512 .* not 0"),
+        ({"stride": 513}, UsageError, "`stride` must be 1-512 .* not 513"),
+        ({"method": "llama.cpp", "stride": 8}, UsageError, "`stride` needs the strided method"),
+        ({"method": "best"}, UsageError, "`method` must be one of .* not 'best'"),
     ],
 )
 def test_wrong_arguments(
@@ -107,7 +107,7 @@ def test_wrong_arguments(
 
 def test_a_text_that_is_too_short(short_files: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("The end.")
-    with pytest.raises(UsageError, match="the text has 3 tokens; at least one chunk of 512"):
+    with pytest.raises(UsageError, match="the text has 3 tokens, and needs at least one chunk of 512"):
         perplexity(str(short_files["Q4_0"]), text=tmp_path / "short.txt", threads=1)
     found = perplexity(str(short_files["Q4_0"]), text=tmp_path / "short.txt", method="strided", threads=1)
     assert found["tokens_scored"] == 2

@@ -96,6 +96,6 @@ def run_bytes(
 def run_text(
     *arguments: str | Path, folder: Path | None = None, largest_file: int | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """As `run_bytes`, for who reads text."""
+    """As `run_bytes`, with text output."""
     done = run_bytes(*arguments, folder=folder, largest_file=largest_file)
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())

@@ -69,7 +69,7 @@ def test_types_set_by_hand_are_taken_and_shown(folder: Path, tmp_path: Path) -> 
     described = document("inspect", entry["path"])
     types = {tensor["name"]: tensor["type"] for tensor in described["tensors"]}
     assert [types[f"blk.0.{name}.weight"] for name in ("ffn_down", "attn_qkv", "ffn_up")] == ["Q8_0", "F16", "Q4_0"]
-    assert "set by hand    ffn_down=Q8_0, qkv=F16\n" in succeeded("inspect", entry["path"]).stdout
+    assert "set manually   ffn_down=Q8_0, qkv=F16\n" in succeeded("inspect", entry["path"]).stdout
 
 
 def test_a_text_on_the_way_gives_the_file_of_its_importance_matrix(folder: Path, tmp_path: Path) -> None:
@@ -156,20 +156,20 @@ def test_the_same_command_goes_on_where_it_was_interrupted(folder: Path, tmp_pat
     ("arguments", "status", "says"),
     [
         ("convert tiny -t iq2_xs", 2, "IQ2_XS needs an importance matrix"),
-        ("convert tiny -t q4_0 --imatrix tiny.F32.gguf", 1, "is no importance matrix"),
-        ("convert tiny -t q4_0 --imatrix text.txt", 1, "the old .dat format"),
-        ("convert tiny -t q4_0 --calibrate short.txt", 2, "short.txt has 1 tokens; at least one chunk of 32"),
+        ("convert tiny -t q4_0 --imatrix tiny.F32.gguf", 1, "is not an importance matrix"),
+        ("convert tiny -t q4_0 --imatrix text.txt", 1, "old .dat format"),
+        ("convert tiny -t q4_0 --calibrate short.txt", 2, "short.txt has 1 tokens, less than one chunk of 32"),
         ("convert tiny -t q4_0 --calibrate text.txt --imatrix imatrix.gguf", 2, "Leave one of the two out"),
         ("convert tiny -t q4_0 --tensor-type gate=q8_0", 2, "matches no matrix"),
-        ("convert storybook -t q4_0 --imatrix other.gguf", 2, "It was made for another model"),
-        ("convert tiny.Q8_0.gguf -t q4_0", 2, "is quantized already"),
+        ("convert storybook -t q4_0 --imatrix other.gguf", 2, "It belongs to another model"),
+        ("convert tiny.Q8_0.gguf -t q4_0", 2, "is already quantized"),
         ("convert owner/uncached -t q4_0 --dry-run", 1, "offline, and owner/uncached"),
         ("imatrix tiny --text text.txt", 2, "--output"),
-        ("imatrix tiny -o new.gguf", 2, "neither a text to collect over nor a file to merge"),
+        ("imatrix tiny -o new.gguf", 2, "neither a text nor files to merge are given"),
         ("imatrix tiny -o new.gguf --text text.txt --merge gone.gguf", 1, "there is no file gone.gguf"),
         ("imatrix tiny -o new.gguf --text text.txt --chunks 0", 2, "--chunks"),
         ("imatrix tiny -o new.gguf --text text.txt --merge other.gguf", 2, "columns for token_embd.weight"),
-        ("imatrix tiny -o text.txt --text text.txt", 1, "text.txt exists already"),
+        ("imatrix tiny -o text.txt --text text.txt", 1, "text.txt already exists"),
     ],
 )
 def test_errors_are_a_sentence_and_a_status(

@@ -1,4 +1,4 @@
-"""Bad input through the real program: one sentence, perhaps one hint, a status, and nothing left behind."""
+"""Wrong input of the program gives one sentence, at most one hint, a status, and no files."""
 
 import json
 import os
@@ -119,16 +119,16 @@ CHECKPOINTS = {
     "truncated weights": Bad(weights(lambda c: c[:-1]), ("model.safetensors", "ends at byte"), "truncated"),
     "weights cut off in the header": Bad(weights(lambda c: c[:1000]), ("model.safetensors", "claims")),
     "a header length that lies": Bad(weights(lambda c: b"\xff" * 8 + c[8:]), ("claims 18446744073709551615 bytes",)),
-    "a header that is no JSON": Bad(weights(lambda c: c[:8] + b"{'" + c[10:]), ("not sound JSON",)),
+    "a header that is no JSON": Bad(weights(lambda c: c[:8] + b"{'" + c[10:]), ("not valid JSON",)),
     "an unknown dtype": Bad(header(lambda h: h[FIRST].update(dtype="F31")), ("unknown dtype 'F31'", FIRST)),
     "tensors that overlap": Bad(
         header(lambda h: h[FIRST].update(data_offsets=[n + 4 for n in h[FIRST]["data_offsets"]])), ("overlaps",)
     ),
-    "a tensor twice": Bad(weights(twice), ("transformer.wte.weight", "stands in it twice")),
-    "a wrong shape": Bad(header(lambda h: h[SECOND]["shape"].reverse()), (SECOND, "shape", "calls for")),
+    "a tensor twice": Bad(weights(twice), ("transformer.wte.weight", "occurs twice")),
+    "a wrong shape": Bad(header(lambda h: h[SECOND]["shape"].reverse()), (SECOND, "shape", "implies")),
     "a missing tensor": Bad(header(lambda h: h.pop(FIRST)), (FIRST,), "n_layer"),
     "no config": Bad(file("config.json", None), ("config.json",)),
-    "a config that is garbage": Bad(file("config.json", b"\x80garbage"), ("config.json is not sound JSON",)),
+    "a config that is garbage": Bad(file("config.json", b"\x80garbage"), ("config.json is not valid JSON",)),
     "another architecture": Bad(config(model_type="llama"), ("'llama'", "gpt2"), "llama.cpp"),
     "no weights": Bad(file("model.safetensors", None), ("has no model.safetensors",)),
     "only pytorch's weights": Bad(only_pytorch, ("only pytorch_model.bin",), "save_pretrained"),
@@ -154,14 +154,14 @@ FILES: dict[str, bytes] = {
     "storybook.Q8_0.gguf": b"precious",
 }
 CALLS = [
-    ("storybook -t q8_0", 1, ("storybook.Q8_0.gguf exists already",), "--overwrite"),
+    ("storybook -t q8_0", 1, ("storybook.Q8_0.gguf already exists",), "--overwrite"),
     ("storybook -t q8_0 -o notes", 1, ("notes is a file, not a folder",), "folder"),
     ("storybook -t q8_0 -o /dev/null", 1, ("/dev/null",), "folder"),
     ("storybook -t q4_k_n", 2, ("'q4_k_n'",), "q4_k_m"),
     ("storybook -t q4_0 --recipe best", 2, ("'best'", "stock"), ""),
     ("no-such-model -t q8_0", 1, ("no-such-model",), "storybook"),
     ("./no/such/model -t q8_0", 1, ("./no/such/model",), "storybook"),
-    ("garbage.gguf -t q8_0", 1, ("garbage.gguf is not a sound GGUF file",), ""),
+    ("garbage.gguf -t q8_0", 1, ("garbage.gguf is not a valid GGUF file",), ""),
     ("storybook -t q4_0 --imatrix old.dat", 1, ("old.dat", ".dat format"), "imatrix"),
     ("storybook -t q4_0 --imatrix none.gguf", 1, ("none.gguf",), "imatrix"),
     ("storybook -t q4_0 --imatrix other.gguf", 2, ("128 columns",), "another model"),
@@ -194,14 +194,14 @@ def test_a_truncated_gguf_file_is_one_sentence(storybook_files: dict[str, Path],
     content = storybook_files["F16"].read_bytes()
     (tmp_path / "cut.gguf").write_bytes(content[:-1])
     result = dgpt2("convert", "cut.gguf", "-t", "q8_0", folder=tmp_path)
-    assert_one_sentence(result, 1, "cut.gguf is not a sound GGUF file", "ends at byte")
+    assert_one_sentence(result, 1, "cut.gguf is not a valid GGUF file", "ends at byte")
     assert everything(tmp_path) == [("cut.gguf", len(content) - 1)]
 
 
 @pytest.mark.parametrize("output", ["out", "."])
 def test_a_full_disk_is_one_sentence(output: str, tmp_path: Path) -> None:
     result = dgpt2("convert", "storybook", "-t", "q8_0", "-o", output, folder=tmp_path, largest_file=1_000_000)
-    assert_one_sentence(result, 1, "storybook.Q8_0.gguf can not be written", "File too large")
+    assert_one_sentence(result, 1, "cannot write", "storybook.Q8_0.gguf", "File too large")
     assert everything(tmp_path) == []
 
 
@@ -209,4 +209,4 @@ def test_a_full_disk_is_one_sentence(output: str, tmp_path: Path) -> None:
 def test_a_folder_without_permission_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir(mode=0o500)
     result = dgpt2("convert", "storybook", "-t", "q8_0", "-o", "out", folder=tmp_path)
-    assert_one_sentence(result, 1, "no permission to write there", hint="-o")
+    assert_one_sentence(result, 1, "permission denied", hint="-o")

@@ -32,13 +32,13 @@ def test_the_document_of_a_task(storybook_files: dict[str, Path], passages: Path
     }  # fmt: skip
 
 
-def test_the_table_for_people(passages: Path) -> None:
+def test_the_printed_table(passages: Path) -> None:
     call = ("eval", "-m", "storybook", "-t", "q4_0", "--task", "lambada", "--data", passages, "--threads", "1")
     result = dgpt2(*call)
     assert result.returncode == 0, result.stderr.decode()
     lines = result.stdout.decode().splitlines()
     assert lines[0].startswith("lambada: storybook on passages.jsonl (2 items, sha256 ")
-    assert "change against F16" in lines[1]
+    assert "change from F16" in lines[1]
     assert [line.split()[:2] for line in lines[3:]] == [["Q4_0", "perplexity"], ["Q4_0", "accuracy"], ["Q4_0", "last"]]
     assert b"Converting storybook to F16, Q4_0" in result.stderr
 
@@ -54,9 +54,9 @@ def test_a_group_is_a_list(passages: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "says"),
     [
-        (["--task", "lambda"], 2, "no task 'lambda'"),
-        (["--task", "lambada", "--offline"], 1, "--data FILE"),
-        (["--task", "bpb"], 2, "--data FILE"),
+        (["--task", "lambda"], 2, "not 'lambda'"),
+        (["--task", "lambada", "--offline"], 1, "--data to the file"),
+        (["--task", "bpb"], 2, "--data to a file"),
     ],
 )
 def test_errors(arguments: list[str], status: int, says: str) -> None:

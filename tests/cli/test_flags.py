@@ -18,6 +18,6 @@ def test_the_library_names_keywords_and_the_command_line_flags() -> None:
     assert "`" not in done.stderr
 
 
-def test_names_that_are_no_option_stay() -> None:
+def test_other_names_are_unchanged() -> None:
     use_flags_of([])
     assert in_flags("`target_size` and `dgpt2-quant imatrix`") == "`target_size` and `dgpt2-quant imatrix`"

@@ -15,7 +15,6 @@ import pytest
 import typer.main
 from dgpt2_quant.bench.bench import bench
 from dgpt2_quant.bench.perplexity import perplexity
-from dgpt2_quant.bench.speed.grid import Grid
 from dgpt2_quant.bench.tasks.evaluate import evaluate
 from dgpt2_quant.cli.main import app
 from dgpt2_quant.core.text import load_text
@@ -50,7 +49,7 @@ def pipe(tmp_path: Path) -> Iterator[Pipe]:
             return path
 
         yield make
-        for path in (tmp_path / "pipe").iterdir():  # a writer that no reader came to would wait for ever
+        for path in (tmp_path / "pipe").iterdir():  # a writer without a reader would wait for ever
             os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
         with suppress(BrokenPipeError):
             for one in written:
@@ -109,7 +108,8 @@ def test_imatrix_and_calibrate_take_a_pipe(file: Path, pipe: Pipe, tmp_path: Pat
 
 def test_bench_takes_a_pipe(file: Path, pipe: Pipe, tmp_path: Path) -> None:
     model = str(make_checkpoint(tmp_path / "tiny", layers=1, context=512))
-    found = bench(model, type="q8_0", text=pipe("tale.txt", TEXT), rounds=1, grid=Grid.none(), threads=1)
+    no_grid = {"prompt_sizes": (), "depths": (), "batches": (), "thread_counts": ()}
+    found = bench(model, type="q8_0", text=pipe("tale.txt", TEXT), rounds=1, threads=1, **no_grid)
     right = perplexity(model, type="f32", text=file, threads=1)
     text: Any = found["text"]
     assert {key: text[key] for key in right["text"]} == right["text"]
@@ -199,11 +199,11 @@ def test_a_prompt_on_stdin_loses_its_last_line_end(end: bytes, short_files: dict
 @pytest.mark.parametrize(
     ("arguments", "status", "says"),
     [
-        (["run", "-", "--grammar-file", "-"], 2, "stdin (-) was read already"),
-        (["run", "-", "--grammar-file", "/dev/stdin"], 2, "stdin (-) was read already"),
-        (["perplexity", "--per-token", "-"], 2, "--per-token takes a file"),
-        (["bench", "--per-token", "-"], 2, "--per-token takes a file"),
-        (["imatrix", "--text", "-", "-o", "-"], 2, "cannot go to stdout"),
+        (["run", "-", "--grammar-file", "-"], 2, "stdin (`-`) was already read"),
+        (["run", "-", "--grammar-file", "/dev/stdin"], 2, "stdin (`-`) was already read"),
+        (["perplexity", "--per-token", "-"], 2, "--per-token must be a file"),
+        (["bench", "--per-token", "-"], 2, "--per-token must be a file"),
+        (["imatrix", "--text", "-", "-o", "-"], 2, "cannot be written to stdout"),
         (["perplexity", "--text", "/dev/zero"], 2, "/dev/zero is binary"),
         (["perplexity", "--text", "/"], 1, "cannot read the text '/': Is a directory"),
         (["eval", "--task", "bpb", "--data", "/dev/zero"], 2, "/dev/zero is binary"),
@@ -232,7 +232,7 @@ def test_a_terminal_is_waited_for_with_a_note() -> None:
     done = subprocess.run(call, stdin=theirs, capture_output=True, check=False, timeout=60)
     os.close(theirs)
     os.close(ours)
-    assert done.stderr.startswith(b"Reading the text from the terminal; Ctrl-D")
+    assert done.stderr.startswith(b"Reading the text from the terminal; end it with Ctrl-D")
     assert b"the text has 4 tokens" in done.stderr
 
 

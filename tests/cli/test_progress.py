@@ -39,7 +39,7 @@ def test_a_line_every_ten_seconds(monkeypatch: pytest.MonkeyPatch, capfd: pytest
 
 
 @pytest.mark.parametrize("stderr", ["2>&-", "2>/dev/full", "2> >(true)"])
-def test_a_stderr_that_takes_nothing_ends_nothing(stderr: str, tmp_path: Path) -> None:
+def test_an_unwritable_stderr_is_ignored(stderr: str, tmp_path: Path) -> None:
     script = tmp_path / "steps.py"
     script.write_text(STEPS)
     command = f"exec '{sys.executable}' '{script}' {stderr}"

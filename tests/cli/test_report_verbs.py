@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dgpt2_quant.bench.compare import compare_documents
+from dgpt2_quant.bench import compare as library
 from dgpt2_quant.bench.document.schema import BenchJson
 from dgpt2_quant.cli.compare import compare
 
@@ -38,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_compare_tells_by_its_exit_status(folder: Path) -> None:
+def test_the_exit_status_of_compare(folder: Path) -> None:
     same = run("compare", "good.json", "good.json", folder=folder)
     assert (same.returncode, same.stderr) == (0, "")
     assert same.stdout.splitlines()[-1] == "Not worse."
@@ -60,7 +60,7 @@ def test_compare_in_json(folder: Path) -> None:
     assert set(found["changes"][0]) == {"type", "recipe", "figure", "old", "new", "change", "compared", "worse"}
 
 
-def test_the_verdict_stands_when_nobody_reads_the_table(folder: Path) -> None:
+def test_the_exit_status_without_a_reader(folder: Path) -> None:
     read, write = os.pipe()
     os.close(read)
     call = [TOOL, "compare", "good.json"]
@@ -74,15 +74,15 @@ def test_the_verdict_stands_when_nobody_reads_the_table(folder: Path) -> None:
     ("arguments", "status", "says"),
     [
         ("compare good.json other.json", 1, "model.source_sha256"),
-        ("compare good.json broken.json", 1, "broken.json is not sound JSON"),
+        ("compare good.json broken.json", 1, "broken.json is not valid JSON"),
         ("compare none.json good.json", 1, "there is no file none.json"),
         ("compare good.json .", 1, "is a folder"),
         ("compare good.json", 2, "NEW.json"),
-        ("compare good.json good.json --kld-tolerance -1", 2, "kld tolerance of -1.0"),
-        ("compare good.json good.json --speed-tolerance nan", 2, "speed tolerance of nan"),
+        ("compare good.json good.json --kld-tolerance -1", 2, "--kld-tolerance must be 0 or more"),
+        ("compare good.json good.json --speed-tolerance nan", 2, "--speed-tolerance must be 0 or more"),
         ("report", 2, "RESULT.json"),
-        ("report good.json other.json -o out", 1, "good.json and other.json can not be laid side by side"),
-        ("report good.json worse.json -o out", 1, "Q4_0 is in good.json and in worse.json"),
+        ("report good.json other.json -o out", 1, "good.json and other.json cannot be compared"),
+        ("report good.json worse.json -o out", 1, "Q4_0 differs between good.json and worse.json"),
         ("report broken.json -o out", 1, "broken.json"),
         ("report good.json -o good.json", 1, "good.json is a file, not a folder"),
     ],
@@ -108,12 +108,12 @@ def test_report_merges_runs(folder: Path) -> None:
     assert run("compare", "good.json", "out/all/bench.json", folder=folder).returncode == 0
     again = run("report", "good.json", "-o", "out/all", folder=folder)
     assert (again.returncode, again.stdout) == (1, "")
-    assert "bench.json exists already" in again.stderr
+    assert "bench.json already exists" in again.stderr
     last = run("report", "good.json", "-o", "out/all", "--overwrite", "--json", folder=folder)
     assert json.loads(last.stdout) == json.loads((folder / "out/all/bench.json").read_text("utf-8"))
 
 
-def test_report_makes_a_folder_of_its_own(folder: Path) -> None:
+def test_report_creates_a_folder_by_default(folder: Path) -> None:
     assert run("report", "good.json", folder=folder).returncode == 0
     assert len(list(folder.glob("dgpt2-quant-report/*/report.html"))) == 1
 
@@ -123,5 +123,5 @@ def test_the_flags_are_the_keywords_of_the_library() -> None:
         parameters = inspect.signature(function).parameters
         return {name: parameters[name].default for name in parameters if name.endswith("_tolerance")}
 
-    assert defaults(compare) == defaults(compare_documents)
+    assert defaults(compare) == defaults(library.compare)
     assert len(defaults(compare)) == 4

@@ -66,15 +66,15 @@ def test_a_special_token_stops_and_is_shown(model: Path) -> None:
     ("arguments", "says"),
     [
         (("--logprobs", "2"), "--logprobs needs --json"),
-        (("--seed", "-2"), "seed is -2"),
-        (("--stop", ""), "stop is"),
+        (("--seed", "-2"), "--seed must be a whole number, 0 or more, or -1 for a random one, not -2"),
+        (("--stop", ""), "each text of --stop must be a str"),
         (("--stop-token-id", "99999"), "99999"),
         (("--grammar-file", "/dev/null"), "is empty"),
-        (("--repeat-penalty", "0"), "repeat_penalty is 0"),
+        (("--repeat-penalty", "0"), "--repeat-penalty must be 0.01 to 100, not 0"),
     ],
     ids=str,
 )
-def test_what_would_be_ignored_is_refused(arguments: tuple[str, ...], says: str, model: Path) -> None:
+def test_options_without_effect_are_refused(arguments: tuple[str, ...], says: str, model: Path) -> None:
     done = dgpt2("run", "x", "-m", model, "-n", "1", *arguments)
     assert (done.returncode, done.stdout) == (2, b"")
     assert says in done.stderr.decode()
@@ -83,14 +83,14 @@ def test_what_would_be_ignored_is_refused(arguments: tuple[str, ...], says: str,
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--ctx-size", "4096"), "--ctx-size 4096 is more than the 512 positions"),
+        (("--ctx-size", "4096"), "--ctx-size 4096 is more than this model's 512 positions"),
         (("--mirostat-tau", "3"), "--mirostat-tau has no effect without --mirostat 2"),
         (("--repeat-last-n", "9"), "--repeat-last-n has no effect without a penalty"),
         (("--lookup", "3", "--num-return-sequences", "2"), "--lookup has no effect without a single text"),
     ],
     ids=str,
 )
-def test_what_changes_nothing_is_noted(arguments: tuple[str, ...], says: str, model: Path) -> None:
+def test_options_without_effect_are_reported(arguments: tuple[str, ...], says: str, model: Path) -> None:
     done = dgpt2("run", "x", "-m", model, "-n", "1", *arguments)
     assert done.returncode == 0
     assert says in done.stderr.decode()

@@ -1,4 +1,4 @@
-"""A file appears whole or not at all, on both roads: without a name until it is complete, and beside its target."""
+"""Atomic file output, on both paths: files without a name until complete, and hidden files next to the target."""
 
 import errno
 import fcntl
@@ -16,7 +16,7 @@ from dgpt2_quant.core.errors import OutputError
 
 @pytest.fixture(params=["nameless", "named", "refused"], autouse=True)
 def road(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How the file is written: as Linux can, as other systems do, as Linux does where the file system can not."""
+    """How the file is written: as on Linux, as elsewhere, and as on Linux without O_TMPFILE."""
     road = str(request.param)
     if road == "named":
         monkeypatch.delattr(os, "O_TMPFILE", raising=False)
@@ -35,14 +35,14 @@ def road(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 
 def begin(target: Path, error: type[BaseException], overwrite: bool) -> None:
-    """Writes a part, and then fails."""
+    """Writes a part, and fails."""
     with output_file(target, overwrite=overwrite) as file:
         file.write(bytes(100_000))
         raise error
 
 
 def descriptors() -> int:
-    """How many this process has open, where the system says."""
+    """The number of open descriptors, if the system reports them."""
     folder = Path("/proc/self/fd")
     return len(list(folder.iterdir())) if folder.is_dir() else 0
 
@@ -51,7 +51,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_it_appears_when_the_block_ends_and_not_before(tmp_path: Path) -> None:
+def test_file_appears_when_the_block_ends(tmp_path: Path) -> None:
     target = tmp_path / "model.gguf"
     with output_file(target) as file:
         file.write(b"half")
@@ -62,7 +62,7 @@ def test_it_appears_when_the_block_ends_and_not_before(tmp_path: Path) -> None:
     assert names(tmp_path) == ["model.gguf"]
 
 
-def test_while_it_is_written_its_folder_shows_nothing_or_a_hidden_name(tmp_path: Path, road: str) -> None:
+def test_unfinished_file_is_invisible_or_hidden(tmp_path: Path, road: str) -> None:
     with output_file(tmp_path / "model.gguf"):
         shown = names(tmp_path)
         assert len(shown) == (0 if road == "nameless" else 1)
@@ -71,13 +71,13 @@ def test_while_it_is_written_its_folder_shows_nothing_or_a_hidden_name(tmp_path:
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_an_exception_in_the_block_leaves_nothing(error: type[BaseException], overwrite: bool, tmp_path: Path) -> None:
+def test_exception_leaves_no_file(error: type[BaseException], overwrite: bool, tmp_path: Path) -> None:
     with pytest.raises(error):
         begin(tmp_path / "model.gguf", error, overwrite)
     assert names(tmp_path) == []
 
 
-def test_an_exception_leaves_what_would_have_been_overwritten(tmp_path: Path) -> None:
+def test_exception_keeps_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "model.gguf"
     target.write_bytes(b"precious")
     with pytest.raises(RuntimeError):
@@ -86,17 +86,17 @@ def test_an_exception_leaves_what_would_have_been_overwritten(tmp_path: Path) ->
     assert names(tmp_path) == ["model.gguf"]
 
 
-def test_an_existing_file_is_refused_at_once(tmp_path: Path) -> None:
+def test_existing_file_is_refused(tmp_path: Path) -> None:
     target = tmp_path / "model.gguf"
     target.write_bytes(b"precious")
     with pytest.raises(OutputError) as caught, output_file(target):
         pytest.fail("the block has run")
-    assert caught.value.message == f"{target} exists already"
-    assert "--overwrite" in caught.value.hint
+    assert caught.value.message == f"{target} already exists"
+    assert "`overwrite`" in caught.value.hint
     assert target.read_bytes() == b"precious"
 
 
-def test_overwrite_replaces_and_keeps_an_open_reader_whole(tmp_path: Path) -> None:
+def test_overwrite_does_not_disturb_an_open_reader(tmp_path: Path) -> None:
     target = tmp_path / "model.gguf"
     target.write_bytes(b"the old one")
     with target.open("rb") as reader:
@@ -108,37 +108,37 @@ def test_overwrite_replaces_and_keeps_an_open_reader_whole(tmp_path: Path) -> No
     assert names(tmp_path) == ["model.gguf"]
 
 
-def test_overwrite_writes_what_is_not_there_as_well(tmp_path: Path) -> None:
+def test_overwrite_creates_a_missing_file(tmp_path: Path) -> None:
     with output_file(tmp_path / "model.gguf", overwrite=True) as file:
         file.write(b"new")
     assert (tmp_path / "model.gguf").read_bytes() == b"new"
 
 
-def test_a_name_that_was_taken_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+def test_file_created_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     target = tmp_path / "model.gguf"
-    with pytest.raises(OutputError, match="it exists already") as caught, output_file(target):
+    with pytest.raises(OutputError, match="it already exists") as caught, output_file(target):
         target.write_bytes(b"theirs")
-    assert "--overwrite" in caught.value.hint
+    assert "`overwrite`" in caught.value.hint
     assert target.read_bytes() == b"theirs"
     assert names(tmp_path) == ["model.gguf"]
 
 
-def test_a_dangling_link_is_a_name_that_is_taken(tmp_path: Path) -> None:
+def test_broken_link_counts_as_existing(tmp_path: Path) -> None:
     target = tmp_path / "model.gguf"
     target.symlink_to(tmp_path / "nowhere")
-    with pytest.raises(OutputError, match="it exists already"), output_file(target) as file:
+    with pytest.raises(OutputError, match="it already exists"), output_file(target) as file:
         file.write(b"ours")
     assert names(tmp_path) == ["model.gguf"]
     assert target.is_symlink()
 
 
-def test_folders_are_made(tmp_path: Path) -> None:
+def test_missing_folders_are_created(tmp_path: Path) -> None:
     with output_file(tmp_path / "a" / "b" / "model.gguf") as file:
         file.write(b"new")
     assert (tmp_path / "a" / "b" / "model.gguf").read_bytes() == b"new"
 
 
-def test_it_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
+def test_permissions_follow_the_umask(tmp_path: Path) -> None:
     (tmp_path / "usual").write_bytes(b"")
     with output_file(tmp_path / "ours") as file:
         file.write(b"")
@@ -147,24 +147,24 @@ def test_it_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["x" * 250 + ".gguf", "é" * 124 + ".gguf", "日" * 83 + ".gguf"])
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_the_longest_names_are_possible(name: str, overwrite: bool, tmp_path: Path) -> None:
+def test_longest_file_name(name: str, overwrite: bool, tmp_path: Path) -> None:
     with output_file(tmp_path / name, overwrite=overwrite) as file:
         file.write(b"new")
     assert names(tmp_path) == [name]
 
 
-def test_a_name_that_is_too_long_is_said_to_be(tmp_path: Path) -> None:
+def test_too_long_file_name_is_reported(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="File name too long"), output_file(tmp_path / ("x" * 256)) as file:
         file.write(b"new")
     assert names(tmp_path) == []
 
 
-def test_an_error_of_writing_names_the_file(tmp_path: Path) -> None:
+def test_write_error_names_the_file(tmp_path: Path) -> None:
     target = tmp_path / "model.gguf"
     with pytest.raises(OutputError) as caught, output_file(target):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    assert caught.value.message == f"{target} can not be written: the disk is full"
-    assert "-o" in caught.value.hint
+    assert caught.value.message == f"cannot write {target}: the disk is full"
+    assert "`output`" in caught.value.hint
     assert names(tmp_path) == []
 
 
@@ -192,12 +192,10 @@ def write_interrupted_at(moment: int, target: Path, overwrite: bool) -> bool:
 
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # scandir, of pathlib
-def test_an_interrupt_at_every_moment_leaves_nothing_hidden_and_no_empty_folder(
-    overwrite: bool, tmp_path: Path
-) -> None:
-    """Seen to fail: a hidden file stayed where the interrupt came on entry to `Path.unlink`, once in 10,000 runs."""
+def test_interrupt_at_any_line_leaves_no_file_or_folder(overwrite: bool, tmp_path: Path) -> None:
+    """Regression: an interrupt on entry to `Path.unlink` left a hidden file, once in 10,000 runs."""
     target = tmp_path / "folder" / "x.gguf"
-    with output_file(target):  # what is imported and cached at first is no moment of the second time
+    with output_file(target):  # first run: imports and caches add no interrupts to the second
         pass
     moment = 0
     interrupted = True
@@ -217,13 +215,13 @@ def test_an_interrupt_at_every_moment_leaves_nothing_hidden_and_no_empty_folder(
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_folder_can_not_be_replaced_by_a_file(overwrite: bool, tmp_path: Path) -> None:
+def test_folder_is_not_replaced(overwrite: bool, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="is a folder"):
         refuse_existing(tmp_path, overwrite)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_file_can_not_be_a_folder(overwrite: bool, tmp_path: Path) -> None:
+def test_path_inside_a_file_is_refused(overwrite: bool, tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("precious")
     for target in (tmp_path / "notes" / "model.gguf", tmp_path / "notes" / "deeper" / "model.gguf"):
         with pytest.raises(OutputError, match="notes"), output_file(target, overwrite=overwrite):
@@ -231,7 +229,7 @@ def test_a_file_can_not_be_a_folder(overwrite: bool, tmp_path: Path) -> None:
     assert (tmp_path / "notes").read_text() == "precious"
 
 
-def test_no_descriptor_stays_open(tmp_path: Path) -> None:
+def test_descriptors_are_closed(tmp_path: Path) -> None:
     open_before = descriptors()
     for number in range(5):
         with output_file(tmp_path / f"{number}.gguf") as file:
@@ -245,7 +243,7 @@ def test_no_descriptor_stays_open(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_folders_that_were_made_for_nothing_are_removed_again(
+def test_created_folders_are_removed_after_an_error(
     error: type[BaseException], overwrite: bool, tmp_path: Path
 ) -> None:
     (tmp_path / "there").mkdir()
@@ -256,7 +254,7 @@ def test_folders_that_were_made_for_nothing_are_removed_again(
         assert names(tmp_path / "there") == []
 
 
-def test_folders_that_were_made_stay_when_they_hold_something(tmp_path: Path) -> None:
+def test_created_folders_stay_if_not_empty(tmp_path: Path) -> None:
     with ExitStack() as stack:
         stack.enter_context(pytest.raises(RuntimeError))
         stack.enter_context(output_file(tmp_path / "a" / "b" / "model.gguf"))
@@ -266,11 +264,11 @@ def test_folders_that_were_made_stay_when_they_hold_something(tmp_path: Path) ->
     assert names(tmp_path / "a") == ["notes"]
 
 
-def test_a_folder_stays_where_another_file_is_being_written(tmp_path: Path) -> None:
-    """Without a name the other file does not keep the folder from being removed."""
+def test_folder_in_use_by_another_writer_stays(tmp_path: Path) -> None:
+    """A file without a name does not keep its folder from being removed."""
     folder = tmp_path / "new"
     failing = ExitStack()
-    failing.enter_context(output_file(folder / "first.gguf"))  # which makes the folder
+    failing.enter_context(output_file(folder / "first.gguf"))  # creates the folder
     with output_file(folder / "second.gguf") as file:
         with pytest.raises(RuntimeError), failing:
             raise RuntimeError
@@ -279,7 +277,7 @@ def test_a_folder_stays_where_another_file_is_being_written(tmp_path: Path) -> N
 
 
 def hidden_file(folder: Path, name: str, number: int = 0) -> Path:
-    """As a writer leaves it that was killed."""
+    """The hidden file that a killed writer leaves."""
     path = folder / f".{name[:50]}.{number:012x}.part"
     path.write_bytes(b"half")
     return path
@@ -287,7 +285,7 @@ def hidden_file(folder: Path, name: str, number: int = 0) -> Path:
 
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("name", ["model.gguf", "x" * 60 + ".gguf", "[*]?.gguf", "日本.gguf"])
-def test_what_the_dead_left_is_removed(name: str, overwrite: bool, tmp_path: Path) -> None:
+def test_leftovers_of_killed_writers_are_removed(name: str, overwrite: bool, tmp_path: Path) -> None:
     for number in range(3):
         hidden_file(tmp_path, name, number)
     with output_file(tmp_path / name, overwrite=overwrite) as file:
@@ -295,14 +293,14 @@ def test_what_the_dead_left_is_removed(name: str, overwrite: bool, tmp_path: Pat
     assert names(tmp_path) == [name]
 
 
-def test_what_the_dead_left_is_removed_by_a_writer_that_fails_too(tmp_path: Path) -> None:
+def test_failing_writer_also_removes_leftovers(tmp_path: Path) -> None:
     hidden_file(tmp_path, "model.gguf")
     with pytest.raises(RuntimeError):
         begin(tmp_path / "model.gguf", RuntimeError, overwrite=False)
     assert names(tmp_path) == []
 
 
-def test_what_the_living_write_is_left_alone(tmp_path: Path) -> None:
+def test_files_of_running_writers_are_kept(tmp_path: Path) -> None:
     theirs = hidden_file(tmp_path, "model.gguf")
     with theirs.open("rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -312,7 +310,7 @@ def test_what_the_living_write_is_left_alone(tmp_path: Path) -> None:
         assert theirs.read_bytes() == b"half"
 
 
-def test_two_writers_of_one_file_do_not_remove_each_others(tmp_path: Path) -> None:
+def test_two_writers_of_one_file(tmp_path: Path) -> None:
     target = tmp_path / "model.gguf"
     with output_file(target, overwrite=True) as one:
         one.write(b"one")
@@ -324,10 +322,10 @@ def test_two_writers_of_one_file_do_not_remove_each_others(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_what_another_writer_removed_before_it_was_locked_is_made_anew(
+def test_retries_after_removal_before_the_lock(
     overwrite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other one, which fails, takes the new folder for unused, or the new file for one that the dead left."""
+    """The other writer fails and removes the new folder as unused, or the new file as a leftover."""
     target, real, removed = tmp_path / "new" / "model.gguf", fcntl.flock, []
 
     def late(descriptor: int, how: int) -> None:
@@ -348,7 +346,7 @@ def test_what_another_writer_removed_before_it_was_locked_is_made_anew(
     assert names(tmp_path) == ["new"]
 
 
-def test_hidden_files_of_others_are_left_alone(tmp_path: Path) -> None:
+def test_other_hidden_files_are_kept(tmp_path: Path) -> None:
     others = [
         hidden_file(tmp_path, "another.gguf").name,
         hidden_file(tmp_path, "model.gguf.gz").name,
@@ -363,15 +361,15 @@ def test_hidden_files_of_others_are_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_name_that_no_file_can_have_is_an_error_of_ours(overwrite: bool, tmp_path: Path) -> None:
+def test_nul_byte_in_a_name_is_refused(overwrite: bool, tmp_path: Path) -> None:
     for target in (tmp_path / "a\0b.gguf", tmp_path / "a\0b" / "model.gguf"):
         with pytest.raises(OutputError), output_file(target, overwrite=overwrite):
             pytest.fail("the block has run")
     assert names(tmp_path) == []
 
 
-def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
-    """As with `-o /dev/null --overwrite`, which must not turn the device into a file."""
+def test_device_or_pipe_is_not_replaced(tmp_path: Path) -> None:
+    """`-o /dev/null --overwrite` must not turn the device into a file."""
     pipe = tmp_path / "pipe.gguf"
     os.mkfifo(pipe)
     with pytest.raises(OutputError), output_file(pipe, overwrite=True) as file:

@@ -1,4 +1,4 @@
-"""NumPy's BLAS has one thread while files are computed, whoever else sets it, and its own number afterwards."""
+"""NumPy's BLAS is limited to one thread while files are computed, and restored afterwards."""
 
 import logging
 import threading
@@ -17,13 +17,13 @@ def blas_threads(_: object = None) -> set[int]:
 
 @pytest.fixture(autouse=True)
 def three() -> Iterator[None]:
-    """Threads of the BLAS, before and after."""
+    """The thread counts of the BLAS libraries."""
     with threadpool_limits(3, user_api="blas"):
         yield
         assert blas_threads() == {3}
 
 
-def test_one_inside_and_as_before_afterwards() -> None:
+def test_limit_is_set_and_restored() -> None:
     with calculating(2):
         assert blas_threads() == {1}
         with calculating(5):
@@ -33,8 +33,8 @@ def test_one_inside_and_as_before_afterwards() -> None:
     assert blas_threads() == {3}
 
 
-def test_blocks_that_overlap_share_the_limit() -> None:
-    """The one that began first ends first: the other keeps its limit, and the last restores."""
+def test_overlapping_blocks_share_the_limit() -> None:
+    """The first to begin ends first: the other keeps the limit, and the last restores it."""
     inside, go_on = threading.Event(), threading.Event()
     found: list[set[int]] = []
 
@@ -55,8 +55,8 @@ def test_blocks_that_overlap_share_the_limit() -> None:
     assert blas_threads() == {3}
 
 
-def test_a_limit_of_another_thread_is_overruled() -> None:
-    """threadpoolctl lets only one thread of the process set OpenBLAS, the first that did."""
+def test_limit_of_another_thread_is_overridden() -> None:
+    """threadpoolctl lets only the first thread that did so set OpenBLAS."""
     inside, go_on = threading.Event(), threading.Event()
 
     def other() -> None:
@@ -78,7 +78,7 @@ def test_a_limit_of_another_thread_is_overruled() -> None:
     thread.join(20)
 
 
-def test_what_sets_it_meanwhile_is_overruled_for_the_next_product() -> None:
+def test_change_inside_the_block_is_overridden() -> None:
     with calculating(2):
         with threadpool_limits(2, user_api="blas"):
             assert [*in_parallel(blas_threads, range(3))] == [{1}] * 3
@@ -86,7 +86,7 @@ def test_what_sets_it_meanwhile_is_overruled_for_the_next_product() -> None:
 
 
 class Deaf:
-    """A BLAS that does not obey."""
+    """A BLAS that ignores its limit."""
 
     internal_api, version, num_threads = "deaf", "1.0", 4
 
@@ -94,14 +94,14 @@ class Deaf:
         pass
 
 
-def test_one_that_does_not_obey_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ineffective_limit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blas, "_libraries", lambda: [Deaf()])
-    with pytest.raises(RuntimeFailure, match=r"BLAS \(deaf 1.0\) stays at 4 threads") as caught, calculating(1):
+    with pytest.raises(RuntimeFailure, match=r"BLAS \(deaf 1.0\) still uses 4 threads") as caught, calculating(1):
         pass
     assert "OPENBLAS_NUM_THREADS=1" in caught.value.hint
 
 
-def test_one_that_is_not_known_is_named_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_unknown_blas_is_warned_about_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     blas._libraries.cache_clear()
     monkeypatch.setattr(ThreadpoolController, "select", lambda *_, **__: ThreadpoolController._from_controllers([]))
     with caplog.at_level(logging.WARNING):

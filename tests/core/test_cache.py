@@ -1,4 +1,4 @@
-"""The cache: keys that change with the code, listing, emptying and its limit; nothing of anybody else is removed."""
+"""The cache: keys that depend on the code, listing, clearing and the size limit; other files stay."""
 
 import logging
 import os
@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from dgpt2_quant.core.cache import cache_folder, made_by, touch
+from dgpt2_quant.core.cache import cache_folder, cache_version, touch
 from dgpt2_quant.core.errors import UsageError
 from dgpt2_quant.core.sizes import parse_seconds
 from dgpt2_quant.quantize.calibration import calibration
@@ -39,7 +39,7 @@ def everything(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() or path.is_symlink()}
 
 
-def test_changed_code_makes_new_files(model: Path, tmp_path: Path) -> None:
+def test_changed_code_invalidates_entries(model: Path, tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     for package in ("core", "quantize"):
         shutil.copytree(root / package, tmp_path / "code" / "dgpt2_quant" / package)
@@ -63,7 +63,7 @@ print(store.model_file({str(model)!r}, type="q8_0")[1])
     assert made() != first
 
 
-def test_every_kind_of_entry_has_the_code_in_its_key(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_entry_name_contains_the_code_version(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (calibrate, calibration):
         monkeypatch.setattr(module, "SAMPLED_TOKENS", 64)
     path = model_file(str(model), type="q8_0")[1]
@@ -71,14 +71,14 @@ def test_every_kind_of_entry_has_the_code_in_its_key(model: Path, monkeypatch: p
     (kept,) = (cache_folder() / "calibration").iterdir()
     (memo,) = (cache_folder() / "sources").iterdir()
     for text in (str(path), kept.name, memo.read_text()):
-        assert made_by() in text
-    assert len({made_by(), made_by("runtime"), made_by("runtime", "bench")}) == 3
-    # a hash by other code is not believed
-    memo.write_text(memo.read_text().replace(made_by(), "0.0.1").replace(remembered_sha256(model), "f" * 64))
+        assert cache_version() in text
+    assert len({cache_version(), cache_version("runtime"), cache_version("runtime", "bench")}) == 3
+    # a hash written by other code is not used
+    memo.write_text(memo.read_text().replace(cache_version(), "0.0.1").replace(remembered_sha256(model), "f" * 64))
     assert remembered_sha256(model) != "f" * 64
 
 
-def test_what_is_listed(model: Path) -> None:
+def test_list_of_entries(model: Path) -> None:
     before = time.time()
     files = model_files(str(model), types=["f16", "q8_0"]).files
     last_used(files[next(iter(files))], 40)
@@ -91,7 +91,7 @@ def test_what_is_listed(model: Path) -> None:
     assert [entry.kind for entry in cache_entries()][2:] == ["source hash"]
 
 
-def test_use_is_noted_and_the_file_left_alone(model: Path) -> None:
+def test_use_changes_only_the_access_time(model: Path) -> None:
     _, path = model_file(str(model), type="q8_0")
     last_used(path, 40)
     changed = path.stat().st_mtime_ns
@@ -102,7 +102,7 @@ def test_use_is_noted_and_the_file_left_alone(model: Path) -> None:
     touch(path.with_name("nowhere"))
 
 
-def test_only_what_is_older_is_removed(model: Path) -> None:
+def test_only_older_entries_are_removed(model: Path) -> None:
     old, new = (model_file(str(model), type=kind)[1] for kind in ("f16", "q8_0"))
     last_used(old, 31)
     would = clear_cache(30 * DAY, dry_run=True)
@@ -113,10 +113,8 @@ def test_only_what_is_older_is_removed(model: Path) -> None:
     assert model_file(str(model), type="q8_0") == ("tiny", new)
 
 
-def test_nothing_is_left_of_what_was_ours_and_all_of_the_rest(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In a home folder that somebody named by mistake."""
+def test_clearing_removes_only_cache_entries(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if the cache is a home folder by mistake."""
     home = tmp_path / "home"
     monkeypatch.setenv("DGPT2_QUANT_CACHE", str(home))
     elsewhere = tmp_path / "elsewhere" / f"reference-{'0' * 32}.f32"
@@ -137,7 +135,7 @@ def test_nothing_is_left_of_what_was_ours_and_all_of_the_rest(
         (home / name).write_text("mine")
     elsewhere.parent.mkdir()
     elsewhere.write_text("mine")
-    (home / "reference").symlink_to(elsewhere.parent)  # a folder, and below a file that leads away
+    (home / "reference").symlink_to(elsewhere.parent)  # a folder, and in it a file link to the outside
     (home / "times").mkdir()
     (home / "times" / f"{'0' * 32}.json").symlink_to(elsewhere)
     (elsewhere.parent / f"{'0' * 32}.f32").write_text("mine")
@@ -154,7 +152,7 @@ def test_nothing_is_left_of_what_was_ours_and_all_of_the_rest(
     assert model_file(str(model), type="q8_0")[1].is_file()
 
 
-def test_nothing_is_removed_where_a_conversion_is_under_way(model: Path) -> None:
+def test_entry_being_written_is_not_removed(model: Path) -> None:
     _, path = model_file(str(model), type="q8_0")
     with conversion_lock(path.parent, "tiny to F16"):
         cleared = clear_cache()
@@ -163,7 +161,7 @@ def test_nothing_is_removed_where_a_conversion_is_under_way(model: Path) -> None
     assert path in [entry.path for entry in clear_cache().removed]
 
 
-def test_the_limit_takes_what_was_used_least_recently(
+def test_size_limit_removes_the_least_recently_used(
     model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from dgpt2_quant.quantize.store import model_files as store
@@ -171,7 +169,7 @@ def test_the_limit_takes_what_was_used_least_recently(
     first, second = (model_file(str(model), type=kind)[1] for kind in ("q4_0", "q8_0"))
     last_used(first, 2)
     last_used(second, 1)
-    model_file(str(model), type="q4_0")  # so the second is the one to go
+    model_file(str(model), type="q4_0")  # so the other one is removed
     monkeypatch.setenv("DGPT2_QUANT_CACHE_LIMIT", str(first.stat().st_size + second.stat().st_size))
     monkeypatch.setattr(store, "_in_use", set())  # as in another process
     with caplog.at_level(logging.WARNING):
@@ -182,7 +180,7 @@ def test_the_limit_takes_what_was_used_least_recently(
     assert "DGPT2_QUANT_CACHE_LIMIT" in said
 
 
-def test_the_limit_never_takes_what_this_process_uses(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_size_limit_keeps_entries_in_use(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DGPT2_QUANT_CACHE_LIMIT", "1")
     _, first = model_file(str(model), type="q8_0")
     more = model_files(str(model), types=["q4_0", "q5_0"]).files
@@ -190,13 +188,13 @@ def test_the_limit_never_takes_what_this_process_uses(model: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("limit", ["much", "-1", "10 apples"])
-def test_a_limit_that_is_none_is_refused(limit: str, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_limit_is_refused(limit: str, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DGPT2_QUANT_CACHE_LIMIT", limit)
     with pytest.raises(UsageError, match=f"DGPT2_QUANT_CACHE_LIMIT is '{limit}'"):
         model_file(str(model), type="q8_0")
 
 
-def test_ages() -> None:
+def test_entry_ages() -> None:
     assert [parse_seconds(text) for text in ("30d", "12h", "1.5H", "2 w", "90min", "5m", "10s")] == [
         30 * DAY,
         43_200,

@@ -1,4 +1,4 @@
-"""The GGUF head: exact bytes against gguf-py's writer, every file of ours against its reader, and lies refused."""
+"""The GGUF header: bytes equal to gguf-py's writer, files read by its reader, wrong headers refused."""
 
 import struct
 import time
@@ -64,24 +64,30 @@ SOUND = file_of([key(b"k", 4, NUMBER)], [entry(b"a", (4,)), entry(b"b", (2, 32),
 LIES: dict[str, tuple[bytes, str]] = {
     "nothing at all": (b"", "begins with"),
     "another format": (b"PK\3\4" + bytes(100), "begins with"),
-    "version 2": (file_of([], [], head=b"GGUF\2\0\0\0"), "version 2"),
+    "version 2": (file_of([], [], head=b"GGUF\2\0\0\0"), "version is 2"),
     "big-endian": (b"GGUF\0\0\0\3" + bytes(100), "little-endian"),
     "too many tensors": (b"GGUF" + struct.pack("<IQQ", 3, 2**63, 0) + bytes(64), "claims 9223372036854775808 tensors"),
     "too many keys": (b"GGUF" + struct.pack("<IQQ", 3, 0, 2**40) + bytes(64), "and 1099511627776 keys"),
     "many keys": (b"GGUF" + struct.pack("<IQQ", 3, 0, 5_000) + bytes(64), "and 5000 keys"),
     "many texts": (file_of([key(b"k", 9, struct.pack("<IQ", 8, 3 << 20) + bytes(24 << 20))], []), "3145728 values"),
-    "fewer keys than claimed": (b"GGUF" + struct.pack("<IQQ", 3, 0, 4_000), "in the middle of its head"),
+    "fewer keys than claimed": (b"GGUF" + struct.pack("<IQQ", 3, 0, 4_000), "inside the header"),
     "a long string": (file_of([struct.pack("<Q", 2**62) + b"k"], []), "claims 4611686018427387904 bytes"),
     "a key that is not UTF-8": (file_of([key(b"\xff\xfe", 4, NUMBER)], []), "not UTF-8"),
-    "a key twice": (file_of([key(b"k", 4, NUMBER)] * 2, []), "'k' stands in it twice"),
+    "a key twice": (file_of([key(b"k", 4, NUMBER)] * 2, []), "'k' occurs twice"),
     "an unknown value type": (file_of([key(b"k", 13, NUMBER)], []), "unknown type 13"),
     "an array of arrays": (file_of([key(b"k", 9, struct.pack("<IQ", 9, 1))], []), "array of arrays"),
     "a long array of numbers": (file_of([key(b"k", 9, struct.pack("<IQ", 4, 2**60))], []), "values"),
     "a long array of strings": (file_of([key(b"k", 9, struct.pack("<IQ", 8, 2**61))], []), "values"),
-    "an array of long strings": (file_of([key(b"k", 9, struct.pack("<IQQ", 8, 2, 2**63))], []), "over the end"),
-    "an array of a long string": (file_of([key(b"k", 9, struct.pack("<IQQ", 8, 1, 2**63))], []), "over the end"),
+    "an array of long strings": (
+        file_of([key(b"k", 9, struct.pack("<IQQ", 8, 2, 2**63))], []),
+        "after the end of the header",
+    ),
+    "an array of a long string": (
+        file_of([key(b"k", 9, struct.pack("<IQQ", 8, 1, 2**63))], []),
+        "after the end of the header",
+    ),
     "another alignment": (file_of([key(b"general.alignment", 4, NUMBER)], []), "alignment is 7"),
-    "a tensor twice": (file_of([], [entry(b"a"), entry(b"a", offset=32)]), "'a' stands in it twice"),
+    "a tensor twice": (file_of([], [entry(b"a"), entry(b"a", offset=32)]), "'a' occurs twice"),
     "an unknown tensor type": (file_of([], [entry(tensor_type=4)]), "type 4"),
     "no dimensions": (file_of([], [entry(shape=())]), "0 dimensions"),
     "many dimensions": (file_of([], [entry(dimensions=2**32 - 1)]), "4294967295 dimensions"),
@@ -103,7 +109,7 @@ def write(tmp_path: Path, content: bytes) -> Path:
     return path
 
 
-def test_a_tiny_file_is_what_gguf_py_writes_byte_for_byte(tmp_path: Path) -> None:
+def test_bytes_equal_those_of_gguf_py(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     data: dict[str, np.ndarray[Any, Any]] = {}
     for name, (shape, tensor_type) in TENSORS.items():
@@ -132,7 +138,7 @@ def test_a_tiny_file_is_what_gguf_py_writes_byte_for_byte(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("level", ["F32", "Q8_0", "Q5_K_M"])
-def test_files_of_ours_read_as_gguf_py_reads_them(level: str, storybook_files: dict[str, Path]) -> None:
+def test_reader_agrees_with_gguf_py(level: str, storybook_files: dict[str, Path]) -> None:
     ours, theirs = read_header(storybook_files[level]), gguf.GGUFReader(storybook_files[level])
     fields = {name: field for name, field in theirs.fields.items() if not name.startswith("GGUF.")}
     assert list(ours.metadata) == list(fields)
@@ -147,7 +153,7 @@ def test_files_of_ours_read_as_gguf_py_reads_them(level: str, storybook_files: d
     assert ours.quant_type == level
 
 
-def test_skipped_tables_leave_their_lengths(storybook_files: dict[str, Path]) -> None:
+def test_skipped_arrays_give_their_lengths(storybook_files: dict[str, Path]) -> None:
     whole, quick = (read_header(storybook_files["Q8_0"], arrays=arrays) for arrays in (True, False))
     lengths = {name: len(value) if isinstance(value, list) else value for name, value in whole.metadata.items()}
     assert quick == GGUFHeader(whole.path, whole.file_bytes, lengths, whole.encoded, whole.tensors)
@@ -169,7 +175,7 @@ shapes = st.lists(st.integers(1, 5), max_size=3)
         st.text("abc.01", min_size=1, max_size=9), st.tuples(shapes, st.sampled_from(TensorType)), max_size=5
     ),
 )
-def test_what_is_written_is_read(
+def test_round_trip(
     metadata: dict[str, Any],
     tensors: dict[str, tuple[list[int], TensorType]],
     tmp_path_factory: pytest.TempPathFactory,
@@ -190,7 +196,7 @@ def test_what_is_written_is_read(
 
 @QUICK
 @given(data=st.data())
-def test_a_damaged_head_is_read_or_refused_and_nothing_else(
+def test_damaged_header_raises_only_gguf_errors(
     data: st.DataObject, storybook_files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     sound = _shortened(storybook_files["Q4_0"])
@@ -212,7 +218,7 @@ def test_a_damaged_head_is_read_or_refused_and_nothing_else(
 
 @cache
 def _shortened(path: Path) -> bytes:
-    """A real file with the first few of its tokens and tensors, so that a random byte hits every part of the head."""
+    """A real file with only its first tokens and tensors, so that a random byte hits every part of the header."""
     header = read_header(path)
     metadata = {k: v[:5] if isinstance(v, list) else v for k, v in header.metadata.items()}
     tensors = {t.name: (t.shape, t.type) for t in list(header.tensors.values())[3:20] if len(t.shape) == 1}
@@ -221,7 +227,7 @@ def _shortened(path: Path) -> bytes:
 
 @pytest.mark.parametrize("lie", LIES)
 @pytest.mark.parametrize("arrays", [True, False])
-def test_lies_are_refused_by_name_and_quickly(lie: str, arrays: bool, tmp_path: Path) -> None:
+def test_wrong_header_is_refused_quickly(lie: str, arrays: bool, tmp_path: Path) -> None:
     content, words = LIES[lie]
     path = write(tmp_path, content)
     started = time.perf_counter()
@@ -233,7 +239,7 @@ def test_lies_are_refused_by_name_and_quickly(lie: str, arrays: bool, tmp_path: 
     assert caught.value.hint
 
 
-def test_what_the_lies_are_made_from_is_sound(tmp_path: Path) -> None:
+def test_correct_header_is_accepted(tmp_path: Path) -> None:
     header = read_header(write(tmp_path, SOUND))
     assert header.metadata == {"k": 7}
     assert [(t.name, t.shape, t.type.name) for t in header.tensors.values()] == [
@@ -242,12 +248,12 @@ def test_what_the_lies_are_made_from_is_sound(tmp_path: Path) -> None:
     ]
 
 
-def test_every_truncation_of_a_sound_file_is_refused(tmp_path: Path) -> None:
+def test_truncated_file_is_refused(tmp_path: Path) -> None:
     for length in range(len(SOUND)):
         with pytest.raises(GGUFError):
             read_header(write(tmp_path, SOUND[:length]))
 
 
-def test_a_file_that_is_not_there_is_an_error_of_ours(tmp_path: Path) -> None:
+def test_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(GGUFError, match="No such file"):
         read_header(tmp_path / "none.gguf")

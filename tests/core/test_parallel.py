@@ -1,4 +1,4 @@
-"""What is computed beside one another comes out as if it had not been."""
+"""Parallel computation gives the same results as sequential computation."""
 
 import threading
 import time
@@ -13,12 +13,12 @@ from dgpt2_quant.quantize.convert import convert
 from ..quantize.checkpoints import make_checkpoint
 
 
-def test_results_come_in_order_from_so_many_threads() -> None:
+def test_results_are_in_order() -> None:
     meeting = threading.Barrier(3, timeout=20)
 
     def slow(number: int) -> tuple[int, int]:
         if number < 3:
-            meeting.wait()  # all three are inside at once
+            meeting.wait()  # all three run at once
         return number, threading.get_ident()
 
     with calculating(3):
@@ -27,7 +27,7 @@ def test_results_come_in_order_from_so_many_threads() -> None:
     assert len({thread for _, thread in found}) == 3
 
 
-def test_outside_and_within_one_another_all_is_in_one_thread() -> None:
+def test_nested_and_outside_calls_use_one_thread() -> None:
     def threads(_: object) -> set[int]:
         return {threading.get_ident(), *in_parallel(lambda _: threading.get_ident(), "abc")}
 
@@ -36,7 +36,7 @@ def test_outside_and_within_one_another_all_is_in_one_thread() -> None:
         assert all(len(found) == 1 for found in in_parallel(threads, range(4)))
 
 
-def test_an_error_comes_through_and_what_waits_is_not_begun() -> None:
+def test_error_is_raised_and_drops_waiting_jobs() -> None:
     begun = []
 
     def fail(number: int) -> None:
@@ -50,7 +50,7 @@ def test_an_error_comes_through_and_what_waits_is_not_begun() -> None:
     assert len(begun) < 20
 
 
-def test_rows_are_cut_in_the_same_way_always() -> None:
+def test_rows_are_split_independently_of_threads() -> None:
     assert pieces(5, 2) == [slice(0, 2), slice(2, 4), slice(4, 5)]
     assert pieces(0) == []
     x = np.random.default_rng(1).normal(size=(7, 3))
@@ -65,7 +65,7 @@ def test_rows_are_cut_in_the_same_way_always() -> None:
     assert by_rows(np.negative, x, 3, out=x) is x
 
 
-def test_pieces_are_even() -> None:
+def test_evenly_sized_slices() -> None:
     assert evenly(28, 20) == [slice(0, 14), slice(14, 28)]
     assert evenly(40, 20) == [slice(0, 20), slice(20, 40)]
     assert evenly(5, 128) == [slice(0, 5)]
@@ -73,15 +73,15 @@ def test_pieces_are_even() -> None:
     assert evenly(0, 3) == []
 
 
-def test_sums_of_parts_become_means() -> None:
+def test_mean_of_partial_sums() -> None:
     parts = [[np.full(2, 1.0), np.full((1, 1), 3.0)], [np.full(2, 2.0), np.full((1, 1), 5.0)]]
     first, second = mean_of(iter(parts), 4)
     assert first.tolist() == [0.75, 0.75]
     assert second.tolist() == [[2.0]]
 
 
-def test_threads_do_not_change_a_files_bytes(tmp_path: Path) -> None:
-    """Large enough that a BLAS would cut its products by the number of its threads."""
+def test_thread_count_does_not_change_bytes(tmp_path: Path) -> None:
+    """Large enough that a BLAS would split its products by its thread count."""
     model = make_checkpoint(tmp_path / "m", layers=1, width=128, inner=512, context=128)
     made = [
         convert(str(model), type="q4_0", recipe="lean", output=tmp_path / f"{threads}.gguf", threads=threads)[0]
@@ -90,7 +90,7 @@ def test_threads_do_not_change_a_files_bytes(tmp_path: Path) -> None:
     assert len({file.sha256 for file in made}) == 1
 
 
-def test_a_conversion_computes_on_the_threads_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_conversion_uses_the_given_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int | None] = []
 
     def counted(threads: int | None) -> int:

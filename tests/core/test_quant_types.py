@@ -1,4 +1,4 @@
-"""The registry against what it mirrors: llama.cpp's C library, its constants, and gguf-py."""
+"""The registry compared with llama.cpp's C library, its constants, and gguf-py."""
 
 import gguf
 import llama_cpp
@@ -29,23 +29,23 @@ from dgpt2_quant.core.quant_types import (
         ("Q4_0", "Q4_0"),
     ],
 )
-def test_a_level_is_found_by_name_or_alias_in_any_case(spelling: str, name: str) -> None:
+def test_type_is_found_by_name_or_alias(spelling: str, name: str) -> None:
     assert find_type(spelling) is QUANT_TYPES[name]
 
 
-def test_every_level_is_found_by_its_own_name() -> None:
+def test_every_type_is_found_by_its_name() -> None:
     assert [find_type(name.lower()) for name in QUANT_TYPES] == list(QUANT_TYPES.values())
     assert find_type(QUANT_TYPES["Q8_0"]) is QUANT_TYPES["Q8_0"]
     assert str(QUANT_TYPES["Q8_0"]) == "Q8_0"
 
 
-def test_several_names_are_found_in_their_order_each_once() -> None:
+def test_several_types_keep_order_without_duplicates() -> None:
     assert [t.name for t in find_types(["q8_0", "q4_k", "Q4_K_M", "f16", "Q8_0"])] == ["Q8_0", "Q4_K_M", "F16"]
     assert find_types([]) == []
 
 
 @pytest.mark.parametrize(("wrong", "right"), [("q4_k_n", "q4_k_m"), ("q80", "q8_0"), ("fp16", "f16"), ("q5", "q5_k")])
-def test_an_unknown_level_is_answered_with_the_nearest_and_with_all(wrong: str, right: str) -> None:
+def test_unknown_type_suggests_the_closest(wrong: str, right: str) -> None:
     with pytest.raises(UsageError) as caught:
         find_type(wrong)
     assert repr(wrong) in caught.value.message
@@ -54,7 +54,7 @@ def test_an_unknown_level_is_answered_with_the_nearest_and_with_all(wrong: str, 
     assert caught.value.exit_status == 2
 
 
-def test_what_resembles_no_level_gets_no_suggestion() -> None:
+def test_no_suggestion_without_similarity() -> None:
     with pytest.raises(UsageError) as caught:
         find_type("zzz")
     assert "Did you mean" not in caught.value.hint
@@ -62,7 +62,7 @@ def test_what_resembles_no_level_gets_no_suggestion() -> None:
 
 
 @pytest.mark.parametrize("tensor_type", TensorType, ids=lambda t: t.name)
-def test_blocks_are_those_of_the_c_library_and_of_gguf_py(tensor_type: TensorType) -> None:
+def test_block_sizes_equal_those_of_ggml(tensor_type: TensorType) -> None:
     assert library().ggml_get_type_traits(tensor_type).contents.type_name.decode().upper() == tensor_type.name
     if tensor_type is not TensorType.Q2_0:  # newer than gguf-py 0.19
         theirs = gguf.GGMLQuantizationType[tensor_type.name]
@@ -74,12 +74,12 @@ def test_blocks_are_those_of_the_c_library_and_of_gguf_py(tensor_type: TensorTyp
     assert tensor_type.bits_per_weight == 8 * tensor_type.block_bytes / tensor_type.block
 
 
-def test_only_the_float_formats_are_not_quantized() -> None:
+def test_only_float_types_are_unquantized() -> None:
     assert [t.name for t in TensorType if not t.is_quantized] == ["F32", "F16", "BF16"]
 
 
 @pytest.mark.parametrize("quant_type", QUANT_TYPES.values(), ids=str)
-def test_file_types_are_llama_cpps(quant_type: QuantType) -> None:
+def test_file_types_equal_those_of_llama_cpp(quant_type: QuantType) -> None:
     mostly = "ALL" if quant_type.name == "F32" else "MOSTLY"
     assert name_of_file_type(quant_type.file_type) == quant_type.name
     if quant_type.name == "Q2_0":  # newer than the bindings' list, and gguf-py's; llama_model_quantize knows it
@@ -88,13 +88,13 @@ def test_file_types_are_llama_cpps(quant_type: QuantType) -> None:
     assert gguf.LlamaFileType(quant_type.file_type).name == f"{mostly}_{quant_type.name}"
 
 
-def test_file_types_tell_the_levels_apart() -> None:
+def test_file_types_are_unique() -> None:
     assert len({t.file_type for t in QUANT_TYPES.values()}) == len(QUANT_TYPES)
     assert name_of_file_type(None) is None
     assert name_of_file_type(1024) is None
 
 
-def test_nominal_bits_are_those_of_the_base_type_or_a_little_more_for_a_mix() -> None:
+def test_nominal_bits_per_weight() -> None:
     for quant_type in QUANT_TYPES.values():
         base = quant_type.base.bits_per_weight
         if quant_type.name == quant_type.base.name and quant_type.base.block <= 64:
@@ -103,6 +103,6 @@ def test_nominal_bits_are_those_of_the_base_type_or_a_little_more_for_a_mix() ->
             assert round(base, 2) <= quant_type.bits_per_weight < base + 1
 
 
-def test_the_lists_of_levels_name_known_ones() -> None:
+def test_default_lists_contain_known_types() -> None:
     assert {*BENCH_TYPES, DEFAULT_TYPE} <= QUANT_TYPES.keys()
     assert DEMO_TYPES == ("F16", "Q8_0", "Q5_K_M", "Q4_0")

@@ -1,4 +1,4 @@
-"""Amounts of memory as people write them."""
+"""Parsing amounts of memory."""
 
 import pytest
 from dgpt2_quant.core.errors import UsageError
@@ -17,11 +17,11 @@ from dgpt2_quant.core.sizes import parse_bytes
         ("7 b", 7),
     ],
 )
-def test_sizes(text: str, size: int) -> None:
+def test_valid_sizes(text: str, size: int) -> None:
     assert parse_bytes(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "MB", "-1", "1e9", "1TB", "1,5GB", "٣", "nan", "9" * 50])
-def test_no_sizes(text: str) -> None:
-    with pytest.raises(UsageError, match="is no size"):
+def test_invalid_sizes_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a size"):
         parse_bytes(text)

@@ -1,4 +1,4 @@
-"""Threads that end early: by an error, by Ctrl-C at any line, and where the system starts none."""
+"""Worker threads that end early: after an error, Ctrl-C at any line, or a failed thread start."""
 
 import _thread
 import re
@@ -32,13 +32,13 @@ def traced(frame, event, argument):
     lines += event == "line"
     if lines == moment:
         sys.settrace(None)
-        raise KeyboardInterrupt  # as a signal's handler does
+        raise KeyboardInterrupt  # like a signal handler
     return traced
 
 interrupted = 0
 while True:
     moment, lines = moment + {step}, 0
-    faulthandler.dump_traceback_later(30, exit=True)  # where it hangs
+    faulthandler.dump_traceback_later(30, exit=True)  # prints where it hangs
     sys.settrace(traced)
     try:
         {work}
@@ -49,7 +49,7 @@ while True:
         break
     finally:
         sys.settrace(None)
-while gc.collect() and len(sys._current_frames()) > 1:  # no thread is left behind; else the time above runs out
+while gc.collect() and len(sys._current_frames()) > 1:  # no thread is left; else the timeout above expires
     pass
 print(interrupted)
 """
@@ -68,17 +68,17 @@ def interrupted(work: str, *arguments: str | Path, step: int = 1) -> int:
     return int(child.stdout)
 
 
-def test_after_an_interrupt_at_any_line_nothing_hangs() -> None:
+def test_interrupt_at_any_line_does_not_hang() -> None:
     assert interrupted(ALL_OF_IT) > 50
 
 
-def test_a_conversion_interrupted_at_any_line_ends(tmp_path: Path) -> None:
+def test_conversion_interrupted_at_any_line_ends(tmp_path: Path) -> None:
     model = make_checkpoint(tmp_path / "model", layers=1)
     work = "convert(sys.argv[1], type='q8_0', output=sys.argv[2], overwrite=True)"
     assert interrupted(work, model, tmp_path / "it.gguf", step=29) > 10
 
 
-def test_results_are_those_of_the_functions_in_their_order() -> None:
+def test_results_are_in_order() -> None:
     def fail(number: int) -> int:
         if number == 3:
             raise TimeoutError("its own")
@@ -94,7 +94,7 @@ def test_results_are_those_of_the_functions_in_their_order() -> None:
         assert (job.result(), job.result()) == (5, 5)
 
 
-def test_an_error_ends_what_runs_and_drops_what_waits() -> None:
+def test_error_cancels_running_and_drops_waiting_jobs() -> None:
     begun, told = threading.Event(), []
 
     def long() -> None:
@@ -130,20 +130,20 @@ NO_THREADS = "ulimit -s 8388608 && ulimit -v 4194304"
 
 @pytest.mark.skipif(sys.platform != "linux", reason="sets the limits of Linux")
 @pytest.mark.parametrize("verb", ["run hello -m storybook", "convert storybook -t q8_0", "perplexity -m storybook"])
-def test_where_no_thread_can_be_started_the_program_says_so(verb: str, tmp_path: Path) -> None:
+def test_thread_limit_is_reported(verb: str, tmp_path: Path) -> None:
     program = "import sys; from dgpt2_quant.cli.main import main; sys.exit(main())"
     command = f"{NO_THREADS} && exec {sys.executable} -c '{program}' {verb}"
     child = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert child.returncode == 1, child.stderr
     assert child.stderr.splitlines()[0] == "Error: the system refuses to start another thread"
-    assert len(child.stderr.splitlines()) == 2  # and a hint
+    assert len(child.stderr.splitlines()) == 2  # the second line is the hint
     assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="sets the limits of Linux")
 @pytest.mark.parametrize("verb", ["run hello -m storybook", "convert storybook -t q8_0"])
-def test_where_libraries_do_not_fit_the_memory_the_program_says_so(verb: str, tmp_path: Path) -> None:
-    """No traceback, and no "Interrupted.", which OpenBLAS's own SIGINT would give. It has a sentence for this, too."""
+def test_memory_limit_is_reported(verb: str, tmp_path: Path) -> None:
+    """No traceback, and not "Interrupted.", which OpenBLAS's SIGINT would cause."""
     program = "import sys; from dgpt2_quant.cli.main import main; sys.exit(main())"
     for kilobytes in range(100_000, 500_000, 100_000):
         command = f"ulimit -v {kilobytes} && exec {sys.executable} -c '{program}' {verb}"
@@ -153,7 +153,7 @@ def test_where_libraries_do_not_fit_the_memory_the_program_says_so(verb: str, tm
         assert re.search("^(Error: |OpenBLAS error: Memory)", child.stderr, re.MULTILINE)
 
 
-def test_threads_that_cannot_be_started_are_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_thread_start_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
 
     def refuse(*arguments: object) -> None:
@@ -171,7 +171,7 @@ def test_threads_that_cannot_be_started_are_an_error_of_ours(monkeypatch: pytest
 
 
 def target(link: Path) -> str:
-    """Of a link in `/proc`; the file may have been closed meanwhile."""
+    """The target of a link in `/proc`; the file may have been closed meanwhile."""
     try:
         return str(link.readlink())
     except FileNotFoundError:
@@ -179,11 +179,11 @@ def target(link: Path) -> str:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_ctrl_c_is_heard_while_the_source_is_hashed(tmp_path: Path) -> None:
+def test_ctrl_c_interrupts_hashing(tmp_path: Path) -> None:
     model = make_checkpoint(tmp_path / "model", layers=1)
-    large = model / "special_tokens_map.json"  # which is hashed and nothing else
+    large = model / "special_tokens_map.json"  # is hashed, but not read otherwise
     with large.open("wb") as file:
-        file.truncate(1 << 36)  # with holes: takes a minute or so to hash, and no room
+        file.truncate(1 << 36)  # sparse: takes a minute to hash, and no disk space
     program = "import sys; from dgpt2_quant.cli.main import main; sys.exit(main())"
     command = [sys.executable, "-c", program, "convert", str(model), "-t", "q8_0", "-o", str(tmp_path / "out")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:

@@ -1,7 +1,7 @@
-"""Tiny random GPT-2 checkpoints in Hugging Face layout, in every shape that the Hub has them in.
+"""Writes tiny random GPT-2 checkpoints in Hugging Face layout, in every variant found on the Hub.
 
-The weights are written by the safetensors library (BF16, which NumPy has not, by hand), so that what reads them is
-compared with the format's own implementation.
+The safetensors library writes the weights (BF16, which NumPy lacks, is encoded here), so the reader is compared with
+the format's own implementation.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 Tensors = dict[str, npt.NDArray[Any]]
 
@@ -20,7 +20,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def printable_bytes() -> list[str]:
-    """The 256 bytes as GPT-2 spells them: what is printable stands for itself, the rest begins at U+0100."""
+    """GPT-2's byte-to-Unicode table: printable bytes stand for themselves, the rest begin at U+0100."""
     itself = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = iter(range(256, 512))
     return [chr(byte) if byte in itself else chr(next(others)) for byte in range(256)]
@@ -48,10 +48,10 @@ def make_checkpoint(
     config: Mapping[str, Any] | None = None,
     changed: Mapping[str, npt.NDArray[Any] | None] | None = None,
 ) -> Path:
-    """Writes the checkpoint and returns the folder. The same arguments give the same weights.
+    """Writes a checkpoint and returns its folder. Equal arguments give equal weights.
 
-    `config` is merged into `config.json`, where None removes a key; `changed` replaces tensors by their name without
-    the prefix, where None removes one. A `vocabulary` beyond the tokenizer's makes padded rows.
+    `config` is merged into `config.json`, where None removes a key; `changed` replaces tensors by name without the
+    prefix, where None removes one. A `vocabulary` larger than the tokenizer's gives padded rows.
     """
     folder.mkdir(parents=True, exist_ok=True)
     settings = {
@@ -92,7 +92,7 @@ def make_checkpoint(
 
 
 def random_tensors(seed: int, layers: int, width: int, inner: int, context: int, vocabulary: int) -> Tensors:
-    """A GPT-2's tensors as Transformers names and shapes them, without a prefix: float64, of a realistic spread."""
+    """A GPT-2's tensors by Transformers' names without prefix, in float64, with a realistic spread."""
     random = np.random.default_rng(seed)
     shapes: dict[str, tuple[int, ...]] = {"wte.weight": (vocabulary, width), "wpe.weight": (context, width)}
     for layer in range(layers):
@@ -111,13 +111,8 @@ def random_tensors(seed: int, layers: int, width: int, inner: int, context: int,
     return tensors
 
 
-def read_tensors(folder: Path) -> Tensors:
-    """A one-file checkpoint's tensors as the safetensors library reads them, names without a prefix."""
-    return {name.removeprefix("transformer."): data for name, data in load_file(folder / "model.safetensors").items()}
-
-
 def write_weights(folder: Path, tensors: Tensors, dtype: str = "F32", shards: int = 1) -> None:
-    """`model.safetensors`, or that many shards and their index."""
+    """Writes `model.safetensors`, or the given number of shards and their index."""
     if shards == 1:
         _write_file(folder / "model.safetensors", tensors, dtype)
         return
@@ -133,7 +128,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def fast_tokenizer() -> dict[str, Any]:
-    """The same tokenizer as the tokenizers library saves it."""
+    """The same tokenizer in the format of the tokenizers library."""
     return {
         "version": "1.0",
         "added_tokens": [{"id": len(TOKENS) - 1, "content": END_OF_TEXT, "special": True}],
@@ -147,13 +142,13 @@ def fast_tokenizer() -> dict[str, Any]:
 
 
 def raw_safetensors(header: Any, data: bytes = b"") -> bytes:
-    """A safetensors file by hand; `header` is JSON to be, or bytes to be taken as they are."""
+    """Encodes a safetensors file; `header` is an object, or bytes used as they are."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + data
 
 
 def bfloat16(data: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
-    """The upper halves of the float32s (cut, not rounded: any BF16 will do)."""
+    """The upper halves of float32 values (truncated, not rounded)."""
     return (np.ascontiguousarray(data, np.float32).view(np.uint32) >> 16).astype(np.uint16)
 
 

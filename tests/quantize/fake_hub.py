@@ -1,7 +1,7 @@
-"""A Hugging Face Hub on 127.0.0.1, with the routes and headers that huggingface_hub downloads a model with.
+"""A fake Hugging Face Hub on 127.0.0.1, with the routes and headers of a model download.
 
-Downloads are tested against it over real HTTP, so that what the library sends, retries and raises is its own
-doing. Routes and headers are those that huggingface_hub's `hf_api.py` and `file_download.py` use.
+Downloads are tested over real HTTP, so requests, retries and errors are those of huggingface_hub. Routes and headers
+are those used by its `hf_api.py` and `file_download.py`.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass(frozen=True)
 class Refusal:
-    """An answer other than 200: the status, and the headers in which the Hub says why."""
+    """An error response: the status, and the headers in which the Hub states the reason."""
 
     status: int
     code: str = ""
@@ -28,15 +28,15 @@ class Refusal:
 
 @dataclass
 class Repository:
-    """A model with its files at `COMMIT` (branch main), and how the server (mis)behaves when asked for it."""
+    """A model with its files at `COMMIT` (branch main), and how the server fails for it."""
 
     files: dict[str, bytes]
-    refusal: Refusal | None = None  # the API's answer, before a download starts
-    tree_refusal: Refusal | None = None  # the answer when it is asked for its list of files
-    file_refusal: Refusal | None = None  # each file's answer: the API of a gated model is public
-    cut_after: int | None = None  # the first GET of model.safetensors breaks off after so many bytes
-    silent: bool = False  # takes the request and never answers
-    xet: bool = False  # the files are in the Xet store, which then lets nobody in
+    refusal: Refusal | None = None  # the API's response, before a download
+    tree_refusal: Refusal | None = None  # the response for the list of files
+    file_refusal: Refusal | None = None  # each file's response: the API of a gated model is public
+    cut_after: int | None = None  # the first GET of model.safetensors ends after this many bytes
+    silent: bool = False  # accepts the request and never responds
+    xet: bool = False  # the files are in the Xet store, which denies access
 
 
 @dataclass
@@ -44,11 +44,11 @@ class Request:
     method: str
     path: str
     headers: dict[str, str]  # names in lower case
-    body_bytes: int = 0  # what the server sent of the answer's body
+    body_bytes: int = 0  # bytes of the body that were sent
 
 
 class FakeHub(ThreadingHTTPServer):
-    """`url` is its HF_ENDPOINT; a test puts `repositories` in and reads `requests`."""
+    """`url` is the HF_ENDPOINT; a test adds `repositories` and reads `requests`."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -64,7 +64,7 @@ class FakeHub(ThreadingHTTPServer):
 
 @contextmanager
 def serve() -> Iterator[FakeHub]:
-    """A Hub without repositories, on a port of its own until the block ends."""
+    """A Hub without repositories, on a free port, until the block ends."""
     with FakeHub() as hub:
         thread = Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
@@ -136,10 +136,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(206 if resumed else 200, content[start:], headers, cut)
 
     def _repository(self, name: str, revision: str) -> Repository | None:
-        """The repository, or None when the request is answered already."""
+        """The repository, or None if the request has been answered."""
         repository = self.server.repositories.get(name)
         if repository is None:
-            # The Hub does not tell a missing repository from a private one, unless a token comes along.
+            # Without a token, the Hub reports a missing repository like a private one.
             self._refuse(Refusal(404 if "Authorization" in self.headers else 401, "RepoNotFound"))
         elif repository.silent:
             self.server.closing.wait()

@@ -1,8 +1,8 @@
-"""GPT-2's forward pass from a checkpoint folder, in float64, after the semantics of Transformers' `modeling_gpt2.py`.
+"""GPT-2's forward pass from a checkpoint folder, in float64, written after Transformers' `modeling_gpt2.py`.
 
-It shares no code with the package: the weights are read by the safetensors library (BF16, which NumPy has not, by
-hand), stay as they are stored (`Conv1D` is (inputs, outputs)), and every switch of `config.json` is where Transformers
-has it. What the conversion transposes, renames, drops or folds has to come out the same.
+It shares no code with the package: the safetensors library reads the weights (BF16, which NumPy lacks, is decoded
+here), `Conv1D` weights stay (inputs, outputs), and every switch of `config.json` is where Transformers has it. The
+conversion, which transposes, renames, drops and folds tensors, must give the same result.
 """
 
 import json
@@ -21,14 +21,14 @@ _ROOTS = {"gelu_new": np.sqrt(2 / np.pi), "gelu_pytorch_tanh": np.sqrt(2 / np.pi
 
 
 class Output(NamedTuple):
-    """`GPT2Model`'s last_hidden_state and `GPT2LMHeadModel`'s logits, a row for each position."""
+    """`GPT2Model`'s last_hidden_state and `GPT2LMHeadModel`'s logits, one row per position."""
 
     hidden: Array
     logits: Array
 
 
 def forward(folder: Path, tokens: Sequence[int], **config: Any) -> Output:
-    """What the checkpoint computes; `config` goes before its `config.json`."""
+    """Computes the checkpoint's outputs; `config` overrides its `config.json`."""
     config = {**json.loads((folder / "config.json").read_bytes()), **config}
     weights = read_weights(folder)
     heads, epsilon = config["n_head"], config.get("layer_norm_epsilon", 1e-5)
@@ -56,7 +56,7 @@ def forward(folder: Path, tokens: Sequence[int], **config: Any) -> Output:
 
 
 def read_weights(folder: Path) -> dict[str, Array]:
-    """Every tensor of every file by its name without `transformer.`, in float64."""
+    """All tensors of all files by name without `transformer.`, in float64."""
     weights = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "numpy") as file:

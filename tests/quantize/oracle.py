@@ -1,4 +1,4 @@
-"""llama.cpp's own quantizer, called in this process: what our files are compared with."""
+"""llama.cpp's quantizer, called in this process, for comparison."""
 
 import ctypes
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ def llama_quantize(
     overrides: Sequence[tuple[str, TensorType]] = (),
     allow_requantize: bool = False,
 ) -> bool:
-    """Whether it made the file. `importance` are mean squares by the matrix's name."""
+    """Returns whether it wrote the file. `importance` has mean squares by matrix name."""
     llama_cpp = bindings()  # its log goes to a logger that nobody listens to
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = QUANT_TYPES[level].file_type
@@ -43,7 +43,7 @@ def llama_quantize(
 
 
 def contents(path: Path) -> Contents:
-    """Of each tensor, the type's name, the shape, and the bytes."""
+    """The type's name, shape and bytes of each tensor."""
     return _contents(read_header(path))
 
 
@@ -54,7 +54,7 @@ def _contents(header: GGUFHeader) -> Contents:
 
 
 def assert_same_tensors(ours: Path, theirs: Path) -> dict[str, str]:
-    """The same tensors, types, shapes and bytes, and the same `general.file_type`; returns the types by name."""
+    """Asserts equal tensors, types, shapes, bytes and `general.file_type`; returns the types by name."""
     headers = read_header(ours), read_header(theirs)
     one, other = map(_contents, headers)
     assert {name: kind for name, (kind, _, _) in one.items()} == {name: kind for name, (kind, _, _) in other.items()}

@@ -1,4 +1,4 @@
-"""A random GPT-2 as the NumPy reference computes it, without a file, as small as one likes."""
+"""A random GPT-2 of any size as a NumPy `Reference`, without a file."""
 
 import numpy as np
 from dgpt2_quant.core.hyperparameters import Hyperparameters
@@ -17,7 +17,7 @@ def random_reference(
     spread: float = 0.3,
     dtype: type[np.floating] = np.float64,
 ) -> Reference:
-    """The same arguments give the same weights, whose standard deviation is `spread`."""
+    """Equal arguments give equal weights, with standard deviation `spread`."""
     sizes = Hyperparameters(layers, width, heads, inner, context, vocabulary, 1e-5)
     random = np.random.default_rng(0)
     weights = {

@@ -1,4 +1,4 @@
-"""A file's metadata says what is in it, and not what was asked for without effect."""
+"""Metadata names settings that changed the file, not settings without effect."""
 
 import logging
 from pathlib import Path
@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def claims(folder: Path, out: Path, quant_type: str, **options: Any) -> tuple[dict[str, Any], dict[str, str]]:
-    """What the file says beside what every file says, and its tensors' types."""
+    """The file's metadata about its settings, and its tensors' types."""
     (file,) = convert(str(folder / "tiny"), type=quant_type, output=out / "it.gguf", **options)
     header = read_header(Path(file.path))
     parts = ("dgpt2_quant.tensor_types", "dgpt2_quant.lean.", "dgpt2_quant.imatrix.", "quantize.imatrix.")
@@ -52,16 +52,18 @@ def test_nothing_is_claimed_where_nothing_is_quantized(
         said, _ = claims(folder, tmp_path, quant_type, **options)
     assert said == {}
     assert (tmp_path / "it.gguf").read_bytes() == Path(plain[0].path).read_bytes()
-    assert any("set by hand change nothing" in text for text in caplog.messages)
+    assert any("`tensor_type` changes nothing" in text for text in caplog.messages)
     assert any("importance matrix changes nothing" in text for text in caplog.messages)
     assert any("lean changes nothing" in text for text in caplog.messages) is (recipe == "lean")
 
 
-def test_a_text_is_not_read_through_for_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dgpt2_quant.quantize.calibration.calibration.collect", None)
-    for quant_type in ("F16", "Q8_0"):
-        said, _ = claims(folder, tmp_path, quant_type, calibrate=folder / "text.txt", overwrite=True)
-        assert said == {}
+def test_importance_is_not_collected_where_it_changes_nothing(folder: Path, tmp_path: Path) -> None:
+    for quant_type, is_collected in (("F16", False), ("Q8_0", False), ("Q4_0", True)):
+        shown: list[str] = []
+        options: dict[str, Any] = {"overwrite": True, "progress": lambda *news, shown=shown: shown.append(news[2])}
+        said, _ = claims(folder, tmp_path, quant_type, calibrate=folder / "text.txt", **options)
+        assert bool(said) is is_collected
+        assert any("importance" in what for what in shown) is is_collected
 
 
 def test_an_importance_matrix_is_claimed_where_it_decides(folder: Path, tmp_path: Path) -> None:
@@ -78,19 +80,19 @@ def test_an_importance_matrix_is_claimed_where_it_decides(folder: Path, tmp_path
     assert "dgpt2_quant.imatrix.sha256" in claims(folder, tmp_path, "Q8_0", recipe="lean", **options)[0]
 
 
-def test_several_types_of_which_one_is_weighed(folder: Path, tmp_path: Path) -> None:
+def test_of_several_types_only_the_weighed_one_names_the_importance_matrix(folder: Path, tmp_path: Path) -> None:
     alone = convert(str(folder / "tiny"), type="Q4_0", output=tmp_path / "alone.gguf", imatrix=folder / "it.gguf")
     files = convert(str(folder / "tiny"), type=["F16", "Q4_0"], output=tmp_path, imatrix=folder / "it.gguf")
     assert files[1].sha256 == alone[0].sha256
     assert "quantize.imatrix.dataset" not in read_header(Path(files[0].path)).metadata
 
 
-def test_the_types_that_are_claimed_are_in_the_file(
+def test_metadata_names_the_types_that_overrides_resulted_in(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of rows of 64 weights, which no K-quant divides; and the second expression comes too late."""
-    by_hand = ["ffn_down=q6_k", "ffn_down=q4_0", "attn_.*=q5_1"]
-    said, types = claims(folder, tmp_path, "Q4_0", tensor_type=by_hand)
+    """No K-quant divides rows of 64 weights; the second expression is shadowed by the first."""
+    overrides = ["ffn_down=q6_k", "ffn_down=q4_0", "attn_.*=q5_1"]
+    said, types = claims(folder, tmp_path, "Q4_0", tensor_type=overrides)
     assert said == {"dgpt2_quant.tensor_types": ["ffn_down=Q8_0", "attn_.*=Q5_1"]}
     assert types["blk.0.ffn_down.weight"] == "Q8_0"
     assert types["blk.0.attn_qkv.weight"] == types["blk.0.attn_output.weight"] == "Q5_1"
@@ -100,7 +102,7 @@ def test_the_types_that_are_claimed_are_in_the_file(
 
 @pytest.mark.parametrize("expression", ["nothing", "position_embd", "attn_norm", r"\.bias$"])
 @pytest.mark.parametrize("recipe", ["stock", "lean"])
-def test_an_expression_that_can_set_nothing_is_refused(
+def test_an_override_that_matches_no_matrix_is_refused(
     expression: str, recipe: str, folder: Path, tmp_path: Path
 ) -> None:
     for quant_type in ("Q4_0", "F16"):
@@ -108,13 +110,13 @@ def test_an_expression_that_can_set_nothing_is_refused(
             claims(folder, tmp_path, quant_type, tensor_type=[f"{expression}=q8_0"], recipe=recipe)
 
 
-def test_the_types_that_are_not_weighed_are_those_of_the_c_code() -> None:
+def test_unweighted_types_are_those_of_the_c_code() -> None:
     random = np.random.default_rng(0)
     rows = random.standard_normal((8, 256)).astype(np.float32)
     importance = (random.random(256) ** 4 * 10 + 1e-3).astype(np.float32)
     same = set()
     for kind in TensorType:
-        if kind.name.startswith("IQ"):  # some are not made without, and the tables of all take seconds
+        if kind.name.startswith("IQ"):  # some need importance, and the tables of all take seconds
             continue
         (weighed,), (plain,) = (quantize("it", rows, [kind], given) for given in (importance, None))
         if np.array_equal(weighed, plain):

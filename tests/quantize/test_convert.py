@@ -1,4 +1,4 @@
-"""Conversion as a user sees it: the files, what is said of them, and what is refused before it begins."""
+"""Conversion: the files, their descriptions, and calls that are refused."""
 
 import hashlib
 import json
@@ -14,31 +14,33 @@ from dgpt2_quant.core.quant_types import QUANT_TYPES
 from dgpt2_quant.quantize.checkpoint.folder import source_sha256
 from dgpt2_quant.quantize.checkpoint.resolve import Source, resolve
 from dgpt2_quant.quantize.checkpoint.source import CheckpointModel
-from dgpt2_quant.quantize.convert import ConvertedFile, convert, write_files
+from dgpt2_quant.quantize.convert import convert, prepare
+from dgpt2_quant.quantize.converted_file import ConvertedFile
 from dgpt2_quant.quantize.recipes.plan import make_plan
+from dgpt2_quant.quantize.write import write_files
 from dgpt2_quant.runtime.native.bindings import _log_callback, _quiet, bindings
 
 from .checkpoints import make_checkpoint
 
-LEVELS = [name for name, quant_type in QUANT_TYPES.items() if not quant_type.needs_imatrix]
+TYPES = [name for name, quant_type in QUANT_TYPES.items() if not quant_type.needs_imatrix]
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[ConvertedFile]:
-    return convert("storybook", type=LEVELS, output=tmp_path_factory.mktemp("all"), threads=2)
+    return convert("storybook", type=TYPES, output=tmp_path_factory.mktemp("all"), threads=2)
 
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_each_level_gives_a_file_of_its_name(results: list[ConvertedFile]) -> None:
+def test_each_quant_type_gives_a_file_of_its_name(results: list[ConvertedFile]) -> None:
     folder = Path(results[0].path).parent
-    assert names(folder) == sorted(f"storybook.{name}.gguf" for name in LEVELS)
-    assert [Path(result.path).name for result in results] == [f"storybook.{name}.gguf" for name in LEVELS]
+    assert names(folder) == sorted(f"storybook.{name}.gguf" for name in TYPES)
+    assert [Path(result.path).name for result in results] == [f"storybook.{name}.gguf" for name in TYPES]
 
 
-def test_what_is_said_of_a_file_is_so(results: list[ConvertedFile]) -> None:
+def test_descriptions_agree_with_the_files(results: list[ConvertedFile]) -> None:
     for result in results:
         path = Path(result.path)
         header = read_header(path)
@@ -58,7 +60,7 @@ def test_what_is_said_of_a_file_is_so(results: list[ConvertedFile]) -> None:
     )
 
 
-def test_the_metadata_names_the_model_and_where_it_is_from(results: list[ConvertedFile]) -> None:
+def test_metadata_names_the_model_and_its_source(results: list[ConvertedFile]) -> None:
     metadata = read_header(Path(results[-1].path)).metadata
     assert metadata["general.name"] == "storybook"
     assert metadata["general.size_label"] == "7M"
@@ -69,10 +71,11 @@ def test_the_metadata_names_the_model_and_where_it_is_from(results: list[Convert
     assert "general.base_model.count" not in metadata  # storybook is nobody's derivative
 
 
-def test_a_model_of_the_hub_is_named_as_what_it_was_made_from(tmp_path: Path) -> None:
+def test_metadata_names_the_hub_repository_as_base_model(tmp_path: Path) -> None:
     source = Source("tiny", make_checkpoint(tmp_path / "snapshot"), "owner/tiny", "c" * 40)
     model = CheckpointModel(source)
-    (result,) = write_files(model, {tmp_path / "it.gguf": make_plan(model, QUANT_TYPES["Q8_0"])})
+    plans = {tmp_path / "it.gguf": make_plan(model, QUANT_TYPES["Q8_0"])}
+    (result,) = write_files(model, plans, prepare(model, plans))
     metadata = read_header(Path(result.path)).metadata
     assert metadata["general.name"] == "tiny"
     assert metadata["general.base_model.count"] == 1
@@ -83,17 +86,17 @@ def test_a_model_of_the_hub_is_named_as_what_it_was_made_from(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_one_level_alone_and_any_number_of_threads_give_the_same_bytes(
+def test_bytes_do_not_depend_on_threads_or_other_types(
     threads: int, results: list[ConvertedFile], tmp_path: Path
 ) -> None:
     together = {result.type: result.sha256 for result in results}
-    alone = {name: convert("storybook", type=[name], output=tmp_path, threads=threads)[0] for name in LEVELS[-2:]}
+    alone = {name: convert("storybook", type=[name], output=tmp_path, threads=threads)[0] for name in TYPES[-2:]}
     assert {name: file.sha256 for name, file in alone.items()} == {name: together[name] for name in alone}
-    several = convert("storybook", type=LEVELS[6::-1], output=tmp_path / "several", threads=threads)
-    assert {file.type: file.sha256 for file in several} == {name: together[name] for name in LEVELS[:7]}
+    several = convert("storybook", type=TYPES[6::-1], output=tmp_path / "several", threads=threads)
+    assert {file.type: file.sha256 for file in several} == {name: together[name] for name in TYPES[:7]}
 
 
-def test_the_folders_name_is_all_that_changes_with_the_folder(tmp_path: Path) -> None:
+def test_bytes_do_not_depend_on_the_parent_folder(tmp_path: Path) -> None:
     one, other = (make_checkpoint(tmp_path / place / "model", seed=3) for place in ("one", "other"))
     assert convert(str(one), type=["q8_0"], output=tmp_path / "a.gguf")[0].sha256 == (
         convert(str(other), type=["q8_0"], output=tmp_path / "b.gguf")[0].sha256
@@ -109,18 +112,18 @@ def test_progress_counts_every_weight_once(tmp_path: Path) -> None:
     assert len({name for _, _, name in seen}) == len(seen) == 76
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_llama_cpp_takes_it_without_a_warning(
-    level: str, results: list[ConvertedFile], caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("quant_type", TYPES)
+def test_llama_cpp_loads_the_file_without_a_warning(
+    quant_type: str, results: list[ConvertedFile], caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = next(result.path for result in results if result.type == level)
+    path = next(result.path for result in results if result.type == quant_type)
     llama_cpp = bindings()
-    llama_cpp.llama_log_set(_log_callback(llama_cpp), None)  # hands what it says to Python's logging, with its levels
+    llama_cpp.llama_log_set(_log_callback(llama_cpp), None)  # to Python's logging
     model = llama_cpp.llama_model_load_from_file(path.encode(), llama_cpp.llama_model_default_params())
     assert model
     params = llama_cpp.llama_context_default_params()
     try:
-        for positions, warnings in ((0, 0), (2048, 1)):  # the second to see that a warning would arrive here
+        for positions, warnings in ((0, 0), (2048, 1)):  # the second shows that warnings arrive here
             params.n_ctx = positions
             context = llama_cpp.llama_init_from_model(model, params)
             assert context
@@ -132,7 +135,7 @@ def test_llama_cpp_takes_it_without_a_warning(
         llama_cpp.llama_model_free(model)
 
 
-def test_a_file_name_is_taken_as_the_target(tmp_path: Path) -> None:
+def test_output_can_name_the_file(tmp_path: Path) -> None:
     (result,) = convert("storybook", type=["q8_0"], output=tmp_path / "new" / "mine.gguf")
     assert result.path == str(tmp_path / "new" / "mine.gguf")
     assert names(tmp_path / "new") == ["mine.gguf"]
@@ -150,7 +153,7 @@ def test_an_existing_target_is_refused_before_anything_is_written(tmp_path: Path
     with pytest.raises(OutputError) as caught:
         convert("storybook", type=["f16", "q8_0"], output=tmp_path)
     assert str(target) in caught.value.message
-    assert "--overwrite" in caught.value.hint
+    assert "`overwrite`" in caught.value.hint
     assert target.read_bytes() == b"precious"
     assert names(tmp_path) == [target.name]
 
@@ -167,12 +170,16 @@ def test_overwrite_replaces(tmp_path: Path, results: list[ConvertedFile]) -> Non
 @pytest.mark.parametrize(
     ("call", "message", "hint"),
     [
-        ({"type": []}, "no quantization type", "--type q4_k"),
+        ({"type": []}, "`type` must name at least one quant type", "q4_k"),
         ({"type": ["q4_k_x"]}, "'q4_k_x'", "q4_k"),
         ({"type": ["f16"], "recipe": "magic"}, "'magic'", ""),
-        ({"type": ["f16"], "threads": 0}, "0 threads were asked for", ""),
-        ({"type": ["f16"], "threads": -1}, "-1 threads were asked for", ""),
-        ({"type": ["f16", "q8_0"], "output": "one.gguf"}, "one.gguf is one file, but 2 types", "folder"),
+        ({"type": ["f16"], "threads": 0}, "`threads` must be at least 1, not 0", ""),
+        ({"type": ["f16"], "threads": -1}, "`threads` must be at least 1, not -1", ""),
+        (
+            {"type": ["f16", "q8_0"], "output": "one.gguf"},
+            "must be a folder for 2 types, not the file one.gguf",
+            "folder",
+        ),
     ],
 )
 def test_a_wrong_call_is_a_usage_error(
@@ -186,7 +193,7 @@ def test_a_wrong_call_is_a_usage_error(
     assert names(tmp_path) == []
 
 
-def test_a_file_where_the_folder_should_be_is_refused_as_such(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("notes")
     for overwrite in (False, True):
         with pytest.raises(OutputError, match="out is a file, not a folder"):

@@ -1,4 +1,4 @@
-"""Conversions that end badly: whatever happens, and when, nothing is left behind and nothing is lost."""
+"""Conversions that fail: they leave no partial files and lose no old ones."""
 
 import json
 import os
@@ -14,9 +14,9 @@ from dgpt2_quant.quantize.convert import convert
 
 from .checkpoints import make_checkpoint
 
-LEVELS = ["F32", "Q8_0", "Q4_0", "Q2_K"]
+TYPES = ["F32", "Q8_0", "Q4_0", "Q2_K"]
 
-# converts and says so, tensor by tensor; errors of ours go to stdout as well
+# prints the tensors, and errors of ours, on stdout
 CHILD = """
 import json, resource, sys
 from dgpt2_quant.quantize.convert import convert
@@ -50,12 +50,12 @@ def test_a_damaged_weight_leaves_nothing(tensor: str, tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "model", changed={tensor: damaged})
     (tmp_path / "out").mkdir()
     with pytest.raises(CheckpointError, match="not finite"):
-        convert(str(folder), type=LEVELS, output=tmp_path / "out")
+        convert(str(folder), type=TYPES, output=tmp_path / "out")
     assert names(tmp_path / "out") == []
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_failing_disk_leaves_what_was_there(overwrite: bool, tmp_path: Path) -> None:
+def test_a_failing_disk_leaves_the_old_files(overwrite: bool, tmp_path: Path) -> None:
     (tmp_path / "storybook.F16.gguf").write_bytes(b"old")
     types = ["f16", "q8_0"] if overwrite else ["q8_0", "q4_0"]
     # no file may grow beyond these: in the head, in the embedding, shortly before the end
@@ -73,7 +73,7 @@ def test_a_failing_disk_leaves_what_was_there(overwrite: bool, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("options", "reason"), [("size=3m", "the disk is full"), ("ro", "the file system is read-only")]
 )
-def test_a_full_or_read_only_disk_is_called_so(options: str, reason: str, tmp_path: Path) -> None:
+def test_a_full_or_read_only_disk_is_named(options: str, reason: str, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = f'mount -t tmpfs -o {options} tmpfs "$0" || exit 77; "$@"; ls -A "$0" >&2'
@@ -86,15 +86,15 @@ def test_a_full_or_read_only_disk_is_called_so(options: str, reason: str, tmp_pa
     if said.returncode in (1, 77):
         pytest.skip(f"no file system of one's own here: {said.stderr}")
     target = disk / "storybook.Q8_0.gguf"
-    assert said.stdout.splitlines()[-1] == f"OutputError: {target} can not be written: {reason}"
+    assert said.stdout.splitlines()[-1] == f"OutputError: cannot write {target}: {reason}"
     assert said.stderr == ""
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 @pytest.mark.parametrize("mode", [0o500, 0o000])
-def test_a_folder_without_permission_is_called_so(mode: int, tmp_path: Path) -> None:
+def test_a_folder_without_permission_is_named(mode: int, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir(mode=mode)
-    with pytest.raises(OutputError, match="no permission to write there"):
+    with pytest.raises(OutputError, match="permission denied"):
         convert("storybook", type=["q8_0"], output=tmp_path / "out")
 
 
@@ -103,7 +103,7 @@ def test_a_folder_without_permission_is_called_so(mode: int, tmp_path: Path) -> 
     "moment", ["output_norm.bias", "token_embd.weight", "blk.2.ffn_up.weight", "blk.5.ffn_up.weight"]
 )
 def test_a_kill_leaves_nothing(moment: str, tmp_path: Path) -> None:
-    with subprocess.Popen(child(tmp_path, LEVELS), stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(child(tmp_path, TYPES), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         try:
             assert any(line.strip() == moment for line in process.stdout)
@@ -124,13 +124,13 @@ def test_a_progress_that_is_interrupted_leaves_nothing(moment: str, existed: boo
     if existed:
         output.mkdir()
     with pytest.raises(KeyboardInterrupt):
-        convert("storybook", type=LEVELS, output=output, progress=interrupt)
+        convert("storybook", type=TYPES, output=output, progress=interrupt)
     assert names(tmp_path) == (["out"] if existed else [])
     assert not existed or names(output) == []
 
 
 @pytest.mark.parametrize("damage", ["weights", "tokenizer", "config"])
-def test_folders_that_were_made_for_a_failure_are_removed_again(damage: str, tmp_path: Path) -> None:
+def test_folders_that_a_failed_conversion_created_are_removed(damage: str, tmp_path: Path) -> None:
     folder = make_checkpoint(
         tmp_path / "model", changed={"ln_f.bias": np.full(64, np.nan if damage == "weights" else 0)}
     )
@@ -141,12 +141,12 @@ def test_folders_that_were_made_for_a_failure_are_removed_again(damage: str, tmp
     (tmp_path / "there").mkdir()
     for output in (tmp_path / "there", tmp_path / "there" / "new", tmp_path / "a" / "b" / "c"):
         with pytest.raises(CheckpointError):
-            convert(str(folder), type=LEVELS, output=output)
+            convert(str(folder), type=TYPES, output=output)
         assert names(tmp_path) == ["model", "there"]
         assert names(tmp_path / "there") == []
 
 
-def test_a_folder_that_somebody_else_uses_by_now_stays(tmp_path: Path) -> None:
+def test_a_new_folder_that_has_other_files_stays(tmp_path: Path) -> None:
     output = tmp_path / "a" / "b"
 
     def use(done: int, total: int, name: str) -> None:

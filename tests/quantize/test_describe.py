@@ -1,4 +1,4 @@
-"""What `inspect` says of a file: of ours, of another tool's, and of what is none."""
+"""`inspect` on files of ours, of other tools, and on other content."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def test_a_file_of_ours_is_described(storybook_files: dict[str, Path]) -> None:
     assert found.metadata["general.name"] == "storybook"
 
 
-def test_a_tensor_is_described_as_numpy_would(tmp_path: Path) -> None:
+def test_shapes_are_those_of_numpy(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "tiny", width=64, inner=96)
     (file,) = convert(str(folder), type=["q8_0"], output=tmp_path)
     tensors = {tensor.name: tensor for tensor in describe(file.path).tensors}
@@ -36,14 +36,14 @@ def test_a_tensor_is_described_as_numpy_would(tmp_path: Path) -> None:
     assert tensors["token_embd.weight"].shape == [len(TOKENS), 64]
 
 
-def test_bits_per_weight_are_those_that_convert_reported(tmp_path: Path) -> None:
+def test_bits_per_weight_equal_those_of_convert(tmp_path: Path) -> None:
     for file in convert("storybook", type=["f32", "f16", "q8_0", "q4_0"], output=tmp_path):
         found = describe(file.path)
         assert (found.bits_per_weight, found.parameters) == (file.bits_per_weight, file.parameters)
         assert found.counts() == file.tensors
 
 
-def test_it_is_json(storybook_files: dict[str, Path]) -> None:
+def test_the_description_is_json(storybook_files: dict[str, Path]) -> None:
     found = describe(str(storybook_files["Q8_0"]))
     content = json.loads(json.dumps(found.to_json()))
     assert content["metadata"]["tokenizer.ggml.tokens"] == found.metadata["tokenizer.ggml.tokens"]
@@ -55,7 +55,7 @@ def test_it_is_json(storybook_files: dict[str, Path]) -> None:
     }
 
 
-def test_another_tools_file_of_another_architecture_is_described(tmp_path: Path) -> None:
+def test_a_file_of_another_tool_and_architecture_is_described(tmp_path: Path) -> None:
     writer = gguf.GGUFWriter(tmp_path / "other.gguf", arch="llama")
     writer.add_context_length(77)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_K_M)
@@ -80,15 +80,15 @@ def test_a_file_without_tensors_is_described(tmp_path: Path) -> None:
     assert (found.parameters, found.bits_per_weight, found.counts(), found.type) == (0, 0.0, {}, None)
 
 
-def test_what_is_no_gguf_is_said_to_be_none(tmp_path: Path) -> None:
+def test_another_format_is_refused(tmp_path: Path) -> None:
     path = make_checkpoint(tmp_path / "tiny") / "model.safetensors"
     with pytest.raises(GGUFError) as caught:
         describe(path)
-    assert f"{path} is not a sound GGUF file" in caught.value.message
+    assert f"{path} is not a valid GGUF file" in caught.value.message
     assert "dgpt2-quant convert" in caught.value.hint
 
 
 @pytest.mark.parametrize("name", ["none.gguf", "."])
-def test_what_is_no_file_is_named(name: str, tmp_path: Path) -> None:
+def test_a_missing_file_is_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="there is no file"):
         describe(tmp_path / name)

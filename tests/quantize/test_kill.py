@@ -1,7 +1,7 @@
-"""A conversion that is really killed, at moments spread over all of it: its files are whole, or as they were before.
+"""Conversions that are killed at many moments: the files are complete, or as they were before.
 
 One process imports the library and forks a child for every attempt, so that dozens of them take seconds. The moments
-are chosen by a fixed seed, as fractions of what an uninterrupted conversion takes here.
+follow from a fixed seed, as fractions of the time of an uninterrupted conversion.
 """
 
 import fcntl
@@ -30,8 +30,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and look
 TYPES = ["q8_0", "q4_0"]
 OLD = b"the older file " * 1000
 
-# Reads a line, a job: forks a child for each of its `outputs`, which all wait for one another, and answers with what
-# became of them. The children say how far they are: "s"tarted, "l"ast tensor, "d"one, "e" and an error of ours.
+# Reads a job from a line, forks a child for each of its `outputs`, which start together, and prints the outcomes. The
+# children report progress: "s"tarted, "t"ensor, "l"ast tensor, "d"one, "e" and an error of ours.
 FORKING = """
 import gc, json, os, select, signal, sys, time
 from dgpt2_quant.quantize.convert import convert
@@ -58,7 +58,7 @@ def child(job, output, start, said):
         status = 130
     os._exit(status)
 
-gc.freeze()  # a child that collects would go through all of it, and so copy it
+gc.freeze()  # a child that collects would visit, and so copy, all objects
 for line in sys.stdin:
     job = json.loads(line)
     start_read, start_write = os.pipe()
@@ -96,7 +96,7 @@ for line in sys.stdin:
 
 
 class Forker:
-    """The process that forks, and what to ask it for."""
+    """The process that forks."""
 
     def __init__(self, process: subprocess.Popen[str], model: str) -> None:
         self.process = process
@@ -112,7 +112,7 @@ class Forker:
         mark: str = "s",
         after: float = 0.0,
     ) -> list[dict[str, Any]]:
-        """What became of a conversion into each of the outputs; `stop` is sent some seconds after the `mark`."""
+        """The outcome of a conversion into each of the outputs; `stop` is sent `after` seconds after the `mark`."""
         job = {"model": self.model, "types": types, "outputs": list(map(str, outputs)), "overwrite": overwrite}
         job |= {"named": named, "signal": stop, "mark": mark, "after": after}
         assert self.process.stdin
@@ -125,7 +125,7 @@ class Forker:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """So large that its conversion has moments to be killed at, and so small that it can be killed often."""
+    """Large enough for moments to be killed at, and small enough for many attempts."""
     return str(make_checkpoint(tmp_path_factory.mktemp("model") / "tale", layers=4, width=256))
 
 
@@ -141,14 +141,14 @@ def forker(model: str) -> Iterator[Forker]:
 
 @pytest.fixture(scope="module")
 def whole(model: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The names of the files that a conversion writes, and the hashes of their bytes."""
+    """The names and hashes of the files that a conversion writes."""
     files = convert(model, type=TYPES, output=tmp_path_factory.mktemp("whole"))
     return {Path(file.path).name: str(file.sha256) for file in files}
 
 
 @pytest.fixture(scope="module")
 def usual(forker: Forker, tmp_path_factory: pytest.TempPathFactory) -> tuple[float, float]:
-    """The seconds of a conversion, and of what of it follows the last tensor."""
+    """The seconds of a conversion, and of its part after the last tensor."""
     folder = tmp_path_factory.mktemp("usual")
     runs = [forker.run(folder / str(number))[0] for number in range(4)][1:]
     assert all(run["said"].endswith("ld") for run in runs)
@@ -157,7 +157,7 @@ def usual(forker: Forker, tmp_path_factory: pytest.TempPathFactory) -> tuple[flo
 
 
 def moments(count: int, usual: tuple[float, float], seed: int) -> Iterator[dict[str, Any]]:
-    """When to send the signal: two thirds spread over the whole, one third over what follows the last tensor."""
+    """When to send the signal: two thirds over the whole conversion, one third over the part after the last tensor."""
     chance = random.Random(seed)
     for number in range(count):
         mark, seconds = ("l", usual[1]) if number % 3 == 2 else ("s", usual[0])
@@ -183,7 +183,7 @@ def hidden(folder: Path) -> list[str]:
 
 
 def put_old(folder: Path, names: list[str]) -> None:
-    """Writes older files the way that all files are written."""
+    """Writes older files with `output_file`, as conversions do."""
     for name in names:
         with output_file(folder / name, overwrite=True) as file:
             file.write(OLD)
@@ -199,7 +199,7 @@ def assert_whole_or_as_before(folder: Path, whole: dict[str, str], overwrite: bo
 
 
 @pytest.mark.parametrize(("named", "count"), [(False, 36), (True, 15)], ids=["nameless", "named"])
-def test_a_kill_at_any_moment_leaves_whole_files_or_those_before(
+def test_a_kill_leaves_complete_files_or_the_old_ones(
     named: bool,
     count: int,
     forker: Forker,
@@ -228,14 +228,14 @@ def test_a_kill_at_any_moment_leaves_whole_files_or_those_before(
         f"killed before, inside, after: {hits['before']}, {hits['inside']}, {hits['after']}; hidden files left: {left}"
     )
     record_property("kills", dict(hits))
-    # fewer than were aimed at: the moments follow from how long it took before, and the machine's load changes
+    # fewer than intended: the moments follow from earlier times, and the machine's load changes
     assert hits["inside"] >= count // 5, hits
     if named:
-        assert left >= count // 10  # else it has not been seen that they are removed
+        assert left >= count // 10  # otherwise removing them was not tested
 
 
 @pytest.mark.parametrize("named", [False, True], ids=["nameless", "named"])
-def test_an_interrupt_at_any_moment_leaves_nothing_half_done(
+def test_an_interrupt_leaves_complete_files_or_the_old_ones(
     named: bool, forker: Forker, whole: dict[str, str], usual: tuple[float, float], tmp_path: Path
 ) -> None:
     hits: Counter[str] = Counter()
@@ -244,11 +244,11 @@ def test_an_interrupt_at_any_moment_leaves_nothing_half_done(
         if moment["overwrite"]:
             put_old(tmp_path, list(whole))
         [answer] = forker.run(output, named=named, stop=signal.SIGINT, **moment)
-        assert answer["status"] in (130, 0, -signal.SIGINT), answer  # the last: it came when all was done
+        assert answer["status"] in (130, 0, -signal.SIGINT), answer  # the last: it came after the end
         hits[phase(answer)] += 1
         if moment["overwrite"] or output.exists():
             assert hidden(output) == []
-            assert visible(output)  # a folder that was made for nothing is removed again
+            assert visible(output)  # a folder that was created in vain is removed
             assert_whole_or_as_before(output, whole, moment["overwrite"])
         for name in whole:
             (output / name).unlink(missing_ok=True)
@@ -259,7 +259,7 @@ def test_an_interrupt_at_any_moment_leaves_nothing_half_done(
 
 
 @pytest.mark.parametrize("named", [False, True], ids=["nameless", "named"])
-def test_of_two_that_convert_to_one_file_one_succeeds(
+def test_of_two_conversions_to_one_file_one_succeeds(
     named: bool, forker: Forker, whole: dict[str, str], tmp_path: Path
 ) -> None:
     name = "tale.Q8_0.gguf"
@@ -268,13 +268,13 @@ def test_of_two_that_convert_to_one_file_one_succeeds(
         answers = forker.run(target, target, types=["q8_0"], named=named)
         said = [answer["said"].lstrip("stl") for answer in answers]
         assert sorted(text[0] for text in said) == ["d", "e"], said
-        assert "exists already" in max(said), said
+        assert "already exists" in max(said), said
         assert sha256(target) == whole[name]
         assert [path.name for path in target.parent.iterdir()] == [name]
 
 
 @pytest.mark.parametrize("named", [False, True], ids=["nameless", "named"])
-def test_two_that_overwrite_one_file_both_succeed(
+def test_two_conversions_that_overwrite_one_file_succeed(
     named: bool, forker: Forker, whole: dict[str, str], tmp_path: Path
 ) -> None:
     name = "tale.Q8_0.gguf"
@@ -286,19 +286,19 @@ def test_two_that_overwrite_one_file_both_succeed(
         assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_two_that_convert_to_several_files_leave_whole_ones(
+def test_two_conversions_to_the_same_files_leave_complete_ones(
     forker: Forker, whole: dict[str, str], tmp_path: Path
 ) -> None:
     for number in range(4):
         folder = tmp_path / f"{number}"
         answers = forker.run(folder, folder)
         assert {answer["status"] for answer in answers} == {0}
-        assert all("d" in a["said"] or "exists already" in a["said"] for a in answers), answers
+        assert all("d" in a["said"] or "already exists" in a["said"] for a in answers), answers
         assert {path.name: sha256(path) for path in folder.iterdir()} == whole
 
 
 @contextmanager
-def living(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """A hidden file as its writer holds it."""
     with path.open("wb") as file:
         file.write(b"half")
@@ -307,7 +307,7 @@ def living(path: Path) -> Iterator[None]:
         yield
 
 
-def test_hidden_files_of_the_dead_are_removed_and_those_of_the_living_stay(forker: Forker, tmp_path: Path) -> None:
+def test_hidden_files_without_a_lock_are_removed(forker: Forker, tmp_path: Path) -> None:
     dead = [tmp_path / f".tale.Q8_0.gguf.{number:012x}.part" for number in range(3)]
     others = [
         tmp_path / ".tale.Q4_0.gguf.0123456789ab.part",  # of another target
@@ -318,7 +318,7 @@ def test_hidden_files_of_the_dead_are_removed_and_those_of_the_living_stay(forke
     for path in (*dead, *others):
         path.write_bytes(b"half")
     alive = tmp_path / ".tale.Q8_0.gguf.aaaaaaaaaaaa.part"
-    with living(alive):
+    with locked(alive):
         [answer] = forker.run(tmp_path, types=["q8_0"])
         assert answer["said"].endswith("d")
         assert hidden(tmp_path) == sorted(path.name for path in (alive, *others))
@@ -328,7 +328,7 @@ def test_hidden_files_of_the_dead_are_removed_and_those_of_the_living_stay(forke
     assert hidden(tmp_path) == sorted(path.name for path in others)
 
 
-def test_the_next_conversion_removes_what_a_killed_one_left(forker: Forker, tmp_path: Path) -> None:
+def test_the_next_conversion_removes_the_hidden_files_of_a_killed_one(forker: Forker, tmp_path: Path) -> None:
     [killed] = forker.run(tmp_path, named=True, stop=signal.SIGKILL, mark="l")
     assert killed["status"] == -signal.SIGKILL
     assert len(hidden(tmp_path)) == 2
@@ -338,7 +338,7 @@ def test_the_next_conversion_removes_what_a_killed_one_left(forker: Forker, tmp_
     assert hidden(tmp_path) == []
 
 
-def test_a_name_that_is_taken_while_several_are_written_is_not_replaced(
+def test_a_file_that_appears_during_the_conversion_is_not_replaced(
     model: str, whole: dict[str, str], tmp_path: Path
 ) -> None:
     taken = tmp_path / "tale.Q8_0.gguf"
@@ -347,7 +347,7 @@ def test_a_name_that_is_taken_while_several_are_written_is_not_replaced(
         if done == total:
             taken.write_bytes(b"theirs")
 
-    with pytest.raises(OutputError, match="exists already"):
+    with pytest.raises(OutputError, match="already exists"):
         convert(model, type=TYPES, output=tmp_path, progress=take)
     assert taken.read_bytes() == b"theirs"
     assert hidden(tmp_path) == []

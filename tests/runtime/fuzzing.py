@@ -1,4 +1,4 @@
-"""Runs mutated GGUF files, each in a process of its own, and says what became of them.
+"""Runs mutated GGUF files, each in a separate process, and reports the outcomes.
 
 From the repository's root, for instance
 
@@ -169,7 +169,7 @@ class _Refusals(logging.Handler):
 
 
 def exercise(path: Path, random: Random, report: Callable[..., object]) -> None:
-    """Loads the file and uses it in every way. Lets through whatever is no error of ours."""
+    """Loads the file and uses it in every way. Lets all errors through that are not ours."""
     logging.getLogger("dgpt2_quant.llama_cpp").addHandler(_Refusals(report))
     with suppress(GGUFError):
         read_header(path)
@@ -223,7 +223,7 @@ def main() -> None:
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:
-    """Counts, what was refused and how often, and the first findings."""
+    """Counts, the reasons of refusals with their numbers, and the first findings."""
     lines = [
         f"{len(outcomes)} cases: {sum(o.header for o in outcomes)} past the header, "
         f"{sum(o.loaded for o in outcomes)} loaded, {sum(o.decoded for o in outcomes)} decoded, "

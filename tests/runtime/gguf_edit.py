@@ -1,4 +1,4 @@
-"""Good GGUF files with one thing changed, for the tests of what is refused, and of what a model may contain."""
+"""Copies of valid GGUF files with one change, for tests of what is refused and of unusual models."""
 
 import struct
 from collections.abc import Mapping

@@ -45,7 +45,7 @@ LARGE = (np.finfo(np.float32).max, 1e30, -1e30, 65504.0, 1e-45, 1e19)
 
 @dataclass
 class Entry:
-    """A tensor: `dimensions` in the file's order, its `type` a number, an `offset` where it is to lie."""
+    """A tensor: `dimensions` in the order of the file, the number of its `type`, and its intended `offset`."""
 
     name: bytes
     dimensions: list[int]
@@ -56,7 +56,7 @@ class Entry:
 
 @dataclass
 class Draft:
-    """A file taken apart. `keys` are names and encoded values, in their order; the counts are where they are to lie."""
+    """A file in parts. `keys` are names and encoded values in the order of the file; counts may be set to lie."""
 
     keys: list[tuple[bytes, bytes]]
     tensors: list[Entry]
@@ -67,7 +67,7 @@ class Draft:
     later: list[Callable[[bytes, int], bytes]] = field(default_factory=list)
 
     def encode(self) -> bytes:
-        """The file; what is `later` gets it, and where its data begin."""
+        """The bytes of the file. Functions in `later` get them, and where the data begin."""
         counts = (self.tensor_count, len(self.tensors)), (self.key_count, len(self.keys))
         parts = [self.magic, struct.pack("<IQQ", self.version, *(real if lie is None else lie for lie, real in counts))]
         for key, value in self.keys:
@@ -88,7 +88,7 @@ class Draft:
         return data
 
     def index(self, key: str) -> int:
-        """Where a key is; behind the last where it is not (any more)."""
+        """The index of a key; the end of the list if it is missing."""
         return next((index for index, (name, _) in enumerate(self.keys) if name == key.encode()), len(self.keys))
 
     def put(self, key: str, value: bytes) -> None:
@@ -197,7 +197,7 @@ def random_blocks(dimensions: Sequence[int], kind: TensorType, random: Random) -
     for exponent in kind.exponents:
         for at, size, mask in exponent:
             words = np.ndarray((len(data) // kind.block_bytes,), f"<u{size}", data, at, (kind.block_bytes,))
-            words &= words.dtype.type(2 ** (8 * size) - 1 - (1 << mask.bit_length() - 1))  # so about one at the most
+            words &= words.dtype.type(2 ** (8 * size) - 1 - (1 << mask.bit_length() - 1))  # so at most about one
     return bytes(data)
 
 

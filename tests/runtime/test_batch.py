@@ -1,4 +1,4 @@
-"""Several texts at a time: the same ones as one after the other, in their order, whenever each of them ends."""
+"""Several texts together are equal to those one after the other, whenever each of them ends."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 from dgpt2_quant.core.errors import UsageError
 from dgpt2_quant.runtime import Completion, Model
 from dgpt2_quant.runtime.engine import CHUNK, Engine
-from dgpt2_quant.runtime.sequence import Draft
+from dgpt2_quant.runtime.sequence import Sequence
 
 PROMPTS = [
     "Once upon a time",
@@ -42,7 +42,7 @@ class TestTheSameTexts:
         assert found == [[alone(storybook, prompt, **options)] for prompt in PROMPTS]
 
     @pytest.mark.parametrize("parallel", [2, 4])
-    def test_that_end_at_different_times(self, storybook: Model, parallel: int) -> None:
+    def test_sequences_that_end_at_different_times(self, storybook: Model, parallel: int) -> None:
         # whoever ends leaves a gap, which another one moves into
         options: dict[str, Any] = {"temperature": 0, "max_tokens": 40, "stop": [" and", ".", " beautiful", "king"]}
         found = [completion for (completion,) in storybook.generate(PROMPTS, parallel=parallel, **options)]
@@ -64,12 +64,12 @@ class TestTheSameTexts:
         assert [completion.tokens for (completion,) in found] == [13, 20, 1]
         assert found == [[alone(storybook, tokens[:length], **options)] for length in (500, 5, 512)]
 
-    def test_one_prompt_again_and_again(self, storybook: Model) -> None:
+    def test_the_same_prompt_several_times(self, storybook: Model) -> None:
         (found,) = storybook.generate(PROMPTS[0], num_return_sequences=7, temperature=0, max_tokens=30, parallel=4)
         assert len(set(found)) == 1
         assert found[0] == alone(storybook, PROMPTS[0], temperature=0, max_tokens=30)
 
-    def test_one_at_a_time_is_a_stream_to_the_last_bit(self, storybook: Model) -> None:
+    def test_parallel_1_equals_streams_bit_by_bit(self, storybook: Model) -> None:
         options: dict[str, Any] = {"max_tokens": 20, "logprobs": 2, "echo": True}
         found = storybook.generate(PROMPTS[:4], parallel=1, num_return_sequences=2, seed=5, **options)
         for prompt, completions in zip(PROMPTS, found, strict=False):
@@ -105,14 +105,15 @@ class TestOrder:
 
     @pytest.mark.parametrize("stop", [(), (" and", "the king")])
     @pytest.mark.parametrize("parallel", [1, 4])
-    def test_the_pieces_of_a_number_are_its_text(self, storybook: Model, parallel: int, stop: tuple[str, ...]) -> None:
+    def test_the_events_of_a_number_are_its_text(self, storybook: Model, parallel: int, stop: tuple[str, ...]) -> None:
         batch = storybook.batch(PROMPTS, parallel=parallel, seed=2, max_tokens=12, stop=stop, echo=True)
         assert batch.completions == [None] * len(PROMPTS)
         texts, order = [""] * len(PROMPTS), []
-        for number, piece in batch:
-            assert piece
-            texts[number] += piece
-            order.append(number)
+        for event in batch:
+            assert event or event.completion
+            assert event.completion == batch.completions[event.number]
+            texts[event.number] += event
+            order.append(event.number)
         assert texts == [completion.text for completion in batch.completions if completion]
         assert texts == [
             c.text for (c,) in storybook.generate(PROMPTS, parallel=1, seed=2, max_tokens=12, stop=stop, echo=True)
@@ -124,7 +125,7 @@ class TestOrder:
         assert len(batch.run()) == 6
         assert (batch.timing.decode_tokens, batch.timing.decoded) == (60, 54)
 
-    def test_without_a_seed_the_drawn_ones_give_the_texts_again(self, storybook: Model) -> None:
+    def test_the_random_seeds_reproduce_the_texts(self, storybook: Model) -> None:
         batch = storybook.batch(PROMPTS[:2], num_return_sequences=2, max_tokens=4)
         prompts = [prompt for prompt in PROMPTS[:2] for _ in range(2)]
         again = [
@@ -132,7 +133,7 @@ class TestOrder:
         ]
         assert batch.run() == again
 
-    def test_drafts_with_settings_of_their_own(self, storybook: Model) -> None:
+    def test_sequences_with_different_settings(self, storybook: Model) -> None:
         settings: list[dict[str, Any]] = [
             {"temperature": 0, "max_tokens": 20},
             {"seed": 3, "max_tokens": 4, "top_k": 0},
@@ -140,30 +141,30 @@ class TestOrder:
             {"max_tokens": 0},
             {"temperature": 0, "stop": " daughter", "logit_bias": {12: 5.0}},
         ]
-        drafts = [storybook.make_draft(PROMPTS[0], **options) for options in settings]
-        found = storybook.write(drafts, parallel=2).run()
+        sequences = [storybook.new_sequence(PROMPTS[0], **options) for options in settings]
+        found = storybook.write(sequences, parallel=2).run()
         assert found == [alone(storybook, PROMPTS[0], **options) for options in settings]
 
-    def test_nothing(self, storybook: Model) -> None:
+    def test_no_input(self, storybook: Model) -> None:
         assert list(storybook.batch([])) == storybook.generate([]) == []
         assert storybook.batch([]).timing.decode_tokens == 0
 
     @pytest.mark.parametrize("options", WRONG, ids=str)
     def test_numbers_out_of_range(self, storybook: Model, options: dict[str, Any]) -> None:
         (wrong,) = options.values()
-        with pytest.raises(UsageError, match=rf"sequences is {wrong}|{wrong} sequences"):
+        with pytest.raises(UsageError, match=f"must be a whole number, .*, not {wrong}"):
             storybook.batch(PROMPTS, **options)
 
-    def test_one_wrong_prompt_is_noticed_before_anything_is_computed(self, storybook: Model) -> None:
-        with pytest.raises(UsageError, match="513 tokens"):
+    def test_one_wrong_prompt_refuses_the_batch(self, storybook: Model) -> None:
+        with pytest.raises(UsageError, match="at most 512 tokens to fit the context, not 513"):
             storybook.batch([[5], [5] * 513])
 
 
 class TestEngine:
-    """What a server does: drafts come and go while others are in the making."""
+    """What a server does: sequences come and go while others are in the making."""
 
-    def draft(self, model: Model, prompt: str | list[int], **options: Any) -> Draft:
-        return model.make_draft(prompt, **{"temperature": 0, "max_tokens": 30, **options})
+    def sequence(self, model: Model, prompt: str | list[int], **options: Any) -> Sequence:
+        return model.new_sequence(prompt, **{"temperature": 0, "max_tokens": 30, **options})
 
     def steps(self, engine: Engine, count: int) -> None:
         for _ in range(count):
@@ -173,24 +174,24 @@ class TestEngine:
         while not engine.idle:
             engine.step()
 
-    def test_one_joins_while_others_are_written(self, storybook: Model) -> None:
+    def test_a_sequence_joins_others(self, storybook: Model) -> None:
         engine = storybook.new_engine(3, storybook.positions)
-        drafts = []
+        sequences = []
         for number, prompt in enumerate([*PROMPTS, storybook.tokenize(STORY)[: 3 * CHUNK + 5]]):
-            drafts.append(self.draft(storybook, prompt))
-            engine.add(drafts[-1])
+            sequences.append(self.sequence(storybook, prompt))
+            engine.add(sequences[-1])
             self.steps(engine, 3 * number)
         assert engine.active <= 3
         self.finish(engine)
         assert engine.idle
-        expected = [alone(storybook, draft.request.prompt, temperature=0, max_tokens=30) for draft in drafts]
-        assert [draft.completion for draft in drafts] == expected
+        expected = [alone(storybook, sequence.request.prompt, temperature=0, max_tokens=30) for sequence in sequences]
+        assert [sequence.completion for sequence in sequences] == expected
 
-    def test_any_of_them_can_be_cancelled(self, storybook: Model) -> None:
+    def test_cancel_in_every_state(self, storybook: Model) -> None:
         engine = storybook.new_engine(3, storybook.positions)
         long = storybook.tokenize(STORY)[: 3 * CHUNK + 5]
         written, staying, other, entering, waiting = (
-            self.draft(storybook, prompt) for prompt in (PROMPTS[0], PROMPTS[1], PROMPTS[2], long, PROMPTS[4])
+            self.sequence(storybook, prompt) for prompt in (PROMPTS[0], PROMPTS[1], PROMPTS[2], long, PROMPTS[4])
         )
         engine.add(written)
         engine.add(staying)
@@ -201,12 +202,12 @@ class TestEngine:
         assert not entering.token_ids
         engine.add(other)
         engine.add(waiting)
-        for draft in (entering, waiting, written):
-            engine.cancel(draft)
-            assert draft.completion.finish_reason == "cancelled"
+        for sequence in (entering, waiting, written):
+            engine.cancel(sequence)
+            assert sequence.completion.finish_reason == "cancelled"
         assert written.completion
         assert alone(storybook, PROMPTS[0], temperature=0, max_tokens=30).text.startswith(written.completion.text)
-        again = self.draft(storybook, long)
+        again = self.sequence(storybook, long)
         engine.add(again)
         self.finish(engine)
         expected = [alone(storybook, prompt, temperature=0, max_tokens=30) for prompt in (PROMPTS[1], PROMPTS[2], long)]
@@ -214,7 +215,10 @@ class TestEngine:
 
     def test_prompts_and_tokens_take_turns(self, storybook: Model) -> None:
         engine = storybook.new_engine(2, storybook.positions)
-        first, second = self.draft(storybook, PROMPTS[0]), self.draft(storybook, storybook.tokenize(STORY)[: 4 * CHUNK])
+        first, second = (
+            self.sequence(storybook, PROMPTS[0]),
+            self.sequence(storybook, storybook.tokenize(STORY)[: 4 * CHUNK]),
+        )
         engine.add(first)
         self.steps(engine, 2)
         before = len(first.token_ids)

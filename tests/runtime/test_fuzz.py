@@ -1,4 +1,4 @@
-"""Two thousand damaged files, each in a process of its own: every one is used, or refused by an error of ours.
+"""Two thousand damaged files, each in a separate process: each is used, or refused with one of our errors.
 
 More of them, or one alone: tests/runtime/fuzzing.py says how.
 """
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and limi
 
 CASES, SEED = 2000, 0
 
-# what a case must not do, and what is to be said of it
+# what a case must not do, and the finding
 ILL = """if True:
     import ctypes, os, signal, sys, time
     from pathlib import Path
@@ -79,10 +79,10 @@ def test_signals_hangs_exceptions_and_allocations_are_found(sources: list[Path],
     assert len(found) == len(expected) + 1, result.stderr
     for line, word in zip(found, expected, strict=False):
         assert word in line
-    assert found[-1] == "[]"  # a quarter of what is allowed
+    assert found[-1] == "[]"  # a quarter of the limit
 
 
-def test_a_case_is_the_same_wherever_it_is_made(sources: list[Path]) -> None:
+def test_cases_are_reproducible(sources: list[Path]) -> None:
     for path in sources:
         assert take_apart(path).encode() == path.read_bytes()
     draft = take_apart(sources[0])

@@ -1,4 +1,4 @@
-"""What can be asked of a generation, and what several at a time have in common with one after the other."""
+"""Options of a generation: ends, truncation, echo, log-probabilities, lengths."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from dgpt2_quant.core.errors import UsageError
 from dgpt2_quant.runtime import Completion, Model
-from dgpt2_quant.runtime.candidates import log_total
 from dgpt2_quant.runtime.engine import CHUNK
+from dgpt2_quant.runtime.sampling.candidates import log_total
 
 from .gguf_edit import rewrite
 
@@ -20,7 +20,7 @@ STORY = (Path(__file__).parents[2] / "demo" / "evaluation.txt").read_text("utf-8
 
 
 def one(model: Model, prompt: str | list[int] = PROMPT, **options: Any) -> Completion:
-    """Alone, through `stream`; at temperature 0 unless something else is asked for."""
+    """A text from `stream`, greedy unless `options` differ."""
     generation = model.stream(prompt, **{"temperature": 0, "max_tokens": 16, **options})
     text = "".join(generation)
     assert generation.completion is not None
@@ -35,7 +35,7 @@ def as_told(completion: Completion) -> tuple[Any, ...]:
 
 @pytest.fixture(scope="module")
 def daughter(storybook_files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
-    """A model for which " daughter", its sixth token behind the prompt, ends a text."""
+    """A model for which " daughter", the sixth token of its greedy text, is an end-of-text token."""
     with Model.load(storybook_files["F32"], threads=1) as model:
         (token,) = model.tokenize(" daughter")
     ends = {"tokenizer.ggml.eos_token_id": token}
@@ -51,7 +51,7 @@ def small(storybook_files: dict[str, Path]) -> Iterator[Model]:
 
 
 class TestEnd:
-    def test_ignore_eos_goes_on(self, daughter: Model) -> None:
+    def test_ignore_eos_continues(self, daughter: Model) -> None:
         assert one(daughter) == Completion(", and the King's", 6, "eos")
         assert one(daughter, ignore_eos=True) == Completion(GREEDY, 16, "length")
 
@@ -63,7 +63,7 @@ class TestEnd:
         assert (completion == one(daughter)) == (least <= 5)
         assert completion.tokens >= least
 
-    def test_min_tokens_is_no_more_than_max_tokens(self, storybook: Model) -> None:
+    def test_max_tokens_limits_min_tokens(self, storybook: Model) -> None:
         assert one(storybook, min_tokens=100, max_tokens=5).tokens == 5
 
 
@@ -83,16 +83,16 @@ class TestTruncate:
         assert generation.completion.tokens == min(max_tokens, 31 - kept + 1)
 
     @pytest.mark.parametrize("length", [1, 15, 31])
-    def test_what_fits_stays_whole(self, small: Model, length: int) -> None:
+    def test_a_prompt_that_fits_is_not_truncated(self, small: Model, length: int) -> None:
         prompt = small.tokenize(STORY[:2000])[:length]
         assert one(small, prompt, truncate=True, echo=True) == one(small, prompt, echo=True)
 
     def test_of_a_text(self, small: Model) -> None:
         text = one(small, STORY[:2000], max_tokens=10, truncate=True, echo=True).text
         assert small.detokenize(small.tokenize(STORY[:2000])[-22:]) in text
-        with pytest.raises(UsageError, match="this model has 31 positions") as caught:
+        with pytest.raises(UsageError, match="the prompt must have at most 31 tokens") as caught:
             small.stream(STORY[:2000])
-        assert "truncated" in caught.value.hint
+        assert "truncate" in caught.value.hint
 
 
 class TestEcho:
@@ -105,7 +105,7 @@ class TestEcho:
     def test_of_tokens_their_text(self, storybook: Model) -> None:
         assert one(storybook, storybook.tokenize(PROMPT), echo=True).text == PROMPT + GREEDY
 
-    def test_of_nothing_else(self, storybook: Model) -> None:
+    def test_echo_of_an_empty_prompt(self, storybook: Model) -> None:
         assert one(storybook, echo=True, max_tokens=0) == Completion(PROMPT, 0, "length")
 
     def test_a_stop_string_in_it_does_not_stop(self, storybook: Model) -> None:
@@ -114,7 +114,7 @@ class TestEcho:
 
 class TestLogprobs:
     @pytest.mark.parametrize("options", [{}, {"temperature": 2, "seed": 3, "top_k": 0, "repeat_penalty": 1.5}], ids=str)
-    def test_they_are_those_of_the_model_whatever_is_set(self, storybook: Model, options: dict[str, Any]) -> None:
+    def test_logprobs_do_not_depend_on_sampling_settings(self, storybook: Model, options: dict[str, Any]) -> None:
         completion = one(storybook, logprobs=4, **options)
         assert completion.logprobs is not None
         assert [found.token for found in completion.logprobs] == list(completion.token_ids)
@@ -128,7 +128,7 @@ class TestLogprobs:
             assert all(one >= other for one, other in pairwise(found.top.values()))
             assert found.top.get(found.token, found.logprob) == found.logprob
 
-    def test_without_the_likeliest(self, storybook: Model) -> None:
+    def test_logprobs_0_gives_no_alternatives(self, storybook: Model) -> None:
         completion = one(storybook, logprobs=0)
         assert completion.logprobs is not None
         assert all(not found.top and found.logprob < 0 for found in completion.logprobs if found.logprob is not None)
@@ -147,7 +147,7 @@ class TestLogprobs:
         assert as_told(completion)[3:5] == as_told(one(storybook, prompt, logprobs=2))[3:5]
 
     def test_of_the_prompt_alone(self, storybook: Model) -> None:
-        # how log-likelihoods of given texts are asked for in the OpenAI API
+        # as the OpenAI API requests log-likelihoods of given texts
         completion = one(storybook, echo=True, logprobs=1, max_tokens=0)
         assert completion.prompt_logprobs is not None
         assert len(completion.prompt_logprobs) == len(storybook.tokenize(PROMPT))
@@ -155,14 +155,14 @@ class TestLogprobs:
     @pytest.mark.parametrize(
         "options", [{}, {"temperature": 1, "seed": 5}, {"echo": True}, {"repeat_penalty": 1.4}], ids=str
     )
-    def test_asking_for_them_changes_no_text(self, storybook: Model, options: dict[str, Any]) -> None:
+    def test_logprobs_change_no_text(self, storybook: Model, options: dict[str, Any]) -> None:
         long = {"max_tokens": 24, **options}
         assert one(storybook, logprobs=3, **long) == one(storybook, **long)
         assert one(storybook, logprobs=storybook.vocabulary, **long) == one(storybook, **long)
 
     @pytest.mark.parametrize("count", [-1, 8190, 1.0, True])
-    def test_how_many_there_can_be(self, storybook: Model, count: Any) -> None:
-        with pytest.raises(UsageError, match=f"logprobs is {count}"):
+    def test_logprobs_out_of_range(self, storybook: Model, count: Any) -> None:
+        with pytest.raises(UsageError, match=f"`logprobs` must be .*, not {count}"):
             storybook.stream(PROMPT, logprobs=count)
 
 
@@ -188,10 +188,10 @@ class TestLogprobs:
     ],
     ids=str,
 )
-def test_what_else_is_refused(storybook: Model, options: dict[str, Any]) -> None:
+def test_wrong_options_are_refused_by_name(storybook: Model, options: dict[str, Any]) -> None:
     (name,) = options
     for use in (storybook.stream, storybook.generate):
-        with pytest.raises(UsageError, match=name):
+        with pytest.raises(UsageError, match=f"`{name}`"):
             use(PROMPT, **options)
 
 

@@ -1,4 +1,4 @@
-"""What is dropped is gone, without a collection; what is shared or closed early answers."""
+"""Dropped objects are freed at once, and shared or closed ones still answer."""
 
 import asyncio
 import contextlib
@@ -17,6 +17,8 @@ from dgpt2_quant.core import versions as llama_cpp_version
 from dgpt2_quant.core.errors import DgptQuantError, RuntimeFailure
 from dgpt2_quant.runtime import Completion, Model, Scheduler
 from dgpt2_quant.runtime.native import calls as native_calls
+
+from .conftest import FAILING
 
 PROMPT = "Once upon a time"
 
@@ -79,13 +81,13 @@ def test_a_closed_model_is_freed_though_its_texts_are_kept(short_files: dict[str
 
 @pytest.mark.usefixtures("no_collection")
 def test_dropped_schedulers_end_after_the_requests_that_are_kept(model: Model) -> None:
-    tickets = [Scheduler(model, parallel=1).submit(PROMPT, max_tokens=30) for _ in range(4)]
+    handles = [Scheduler(model, parallel=1).submit(PROMPT, max_tokens=30) for _ in range(4)]
     Scheduler(model)
-    assert [ticket.result(20).tokens for ticket in tickets] == [30] * 4
+    assert [handle.result(20).tokens for handle in handles] == [30] * 4
     wait_for(lambda: not [thread for thread in threading.enumerate() if thread.name == "dgpt2-quant scheduler"])
 
 
-def test_a_dropped_ticket_cancels_its_request(model: Model) -> None:
+def test_a_dropped_handle_cancels_its_request(model: Model) -> None:
     with Scheduler(model, parallel=1) as scheduler:
         scheduler.submit(PROMPT, max_tokens=400, ignore_eos=True)
         kept = scheduler.submit(PROMPT, max_tokens=2)
@@ -103,27 +105,25 @@ def test_an_array_keeps_the_memory_that_it_shows(short_files: dict[str, Path]) -
 
 
 class TestReaders:
-    def test_two_of_one_ticket(self, model: Model) -> None:
+    def test_two_threads_read_one_handle(self, model: Model) -> None:
         with Scheduler(model, parallel=1) as scheduler:
-            ticket = scheduler.submit(PROMPT, max_tokens=60, ignore_eos=True)
+            handle = scheduler.submit(PROMPT, max_tokens=60, ignore_eos=True)
             with ThreadPoolExecutor(3) as pool:
-                shares = [pool.submit(list, ticket) for _ in range(3)]
+                shares = [pool.submit(list, handle) for _ in range(3)]
                 events = [event for share in shares for event in share.result(20)]
-            completion = ticket.result(5)
+            completion = handle.result(5)
         assert sum(len(event.token_ids) for event in events) == 60
         assert len([event for event in events if event.completion]) == 1
         assert completion.tokens == 60
 
-    def test_all_of_them_hear_of_a_failure(self, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-        with Scheduler(model, parallel=1) as scheduler:
-            monkeypatch.setattr(scheduler._worker.engine, "step", lambda: (_ for _ in ()).throw(OSError("no more")))
-            ticket = scheduler.submit(PROMPT, max_tokens=60)
-            with ThreadPoolExecutor(2) as pool:
-                for reader in [pool.submit(list, ticket) for _ in range(2)]:
-                    with pytest.raises(OSError, match="no more"):
-                        reader.result(20)
+    def test_all_readers_get_the_error_of_a_failure(self, fragile: Model) -> None:
+        with Scheduler(fragile, parallel=1) as scheduler, ThreadPoolExecutor(2) as pool:
+            handle = scheduler.submit(FAILING)
+            for reader in [pool.submit(list, handle) for _ in range(2)]:
+                with pytest.raises(RuntimeFailure, match="not finite"):
+                    reader.result(20)
 
-    def test_three_of_one_stream(self, model: Model) -> None:
+    def test_three_threads_read_one_stream(self, model: Model) -> None:
         expected = "".join(model.stream(PROMPT, max_tokens=60, seed=1, ignore_eos=True))
         generation = model.stream(PROMPT, max_tokens=60, seed=1, ignore_eos=True)
         with ThreadPoolExecutor(3) as pool:
@@ -133,20 +133,20 @@ class TestReaders:
         assert generation.completion
         assert generation.completion.text == expected
 
-    def test_two_tasks_of_one_ticket(self, model: Model) -> None:
+    def test_two_tasks_read_one_handle(self, model: Model) -> None:
         async def main() -> tuple[list[int], Completion]:
             async with Scheduler(model, parallel=1) as scheduler:
-                ticket = scheduler.submit(PROMPT, max_tokens=40, ignore_eos=True)
+                handle = scheduler.submit(PROMPT, max_tokens=40, ignore_eos=True)
 
                 async def count() -> int:
-                    return sum([len(event.token_ids) async for event in ticket])
+                    return sum([len(event.token_ids) async for event in handle])
 
-                return list(await asyncio.gather(count(), count())), await ticket
+                return list(await asyncio.gather(count(), count())), await handle
 
         shares, completion = asyncio.run(asyncio.wait_for(main(), 20))
         assert sum(shares) == completion.tokens == 40
 
-    def test_await(self, model: Model) -> None:
+    def test_await_gives_the_completion(self, model: Model) -> None:
         async def main() -> list[Completion]:
             async with Scheduler(model, parallel=2) as scheduler:
                 return list(await asyncio.gather(*[scheduler.submit(PROMPT, max_tokens=4, seed=s) for s in (1, 2)]))
@@ -199,7 +199,7 @@ class TestVersion:
             DgptQuantError, match=rf"llama-cpp-python {version.replace('+', '.')} is installed"
         ) as caught:
             llama_cpp_version.check_version()
-        assert caught.value.hint == "Install that one: `pip install llama-cpp-python==0.3.36`."
+        assert caught.value.hint == "Install it: `pip install llama-cpp-python==0.3.36`."
 
     def test_another_layout_is_refused(self) -> None:
         with pytest.raises(DgptQuantError, match="the size of llama_token_data is 16, not 12"):
@@ -222,22 +222,18 @@ def test_a_model_that_is_closed_in_the_middle_of_texts_is_freed(short_files: dic
             list(ended)
 
 
-def test_a_failure_keeps_nothing_in_memory(short_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_keeps_nothing_in_memory(fragile: Model) -> None:
     gc.collect()
-    model = Model.load(short_files["Q8_0"], threads=1)
-    scheduler = Scheduler(model)
-    monkeypatch.setattr(scheduler._worker.engine, "step", lambda: (_ for _ in ()).throw(OSError("no more")))
-    ticket = scheduler.submit(PROMPT)
-    for _ in range(3):
-        with pytest.raises(OSError, match="no more") as caught:
-            ticket.result(20)
-        depth = len(caught.traceback)
-    assert depth < 8  # and does not grow with each call
-    gone = weakref.ref(ticket)
-    del caught, ticket
-    assert gone() is None
-    scheduler.close()
-    model.close()
+    with Scheduler(fragile) as scheduler:
+        handle = scheduler.submit(FAILING)
+        for _ in range(3):
+            with pytest.raises(RuntimeFailure, match="not finite") as caught:
+                handle.result(20)
+            depth = len(caught.traceback)
+        assert depth < 8  # and does not grow with each call
+        gone = weakref.ref(handle)
+        del caught, handle
+        assert gone() is None
 
 
 def test_a_request_that_meets_the_end_of_its_scheduler_is_not_lost(model: Model) -> None:

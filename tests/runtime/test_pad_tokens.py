@@ -1,4 +1,4 @@
-"""Pad tokens are never chosen and have no part in any probability, even where their logits are the largest."""
+"""Pad tokens are never sampled and have no probability, even if their logits are the largest."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,8 +58,8 @@ def test_together_and_by_the_scheduler(loud: Model) -> None:
     texts = loud.generate([PROMPT, "The king"], num_return_sequences=2, seed=1, max_tokens=8, temperature=1.5, top_k=0)
     assert all(max(text.token_ids) < REAL for group in texts for text in group)
     with Scheduler(loud, parallel=2) as scheduler:
-        tickets = [scheduler.submit(PROMPT, max_tokens=8, temperature=0, seed=seed) for seed in range(2)]
-        assert all(token < REAL for ticket in tickets for event in ticket for token in event.token_ids)
+        handles = [scheduler.submit(PROMPT, max_tokens=8, temperature=0, seed=seed) for seed in range(2)]
+        assert all(token < REAL for handle in handles for event in handle for token in event.token_ids)
 
 
 def test_by_the_pipeline(loud: Model, storybook: Model) -> None:
@@ -70,7 +70,7 @@ def test_by_the_pipeline(loud: Model, storybook: Model) -> None:
     assert ours == plain
 
 
-def test_of_a_prompt(loud: Model, storybook: Model) -> None:
+def test_logprobs_of_a_prompt(loud: Model, storybook: Model) -> None:
     ((ours,),), ((plain,),) = (
         model.generate(PROMPT, echo=True, logprobs=3, max_tokens=0) for model in (loud, storybook)
     )
@@ -79,7 +79,7 @@ def test_of_a_prompt(loud: Model, storybook: Model) -> None:
         assert one.top.keys() == other.top.keys()
 
 
-def test_a_prompt_may_have_one(loud: Model) -> None:
+def test_a_prompt_may_have_a_pad_token(loud: Model) -> None:
     prompt = [5, REAL, 7, REAL + 2]
     options = {"temperature": 1, "repeat_penalty": 1.2, "dry_multiplier": 0.5, "seed": 1}
     ((found,),) = loud.generate([prompt], echo=True, logprobs=2, max_tokens=6, **options)
@@ -93,12 +93,14 @@ def test_all_logprobs_are_those_of_real_tokens(loud: Model) -> None:
     ((entry),) = found.logprobs or ()
     assert set(entry.top) == set(range(REAL))
     assert np.exp(list(entry.top.values())).sum() == pytest.approx(1, abs=1e-4)
-    with pytest.raises(UsageError, match="logprobs is 8190; this vocabulary has 8189 tokens"):
+    with pytest.raises(UsageError, match=r"`logprobs` must be 0-8189, .*, not 8190"):
         loud.generate(PROMPT, logprobs=REAL + 1, max_tokens=1)
 
 
-@pytest.mark.parametrize(("token", "says"), [(REAL, "pad tokens, which are never chosen"), (REAL + PADS, "8188$")])
-def test_a_bias_for_one_is_refused(loud: Model, token: int, says: str) -> None:
-    with pytest.raises(UsageError, match=f"logit_bias names token {token}; this vocabulary goes to 8188") as caught:
+@pytest.mark.parametrize(
+    ("token", "says"), [(REAL, "not 8189, a pad token, which is never sampled"), (REAL + PADS, "not 8192$")]
+)
+def test_a_bias_for_a_pad_token_is_refused(loud: Model, token: int, says: str) -> None:
+    with pytest.raises(UsageError, match=f"token ids of `logit_bias` must be 0-8188, not {token}") as caught:
         loud.generate(PROMPT, logit_bias={token: 1.0}, max_tokens=1)
     caught.match(says)

@@ -1,6 +1,7 @@
-"""The pipeline of those who come from Transformers: its calls, its output shapes, its defaults."""
+"""`pipeline("text-generation")`: the calls, output shapes and defaults of Transformers."""
 
 import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ class TestLengths:
         (record,) = generator(PROMPT, max_length=20, do_sample=False, return_tensors=True)
         assert len(record["generated_token_ids"]) == 20
 
-    def test_max_new_tokens_wins(self, generator: TextGenerationPipeline) -> None:
+    def test_max_new_tokens_takes_precedence_over_max_length(self, generator: TextGenerationPipeline) -> None:
         (record,) = generator(PROMPT, max_length=20, max_new_tokens=3, do_sample=False, return_tensors=True)
         assert len(record["generated_token_ids"]) == length(generator, PROMPT) + 3
 
@@ -66,11 +67,11 @@ class TestLengths:
         assert len(record["generated_token_ids"]) == length(generator, PROMPT) + 256
 
     def test_a_prompt_of_max_length_is_refused(self, generator: TextGenerationPipeline) -> None:
-        with pytest.raises(UsageError, match="the prompt has 4 tokens, and max_length is 4"):
+        with pytest.raises(UsageError, match="`max_length` must be more than the prompt's 4 tokens, not 4"):
             generator(PROMPT, max_length=4)
 
     @pytest.mark.parametrize("least", [{"min_length": 60}, {"min_new_tokens": 56}])
-    def test_no_end_before_the_least(self, generator: TextGenerationPipeline, least: dict[str, int]) -> None:
+    def test_min_length_and_min_new_tokens(self, generator: TextGenerationPipeline, least: dict[str, int]) -> None:
         options: dict[str, Any] = {"max_new_tokens": 60, "temperature": 8.0, "top_k": 0, "return_tensors": True}
         set_seed(3)
         short = [len(generator("<|endoftext|>", **options)[0]["generated_token_ids"]) for _ in range(4)]
@@ -80,15 +81,15 @@ class TestLengths:
         assert max(short) <= 61
 
     def test_too_long_for_the_context(self, generator: TextGenerationPipeline) -> None:
-        with pytest.raises(UsageError, match="512 positions"):
+        with pytest.raises(UsageError, match="at most 512 tokens to fit the context, not 602"):
             generator("word " * 600, max_new_tokens=10)
         (record,) = generator("word " * 600, max_new_tokens=10, handle_long_generation="hole", return_tensors=True)
         assert len(record["generated_token_ids"]) == 512
-        # also where the prompt fits, but not with what is to come behind it
+        # also if the prompt fits, but not with the new tokens
         fits = "word " * 499
         (record,) = generator(fits, max_new_tokens=200, handle_long_generation="hole", return_tensors=True)
         assert record["generated_token_ids"][:312] == generator.model.tokenize(fits)[-312:]
-        with pytest.raises(UsageError, match="512 new tokens leave no room"):
+        with pytest.raises(UsageError, match=r"`max_new_tokens` must be at most 511 .*, not 512"):
             generator("a", max_new_tokens=512, handle_long_generation="hole")
 
 
@@ -110,8 +111,8 @@ class TestSampling:
         ((expected,),) = generator.model.generate(PROMPT, max_tokens=12, temperature=0)
         assert record["generated_text"] == expected.text
 
-    def test_greedy_sequences_would_be_equal(self, generator: TextGenerationPipeline) -> None:
-        with pytest.raises(UsageError, match="num_return_sequences is 2 without sampling"):
+    def test_several_greedy_sequences_are_refused(self, generator: TextGenerationPipeline) -> None:
+        with pytest.raises(UsageError, match="`num_return_sequences` must be 1 without `do_sample`, not 2"):
             generator(PROMPT, num_return_sequences=2, do_sample=False)
 
     def test_options_of_the_pipeline_are_defaults(self, generator: TextGenerationPipeline) -> None:
@@ -133,25 +134,6 @@ class TestSampling:
         )
         assert len(set(other.split())) > len(set(plain.split()))
 
-    def test_what_changes_nothing_is_accepted(self, generator: TextGenerationPipeline) -> None:
-        generator(PROMPT, max_new_tokens=1, pad_token_id=0, num_beams=1, truncation=None, return_text=True)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"num_beams": 4}, "num_beams=4"),
-        ({"penalty_alpha": 0.6}, "penalty_alpha=0.6"),
-        ({"temperature": -1.0}, "temperature is -1.0"),
-        ({"num_return_sequences": 0}, "num_return_sequences is 0"),
-        ({"handle_long_generation": "cut"}, "handle_long_generation is 'cut'"),
-        ({"max_new_tokens": -3}, "max_new_tokens is -3"),
-    ],
-)
-def test_what_can_not_be_is_named(generator: TextGenerationPipeline, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        generator(PROMPT, **options)
-
 
 def test_none_is_the_default(generator: TextGenerationPipeline) -> None:
     names = ("num_return_sequences", "prefix", "batch_size", "do_sample", "return_full_text", "return_tensors")
@@ -169,13 +151,13 @@ def test_none_is_the_default(generator: TextGenerationPipeline) -> None:
 @pytest.mark.parametrize(
     "wrong", [None, 5, b"text", {"a": 1}, {"a"}, ["a", 5], ["a", None], [b"a"], ["a", ["b"]]], ids=repr
 )
-def test_what_is_no_text_is_refused(generator: TextGenerationPipeline, wrong: Any) -> None:
+def test_inputs_other_than_texts_are_refused(generator: TextGenerationPipeline, wrong: Any) -> None:
     with pytest.raises(UsageError, match="text"):
         generator(wrong, max_new_tokens=1)
 
 
 def test_an_open_file_is_refused(generator: TextGenerationPipeline) -> None:
-    with Path(__file__).open() as file, pytest.raises(UsageError, match="neither a text nor a list of texts"):
+    with Path(__file__).open() as file, pytest.raises(UsageError, match="`text_inputs` must be a text or texts"):
         generator(file)
 
 
@@ -206,7 +188,7 @@ def test_a_data_set_is_read_lazily(generator: TextGenerationPipeline) -> None:
     assert len(list(generator(DataSet(), max_new_tokens=1))) == 3
 
 
-def test_what_tutorials_pass_changes_nothing(generator: TextGenerationPipeline) -> None:
+def test_options_of_tutorials_without_an_effect_are_accepted(generator: TextGenerationPipeline) -> None:
     expected = generator(PROMPT, max_new_tokens=6, do_sample=False)
     end = generator.model.tokenize("<|endoftext|>")[0]
     neutral: dict[str, Any] = {
@@ -228,42 +210,54 @@ def test_truncation_keeps_the_beginning(generator: TextGenerationPipeline) -> No
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "message"),
     [
-        {"repetition_penalty": 0}, {"do_sample": "no"}, {"truncation": 5}, {"length_penalty": 2.0},
-        {"streamer": "text"},
-        {"no_repeat_ngram_size": 2}, {"use_cache": False}, {"bad_words_ids": [[1]]}, {"eos_token_id": -1},
-        {"torch_dtype": "int8"}, {"num_beams": True}, {"no_such_option": 1},
+        ({"no_such_option": 1}, "there is no option `no_such_option`"),
+        ({"num_beams": 4}, "`num_beams` must be 1 in this pipeline, not 4"),
+        ({"num_beams": True}, "`num_beams` must be 1 in this pipeline, not True"),
+        ({"penalty_alpha": 0.6}, "`penalty_alpha` must be 0.0 in this pipeline, not 0.6"),
+        ({"length_penalty": 2.0}, "`length_penalty` must be 1.0"),
+        ({"no_repeat_ngram_size": 2}, "`no_repeat_ngram_size` must be 0"),
+        ({"use_cache": False}, "`use_cache` must be True"),
+        ({"bad_words_ids": [[1]]}, "`bad_words_ids` must be None"),
+        ({"streamer": "text"}, "`streamer` must be None"),
+        ({"torch_dtype": "int8"}, "`torch_dtype` must be 'auto' or 'float32'"),
+        ({"truncation": 5}, "`truncation` must be True or False, not 5"),
+        ({"handle_long_generation": "cut"}, "`handle_long_generation` must be None or 'hole', not 'cut'"),
+        ({"do_sample": "no"}, "`do_sample` must be True or False, not 'no'"),
+        ({"temperature": -1.0}, "`temperature` must be 0 to 100, not -1.0"),
+        ({"repetition_penalty": 0}, "`repeat_penalty` must be 0.01 to 100, not 0"),
+        ({"num_return_sequences": 0}, "`num_return_sequences` must be a whole number, 1 or more, not 0"),
+        ({"max_new_tokens": -3}, "`max_new_tokens` must be a whole number, 0 or more, not -3"),
+        ({"eos_token_id": -1}, "a token id must be 0-8188 in this vocabulary, not -1"),
+        ({"batch_size": 0}, "`batch_size` must be a whole number, 1-256, not 0"),
     ],
     ids=str,
-)  # fmt: skip
-def test_what_would_change_something_is_refused_by_name(
-    generator: TextGenerationPipeline, options: dict[str, Any]
+)
+def test_options_with_an_effect_that_is_missing_here_are_refused(
+    generator: TextGenerationPipeline, options: dict[str, Any], message: str
 ) -> None:
-    (name,) = options
-    with pytest.raises(
-        UsageError, match=r"repeat_penalty|token -1" if name in ("repetition_penalty", "eos_token_id") else name
-    ):
-        generator(PROMPT, max_new_tokens=1, **options)
+    with pytest.raises(UsageError, match=re.escape(message)):
+        generator(PROMPT, **({"max_new_tokens": 1} | options))
 
 
 def test_chats_are_refused(generator: TextGenerationPipeline) -> None:
-    with pytest.raises(UsageError, match="no chats"):
+    with pytest.raises(UsageError, match="cannot chat"):
         generator([{"role": "user", "content": "Hello"}])  # type: ignore[list-item]
 
 
-def test_models_and_tasks(generator: TextGenerationPipeline, tmp_path: Path) -> None:
+def test_other_tasks_devices_and_missing_models_are_refused(generator: TextGenerationPipeline, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="'fill-mask'"):
         pipeline("fill-mask")
     with pytest.raises(UsageError, match="'cuda:0'"):
         pipeline(model=generator.model, device="cuda:0")
-    with pytest.raises(UsageError, match="num_beams=2"):
+    with pytest.raises(UsageError, match="`num_beams` must be 1"):
         pipeline(model="no/such-model", num_beams=2)  # before anything is looked for
     with pytest.raises(ModelNotFoundError, match=r"absent\.gguf"):
         pipeline(model=tmp_path / "absent.gguf")
 
 
-def test_a_name_is_converted_first() -> None:
+def test_a_model_name_is_converted() -> None:
     with pipeline("text-generation", model="storybook", type="q4_0", threads=1) as generator:
         assert isinstance(generator.model, Model)
         assert generator.model.quant_type == "Q4_0"

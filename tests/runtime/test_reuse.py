@@ -1,4 +1,4 @@
-"""A prompt gets the same bits whether it is computed, or kept of what another one had in common with it."""
+"""A prompt gives the same bits whether it is computed or reused from another prompt."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 from dgpt2_quant.runtime import Completion, Model
-from dgpt2_quant.runtime.depth_context import FLASH_POSITIONS
 from dgpt2_quant.runtime.engine import CHUNK, Engine
+from dgpt2_quant.runtime.native.depth_context import FLASH_POSITIONS
 from dgpt2_quant.runtime.native.model_context import CELLS
-from dgpt2_quant.runtime.sequence import Draft
+from dgpt2_quant.runtime.sequence import Sequence
 
 STORY = (Path(__file__).parents[2] / "demo" / "evaluation.txt").read_text("utf-8")
 LEVELS = ["F32", "Q4_K_M", "Q4_0"]  # 8 bits: with every kind of cache
@@ -66,31 +66,31 @@ def write(model: Model, prompt: list[int], **options: Any) -> tuple[Told, int]:
 
 
 def forget(model: Model) -> None:
-    """Makes it compute something else, so that nothing is left of what was before."""
+    """Computes another prompt, so that nothing of earlier ones is reused."""
     write(model, [9, 9, 9])
 
 
 def other(prompt: list[int], shared: int, more: int = 30) -> list[int]:
-    """A prompt that has its beginning in common with this one, but not the token behind that."""
+    """A prompt with the same beginning, and another token after it."""
     return [*prompt[:shared], (prompt[shared] + 1) % 8000, *range(100, 100 + more)]
 
 
 class TestOneSlot:
     @pytest.mark.parametrize("shared", SHARED)
-    def test_behind_another_prompt(self, model: Model, prompt: list[int], fresh: Told, shared: int) -> None:
+    def test_after_another_prompt(self, model: Model, prompt: list[int], fresh: Told, shared: int) -> None:
         write(model, other(prompt, shared))
         assert write(model, prompt) == (fresh, LENGTH - shared // CHUNK * CHUNK)
 
-    def test_behind_itself(self, model: Model, prompt: list[int], fresh: Told) -> None:
+    def test_after_itself(self, model: Model, prompt: list[int], fresh: Told) -> None:
         write(model, prompt, max_tokens=40, seed=9)
         assert write(model, prompt) == (fresh, 0)
 
-    def test_behind_a_longer_one(self, model: Model, prompt: list[int], fresh: Told) -> None:
+    def test_after_a_longer_prompt(self, model: Model, prompt: list[int], fresh: Told) -> None:
         write(model, [*prompt, 5, 6])
         assert write(model, prompt) == (fresh, 30)
 
     @pytest.mark.parametrize("length", [CHUNK, 3 * CHUNK])
-    def test_behind_a_shorter_one(self, model: Model, prompt: list[int], fresh: Told, length: int) -> None:
+    def test_after_a_shorter_prompt(self, model: Model, prompt: list[int], fresh: Told, length: int) -> None:
         write(model, prompt[:length], max_tokens=CHUNK)  # of its text nothing may be taken for the prompt
         assert write(model, prompt) == (fresh, LENGTH - length)
 
@@ -103,7 +103,7 @@ class TestOneSlot:
             write(model, before, max_tokens=12)
             assert write(model, prompt[:length], max_tokens=12)[0] == told
 
-    def test_behind_one_that_was_dropped_or_scored(self, model: Model, prompt: list[int], fresh: Told) -> None:
+    def test_after_a_dropped_or_scored_prompt(self, model: Model, prompt: list[int], fresh: Told) -> None:
         next(model.stream(other(prompt, CHUNK + 36)))
         assert write(model, prompt) == (fresh, LENGTH - CHUNK)
         for tokens in (other(prompt, 100), prompt, [1]):
@@ -155,63 +155,63 @@ class TestSeveralSlots:
 
     @pytest.fixture
     def fresh(self, model: Model, engine: Engine, prompt: list[int]) -> Told:
-        ((told, computed),) = self.write(engine, self.draft(model, prompt))
+        ((told, computed),) = self.write(engine, self.sequence(model, prompt))
         assert computed == LENGTH
         engine.reset()
         return told
 
-    def draft(self, model: Model, prompt: list[int], **options: Any) -> Draft:
-        return model.make_draft(prompt, **{"seed": 1, "max_tokens": 5, "logprobs": 5, "temperature": 1, **options})
+    def sequence(self, model: Model, prompt: list[int], **options: Any) -> Sequence:
+        return model.new_sequence(prompt, **{"seed": 1, "max_tokens": 5, "logprobs": 5, "temperature": 1, **options})
 
-    def write(self, engine: Engine, *drafts: Draft) -> list[tuple[Told, int]]:
-        for draft in drafts:
-            engine.add(draft)
+    def write(self, engine: Engine, *sequences: Sequence) -> list[tuple[Told, int]]:
+        for sequence in sequences:
+            engine.add(sequence)
         while not engine.idle:
             engine.step()
-        return [(details(draft.completion), draft.timing.prompt_computed) for draft in drafts]
+        return [(details(sequence.completion), sequence.timing.prompt_computed) for sequence in sequences]
 
     @pytest.mark.parametrize("shared", [2 * CHUNK + 5])
-    def test_alone_behind_others(
+    def test_alone_after_others(
         self, model: Model, engine: Engine, prompt: list[int], fresh: Told, shared: int
     ) -> None:
         others = [other(prompt, shared), prompt[200:230], other(prompt, shared, more=5)]
-        self.write(engine, *(self.draft(model, each) for each in others))
-        assert self.write(engine, self.draft(model, prompt)) == [(fresh, LENGTH - shared // CHUNK * CHUNK)]
-        assert self.write(engine, self.draft(model, prompt)) == [(fresh, 0)]
+        self.write(engine, *(self.sequence(model, each) for each in others))
+        assert self.write(engine, self.sequence(model, prompt)) == [(fresh, LENGTH - shared // CHUNK * CHUNK)]
+        assert self.write(engine, self.sequence(model, prompt)) == [(fresh, 0)]
 
     def test_the_same_prompt_in_all_slots_is_computed_once(
         self, model: Model, engine: Engine, prompt: list[int], fresh: Told
     ) -> None:
-        found = self.write(engine, *(self.draft(model, prompt) for _ in range(3)))
+        found = self.write(engine, *(self.sequence(model, prompt) for _ in range(3)))
         assert [computed for _, computed in found] == [LENGTH, 0, 0]
         assert {told[3][0] for told, _ in found} == {fresh[3][0]}
         assert {told[4][0].logprob for told, _ in found} == {fresh[4][0].logprob}  # of the prompt's own last row
-        assert self.write(engine, self.draft(model, prompt)) == [(fresh, 0)]
+        assert self.write(engine, self.sequence(model, prompt)) == [(fresh, 0)]
 
     def test_of_a_prompt_that_is_being_continued(
         self, model: Model, engine: Engine, prompt: list[int], fresh: Told
     ) -> None:
         # the slot that has it is at work, so it is copied to another one
-        busy = self.draft(model, prompt, max_tokens=60)
+        busy = self.sequence(model, prompt, max_tokens=60)
         engine.add(busy)
         while len(busy.token_ids) < 20:
             engine.step()
-        late = self.draft(model, prompt, max_tokens=1)
+        late = self.sequence(model, prompt, max_tokens=1)
         engine.add(late)
         while late.completion is None:
             engine.step()
         assert late.timing.prompt_computed == 0
         assert details(late.completion)[4][0] == fresh[4][0]
         engine.cancel(busy)
-        assert self.write(engine, self.draft(model, prompt)) == [(fresh, 0)]
+        assert self.write(engine, self.sequence(model, prompt)) == [(fresh, 0)]
 
-    def test_behind_one_that_was_cancelled_in_its_prompt(
+    def test_after_a_prompt_that_was_cancelled(
         self, model: Model, engine: Engine, prompt: list[int], fresh: Told
     ) -> None:
-        begun = self.draft(model, prompt)
+        begun = self.sequence(model, prompt)
         engine.add(begun)
         engine.step()
         engine.step()
         engine.cancel(begun)
         assert engine.idle
-        assert self.write(engine, self.draft(model, prompt)) == [(fresh, LENGTH - 2 * CHUNK)]
+        assert self.write(engine, self.sequence(model, prompt)) == [(fresh, LENGTH - 2 * CHUNK)]

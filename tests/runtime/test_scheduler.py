@@ -15,6 +15,8 @@ from dgpt2_quant.core.errors import OverloadedError, RuntimeFailure, UsageError
 from dgpt2_quant.runtime import Model, Scheduler
 from dgpt2_quant.runtime.engine import CHUNK
 
+from .conftest import FAILING
+
 PROMPTS = ["Once upon a time", "The king", "The wolf", "A poor woodcutter", "In the forest", "My dear child"]
 
 
@@ -44,8 +46,8 @@ def wait_for(condition: object, seconds: float = 10) -> None:
 
 
 def test_more_requests_than_slots(scheduler: Scheduler, alone: dict[str, str]) -> None:
-    tickets = [scheduler.submit(prompt, max_tokens=20, temperature=0) for prompt in PROMPTS]
-    assert [ticket.result(30).text for ticket in tickets] == list(alone.values())
+    handles = [scheduler.submit(prompt, max_tokens=20, temperature=0) for prompt in PROMPTS]
+    assert [handle.result(30).text for handle in handles] == list(alone.values())
     wait_for(lambda: scheduler.stats.finished == 6)
     stats = scheduler.stats
     assert (stats.waiting, stats.active, stats.cancelled, stats.failed) == (0, 0, 0, 0)
@@ -64,18 +66,12 @@ def test_events_make_up_the_completion(scheduler: Scheduler, alone: dict[str, st
     assert all(event.completion is None for event in pieces)
 
 
-def test_the_result_is_there_as_often_as_it_is_asked_for(scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_result_can_be_called_again(scheduler: Scheduler) -> None:
     read, unread = (scheduler.submit(PROMPTS[0], max_tokens=3, temperature=0) for _ in range(2))
     *_, last = read
     assert last.completion
     assert [read.result(30), read.result(30), unread.result(30), unread.result(30)] == [last.completion] * 4
     assert list(unread) == []
-    with monkeypatch.context() as patch:
-        patch.setattr(scheduler._worker.engine.context._flash, "_decode", lambda handle, batch: -3)
-        failed = scheduler.submit(PROMPTS[1], max_tokens=3)
-        for _ in range(2):
-            with pytest.raises(RuntimeFailure, match="status -3"):
-                failed.result(30)
 
 
 def test_a_request_comes_in_between(scheduler: Scheduler, alone: dict[str, str]) -> None:
@@ -88,44 +84,44 @@ def test_a_request_comes_in_between(scheduler: Scheduler, alone: dict[str, str])
 
 def test_requests_end_at_different_times(scheduler: Scheduler, alone: dict[str, str]) -> None:
     """Slots are filled anew and sequences moved, and each text stays what it is."""
-    tickets = [
+    handles = [
         (prompt, length, scheduler.submit(prompt, max_tokens=length, temperature=0))
         for length in (3, 20, 1, 7, 12)
         for prompt in PROMPTS
     ]
-    for prompt, length, ticket in tickets:
-        completion = ticket.result(30)
+    for prompt, length, handle in handles:
+        completion = handle.result(30)
         assert completion.tokens == length
         assert alone[prompt].startswith(completion.text)
 
 
 def test_a_shared_prompt_is_computed_once(scheduler: Scheduler) -> None:
     before = scheduler.stats.totals.prompt_tokens
-    tickets = [scheduler.submit([7] * 100, max_tokens=3, seed=seed) for seed in range(3)]
-    for ticket in tickets:
-        ticket.result(30)
+    handles = [scheduler.submit([7] * 100, max_tokens=3, seed=seed) for seed in range(3)]
+    for handle in handles:
+        handle.result(30)
     assert scheduler.stats.totals.prompt_tokens - before == 100
-    assert sorted(ticket.timing.prompt_computed for ticket in tickets) == [0, 0, 100]
+    assert sorted(handle.timing.prompt_computed for handle in handles) == [0, 0, 100]
 
 
 def test_one_at_a_time_gives_the_text_of_stream(model: Model) -> None:
     with Scheduler(model, parallel=1) as scheduler:
-        tickets = [scheduler.submit(prompt, max_tokens=30, seed=4) for prompt in PROMPTS]
-        texts = [ticket.result(30).text for ticket in tickets]
+        handles = [scheduler.submit(prompt, max_tokens=30, seed=4) for prompt in PROMPTS]
+        texts = [handle.result(30).text for handle in handles]
     assert texts == ["".join(model.stream(prompt, max_tokens=30, seed=4)) for prompt in PROMPTS]
 
 
 class TestCancel:
     def test_while_it_runs(self, scheduler: Scheduler) -> None:
-        ticket = scheduler.submit("The king", max_tokens=500, ignore_eos=True)
-        begun = next(ticket).text
-        ticket.cancel()
-        completion = ticket.result(10)
+        handle = scheduler.submit("The king", max_tokens=500, ignore_eos=True)
+        begun = next(handle).text
+        handle.cancel()
+        completion = handle.result(10)
         assert completion.finish_reason == "cancelled"
         assert completion.text.startswith(begun)
         assert completion.tokens < 400
-        ticket.cancel()  # again is fine
-        assert list(ticket) == []
+        handle.cancel()  # again is fine
+        assert list(handle) == []
 
     def test_while_it_waits(self, scheduler: Scheduler) -> None:
         running = [scheduler.submit("The king", max_tokens=500, ignore_eos=True) for _ in range(3)]
@@ -133,45 +129,45 @@ class TestCancel:
         waiting.cancel()
         completion = waiting.result(10)
         assert (completion.finish_reason, completion.tokens) == ("cancelled", 0)
-        for ticket in running:
-            ticket.cancel()
+        for handle in running:
+            handle.cancel()
 
-    def test_a_ticket_that_nobody_has(self, scheduler: Scheduler) -> None:
-        ticket = scheduler.submit("The king", max_tokens=500, ignore_eos=True)
-        next(ticket)
-        del ticket
+    def test_a_handle_that_is_gone_cancels_its_request(self, scheduler: Scheduler) -> None:
+        handle = scheduler.submit("The king", max_tokens=500, ignore_eos=True)
+        next(handle)
+        del handle
         gc.collect()
         wait_for(lambda: scheduler.stats.cancelled == 1)
         assert scheduler.stats.active == 0
 
 
 class TestQueue:
-    def test_it_is_bounded(self, model: Model) -> None:
+    def test_a_full_queue_refuses_requests(self, model: Model) -> None:
         with Scheduler(model, parallel=1, queue=2) as scheduler:
-            tickets = [scheduler.submit("The king", max_tokens=300, ignore_eos=True) for _ in range(3)]
-            with pytest.raises(OverloadedError, match="1 requests are being worked on and 2 wait"):
+            handles = [scheduler.submit("The king", max_tokens=300, ignore_eos=True) for _ in range(3)]
+            with pytest.raises(OverloadedError, match="the scheduler is full: 1 requests at a time, and 2"):
                 scheduler.submit("The wolf")
-            for ticket in tickets:
-                ticket.cancel()
-            assert [ticket.result(10).finish_reason for ticket in tickets] == ["cancelled"] * 3
+            for handle in handles:
+                handle.cancel()
+            assert [handle.result(10).finish_reason for handle in handles] == ["cancelled"] * 3
             assert scheduler.submit("The wolf", max_tokens=2).result(10).tokens == 2
 
     def test_first_come_first_served(self, model: Model) -> None:
         with Scheduler(model, parallel=1, queue=9) as scheduler:
             ended: list[int] = []
-            tickets = [scheduler.submit("The king", max_tokens=5) for _ in range(6)]
+            handles = [scheduler.submit("The king", max_tokens=40, ignore_eos=True) for _ in range(6)]
             readers = [
-                threading.Thread(target=lambda n=n, t=t: (t.result(), ended.append(n))) for n, t in enumerate(tickets)
+                threading.Thread(target=lambda n=n, t=t: (t.result(), ended.append(n))) for n, t in enumerate(handles)
             ]
             for reader in readers:
                 reader.start()
             for reader in readers:
                 reader.join(30)
             assert sorted(ended) == [0, 1, 2, 3, 4, 5]
-            waited = [ticket.timing.waited_seconds for ticket in tickets]
+            waited = [handle.timing.waited_seconds for handle in handles]
             assert waited == sorted(waited)
 
-    def test_a_long_prompt_keeps_nobody_waiting(self, model: Model) -> None:
+    def test_a_long_prompt_does_not_stall_other_requests(self, model: Model) -> None:
         """It is computed in chunks, and the others get a token after each."""
         with Scheduler(model, parallel=2) as scheduler:
             running = scheduler.submit("The king", max_tokens=450, ignore_eos=True, seed=1)
@@ -187,9 +183,9 @@ class TestQueue:
         with pytest.raises(UsageError, match=str(next(iter(wrong.values())))):
             Scheduler(model, **wrong)
 
-    def test_wrong_requests_are_told_at_once(self, scheduler: Scheduler) -> None:
+    def test_wrong_requests_are_refused_at_once(self, scheduler: Scheduler) -> None:
         for call, message in [
-            (lambda: scheduler.submit("x " * 600), "positions"),
+            (lambda: scheduler.submit("x " * 600), "at most 512 tokens"),
             (lambda: scheduler.submit("x", top_p=2.0), "top_p"),
             (lambda: scheduler.submit("x", grammar="root ::= nothing"), "grammar"),
         ]:
@@ -197,7 +193,7 @@ class TestQueue:
                 call()
         assert scheduler.submit("x", max_tokens=1).result(10).tokens == 1
 
-    def test_nothing_to_write(self, scheduler: Scheduler) -> None:
+    def test_a_request_for_no_tokens(self, scheduler: Scheduler) -> None:
         (event,) = scheduler.submit("x", max_tokens=0)
         assert event.completion
         assert event.completion.finish_reason == "length"
@@ -220,8 +216,8 @@ class TestThreadsAndTasks:
 
     def test_asyncio(self, scheduler: Scheduler, alone: dict[str, str]) -> None:
         async def ask(prompt: str) -> str:
-            ticket = scheduler.submit(prompt, max_tokens=20, temperature=0)
-            return "".join([event.text async for event in ticket])
+            handle = scheduler.submit(prompt, max_tokens=20, temperature=0)
+            return "".join([event.text async for event in handle])
 
         async def main() -> list[str]:
             return await asyncio.gather(*map(ask, PROMPTS))
@@ -230,10 +226,10 @@ class TestThreadsAndTasks:
 
     def test_a_task_that_is_cancelled(self, scheduler: Scheduler) -> None:
         async def main() -> None:
-            ticket = scheduler.submit("The king", max_tokens=500, ignore_eos=True)
+            handle = scheduler.submit("The king", max_tokens=500, ignore_eos=True)
 
             async def read() -> None:
-                async for _ in ticket:
+                async for _ in handle:
                     pass
 
             task = asyncio.create_task(read())
@@ -241,8 +237,8 @@ class TestThreadsAndTasks:
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            ticket.cancel()
-            assert (await asyncio.to_thread(ticket.result, 10)).finish_reason == "cancelled"
+            handle.cancel()
+            assert (await asyncio.to_thread(handle.result, 10)).finish_reason == "cancelled"
 
         asyncio.run(main())
 
@@ -250,69 +246,68 @@ class TestThreadsAndTasks:
 class TestEnd:
     def test_close_ends_what_runs(self, model: Model) -> None:
         scheduler = Scheduler(model, parallel=1)
-        tickets = [scheduler.submit("The king", max_tokens=500, ignore_eos=True) for _ in range(2)]
-        next(tickets[0])
+        handles = [scheduler.submit("The king", max_tokens=500, ignore_eos=True) for _ in range(2)]
+        next(handles[0])
         scheduler.close()
-        assert [ticket.result(1).finish_reason for ticket in tickets] == ["cancelled"] * 2
+        assert [handle.result(1).finish_reason for handle in handles] == ["cancelled"] * 2
         with pytest.raises(RuntimeFailure, match="closed"):
             scheduler.submit("x")
         scheduler.close()
 
     def test_drain_waits(self, model: Model, alone: dict[str, str]) -> None:
         scheduler = Scheduler(model, parallel=2)
-        tickets = [scheduler.submit(prompt, max_tokens=20, temperature=0) for prompt in PROMPTS]
+        handles = [scheduler.submit(prompt, max_tokens=20, temperature=0) for prompt in PROMPTS]
         scheduler.close(drain=True)
-        assert [ticket.result(1).text for ticket in tickets] == list(alone.values())
+        assert [handle.result(1).text for handle in handles] == list(alone.values())
 
     def test_who_does_not_want_to_wait_ends_a_drain(self, model: Model) -> None:
         scheduler = Scheduler(model, parallel=2)
-        tickets = [scheduler.submit("The king", max_tokens=480, ignore_eos=True) for _ in range(20)]
-        next(tickets[0])
+        handles = [scheduler.submit("The king", max_tokens=480, ignore_eos=True) for _ in range(20)]
+        next(handles[0])
         draining = threading.Thread(target=scheduler.close, kwargs={"drain": True})
         draining.start()
         wait_for(lambda: scheduler._worker.draining)
         scheduler.close()
         draining.join(10)
-        assert {ticket.result(1).finish_reason for ticket in tickets[2:]} == {"cancelled"}
+        assert {handle.result(1).finish_reason for handle in handles[2:]} == {"cancelled"}
 
     def test_closing_the_model_closes_its_schedulers(self, short_files: dict[str, Path]) -> None:
         model = Model.load(short_files["Q4_0"], threads=1)
-        ticket = Scheduler(model).submit("The king", max_tokens=500, ignore_eos=True)
-        next(ticket)
+        handle = Scheduler(model).submit("The king", max_tokens=500, ignore_eos=True)
+        next(handle)
         model.close()
-        assert ticket.result(1).finish_reason == "cancelled"
+        assert handle.result(1).finish_reason == "cancelled"
 
-    def test_a_failure_reaches_who_waits_and_the_next_request_works(
-        self, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        with monkeypatch.context() as patch:
-            patch.setattr(scheduler._worker.engine.context._flash, "_decode", lambda handle, batch: -3)
-            with pytest.raises(RuntimeFailure, match="status -3"):
-                scheduler.submit("The king", max_tokens=5).result(10)
-        assert scheduler.submit("The king", max_tokens=5).result(10).tokens == 5
-        assert scheduler.stats.failed == 1
+    def test_after_a_failure_the_next_request_works(self, fragile: Model) -> None:
+        with Scheduler(fragile, parallel=2) as scheduler:
+            failed = scheduler.submit(FAILING)
+            for _ in range(2):
+                with pytest.raises(RuntimeFailure, match="not finite"):
+                    failed.result(10)
+            assert scheduler.submit("The king", max_tokens=5).result(10).tokens == 5
+            assert scheduler.stats.failed == 1
 
     def test_a_program_may_end_without_closing(self, short_files: dict[str, Path]) -> None:
         program = """if True:
             import sys
             from dgpt2_quant.runtime import Model, Scheduler
             scheduler = Scheduler(Model.load(sys.argv[1], threads=1))
-            ticket = scheduler.submit("The king", max_tokens=500, ignore_eos=True)
-            print(next(ticket).text)
+            handle = scheduler.submit("The king", max_tokens=500, ignore_eos=True)
+            print(next(handle).text)
         """
         command = [sys.executable, "-c", program, str(short_files["Q4_0"])]
         child = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert (child.returncode, child.stderr) == (0, "")
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-    def test_a_forked_child_is_told(self, short_files: dict[str, Path]) -> None:
+    def test_a_forked_child_gets_an_error(self, short_files: dict[str, Path]) -> None:
         program = """if True:
             import os, sys
             from dgpt2_quant.runtime import Model, Scheduler
             scheduler = Scheduler(Model.load(sys.argv[1], threads=1))
-            ticket = scheduler.submit("The king", max_tokens=3)
+            handle = scheduler.submit("The king", max_tokens=3)
             if os.fork() == 0:
-                for use in (lambda: scheduler.submit("x"), ticket.result, lambda: next(ticket)):
+                for use in (lambda: scheduler.submit("x"), handle.result, lambda: next(handle)):
                     try:
                         use()
                     except Exception as error:

@@ -1,4 +1,4 @@
-"""Scores and hidden states, against the forward pass in NumPy; and that generations go on as if there had been none."""
+"""Scores and hidden states, compared with the forward pass in NumPy; scoring does not change a generation."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,7 +51,7 @@ class TestScore:
     def test_of_a_text(self, storybook: Model) -> None:
         assert np.array_equal(storybook.score(TEXT), storybook.score(storybook.tokenize(TEXT)), equal_nan=True)
 
-    def test_of_the_first_token_behind_the_beginning(self, storybook: Model, reference: Reference) -> None:
+    def test_of_the_first_token_after_the_beginning(self, storybook: Model, reference: Reference) -> None:
         found = storybook.score("<|endoftext|>" + TEXT)
         assert len(found) == len(storybook.tokenize(TEXT)) + 1
         assert found[1] == pytest.approx(logprobs(reference, [0, *storybook.tokenize(TEXT)])[0], abs=0.02)
@@ -69,8 +69,8 @@ class TestScore:
 
 
 class TestFeatures:
-    # what is left is GELU, which llama.cpp looks up in a table of 16 bits
-    def test_they_are_the_last_hidden_states(self, storybook: Model, reference: Reference) -> None:
+    # the difference is GELU, which llama.cpp looks up in a table of 16 bits
+    def test_features_are_the_last_hidden_states(self, storybook: Model, reference: Reference) -> None:
         tokens = storybook.tokenize(TEXT)
         found = storybook.features(tokens)
         assert (found.shape, found.dtype) == ((len(tokens), storybook.width), np.float32)
@@ -105,7 +105,7 @@ class TestFeatures:
         assert np.allclose(mean, rows.mean(axis=0), atol=1e-6)
         assert np.array_equal(last, rows[-1])
 
-    def test_they_are_the_callers_own(self, storybook: Model) -> None:
+    def test_features_are_copies(self, storybook: Model) -> None:
         found = [storybook.features([1, 2, 3]), storybook.features([1, 2, 3], pooling="last")]
         before = [each.copy() for each in found]
         storybook.features([4, 5, 6])
@@ -113,33 +113,35 @@ class TestFeatures:
 
     @pytest.mark.parametrize("pooling", ["max", "", None, "Mean"])
     def test_an_unknown_pooling_is_refused(self, storybook: Model, pooling: Any) -> None:
-        with pytest.raises(UsageError, match=f"pooling is {pooling!r}; there are none, mean, last"):
+        with pytest.raises(UsageError, match=f"`pooling` must be one of none, mean, last, not {pooling!r}"):
             storybook.features(TEXT, pooling=pooling)
 
 
 @pytest.mark.parametrize("name", ["score", "features", "logits"])
-class TestRefused:
-    def test_nothing(self, storybook: Model, name: str) -> None:
-        with pytest.raises(UsageError, match="0 tokens; 1 to 512"):
-            getattr(storybook, name)([])
-
-    def test_too_much(self, storybook: Model, name: str) -> None:
-        with pytest.raises(UsageError, match="513 tokens; 1 to 512"):
-            getattr(storybook, name)([5] * 513)
-
-    @pytest.mark.parametrize("token", [-1, 8189, 2**40, 1.5, "a"])
-    def test_what_is_no_token(self, storybook: Model, name: str, token: Any) -> None:
-        with pytest.raises(UsageError, match=f"no token {token!r}"):
-            getattr(storybook, name)([5, token])
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ([], "1-512 tokens, not 0"),
+        ([5] * 513, "1-512 tokens, not 513"),
+        ([5, -1], "a token id must be 0-8188 in this vocabulary, not -1"),
+        ([5, 8189], "not 8189"),
+        ([5, 2**40], "not 1099511627776"),
+        ([5, 1.5], r"not 1\.5"),
+        (["a", "b"], "not a list of texts"),
+    ],
+)
+def test_wrong_tokens_are_refused(storybook: Model, name: str, tokens: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        getattr(storybook, name)(tokens)
 
 
 def test_an_empty_text_is_refused(storybook: Model) -> None:
     for use in (storybook.score, storybook.features):
-        with pytest.raises(UsageError, match="0 tokens"):
+        with pytest.raises(UsageError, match="tokens, not 0"):
             use("")
 
 
-def test_generations_do_not_notice(storybook: Model) -> None:
+def test_scoring_changes_no_generation(storybook: Model) -> None:
     def text(prompt: str = TEXT) -> str:
         return "".join(storybook.stream(prompt, seed=1, temperature=1, max_tokens=40))
 
@@ -157,7 +159,7 @@ def test_generations_do_not_notice(storybook: Model) -> None:
     assert np.array_equal(storybook.logits([1, 2, 3]), logits)
 
 
-def test_tokens_may_come_as_numpys_integers(storybook: Model) -> None:
+def test_numpy_integers_are_token_ids(storybook: Model) -> None:
     tokens = storybook.tokenize(TEXT)
     array = np.array(tokens)
     assert np.array_equal(storybook.logits(array), storybook.logits(tokens))  # type: ignore[arg-type]
@@ -169,7 +171,7 @@ def test_tokens_may_come_as_numpys_integers(storybook: Model) -> None:
 
 
 class TestContinuations:
-    """Scores behind a shared prefix, against `score` of the whole."""
+    """Scores after a shared prefix, compared with `score` of the whole text."""
 
     @staticmethod
     def expected(model: Model, prefix: list[int], tokens: list[int]) -> tuple[npt.NDArray[Any], list[bool]]:
@@ -177,7 +179,7 @@ class TestContinuations:
         greedy = [int(row.argmax()) == token for row, token in zip(rows, tokens, strict=True)]
         return model.score(prefix + tokens)[len(prefix) :], greedy
 
-    def test_they_are_those_of_the_whole_text(self, storybook: Model) -> None:
+    def test_continuation_scores_equal_those_of_the_whole_text(self, storybook: Model) -> None:
         prefix = storybook.tokenize(TEXT)
         continuations = [storybook.tokenize(text) for text in (" The wolf", " They lived happily ever after.", " x")]
         continuations.append([int(storybook.logits(prefix)[-1].argmax())])  # one token, and the greedy one
@@ -214,7 +216,7 @@ class TestContinuations:
         )
         assert found.greedy.tolist() == [int(row.argmax()) == token for row, token in zip(rows, (7, 8), strict=True)]
 
-    def test_generations_do_not_notice(self, storybook: Model) -> None:
+    def test_scoring_changes_no_generation(self, storybook: Model) -> None:
         before = "".join(storybook.stream(TEXT, seed=1, max_tokens=10))
         storybook.score_continuations([5], [[6]])
         assert "".join(storybook.stream(TEXT, seed=1, max_tokens=10)) == before
@@ -222,10 +224,10 @@ class TestContinuations:
     @pytest.mark.parametrize(
         ("prefix", "continuation", "says"),
         [
-            ([], [5], "0 tokens"),
-            ([5], [], "a continuation has no tokens"),
-            ([5] * 500, [5] * 13, "513 tokens; 1 to 512"),
-            ([5], [8189], "no token 8189"),
+            ([], [5], "tokens, not 0"),
+            ([5], [], "at least 1 token, not 0"),
+            ([5] * 500, [5] * 13, "1-512 tokens, not 513"),
+            ([5], [8189], "0-8188 in this vocabulary, not 8189"),
         ],
     )
     def test_refused(self, storybook: Model, prefix: list[int], continuation: list[int], says: str) -> None:

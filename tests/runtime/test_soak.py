@@ -1,4 +1,4 @@
-"""The short version of the long run: a model that is loaded again and again takes the memory of one."""
+"""A short run of tools/soak.py: a model that is reloaded many times takes the memory of one."""
 
 import json
 import subprocess
@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "soak.py"
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "stress.py"
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not tell")
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not report it")
 def test_thirty_reloads_stay_within_one_and_a_half_models(storybook_files: dict[str, Path]) -> None:
-    command = [sys.executable, TOOL, storybook_files["Q8_0"], "--cycles", "30"]
+    command = [sys.executable, TOOL, "soak", storybook_files["Q8_0"], "--cycles", "30"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     *lines, last = done.stdout.splitlines()
     found = json.loads(last)

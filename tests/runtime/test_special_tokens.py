@@ -1,4 +1,4 @@
-"""Special tokens: stopping at them, showing them, and the one that a file puts before every text."""
+"""Special tokens: stopping at them, showing them, and the beginning-of-text token."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +35,7 @@ def written(model: Model, **options: Any) -> Completion:
 
 
 class TestStopping:
-    def test_nothing_stops_by_itself(self, special: Model) -> None:
+    def test_special_tokens_do_not_stop_by_default(self, special: Model) -> None:
         assert written(special).text == "abcd"
 
     @pytest.mark.parametrize(
@@ -66,19 +66,19 @@ class TestStopping:
 
     def test_in_a_scheduler(self, special: Model) -> None:
         with Scheduler(special, parallel=1) as scheduler:
-            ticket = scheduler.submit("x", stop="<sep>", grammar=f'root ::= "a" <[{SEPARATOR}]> "c"')
-            assert ticket.result(60).text == "a"
+            handle = scheduler.submit("x", stop="<sep>", grammar=f'root ::= "a" <[{SEPARATOR}]> "c"')
+            assert handle.result(60).text == "a"
 
     def test_not_before_the_least_number_of_tokens(self, special: Model) -> None:
         found = special.generate("x", logit_bias={SEPARATOR: 1000}, min_tokens=3, stop="<sep>", max_tokens=9)[0][0]
         assert found.token_ids.index(SEPARATOR) == 3
 
     @pytest.mark.parametrize(("ids", "message"), [([-1], "-1"), ([99999], "99999"), ("5", "'5'"), (5, "5")])
-    def test_what_is_no_token_is_refused(self, special: Model, ids: Any, message: str) -> None:
+    def test_ids_outside_the_vocabulary_are_refused(self, special: Model, ids: Any, message: str) -> None:
         with pytest.raises(UsageError, match=message):
             special.stream("x", stop_token_ids=ids)
 
-    def test_a_text_around_a_special_token_is_refused_where_it_could_not_come(self, special: Model) -> None:
+    def test_a_stop_text_with_a_hidden_special_token_is_refused(self, special: Model) -> None:
         with pytest.raises(UsageError, match="the special token <sep> in it has no text"):
             special.stream("x", stop="b<sep>")
         assert written(special, stop="b<sep>", show_special=True).text == "a"
@@ -110,7 +110,7 @@ class TestBeginning:
         assert special.tokenize("The king", special=False) == plain
         assert storybook.tokenize("The king", add_special=True) == plain
 
-    def test_what_is_written_and_scored(self, special: Model, storybook_files: dict[str, Path]) -> None:
+    def test_texts_and_scores_begin_with_it(self, special: Model, storybook_files: dict[str, Path]) -> None:
         with Model.load(storybook_files["Q8_0"], threads=1) as plain:
             begun = "<|endoftext|>The king"
             expected = plain.generate(begun, temperature=0, max_tokens=8)[0][0].token_ids
@@ -118,13 +118,13 @@ class TestBeginning:
             assert special.score("The king").tolist()[1:] == plain.score(begun).tolist()[1:]
             assert len(special.features("The king")) == len(plain.features(begun))
 
-    def test_a_prompt_that_is_cut_keeps_it(self, special: Model) -> None:
-        draft = special.make_draft("king " * 600, truncate=True, max_tokens=10)
-        assert draft.request.prompt[0] == special.tokenize("")[0]
-        assert len(draft.request.prompt) == special.positions - 9
+    def test_a_truncated_prompt_keeps_it(self, special: Model) -> None:
+        sequence = special.new_sequence("king " * 600, truncate=True, max_tokens=10)
+        assert sequence.request.prompt[0] == special.tokenize("")[0]
+        assert len(sequence.request.prompt) == special.positions - 9
 
 
-def test_the_pipeline_ends_where_it_is_told(special: Model) -> None:
+def test_the_pipeline_ends_at_eos_token_id(special: Model) -> None:
     generator = TextGenerationPipeline(special, do_sample=False, max_new_tokens=12)
     free = special.generate("The king", temperature=0, max_tokens=12, repeat_last_n=-1)[0][0]
     token = free.token_ids[7]

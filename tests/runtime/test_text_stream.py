@@ -1,4 +1,4 @@
-"""Bytes of tokens to text: nothing lost, nothing shown too early, whatever the tokens' borders."""
+"""Token bytes to text: nothing is lost or shown too early, wherever the tokens end."""
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -44,7 +44,7 @@ def up_to_stop(text: str, stops: Sequence[str]) -> str:
 @example(("aab b", ["aab ", "b"], []))
 @example(("aab b", ["aab ", "b"], [1, 2, 3, 4]))
 @example(("aab b", ["b", "ab"], []))
-def test_text_up_to_the_first_stop_string_whatever_the_split(case: tuple[str, list[str], list[int]]) -> None:
+def test_text_ends_before_the_first_stop_string(case: tuple[str, list[str], list[int]]) -> None:
     text, stops, cuts = case
     stream = TextStream(stops)
     assert shown(stream, split(text.encode(), cuts)) == up_to_stop(text, stops)
@@ -52,7 +52,7 @@ def test_text_up_to_the_first_stop_string_whatever_the_split(case: tuple[str, li
 
 
 @given(cases())
-def test_nothing_is_shown_too_early_and_nothing_held_too_long(case: tuple[str, list[str], list[int]]) -> None:
+def test_text_is_neither_shown_too_early_nor_held_too_long(case: tuple[str, list[str], list[int]]) -> None:
     text, stops, cuts = case
     expected, stream = up_to_stop(text, stops), TextStream(stops)
     fed, so_far = b"", ""
@@ -73,46 +73,32 @@ def test_any_bytes_become_text(data: bytes, cuts: list[int]) -> None:
 
 
 @given(st.text(max_size=60), CUTS)
-def test_any_text_comes_out_as_it_was(text: str, cuts: list[int]) -> None:
+@example("👩‍👩‍👧 and 🇫🇷", list(range(40)))
+def test_any_text_is_unchanged(text: str, cuts: list[int]) -> None:
     assert shown(TextStream(), split(text.encode(), cuts)) == text
 
 
 @pytest.mark.parametrize("character", ["é", "語", "😀"])
-def test_a_character_appears_when_its_last_byte_comes(character: str) -> None:
+def test_a_character_is_shown_with_its_last_byte(character: str) -> None:
     stream = TextStream()
     *others, last = (bytes([byte]) for byte in character.encode())
     assert [stream.feed(byte) for byte in others] == [""] * len(others)
     assert stream.feed(last) == character
 
 
-def test_an_emoji_of_several_characters_is_put_together_again() -> None:
-    family = "👩‍👩‍👧 and 🇫🇷"
-    assert shown(TextStream(), (bytes([byte]) for byte in family.encode())) == family
-
-
-def test_half_a_character_at_the_end_becomes_a_replacement_character() -> None:
+@pytest.mark.parametrize(
+    ("data", "now", "rest"), [("a😀".encode()[:-1], "a", "�"), (b"a\xf0\x9fb", "a�b", ""), (b"\xff", "�", "")]
+)
+def test_bytes_that_are_not_utf8(data: bytes, now: str, rest: str) -> None:
     stream = TextStream()
-    assert stream.feed("a😀".encode()[:-1]) == "a"
-    assert stream.finish() == "�"
+    assert (stream.feed(data), stream.finish()) == (now, rest)
 
 
-def test_an_invalid_byte_does_not_swallow_what_follows() -> None:
-    stream = TextStream()
-    assert stream.feed(b"a\xf0\x9fb") == "a�b"
-    assert stream.feed(b"\xff") == "�"
-
-
-def test_the_beginning_of_a_stop_string_waits_and_comes_out_at_the_end() -> None:
+def test_the_beginning_of_a_stop_string_is_held_back() -> None:
     stream = TextStream(["THE END"])
-    assert stream.feed(b"so THE E") == "so "
+    assert [stream.feed(data) for data in (b"so THE E", b"LF THE E")] == ["so ", "THE ELF "]
     assert stream.finish() == "THE E"
     assert not stream.stopped
-
-
-def test_the_beginning_of_a_stop_string_comes_out_when_it_goes_on_otherwise() -> None:
-    stream = TextStream(["THE END"])
-    assert stream.feed(b"THE E") == ""
-    assert stream.feed(b"LF") == "THE ELF"
 
 
 def test_nothing_comes_after_a_stop_string() -> None:
@@ -124,14 +110,14 @@ def test_nothing_comes_after_a_stop_string() -> None:
     assert stream.finish() == ""
 
 
-def test_a_stop_string_may_be_completed_by_a_replacement_character() -> None:
+def test_a_replacement_character_can_complete_a_stop_string() -> None:
     stream = TextStream(["b�"])
     assert stream.feed(b"ab\xf0") == "a"
     assert stream.finish() == ""
     assert stream.stopped
 
 
-def test_empty_stop_strings_stop_nothing() -> None:
+def test_empty_stop_strings_are_ignored() -> None:
     stream = TextStream(["", ""])
     assert stream.feed(b"text") == "text"
     assert not stream.stopped

@@ -73,12 +73,12 @@ def test_where_no_core_is_left_a_step_that_stalls_ends_sharing_for_a_while() -> 
     assert 2 in numbers[390:]
 
 
-def test_others_may_run_on_cores_that_this_process_may_not_use() -> None:
+def test_tasks_may_run_on_cores_outside_the_affinity() -> None:
     assert governor([1 + 30], most=4, cores=64).threads == 4
     assert governor([1 + 62], most=4, cores=64).threads == 2
 
 
-def test_where_nothing_is_known_all_are_taken() -> None:
+def test_an_unknown_load_uses_all_cores() -> None:
     assert after(governor([None], most=8, cores=8), 3) == [8] * 3
 
 
@@ -108,10 +108,10 @@ class TestNumbers:
         assert make_governor("auto").threads >= 1
 
     @pytest.mark.parametrize("number", [1, 512, "auto"])
-    def test_possible_numbers(self, number: int) -> None:
+    def test_allowed_numbers(self, number: int) -> None:
         assert check_threads(number) == number
 
     @pytest.mark.parametrize("number", [0, -1, 513, 2.0, True, "2", None])
-    def test_impossible_numbers(self, number: int) -> None:
-        with pytest.raises(UsageError, match=f"{number} threads were asked for; 1 to 512 are possible, or auto"):
+    def test_numbers_out_of_range(self, number: int) -> None:
+        with pytest.raises(UsageError, match=f'`threads` must be 1-512 or "auto", not {number!r}'):
             check_threads(number)

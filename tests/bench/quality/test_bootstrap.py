@@ -18,21 +18,21 @@ def test_the_value_is_the_mean() -> None:
     assert Bootstrap(np.array([0, 0, 0, 1])).mean(values)["value"] == 4  # blocks of different sizes
 
 
-def test_independent_values_have_the_interval_of_the_textbook() -> None:
+def test_the_interval_of_independent_values() -> None:
     values = np.random.default_rng(1).normal(5, 2, 4000)
     found = items(4000).mean(values)
     half = 1.96 * values.std() / np.sqrt(4000)
     assert found["high"] - found["low"] == pytest.approx(2 * half, rel=0.1)
 
 
-def test_a_sample_of_nineteen_out_of_twenty_covers_the_truth() -> None:
+def test_intervals_cover_the_mean_95_percent_of_the_time() -> None:
     random = np.random.default_rng(2)
     draws = items(100)
     intervals = [draws.mean(random.exponential(3, 100)) for _ in range(300)]
     assert 0.9 < np.mean([found["low"] <= 3 <= found["high"] for found in intervals]) < 0.98
 
 
-def test_alike_neighbours_make_it_wider() -> None:
+def test_correlated_neighbours_widen_the_interval() -> None:
     values = np.repeat(np.random.default_rng(3).normal(0, 1, 100), 32)
     alone, together = items(3200).mean(values), Bootstrap(token_blocks([3200])).mean(values)
     assert together["high"] - together["low"] > 4 * (alone["high"] - alone["low"])
@@ -53,22 +53,22 @@ def test_the_same_scores_give_the_same_interval() -> None:
     assert items(50).mean(values) == items(50).mean(values)
 
 
-def test_of_a_function_of_the_mean() -> None:
+def test_a_function_of_the_mean() -> None:
     values = np.log(np.random.default_rng(5).uniform(1, 2, 500))
     plain, exp = items(500).mean(values), items(500).mean(values, of=np.exp)
     assert exp["value"] == pytest.approx(np.exp(plain["value"]))
     assert exp["low"] == pytest.approx(np.exp(plain["low"]))
 
 
-def test_values_of_yes_and_no() -> None:
+def test_boolean_values() -> None:
     assert items(4).mean(np.array([True, True, True, False]))["value"] == 0.75
 
 
-def test_one_value_has_no_interval_to_speak_of() -> None:
+def test_one_value_has_an_empty_interval() -> None:
     assert items(1).mean(np.array([3.0])) == {"value": 3.0, "low": 3.0, "high": 3.0}
 
 
-def test_blocks_end_with_their_runs() -> None:
+def test_blocks_do_not_span_runs() -> None:
     found = token_blocks([BLOCK + 1, 10 * BLOCK, 0, 1])
     assert found[: BLOCK + 2].tolist() == [0] * BLOCK + [1, 2]
     assert np.bincount(found).tolist() == [BLOCK, 1, *[BLOCK] * 10, 1]
@@ -82,5 +82,5 @@ def test_a_short_text_has_shorter_blocks() -> None:
     assert (found["low"], found["value"], found["high"]) == (1, 2, 3)
 
 
-def test_a_very_long_text_has_longer_ones() -> None:
+def test_a_very_long_text_has_longer_blocks() -> None:
     assert token_blocks([1_000_000])[-1] < 4000

@@ -1,13 +1,13 @@
-"""Files compared on a text: the better level comes out better, and each figure is that of its logits."""
+"""Files compared on a text: higher quant types score better, and scores match the logits."""
 
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from dgpt2_quant.bench.quality.compare_files import compare
+from dgpt2_quant.bench.quality.compare_files import compare_files
 from dgpt2_quant.bench.quality.divergence import divergence, noise_floor, resampled
-from dgpt2_quant.bench.quality.windows import Cut
+from dgpt2_quant.bench.quality.windows import Windowing
 from dgpt2_quant.core.errors import UsageError
 from dgpt2_quant.core.gguf_file import read_header
 from dgpt2_quant.core.quant_types import TensorType
@@ -19,17 +19,19 @@ from ...quantize.checkpoints import make_checkpoint
 from ...runtime.gguf_edit import rewrite
 
 TEXT = load_text("evaluation").text[:6000]
-SHORT = Cut(context=64)
+SHORT = Windowing(context=64)
 
 
-def test_better_levels_come_out_better(short_files: dict[str, Path]) -> None:
+def test_higher_quant_types_score_better(short_files: dict[str, Path]) -> None:
     seen: list[tuple[int, int, str]] = []
     levels = ("F32", "F16", "Q8_0", "Q5_K_M", "Q4_0")
     files = [short_files[level] for level in levels]
-    quality = compare(short_files["F32"], files, TEXT, threads=1, progress=lambda *arguments: seen.append(arguments))
+    quality = compare_files(
+        short_files["F32"], files, TEXT, threads=1, progress=lambda *arguments: seen.append(arguments)
+    )
     count = len(quality.tokens) // 512
     assert count >= 2
-    assert (quality.cut.context, quality.lengths) == (512, [255] * count)
+    assert (quality.windowing.context, quality.lengths) == (512, [255] * count)
     steps = count * len(files)
     assert [(done, total) for done, total, _ in seen] == [(step, steps) for step in range(steps + 1)]
     assert seen[0][2] == f"perplexity and KL divergence, {files[0].name}"
@@ -55,8 +57,8 @@ def test_better_levels_come_out_better(short_files: dict[str, Path]) -> None:
     assert 0.99 < floor["top1_agreement"] <= 1
 
 
-def test_each_token_by_the_logits(short_files: dict[str, Path]) -> None:
-    quality = compare(short_files["F32"], [short_files["Q4_0"]], TEXT[:900], cut=SHORT, threads=1)
+def test_scores_match_the_logits(short_files: dict[str, Path]) -> None:
+    quality = compare_files(short_files["F32"], [short_files["Q4_0"]], TEXT[:900], windowing=SHORT, threads=1)
     row = 0
     with (
         Model.load(short_files["F32"], ctx_size=64, threads=1) as base,
@@ -67,10 +69,10 @@ def test_each_token_by_the_logits(short_files: dict[str, Path]) -> None:
             rows, targets = slice(row, row + 31), window.targets
             index = np.arange(31)
             assert quality.base.nll[rows] == pytest.approx(-p[index, targets], abs=1e-6)
-            assert quality.levels[0].nll[rows] == pytest.approx(-q[index, targets], abs=1e-6)
-            assert quality.levels[0].kld[rows] == pytest.approx((np.exp(p) * (p - q)).sum(axis=-1), abs=1e-6)
+            assert quality.files[0].nll[rows] == pytest.approx(-q[index, targets], abs=1e-6)
+            assert quality.files[0].kld[rows] == pytest.approx((np.exp(p) * (p - q)).sum(axis=-1), abs=1e-6)
             assert np.array_equal(quality.base.top[rows], p.argmax(axis=-1))
-            assert np.array_equal(quality.levels[0].top[rows], q.argmax(axis=-1))
+            assert np.array_equal(quality.files[0].top[rows], q.argmax(axis=-1))
             row += 31
     assert row == len(quality.base.nll) > 90
 
@@ -83,47 +85,48 @@ def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
 
 def test_threads_change_nothing(short_files: dict[str, Path]) -> None:
     files = short_files["F32"], [short_files["Q4_0"]]
-    one, two = (compare(*files, TEXT[:3000], threads=threads) for threads in (1, 2))
-    assert np.array_equal(one.levels[0].kld, two.levels[0].kld)
+    one, two = (compare_files(*files, TEXT[:3000], threads=threads) for threads in (1, 2))
+    assert np.array_equal(one.files[0].kld, two.files[0].kld)
     assert np.array_equal(one.base.nll, two.base.nll)
 
 
 def test_windows_that_overlap(short_files: dict[str, Path]) -> None:
-    cut = Cut("strided", 64, 16)
-    quality = compare(short_files["F32"], [short_files["Q8_0"]], TEXT[:900], cut=cut, threads=1)
-    assert quality.cut == cut
-    assert len(quality.base.nll) == len(quality.levels[0].kld) == len(quality.tokens) - 1
+    windowing = Windowing("strided", 64, 16)
+    quality = compare_files(short_files["F32"], [short_files["Q8_0"]], TEXT[:900], windowing=windowing, threads=1)
+    assert quality.windowing == windowing
+    assert len(quality.base.nll) == len(quality.files[0].kld) == len(quality.tokens) - 1
     assert quality.lengths[:3] == [63, 16, 16]
 
 
 def test_chunks_are_never_longer_than_the_model(short_files: dict[str, Path]) -> None:
-    assert compare(short_files["Q4_0"], [], TEXT[:3000], cut=Cut(context=4096), threads=1).cut.context == 512
+    quality = compare_files(short_files["Q4_0"], [], TEXT[:3000], windowing=Windowing(context=4096), threads=1)
+    assert quality.windowing.context == 512
 
 
 @pytest.mark.parametrize(("parse_special", "more"), [(True, 1), (False, 8)])
-def test_a_special_token_in_the_text_is_one_token_or_letters(
+def test_special_tokens_are_parsed_or_read_as_letters(
     parse_special: bool, more: int, short_files: dict[str, Path]
 ) -> None:
     text = "<|endoftext|>" + TEXT[:900]
-    plain = compare(short_files["Q4_0"], [], TEXT[:900], cut=SHORT, threads=1)
-    marked = compare(short_files["Q4_0"], [], text, parse_special=parse_special, cut=SHORT, threads=1)
+    plain = compare_files(short_files["Q4_0"], [], TEXT[:900], windowing=SHORT, threads=1)
+    marked = compare_files(short_files["Q4_0"], [], text, parse_special=parse_special, windowing=SHORT, threads=1)
     assert len(marked.tokens) == len(plain.tokens) + more
 
 
 def test_a_text_shorter_than_a_chunk_is_refused(short_files: dict[str, Path]) -> None:
-    with pytest.raises(UsageError, match="the text has 4 tokens; at least one chunk of 512"):
-        compare(short_files["Q4_0"], [], "Once upon a time", threads=1)
+    with pytest.raises(UsageError, match="the text has 4 tokens, and needs at least one chunk of 512"):
+        compare_files(short_files["Q4_0"], [], "Once upon a time", threads=1)
 
 
 def test_another_vocabulary_is_refused(short_files: dict[str, Path], tmp_path: Path) -> None:
     (other,) = convert(str(make_checkpoint(tmp_path / "checkpoint")), type=["f32"], output=tmp_path)
     with pytest.raises(UsageError, match="vocabulary") as caught:
-        compare(short_files["F32"], [short_files["Q8_0"], Path(other.path)], TEXT, threads=1)
+        compare_files(short_files["F32"], [short_files["Q8_0"], Path(other.path)], TEXT, threads=1)
     assert other.path in str(caught.value)
 
 
 def with_padding(file: Path, target: Path) -> Path:
-    """The same model with three pad tokens behind the real ones, which would win each time."""
+    """The same model with three pad tokens after the real ones, which are always the likeliest."""
     header = read_header(file)
     embedding = header.tensors["token_embd.weight"]
     count, width = embedding.shape
@@ -137,26 +140,26 @@ def with_padding(file: Path, target: Path) -> Path:
     return rewrite(file, target, metadata=metadata, tensors=tensors)
 
 
-def test_pad_tokens_of_a_level_take_part_in_the_softmax(short_files: dict[str, Path], tmp_path: Path) -> None:
+def test_pad_tokens_of_a_file_are_in_the_softmax(short_files: dict[str, Path], tmp_path: Path) -> None:
     plain, padded = short_files["F32"], with_padding(short_files["F32"], tmp_path / "padded.gguf")
     with Model.load(padded, threads=1) as model:
         assert (model.vocabulary, model.real_vocabulary) == (8192, 8189)
         rows = model.logits([1, 2, 3])
     assert (rows[:, 8189:].max(axis=1) > rows[:, :8189].max(axis=1)).all()
-    quality = compare(plain, [padded], TEXT[:900], cut=SHORT, threads=1)
+    quality = compare_files(plain, [padded], TEXT[:900], windowing=SHORT, threads=1)
     (window, *_) = quality.windows
     with Model.load(padded, threads=1) as model:
         logits = model.logits(window.tokens, window.first)[: len(window.targets)].astype(np.float64)
     largest = logits.max(axis=1, keepdims=True)
     log_totals = largest[:, 0] + np.log(np.exp(logits - largest).sum(axis=1))
     expected = log_totals - logits[np.arange(len(window.targets)), window.targets]
-    assert quality.levels[0].nll[: len(expected)] == pytest.approx(expected, abs=1e-3)
-    assert (quality.levels[0].kld > 1).all()
-    assert (quality.levels[0].top >= 8189).all()
+    assert quality.files[0].nll[: len(expected)] == pytest.approx(expected, abs=1e-3)
+    assert (quality.files[0].kld > 1).all()
+    assert (quality.files[0].top >= 8189).all()
 
 
-def test_pad_tokens_of_a_reference_have_no_part_in_it(short_files: dict[str, Path], tmp_path: Path) -> None:
+def test_pad_tokens_of_a_reference_are_ignored(short_files: dict[str, Path], tmp_path: Path) -> None:
     plain, padded = short_files["F32"], with_padding(short_files["F32"], tmp_path / "padded.gguf")
-    alone, turned = (compare(file, [plain], TEXT[:900], cut=SHORT, threads=1) for file in (plain, padded))
+    alone, turned = (compare_files(file, [plain], TEXT[:900], windowing=SHORT, threads=1) for file in (plain, padded))
     assert turned.base.nll == pytest.approx(alone.base.nll, abs=1e-5)
-    assert turned.levels[0].kld.max() < 1e-9
+    assert turned.files[0].kld.max() < 1e-9

@@ -6,31 +6,33 @@ import numpy as np
 import pytest
 from dgpt2_quant.bench.quality.compare_files import Noise, Quality
 from dgpt2_quant.bench.quality.divergence import divergence, noise_floor, pairs, resampled, summarize
-from dgpt2_quant.bench.quality.logit_rows import Base, Found
-from dgpt2_quant.bench.quality.windows import Cut, Window
+from dgpt2_quant.bench.quality.logit_rows import FileScores, TokenScores
+from dgpt2_quant.bench.quality.windows import Window, Windowing
 from dgpt2_quant.core.errors import RuntimeFailure
 
 NONE: list[float] = []
 
 
-def quality(base: Base, *levels: Found, noise: Found | None = None) -> Quality:
+def quality(base: TokenScores, *levels: FileScores, noise: FileScores | None = None) -> Quality:
     """Of one window that has all tokens."""
     count = len(base.nll)
     window = Window(range(count + 1), 0)
-    return Quality(range(count + 1), Cut(), [window], base, list(levels), Noise("on another road", noise or levels[0]))
+    return Quality(
+        range(count + 1), Windowing(), [window], base, list(levels), Noise("on another road", noise or levels[0])
+    )
 
 
-def base(nll: list[float], top: list[int] | None = None, top_p: list[float] | None = None) -> Base:
+def base(nll: list[float], top: list[int] | None = None, top_p: list[float] | None = None) -> TokenScores:
     count = len(nll)
-    return Base(np.array(nll), np.array(top or [0] * count), np.array(top_p or [0.5] * count))
+    return TokenScores(np.array(nll), np.array(top or [0] * count), np.array(top_p or [0.5] * count))
 
 
-def found(nll: list[float], kld: list[float] | None = None, top: list[int] | None = None) -> Found:
+def found(nll: list[float], kld: list[float] | None = None, top: list[int] | None = None) -> FileScores:
     count = len(nll)
-    return Found(np.array(nll), np.array(kld or [0.0] * count), np.array(top or [0] * count))
+    return FileScores(np.array(nll), np.array(kld or [0.0] * count), np.array(top or [0] * count))
 
 
-def test_hand_made_values() -> None:
+def test_figures_of_known_values() -> None:
     reference = base([math.log(2), math.log(4), 1, 1], top=[1, 2, 3, 4])
     level = found([math.log(4), math.log(2), 1, 1], [1.0, 0.0, 2.0, 5.0], top=[1, 2, 0, 4])
     whole = quality(reference, level)
@@ -79,7 +81,7 @@ def test_by_the_references_confidence() -> None:
     assert [part["top1_agreement"] for part in parts] == [1, 0.5, None, None, None, 1]
 
 
-def test_every_two_levels_on_the_same_tokens() -> None:
+def test_pairs_use_the_same_tokens() -> None:
     nll = np.random.default_rng(2).exponential(3, 500)
     kld = np.random.default_rng(3).exponential(0.01, 500)
     levels = [found((nll + step).tolist(), (kld + step).tolist()) for step in (0.0, 0.1, 0.3)]
@@ -101,7 +103,7 @@ def test_the_noise_floor_is_of_the_first_tokens() -> None:
     assert floor["ppl_ratio"] == pytest.approx(math.exp(0.05))
 
 
-def test_perplexity_is_the_definition() -> None:
+def test_perplexity_matches_its_definition() -> None:
     nll = np.random.default_rng(2).exponential(3, 1000)
     result = summarize(nll)
     mean = sum(nll) / 1000
@@ -117,7 +119,7 @@ def test_logits_that_overflow_are_an_error(bad: float) -> None:
         summarize(np.array([1.0, bad]))
 
 
-def test_a_sure_model_has_perplexity_1_and_a_guessing_one_that_of_its_choices() -> None:
+def test_perplexity_of_certain_and_uniform_models() -> None:
     assert summarize(np.zeros(9)).perplexity == 1
     even = summarize(np.full(9, math.log(50)))
     assert (even.perplexity, even.stderr) == (pytest.approx(50), pytest.approx(0, abs=1e-6))

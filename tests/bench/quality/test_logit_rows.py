@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from dgpt2_quant.bench.quality import logit_rows as rows
-from dgpt2_quant.bench.quality.logit_rows import Found
+from dgpt2_quant.bench.quality.logit_rows import FileScores
 
 ROWS, VOCABULARY = 60, 300
 Logits = npt.NDArray[np.float32]
@@ -28,17 +28,17 @@ def probabilities(logits: Logits) -> npt.NDArray[np.float64]:
 
 def compared(
     reference: Logits, level: Logits, targets: Targets, *, threads: int = 1, cuts: tuple[int, ...] = ()
-) -> Found:
+) -> FileScores:
     """All rows of a level, handed over in parts."""
     result = rows.no_scores(len(targets))
     with rows.on_threads(threads) as for_blocks:
-        wanted = rows.expected(reference, targets, for_blocks)
+        wanted = rows.reference_rows(reference, targets, for_blocks)
         for start, end in zip((0, *cuts), (*cuts, len(targets)), strict=True):
             rows.compare(level[start:end], wanted, start, result, for_blocks)
     return result
 
 
-def test_each_token_by_the_definition() -> None:
+def test_compare_matches_the_definition() -> None:
     reference, level, targets = random_pair()
     found = compared(reference, level, targets)
     p, q = probabilities(reference), probabilities(level)
@@ -60,10 +60,10 @@ def test_pad_tokens_take_their_share_of_the_probability() -> None:
         assert np.array_equal(found.top, q.argmax(axis=-1))
 
 
-def test_what_is_expected_by_the_definition() -> None:
+def test_expected_matches_the_definition() -> None:
     reference, _, targets = random_pair()
     with rows.on_threads(2) as for_blocks:
-        found = rows.expected(reference, targets, for_blocks)
+        found = rows.reference_rows(reference, targets, for_blocks)
         alone = rows.nll(reference, targets, for_blocks)
     p = probabilities(reference)
     assert found.nll == pytest.approx(-np.log(p[np.arange(ROWS), targets]), abs=1e-6)
@@ -73,14 +73,14 @@ def test_what_is_expected_by_the_definition() -> None:
 
 
 @pytest.mark.parametrize("options", [{"threads": 3}, {"cuts": (1, 2, 17)}, {"threads": 2, "cuts": (30,)}], ids=str)
-def test_neither_threads_nor_parts_change_a_bit(options: dict[str, object]) -> None:
+def test_threads_and_batches_do_not_change_the_bits(options: dict[str, object]) -> None:
     pair = random_pair()
     found, whole = compared(*pair, **options), compared(*pair)  # type: ignore[arg-type]
     for name in ("nll", "kld", "top"):
         assert np.array_equal(getattr(found, name), getattr(whole, name))
 
 
-def test_the_logits_are_left_alone() -> None:
+def test_the_logits_are_not_modified() -> None:
     reference, level, targets = random_pair()
     for array in (reference, level):
         array.flags.writeable = False
@@ -96,7 +96,7 @@ def test_a_distribution_does_not_diverge_from_itself() -> None:
 
 
 @pytest.mark.parametrize("noise", [1e-6, 1e-4, 1e-3])
-def test_small_divergences_are_told_apart_from_none(noise: float) -> None:
+def test_small_divergences_are_not_rounded_to_zero(noise: float) -> None:
     reference, level, targets = random_pair(noise)
     found = compared(reference, level, targets).kld
     p, q = probabilities(reference), probabilities(level)
@@ -105,7 +105,7 @@ def test_small_divergences_are_told_apart_from_none(noise: float) -> None:
     assert found == pytest.approx(exact, abs=2e-9, rel=1e-3)
 
 
-def test_it_is_measured_from_the_reference() -> None:
+def test_the_divergence_is_from_the_reference() -> None:
     sure, unsure = np.log(np.float32([[0.98, 0.01, 0.01]])), np.log(np.float32([[0.5, 0.25, 0.25]]))
     target = np.array([0])
     from_sure, from_unsure = compared(sure, unsure, target).kld[0], compared(unsure, sure, target).kld[0]

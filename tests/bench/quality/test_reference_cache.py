@@ -1,4 +1,4 @@
-"""Reference logits that are computed once: found again, thrown out when there is no room, never wrong."""
+"""The cache of reference logits: reading, removal of old entries, and broken entries."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from dgpt2_quant.bench.quality.compare_files import compare
+from dgpt2_quant.bench.quality.compare_files import compare_files
 from dgpt2_quant.bench.quality.reference_cache import ReferenceCache
-from dgpt2_quant.bench.quality.windows import Cut, Window
+from dgpt2_quant.bench.quality.windows import Window, Windowing
 from dgpt2_quant.core.text import load_text
 
 VOCABULARY = 10
@@ -43,7 +43,7 @@ def kept() -> list[Path]:
     return sorted(ReferenceCache().folder.glob("*"))
 
 
-def test_the_second_time_nothing_is_computed(file: Path) -> None:
+def test_a_second_run_reads_the_cache(file: Path) -> None:
     computed = Computed()
     first = rows(file, computed)
     assert computed == [0, 6, 12]
@@ -54,7 +54,7 @@ def test_the_second_time_nothing_is_computed(file: Path) -> None:
 
 
 @pytest.mark.parametrize("limit", [0, SIZE - 1])
-def test_what_does_not_fit_is_computed_each_time(file: Path, limit: int) -> None:
+def test_logits_above_the_limit_are_not_kept(file: Path, limit: int) -> None:
     computed = Computed()
     for _ in range(2):
         assert len(rows(file, computed, limit)) == 3
@@ -62,7 +62,7 @@ def test_what_does_not_fit_is_computed_each_time(file: Path, limit: int) -> None
     assert kept() == []
 
 
-def test_other_content_other_tokens_other_windows_are_other_logits(file: Path) -> None:
+def test_the_key_depends_on_content_tokens_and_windows(file: Path) -> None:
     computed = Computed()
     rows(file, computed)
     file.write_bytes(b"other weights")
@@ -75,7 +75,7 @@ def test_other_content_other_tokens_other_windows_are_other_logits(file: Path) -
     assert len(computed) == 12  # the name says nothing
 
 
-def test_the_oldest_go_first(file: Path) -> None:
+def test_the_oldest_entries_are_removed(file: Path) -> None:
     computed = Computed()
     for number in range(3):
         file.write_bytes(bytes([number]))
@@ -93,7 +93,7 @@ def test_the_oldest_go_first(file: Path) -> None:
     assert computed == [0, 6, 12]
 
 
-def test_half_a_file_is_not_believed(file: Path) -> None:
+def test_an_incomplete_file_is_computed_again(file: Path) -> None:
     computed = Computed()
     rows(file, computed)
     (path,) = kept()
@@ -103,7 +103,7 @@ def test_half_a_file_is_not_believed(file: Path) -> None:
     assert path.stat().st_size == SIZE
 
 
-def test_an_interruption_leaves_nothing(file: Path) -> None:
+def test_an_interrupt_leaves_no_file(file: Path) -> None:
     computed = Computed()
     some = ReferenceCache().rows(file, WINDOWS, VOCABULARY, computed)
     next(some)
@@ -112,7 +112,7 @@ def test_an_interruption_leaves_nothing(file: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_cache_that_can_not_be_written(file: Path) -> None:
+def test_a_read_only_cache(file: Path) -> None:
     ReferenceCache().folder.parent.mkdir(parents=True, exist_ok=True)
     ReferenceCache().folder.parent.chmod(0o500)
     computed = Computed()
@@ -120,7 +120,7 @@ def test_a_cache_that_can_not_be_written(file: Path) -> None:
     assert computed == [0, 6, 12]
 
 
-def test_a_cache_that_is_no_folder(file: Path) -> None:
+def test_a_cache_that_is_not_a_folder(file: Path) -> None:
     ReferenceCache().folder.parent.mkdir(parents=True, exist_ok=True)
     ReferenceCache().folder.write_text("a file is in the way")
     computed = Computed()
@@ -129,13 +129,13 @@ def test_a_cache_that_is_no_folder(file: Path) -> None:
 
 
 def test_a_comparison_is_the_same_from_the_cache(short_files: dict[str, Path]) -> None:
-    text, cut = load_text().text[:2000], Cut(context=64)
+    text, windowing = load_text().text[:2000], Windowing(context=64)
     files = short_files["F32"], [short_files["Q4_0"]]
-    none = compare(*files, text, cut=cut, threads=1, cache_bytes=0)
+    none = compare_files(*files, text, windowing=windowing, threads=1, reference_cache=0)
     assert kept() == []
-    first, again = (compare(*files, text, cut=cut, threads=1) for _ in range(2))
+    first, again = (compare_files(*files, text, windowing=windowing, threads=1) for _ in range(2))
     assert len(kept()) == 1
     for found in (first, again):
-        assert np.array_equal(found.levels[0].kld, none.levels[0].kld)
+        assert np.array_equal(found.files[0].kld, none.files[0].kld)
         assert np.array_equal(found.base.nll, none.base.nll)
         assert np.array_equal(found.noise.scores.kld, none.noise.scores.kld)

@@ -3,14 +3,14 @@
 from typing import Any
 
 import pytest
-from dgpt2_quant.bench.quality.windows import Cut
+from dgpt2_quant.bench.quality.windows import Windowing
 from dgpt2_quant.core.errors import UsageError
 from hypothesis import given
 from hypothesis import strategies as st
 
 
 def chunks(count: int, context: int) -> list[list[int]]:
-    return [list(window.tokens) for window in Cut(context=context).windows(range(count))]
+    return [list(window.tokens) for window in Windowing(context=context).windows(range(count))]
 
 
 def test_whole_chunks_only() -> None:
@@ -19,16 +19,16 @@ def test_whole_chunks_only() -> None:
 
 
 def test_the_scored_tokens_of_a_chunk_are_those_of_its_second_half() -> None:
-    (window,) = Cut(context=8).windows(range(100, 108))
+    (window,) = Windowing(context=8).windows(range(100, 108))
     # the logits at 4, 5 and 6 predict the tokens at 5, 6 and 7
     assert (window.first, window.targets.tolist()) == (4, [105, 106, 107])
-    assert len(Cut().windows(range(512))[0].targets) == 255
+    assert len(Windowing().windows(range(512))[0].targets) == 255
 
 
 def scored(count: int, context: int, stride: int) -> list[tuple[int, int]]:
     """(token, how many tokens of context it had) of all that are scored by the strided method."""
     found = []
-    for window in Cut("strided", context, stride).windows(range(count)):
+    for window in Windowing("strided", context, stride).windows(range(count)):
         assert len(window.tokens) <= context
         assert list(window.tokens) == list(range(window.tokens[0], window.tokens[0] + len(window.tokens)))
         for token in window.targets:
@@ -41,11 +41,11 @@ def test_windows_that_overlap() -> None:
     assert scored(9, 4, 2) == [(1, 1), (2, 2), (3, 3), (4, 2), (5, 3), (6, 2), (7, 3), (8, 2)]
 
 
-def test_a_stride_of_one_gives_all_the_context_there_is() -> None:
+def test_a_stride_of_one_gives_the_full_context() -> None:
     assert scored(6, 3, 1) == [(1, 1), (2, 2), (3, 2), (4, 2), (5, 2)]
 
 
-def test_a_stride_of_the_whole_context_leaves_out_what_nothing_precedes() -> None:
+def test_a_stride_of_the_whole_context_skips_first_tokens() -> None:
     assert [token for token, _ in scored(9, 4, 4)] == [1, 2, 3, 5, 6, 7]
 
 
@@ -59,45 +59,45 @@ def test_every_token_is_scored_once(count: int, context: int, stride: int) -> No
 
 
 @pytest.mark.parametrize(
-    ("cut", "positions", "message"),
+    ("windowing", "positions", "message"),
     [
-        (Cut(context=3), 512, "3 positions are too few"),
-        (Cut(context=512), 2, "2 positions are too few"),
-        (Cut("strided", 64, 65), 512, "the stride is 65; with a context of 64 it goes from 1 to 64"),
-        (Cut("strided", 64, 0), 512, "the stride is 0"),
-        (Cut("strided", 64, 64), 32, "the stride is 64; with a context of 32"),
-        (Cut("llama.cpp", 64, 8), 512, "has no stride"),
-        (Cut("sliding", 64), 512, "the method is 'sliding'; there are llama.cpp, strided"),  # type: ignore[arg-type]
+        (Windowing(context=3), 512, "a context of 3 positions is too short"),
+        (Windowing(context=512), 2, "a context of 2 positions is too short"),
+        (Windowing("strided", 64, 65), 512, "`stride` must be 1-64 for a context of 64, not 65"),
+        (Windowing("strided", 64, 0), 512, "`stride` must be .* not 0"),
+        (Windowing("strided", 64, 64), 32, "`stride` must be 1-32 for a context of 32, not 64"),
+        (Windowing("llama.cpp", 64, 8), 512, "`stride` needs the strided method"),
+        (Windowing("sliding", 64), 512, "`method` must be one of llama.cpp, strided, not 'sliding'"),  # type: ignore[arg-type]
     ],
 )
-def test_what_can_not_be_cut(cut: Cut, positions: int, message: str) -> None:
+def test_impossible_windowings_are_refused(windowing: Windowing, positions: int, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        cut.fitted(positions)
+        windowing.fitted(positions)
 
 
 def test_windows_are_never_longer_than_the_model() -> None:
-    assert Cut(context=4096).fitted(512) == Cut(context=512)
-    assert Cut("strided", 4096).fitted(512) == Cut("strided", 512, 256)
+    assert Windowing(context=4096).fitted(512) == Windowing(context=512)
+    assert Windowing("strided", 4096).fitted(512) == Windowing("strided", 512, 256)
 
 
 @pytest.mark.parametrize(
-    ("cut", "count", "message"),
+    ("windowing", "count", "message"),
     [
-        (Cut(), 511, "the text has 511 tokens; at least one chunk of 512"),
-        (Cut("strided", 512, 256), 2, "the text has 2 tokens; at least 3"),
-        (Cut(context=4), 7, "one chunk of 4 tokens scores too few"),
+        (Windowing(), 511, "the text has 511 tokens, and needs at least one chunk of 512"),
+        (Windowing("strided", 512, 256), 2, "the text has 2 tokens, and needs at least 3"),
+        (Windowing(context=4), 7, "one chunk of 4 tokens scores too few"),
     ],
 )
-def test_a_text_that_is_too_short(cut: Cut, count: int, message: str) -> None:
+def test_a_text_that_is_too_short(windowing: Windowing, count: int, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        cut.windows(range(count))
+        windowing.windows(range(count))
 
 
 def test_one_short_window_by_the_strided_method() -> None:
-    (window,) = Cut("strided", 512, 256).windows(range(3))
+    (window,) = Windowing("strided", 512, 256).windows(range(3))
     assert (window.first, window.targets.tolist()) == (0, [1, 2])
 
 
-def test_they_compare_by_value() -> None:
+def test_windows_compare_by_value() -> None:
     options: dict[str, Any] = {"method": "strided", "context": 8, "stride": 2}
-    assert Cut(**options).windows(range(20)) == Cut(**options).windows(range(20))
+    assert Windowing(**options).windows(range(20)) == Windowing(**options).windows(range(20))

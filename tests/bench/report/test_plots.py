@@ -23,7 +23,7 @@ ALL = document(*LEVELS, peers=[peer("Other $x$", sane=False)])
 
 
 def drawn(svg: bytes) -> str:
-    """The texts of a drawing: matplotlib writes them beside the outlines, as comments."""
+    """The texts of a drawing, which matplotlib writes as comments next to the outlines."""
     parser = ET.XMLParser(target=ET.TreeBuilder(insert_comments=True))
     return "\n".join(str(node.text) for node in ET.fromstring(svg, parser).iter() if node.tag is ET.Comment)
 
@@ -46,7 +46,7 @@ def _sizes_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plots, "PLOTS", ("size_kld",))
 
 
-def test_every_plot_in_both_formats_the_same_each_time(files: dict[str, bytes]) -> None:
+def test_plots_are_deterministic(files: dict[str, bytes]) -> None:
     assert list(files) == [f"{name}.{kind}" for name in PLOTS for kind in ("png", "svg")]
     assert draw_plots(ALL) == files
     for name in PLOTS:
@@ -60,7 +60,7 @@ def test_every_plot_in_both_formats_the_same_each_time(files: dict[str, bytes]) 
             assert b"dc:date" not in files[f"{name}.{kind}"]
 
 
-def test_what_the_drawings_say(files: dict[str, bytes]) -> None:
+def test_texts_in_the_plots(files: dict[str, bytes]) -> None:
     for name in ("size_kld", "speed_kld", "perplexity", "batch", "peers"):
         text = drawn(files[f"{name}.svg"])
         assert "tiny" in text
@@ -71,7 +71,7 @@ def test_what_the_drawings_say(files: dict[str, bytes]) -> None:
 
 
 @pytest.mark.usefixtures("_sizes_only")
-def test_the_noise_floor_is_a_line_where_it_is_near() -> None:
+def test_a_near_noise_floor_is_a_line() -> None:
     floor = {**document()["noise_floor"], "kld_mean": 1e-4}
     near, without = (draw_plots(document(*LEVELS, noise_floor=f))["size_kld.svg"] for f in (floor, None))
     assert "noise floor" in drawn(near)
@@ -99,13 +99,13 @@ def test_unusual_documents_can_be_drawn(rows: list[Any]) -> None:
         assert "F32 (0)" in drawn(files["size_kld.svg"])
 
 
-def test_plots_without_data_are_left_out() -> None:
+def test_plots_without_data_are_omitted() -> None:
     files = draw_plots(document(*({**row, "speed": []} for row in LEVELS)))
     assert sorted({name.split(".")[0] for name in files}) == ["perplexity", "size_kld", "speed_kld"]
     assert draw_plots(document()) == {}
 
 
-def test_without_matplotlib_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_there_are_no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert draw_plots(ALL) == {}
 
@@ -116,7 +116,7 @@ def test_matplotlib_loads_only_when_something_is_drawn() -> None:
     assert done.stdout.split() == ["False", "False"]
 
 
-def test_drawing_leaves_the_settings_of_others_alone(files: dict[str, bytes]) -> None:
+def test_drawing_keeps_the_settings_of_matplotlib(files: dict[str, bytes]) -> None:
     import matplotlib
 
     with matplotlib.rc_context({"font.size": 23.0}):
@@ -174,7 +174,7 @@ def test_spread_keeps_order_and_distance() -> None:
 
 
 @pytest.mark.usefixtures("_sizes_only")
-def test_ticks_are_ordinary_numbers() -> None:
+def test_ticks_are_plain_numbers() -> None:
     one = drawn(draw_plots(document(result("Q4_0", kld_mean=0.00123)))["size_kld.svg"])
     assert "0.001" in one.split()
     assert "8e-4" in drawn(draw_plots(document(result("Q4_0", kld_mean=7e-4)))["size_kld.svg"]).split()

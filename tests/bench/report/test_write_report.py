@@ -61,7 +61,7 @@ def cells(line: str) -> list[str]:
 
 
 def tables(text: str, title: str) -> list[dict[str, str]]:
-    """The rows of the first table behind a title, by their columns."""
+    """The rows of the first table after a title, by their columns."""
     lines = text[text.index(f"# {title}\n") :].splitlines()
     start = next(index for index, line in enumerate(lines) if line.startswith("|"))
     stop = next(index for index, line in enumerate(lines) if index > start and not line.startswith("|"))
@@ -94,12 +94,12 @@ def test_rows_for_the_columns() -> None:
     assert table_rows(document(result("Q4_0", recipe="lean")))[0][0] == "Q4_0 lean"
 
 
-def test_the_parts_and_their_order() -> None:
+def test_the_sections_and_their_order() -> None:
     titles = [line.lstrip("# ") for line in markdown().splitlines() if line.startswith("#")]
     assert titles == [
-        "tiny: 2 quantization levels",
-        "Which level to take",
-        "All levels",
+        "tiny: 2 files compared with F32",
+        "Advice",
+        "All files",
         "Plots",
         "Quality",
         "Which differences are real",
@@ -114,7 +114,7 @@ def test_the_parts_and_their_order() -> None:
     bare = document(result("Q4_0", by_confidence=[], worst=[], speed=[]), pairs=[], noise_floor=None)
     left_out = {"Which differences are real", "By the reference's confidence", "Speed by setting", "Peers"}
     assert not any(f"# {title}\n" in markdown(bare) for title in left_out | {"Worst tokens"})
-    assert "# tiny: 1 quantization level\n" in markdown(bare)
+    assert "# tiny: 1 file compared with F32\n" in markdown(bare)
 
 
 def test_the_quality_table_ends_with_the_noise_floor() -> None:
@@ -147,16 +147,16 @@ def test_pairs_say_which_differences_are_real() -> None:
     unsure = {**TWO["pairs"][0], "kld_difference": {"value": 0.0, "low": -1e-3, "high": 1e-3}}
     unsure["nll_difference"] = {"value": -2e-3, "low": -3e-3, "high": -1e-3}
     (pair,) = tables(markdown({**TWO, "pairs": [unsure]}), "Which differences are real")
-    assert (pair["by KLD"], pair["by perplexity"]) == ("not told apart", "second better")
+    assert (pair["by KLD"], pair["by perplexity"]) == ("no difference", "second better")
 
 
-def test_of_many_levels_the_pairs_of_neighbours_are_shown() -> None:
+def test_of_many_files_the_pairs_of_neighbours_are_shown() -> None:
     many = document(*(result(f"Q{size}", bytes=size) for size in (3, 9, 5, 7, 4, 8, 6)))
     shown = tables(markdown(many), "Which differences are real")
     assert {frozenset((row["first"], row["second"])) for row in shown} == {
         frozenset((f"Q{size}", f"Q{size + 1}")) for size in range(3, 9)
     }
-    assert "Of 21 pairs, those of neighbours by size" in markdown(many)
+    assert "Shown are neighbours by size, of 21 pairs" in markdown(many)
 
 
 def test_other_tables() -> None:
@@ -166,7 +166,7 @@ def test_other_tables() -> None:
     speeds = tables(text, "Speed")
     assert speeds[0]["decode ratio"] == "3.00 (2.70-3.30)"
     assert speeds[1]["decode ratio"] == "3.00 (2.70-3.30) †"
-    assert "† was disturbed: other programs used the machine." in text
+    assert "† disturbed: other programs used the machine." in text
     assert [row["disturbed"] for row in speeds] == ["no", "yes"]
     assert "J/token" not in speeds[0]
     grid = tables(text, "Speed by setting")
@@ -187,7 +187,7 @@ def test_a_disturbed_point_of_the_grid_is_marked() -> None:
     assert tables(markdown(document(result("Q4_0", speed=points))), "Speed by setting")[0]["Q4_0"] == "300 †"
 
 
-def test_a_wide_grid_is_cut() -> None:
+def test_a_wide_grid_is_split() -> None:
     text = markdown(document(*(result(f"Q{number}") for number in range(11))))
     heads = [cells(line)[5:] for line in text.splitlines() if line.startswith("| measure |")]
     assert heads == [[f"Q{number}" for number in range(8)], ["Q8", "Q9", "Q10"]]
@@ -200,7 +200,7 @@ def test_what_was_measured_and_where() -> None:
         "abababababababab",
         "tale.txt, 12,345 tokens",
         "chunks of 512 tokens",
-        "of 5 rounds",
+        "of 5 interleaved rounds",
         "machine: A Processor 9000, 4 cores, 2 threads, 8 GiB, Linux-6, load 0.25",
         "dgpt2-quant 1.2.3, llama-cpp-python 0.3.36, Python 3.12.1",
     ):
@@ -238,7 +238,7 @@ def test_files(folder: Path) -> None:
     assert all((folder / link).is_file() for link in linked)
 
 
-def test_without_matplotlib_all_but_the_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_only_plots_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert write_report(TWO, tmp_path) == [tmp_path / name for name in ("bench.json", "report.md", "report.html")]
     for name in ("report.md", "report.html"):
@@ -248,12 +248,12 @@ def test_without_matplotlib_all_but_the_plots(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("name", ["bench.json", "report.md", "report.html", "plots/batch.svg"])
-def test_an_existing_report_stays_unless_it_may_be_overwritten(name: str, tmp_path: Path) -> None:
+def test_an_existing_report_is_kept_without_overwrite(name: str, tmp_path: Path) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("mine")
     before = sorted(tmp_path.rglob("*"))
     for refused in (lambda: refuse_reports(tmp_path), lambda: write_report(TWO, tmp_path)):
-        with pytest.raises(OutputError, match=rf"{name} exists already"):
+        with pytest.raises(OutputError, match=rf"{name} already exists"):
             refused()
     assert sorted(tmp_path.rglob("*")) == before
     assert (tmp_path / name).read_text() == "mine"
@@ -290,7 +290,7 @@ def test_the_page_is_one_file_without_network(folder: Path) -> None:
     assert "prefers-color-scheme: dark" in text
 
 
-def test_drawings_in_a_page_do_not_share_names(folder: Path) -> None:
+def test_ids_of_drawings_are_unique(folder: Path) -> None:
     page = Page((folder / "report.html").read_text("utf-8"))
     names = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(names) == len(set(names))
@@ -299,20 +299,20 @@ def test_drawings_in_a_page_do_not_share_names(folder: Path) -> None:
     assert set(used) <= set(names)
 
 
-def test_drawings_take_the_colours_of_the_page(folder: Path) -> None:
+def test_drawings_use_the_colours_of_the_page(folder: Path) -> None:
     page = (folder / "report.html").read_text("utf-8")
     drawing = page[page.index("<svg") : page.rindex("</svg>")]
     assert "var(--ink)" in drawing
     assert "#fefefe" not in drawing
 
 
-def test_numbers_in_the_page_are_to_the_right(folder: Path) -> None:
+def test_numbers_in_the_page_are_aligned_right(folder: Path) -> None:
     text = (folder / "report.html").read_text("utf-8")
     assert '<th scope="col">type</th><th scope="col" class="n">MB</th>' in text
     assert '<tr><th scope="row">Q8_0</th><td class="n">1.50</td>' in text
 
 
-def test_the_policy_lets_just_that_script_run() -> None:
+def test_the_policy_allows_only_the_script_of_the_page() -> None:
     import base64
     import hashlib
 
@@ -374,7 +374,7 @@ def test_escaped_in_markdown(plain: str, markdown: str) -> None:
     assert escaped(plain) == markdown
 
 
-def test_what_can_not_be_seen() -> None:
+def test_invisible_characters_are_escaped() -> None:
     assert visible("a\tb\n\x00\u200b\U000e0041é\u00a0") == "a\\tb\\n\\x00\\u200b\\ue0041é\u00a0"
     assert quoted(' "x\\\n') == '" \\"x\\\\\\n"'
     assert quoted("abcdefgh", longest=5) == '"…efgh"'

@@ -46,7 +46,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> li
     now = [0.0]
     if "proc" in request.fixturenames:
         monkeypatch.setattr(disturbance.time, "perf_counter", lambda: now[0])
-        monkeypatch.setattr(disturbance, "_own", lambda: now[0] / 10)
+        monkeypatch.setattr(disturbance, "own_cpu_seconds", lambda: now[0] / 10)
     return now
 
 
@@ -57,7 +57,7 @@ def watch(proc: Proc, clock: list[float], threads: int = 2) -> Watch:
     return watch
 
 
-def test_what_a_block_used(proc: Proc, clock: list[float]) -> None:
+def test_usage_of_a_block(proc: Proc, clock: list[float]) -> None:
     block = watch(proc, clock)
     proc.thread(1, 9_000_000_000, 1_250_000_000)
     proc.thread(2, 9_000_000_000, 2_500_000_000)
@@ -71,7 +71,7 @@ def test_what_a_block_used(proc: Proc, clock: list[float]) -> None:
     assert usage.others == pytest.approx(4.5 - 1)  # less our own
 
 
-def test_a_thread_that_ended_is_no_trouble(proc: Proc, clock: list[float]) -> None:
+def test_ended_threads_are_ignored(proc: Proc, clock: list[float]) -> None:
     block = watch(proc, clock)
     gone = proc.folder / "self" / "task" / "2"
     (gone / "schedstat").unlink()
@@ -120,7 +120,7 @@ def test_limits(usage: Usage, disturbed: bool | None) -> None:
     assert usage.disturbed is disturbed
 
 
-def test_what_no_short_block_shows_is_seen_in_all_of_them() -> None:
+def test_short_blocks_are_added_up() -> None:
     short = Usage(0.2, 0.0, 0.1, 0.1 * 2 * OTHERS)
     assert short.disturbed is False
     assert any_disturbed([short]) is False
@@ -137,7 +137,7 @@ def test_several_blocks() -> None:
     assert any_disturbed([]) is None
 
 
-@pytest.mark.skipif(not Path("/proc/self/schedstat").is_file(), reason="the system does not tell who waits")
+@pytest.mark.skipif(not Path("/proc/self/schedstat").is_file(), reason="the system does not report waiting times")
 def test_real_neighbours() -> None:
     neighbours = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3 * CORES)]
     try:
@@ -157,7 +157,7 @@ def test_real_neighbours() -> None:
     assert usage.disturbed is True
 
 
-def test_our_own_work_and_that_of_our_children_is_not_that_of_others(tmp_path: Path) -> None:
+def test_our_own_cpu_time_is_not_that_of_others(tmp_path: Path) -> None:
     proc = Proc(tmp_path)  # as if nobody had used anything
     work = "import time\nend = time.process_time() + 0.3\nwhile time.process_time() < end: pass"
     with Watch(1, proc.folder) as block:

@@ -23,7 +23,7 @@ def used(meter: EnergyMeter, *counters: tuple[Path, int]) -> float | None:
     return meter.joules(before, meter.read())
 
 
-def test_packages_are_added_up_and_nothing_counts_twice(tmp_path: Path) -> None:
+def test_packages_are_added_up_once(tmp_path: Path) -> None:
     first = domain(tmp_path, "intel-rapl:0", "package-0", 100)
     cores = domain(tmp_path, "intel-rapl:0:0", "core", 50)
     second = domain(tmp_path, "intel-rapl:1", "package-1", 200)
@@ -34,7 +34,7 @@ def test_packages_are_added_up_and_nothing_counts_twice(tmp_path: Path) -> None:
     assert used(EnergyMeter(tmp_path), *changes) == pytest.approx(0.8)
 
 
-def test_a_counter_that_begins_anew(tmp_path: Path) -> None:
+def test_a_counter_that_wraps(tmp_path: Path) -> None:
     counter = domain(tmp_path, "intel-rapl:0", "package-0", 900_000, top=1_000_000)
     assert used(EnergyMeter(tmp_path), (counter, 50_000)) == pytest.approx(0.15)
 
@@ -47,7 +47,7 @@ def test_no_counters(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["name", "max_energy_range_uj", "energy_uj"])
-def test_counters_that_make_no_sense(tmp_path: Path, file: str) -> None:
+def test_invalid_counters(tmp_path: Path, file: str) -> None:
     counter = domain(tmp_path, "intel-rapl:0", "package-0", 100)
     (counter.parent / file).write_bytes(b"\xff?")
     assert used(EnergyMeter(tmp_path)) is None
@@ -60,7 +60,7 @@ def test_counters_that_only_root_may_read(tmp_path: Path) -> None:
     assert used(EnergyMeter(tmp_path)) is None
 
 
-def test_a_counter_that_goes_away(tmp_path: Path) -> None:
+def test_a_counter_that_disappears(tmp_path: Path) -> None:
     counter = domain(tmp_path, "intel-rapl:0", "package-0", 100)
     meter = EnergyMeter(tmp_path)
     before = meter.read()

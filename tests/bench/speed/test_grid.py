@@ -18,12 +18,12 @@ def test_the_usual_points() -> None:
     ]
 
 
-def test_on_one_thread_none_is_there_twice() -> None:
+def test_points_are_unique_on_one_thread() -> None:
     points = Grid().points(1024, 1)
     assert len(points) == len(set(points)) == 6
 
 
-def test_a_small_model_gets_what_fits() -> None:
+def test_points_fit_a_small_model() -> None:
     points = Grid().points(64, 1)
     assert max(point.depth + point.tokens for point in points) <= 64
     assert [point.tokens for point in points if point.measure == "prompt"] == [16, 64]
@@ -31,7 +31,7 @@ def test_a_small_model_gets_what_fits() -> None:
         assert all(1 < point.tokens <= positions - point.depth for point in Grid().points(positions, 2))
 
 
-def test_what_was_asked_for() -> None:
+def test_given_values() -> None:
     grid = Grid(prompt_sizes=(512, 1), depths=(), batches=(16,), thread_counts=(3,))
     assert grid.points(512, 2) == [
         Point("prompt", 512, 0, 1, 2),
@@ -47,51 +47,33 @@ def test_what_was_asked_for() -> None:
 @pytest.mark.parametrize(
     ("grid", "message"),
     [
-        (Grid(prompt_sizes=(16, 513)), "a prompt of 513 tokens can not be timed: the model has 512 positions"),
-        (Grid(prompt_sizes=(0,)), "a prompt of 0 tokens can not be timed"),
-        (Grid(depths=(481,)), "32 tokens behind 481 can not be timed: the model has 512 positions"),
-        (Grid(depths=(-1,)), "32 tokens behind -1 can not be timed"),
-        (Grid(batches=(257,)), "257 sequences at a time were asked for; 1 to 256 are possible"),
-        (Grid(batches=(0,)), "0 sequences at a time"),
-        (Grid(thread_counts=(100_000,)), "100000 threads were asked for"),
+        (Grid(prompt_sizes=(16, 513)), "`prompt_sizes` must be 1-512, not 513"),
+        (Grid(prompt_sizes=(0,)), "not 0"),
+        (Grid(depths=(481,)), "`depths` must be 0-480, not 481"),
+        (Grid(depths=(-1,)), "not -1"),
+        (Grid(batches=(257,)), "257"),
+        (Grid(batches=(0,)), "256"),
+        (Grid(thread_counts=(100_000,)), "100000"),
     ],
 )
-def test_what_does_not_fit_is_an_error_with_the_limit(grid: Grid, message: str) -> None:
+def test_values_that_do_not_fit_are_refused(grid: Grid, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         grid.points(512, 2)
 
 
-def test_the_hint_tells_what_fits() -> None:
-    with pytest.raises(UsageError) as error:
-        Grid(depths=(500,)).points(512, 2)
-    assert error.value.hint == "Take numbers from 0 to 480."
-
-
 @pytest.mark.parametrize(
-    ("text", "numbers"), [("1", (1,)), ("1,4,8", (1, 4, 8)), (" 16 , 128", (16, 128)), ("8,4", (8, 4)), ("007", (7,))]
+    ("text", "numbers"),
+    [(None, None), ("1", (1,)), ("1,4,8", (1, 4, 8)), (" 16 , 128", (16, 128)), ("8,4", (8, 4)), ("007", (7,))],
 )
-def test_counts(text: str, numbers: tuple[int, ...]) -> None:
-    assert parse_counts(text, "--batches") == numbers
+def test_parse_counts(text: str | None, numbers: tuple[int, ...] | None) -> None:
+    assert parse_counts(text, "batches") == numbers
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "--batches is ''; it takes whole numbers with commas"),
-        ("1,", "--batches is '1,'"),
-        ("1;4", "--batches is '1;4'"),
-        ("-1", "--batches is '-1'"),
-        ("1.5", "--batches is '1.5'"),
-        ("²", "--batches is '²'"),
-        ("9" * 5000, "--batches is '9999"),
-        ("0", "--batches has 0; it takes numbers from 1 on"),
-        ("4,1,4", "--batches has 4 twice"),
-    ],
-)
-def test_no_counts(text: str, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        parse_counts(text, "--batches")
+@pytest.mark.parametrize("text", ["", "1,", "1;4", "-1", "1.5", "²", "9" * 5000, "0", "4,1,4"])
+def test_parse_counts_refuses(text: str) -> None:
+    with pytest.raises(UsageError, match="`batches` "):
+        parse_counts(text, "batches")
 
 
 def test_a_depth_may_be_0() -> None:
-    assert parse_counts("0,256", "--depths", least=0) == (0, 256)
+    assert parse_counts("0,256", "depths", least=0) == (0, 256)

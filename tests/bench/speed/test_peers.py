@@ -1,6 +1,5 @@
 """Peers: `llama_cpp.Llama` for real; for the rest, workers and libraries that this file writes, good ones and bad."""
 
-import importlib.util
 import json
 import os
 import re
@@ -19,9 +18,8 @@ from dgpt2_quant.bench.speed import peer_process, peers, timing
 from dgpt2_quant.bench.speed.grid import Grid
 from dgpt2_quant.bench.speed.peer_process import PeerFailed
 from dgpt2_quant.bench.speed.peers import Peer, PeerSpec, is_sane, llama_bench_for, peers_for
-from dgpt2_quant.bench.speed.rounds import Speeds, make_prompt, measure
+from dgpt2_quant.bench.speed.rounds import Speeds, make_prompt, measure_speed
 from dgpt2_quant.core.errors import UsageError
-from dgpt2_quant.quantize.checkpoint.resolve import resolve
 from dgpt2_quant.runtime import Model
 
 from ..processes import await_end
@@ -44,7 +42,7 @@ QUICK: dict[str, Any] = {"rounds": 2, "threads": 1, "grid": Grid.none(), "prompt
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "TEXT_SECONDS", 0.0)
     monkeypatch.setattr(peers, "TEXT_SECONDS", 0.0)
-    monkeypatch.setattr(peers, "_SETTLE", 0.0)
+    monkeypatch.setattr(peers, "SETTLE_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -81,7 +79,7 @@ def nobody_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
 
 def run(files: dict[str, Path], *specs: PeerSpec, **options: Any) -> Speeds:
-    return measure(files["F32"], [], peers=specs, **{**QUICK, **options})
+    return measure_speed(files["F32"], [], peers=specs, **{**QUICK, **options})
 
 
 def test_a_peer_takes_part_in_every_round(short_files: dict[str, Path], fake: Callable[..., PeerSpec]) -> None:
@@ -102,7 +100,7 @@ def test_a_peer_takes_part_in_every_round(short_files: dict[str, Path], fake: Ca
     ]
 
 
-def test_what_a_worker_is_given(fake: Callable[..., PeerSpec], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_of_a_worker(fake: Callable[..., PeerSpec], monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
         monkeypatch.setenv(name, "passive")
     names = ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS"]
@@ -134,7 +132,7 @@ def test_greedy_tokens_that_the_reference_finds_likely(short_files: dict[str, Pa
         assert not is_sane(reference, prompt, [*likely[:-1], -1])
 
 
-def test_tokens_from_anywhere_are_not_sane(short_files: dict[str, Path], fake: Callable[..., PeerSpec]) -> None:
+def test_random_tokens_are_not_sane(short_files: dict[str, Path], fake: Callable[..., PeerSpec]) -> None:
     spec = fake('[1] * asked["tokens"]', '[(4000 + 97 * n) % 8000 for n in range(asked["tokens"])]')
     assert run(short_files, spec, decode_tokens=24).peers[0]["sane"] is False
 
@@ -156,12 +154,12 @@ def test_tokens_from_anywhere_are_not_sane(short_files: dict[str, Path], fake: C
         ("300.0", "float('nan')", "it answered nan for prompt_tps"),
         ('"decode_tps": 30.0', '"decode_tps": -30.0', r"it answered -30\.0 for decode_tps"),
         ('"decode_tps": 30.0', '"decode_tps": 0', "it answered 0 for decode_tps"),
-        ('[1] * asked["tokens"]', "[1]", r"it was asked for 4 tokens and answered \[1\]"),
-        ('[1] * asked["tokens"]', '["a"] * 4', "it was asked for 4 tokens and answered"),
+        ('[1] * asked["tokens"]', "[1]", r"it should generate 4 tokens, and answered \[1\]"),
+        ('[1] * asked["tokens"]', '["a"] * 4', "it should generate 4 tokens, and answered"),
         ('"peak_rss_bytes": 1000', '"peak_rss_bytes": None', "it answered None for peak_rss_bytes"),
     ],
 )
-def test_a_bad_peer_is_skipped_with_its_last_words(
+def test_a_failing_peer_is_skipped_with_its_stderr(
     short_files: dict[str, Path],
     fake: Callable[..., PeerSpec],
     monkeypatch: pytest.MonkeyPatch,
@@ -169,7 +167,7 @@ def test_a_bad_peer_is_skipped_with_its_last_words(
     new: str,
     reason: str,
 ) -> None:
-    monkeypatch.setattr(peer_process, "_END_TIMEOUT", 0.2)
+    monkeypatch.setattr(peer_process, "END_TIMEOUT", 0.2)
     found = run(short_files, fake(old, new, "Bad"), fake())
     assert [row["name"] for row in found.peers] == ["Fake"]  # the others go on
     (skipped,) = found.skipped_peers
@@ -192,19 +190,19 @@ def test_a_peer_that_hangs(
     assert skipped["reason"] == "it said nothing for 0.7 s; last: still thinking"
 
 
-def test_a_peer_that_fails_late_has_no_row(short_files: dict[str, Path], fake: Callable[..., PeerSpec]) -> None:
+def test_a_peer_that_fails_later_has_no_row(short_files: dict[str, Path], fake: Callable[..., PeerSpec]) -> None:
     late = "for turn, line in enumerate(sys.stdin):\n    if turn == 2: sys.exit('tired')"
     found = run(short_files, fake("for line in sys.stdin:", late))
     assert found.peers == []
     assert found.skipped_peers == [{"name": "Fake F32", "reason": "it ended with status 1: tired"}]
 
 
-def test_a_program_that_is_not_there(short_files: dict[str, Path]) -> None:
+def test_a_missing_program(short_files: dict[str, Path]) -> None:
     (skipped,) = run(short_files, PeerSpec("Gone", "F32", ("/nonexistent/program",))).skipped_peers
-    assert skipped["reason"].startswith("it can not be started: ")
+    assert skipped["reason"].startswith("it cannot be started: ")
 
 
-def test_what_a_peer_started_ends_with_it(fake: Callable[..., PeerSpec]) -> None:
+def test_processes_of_a_peer_end_with_it(fake: Callable[..., PeerSpec]) -> None:
     say = 'print(json.dumps({"version": '
     start = "import subprocess; child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(999)'])\n"
     with Peer(fake(f'{say}"1.2"', f"{start}{say}child.pid"), threads=1, positions=8) as peer:
@@ -283,7 +281,7 @@ def library(folder: Path, name: str, source: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("PYTHONPATH", str(folder))
 
 
-def test_absent_libraries_are_skipped_by_name(
+def test_missing_libraries_are_skipped(
     short_files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("torch", "ctranslate2"):
@@ -337,10 +335,8 @@ def test_a_checkpoint_is_converted_for_ctranslate2(tmp_path: Path, monkeypatch: 
 @pytest.mark.peer
 @pytest.mark.parametrize("name", ["Transformers F32", "Transformers BF16", "CTranslate2 F32", "CTranslate2 INT8"])
 def test_the_real_libraries(short_files: dict[str, Path], name: str) -> None:
-    for module in ("torch", "transformers", "ctranslate2"):
-        if importlib.util.find_spec(module) is None:
-            pytest.skip(f"{module} is not installed")
-    (spec,) = [spec for spec in peers_for(resolve("storybook").folder, []) if str(spec) == name]
+    checkpoint = short_files["F32"].parent / "storybook"
+    (spec,) = [spec for spec in peers_for(checkpoint, []) if str(spec) == name]
     found = run(short_files, spec, prompt_tokens=32, decode_tokens=16)
     assert found.skipped_peers == []
     assert found.peers[0]["sane"] is True
@@ -409,6 +405,6 @@ def test_what_a_llama_bench_has_started_ends_with_it(
     await_end(int((tmp_path / "pid").read_text()))
 
 
-def test_no_llama_bench(short_files: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="there is no llama-bench in"):
+def test_a_missing_llama_bench(short_files: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="`llama_cpp_bin` must be a folder with llama-bench"):
         llama_bench_for([short_files["Q4_0"]], tmp_path)

@@ -1,19 +1,19 @@
-"""Speed by rounds: who is timed when, what is repeated, and what comes out. How fast it is, no test can know."""
+"""Speed measured in rounds: the order of timings, repetitions, and the results."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from dgpt2_quant.bench.data import open_models as models_module
 from dgpt2_quant.bench.document.schema import RateJson
 from dgpt2_quant.bench.speed import rounds as speed_module
 from dgpt2_quant.bench.speed import timing
 from dgpt2_quant.bench.speed.disturbance import Usage
 from dgpt2_quant.bench.speed.energy import EnergyMeter
 from dgpt2_quant.bench.speed.grid import Grid, Point
-from dgpt2_quant.bench.speed.rounds import Speeds, make_prompt, measure
+from dgpt2_quant.bench.speed.rounds import Speeds, make_prompt, measure_speed
 from dgpt2_quant.bench.speed.timing import Sample, time_point, time_text
 from dgpt2_quant.core.errors import GGUFError, UsageError
 from dgpt2_quant.core.quant_types import TensorType
@@ -23,16 +23,18 @@ from dgpt2_quant.runtime import sequence as draft
 from ...runtime.gguf_edit import rewrite
 
 NONE = Grid.none()
-GIVE_UP = timing._give_up
+GIVE_UP = timing.give_up_if_disturbed
 QUIET, LOUD, UNKNOWN = Usage(1, 0, 1, 0), Usage(1, 0.9, 1, 0), Usage(1, None, 1, None)
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One repetition of everything is enough here."""
+    """Times everything once."""
     monkeypatch.setattr(timing, "TEXT_SECONDS", 0.0)
     monkeypatch.setattr(timing, "POINT_SECONDS", 0.0)
-    monkeypatch.setattr(timing, "_give_up", lambda *_: lambda: False)  # also where the tests' machine is busy
+    monkeypatch.setattr(
+        timing, "give_up_if_disturbed", lambda *_: lambda: False
+    )  # also where the tests' machine is busy
 
 
 class Turns(list[tuple[str, tuple[int, ...]]]):
@@ -67,7 +69,7 @@ def check(rate: RateJson, rounds: int) -> None:
 
 
 def run(files: dict[str, Path], levels: Sequence[str], **options: Any) -> Speeds:
-    return measure(files["F32"], [files[level] for level in levels], threads=1, **{"grid": NONE} | options)
+    return measure_speed(files["F32"], [files[level] for level in levels], threads=1, **{"grid": NONE} | options)
 
 
 def test_a_real_run(short_files: dict[str, Path]) -> None:
@@ -109,7 +111,7 @@ def test_a_real_run(short_files: dict[str, Path]) -> None:
     assert (found.peers, found.skipped_peers) == ([], [])
 
 
-def test_everyone_in_every_round_in_turn(short_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rounds_are_interleaved(short_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     turns = Turns().watch(monkeypatch)
     found = run(short_files, ["Q8_0", "F32", "Q4_0"], rounds=3, prompt_tokens=16)
     assert turns.names == ["F32", "Q8_0", "Q4_0"] * 4  # the reference once; the first round warms up
@@ -127,7 +129,7 @@ def test_everyone_in_every_round_in_turn(short_files: dict[str, Path], monkeypat
     assert found.files[2].disturbed is False
 
 
-def test_the_grid_has_rounds_of_its_own(short_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_grid_has_separate_rounds(short_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     turns = Turns().watch(monkeypatch)
     grid = Grid(prompt_sizes=(16,), depths=(), batches=(4,), thread_counts=())
     found = run(short_files, ["Q4_0"], rounds=5, grid=grid)
@@ -150,7 +152,7 @@ def test_a_disturbed_turn_is_repeated(short_files: dict[str, Path], monkeypatch:
     assert found.reference.disturbed is False
 
 
-def test_what_stays_disturbed_is_marked(short_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_turn_that_stays_disturbed_is_marked(short_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     turns = Turns([QUIET] * 2 + [LOUD] * 3).watch(monkeypatch)
     found = run(short_files, ["Q4_0"], rounds=5)
     assert turns.names[2:6] == ["F32", "F32", "F32", "Q4_0"]
@@ -158,7 +160,7 @@ def test_what_stays_disturbed_is_marked(short_files: dict[str, Path], monkeypatc
     assert found.files[0].disturbed is False
 
 
-def test_a_busy_machine_does_not_take_for_ever(short_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repetitions_are_limited(short_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     turns = Turns([LOUD] * 1000).watch(monkeypatch)
     found = run(short_files, ["Q4_0"], rounds=6)
     assert len(turns) == 2 + 12 + 12 // 3  # a third more
@@ -190,7 +192,7 @@ def test_a_quiet_machine_needs_no_patience(short_files: dict[str, Path], monkeyp
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_disturbed_turn_ends_early(batch: int, short_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "_give_up", GIVE_UP)
+    monkeypatch.setattr(timing, "give_up_if_disturbed", GIVE_UP)
     with Model.load(short_files["Q4_0"], threads=1) as model:
         batches = watched(monkeypatch, model, "batch")
         for usage, tokens in ((LOUD, 5), (QUIET, 40), (UNKNOWN, 40)):
@@ -201,7 +203,7 @@ def test_a_disturbed_turn_ends_early(batch: int, short_files: dict[str, Path], m
             assert sample.decode_tps == pytest.approx(texts.timing.decoded / texts.timing.decode_seconds)
 
 
-def test_where_the_machine_does_not_tell(short_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_disturbance(short_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     turns = Turns([UNKNOWN] * 9).watch(monkeypatch)
     assert run(short_files, ["Q4_0"], rounds=2).files[0].disturbed is None
     assert len(turns) == 6
@@ -220,8 +222,8 @@ def test_files_are_mapped_where_memory_is_short(
         return load(path, **options)
 
     monkeypatch.setattr(Model, "load", watched)
-    monkeypatch.setattr(speed_module, "ram_bytes", lambda: memory)
-    measure(short_files["F32"], [short_files["Q4_0"]], rounds=1, grid=NONE)
+    monkeypatch.setattr(models_module, "ram_bytes", lambda: memory)
+    measure_speed(short_files["F32"], [short_files["Q4_0"]], rounds=1, grid=NONE)
     assert loaded == [huge_pages] * 2
 
 
@@ -233,19 +235,19 @@ def test_a_prompt_leaves_room_to_decode(short_files: dict[str, Path], monkeypatc
 
 def test_wrong_arguments(short_files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     turns = Turns().watch(monkeypatch)
-    with pytest.raises(UsageError, match="0 rounds were asked for"):
+    with pytest.raises(UsageError, match="`rounds` must be 1 or more, not 0"):
         run(short_files, [], rounds=0)
-    with pytest.raises(UsageError, match="0 threads"):
-        measure(short_files["F32"], [], threads=0)
+    with pytest.raises(UsageError, match="threads"):
+        measure_speed(short_files["F32"], [], threads=0)
     for patience in (-1, float("nan"), float("inf")):
-        with pytest.raises(UsageError, match="the patience is"):
+        with pytest.raises(UsageError, match="`patience` must be 0 to"):
             run(short_files, [], patience=patience)
-    with pytest.raises(UsageError, match="a prompt of 600 tokens can not be timed: the model has 512 positions"):
+    with pytest.raises(UsageError, match="`prompt_sizes` must be 1-512, not 600"):
         run(short_files, [], grid=Grid(prompt_sizes=(600,)))
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF")
     with pytest.raises(GGUFError, match=r"broken\.gguf"):
-        measure(short_files["Q4_0"], [broken], rounds=1, threads=1)
+        measure_speed(short_files["Q4_0"], [broken], rounds=1, threads=1)
     assert turns == []
 
 
@@ -268,11 +270,11 @@ def watched(monkeypatch: pytest.MonkeyPatch, model: Model, method: str) -> list[
     return calls
 
 
-def test_a_prompt_is_never_cached_and_decoding_is_all_that_is_timed_as_such(
+def test_prompts_are_not_cached_and_decoding_is_timed_alone(
     short_files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(timing, "TEXT_SECONDS", 0.2)
-    monkeypatch.setattr(draft, "Lookup", None)  # whoever asks for guesses fails: each token is to take a decode
+    monkeypatch.setattr(draft, "Lookup", None)  # drafting would fail: each token must take a decode
     with Model.load(short_files["Q4_0"], threads=1) as model:
         streams, batches = watched(monkeypatch, model, "stream"), watched(monkeypatch, model, "batch")
         prompt = list(range(1, 41))
@@ -304,21 +306,19 @@ def test_points_of_decoding(
     assert sample.prompt_tps == 0
 
 
-def test_other_numbers_of_threads(short_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    used = Counter[int]()
-    load = Model.load
+def test_another_number_of_threads_is_used_for_its_point_only(short_files: dict[str, Path]) -> None:
+    used: list[int] = []
 
-    def counted(path: Path, **options: Any) -> Model:
-        used[options["threads"]] += 1
-        return load(path, **options)
+    class Meter(EnergyMeter):
+        def read(self) -> None:
+            used.append(model.threads)
 
-    monkeypatch.setattr(Model, "load", counted)
-    with load(short_files["Q4_0"], threads=1) as model:
-        for threads in (1, 2):
-            for measure, field in (("prompt", "prompt_tps"), ("decode", "decode_tps")):
-                sample = time_point(model, Point(measure, 8, 0, 1, threads), list(range(8)), 1, EnergyMeter())  # type: ignore[arg-type]
-                assert getattr(sample, field) > 0
-    assert used == {2: 2}
+    with Model.load(short_files["Q4_0"], threads=1) as model:
+        prompt = time_point(model, Point("prompt", 8, 0, 1, 2), list(range(8)), 1, Meter())
+        decode = time_point(model, Point("decode", 8, 0, 1, 2), list(range(8)), 1, Meter())
+        assert (set(used), model.threads) == ({2}, 1)
+    assert prompt.prompt_tps > 0
+    assert decode.decode_tps > 0
 
 
 def test_energy_of_a_decoded_token(short_files: dict[str, Path], tmp_path: Path) -> None:
@@ -341,9 +341,7 @@ def test_energy_of_a_decoded_token(short_files: dict[str, Path], tmp_path: Path)
         assert time_point(model, Point("prompt", 3, 0, 1, 1), [1, 2, 3], 1, Growing(tmp_path)).joules_per_token is None
 
 
-def test_a_file_that_ends_every_text_at_once_is_timed_all_the_same(
-    short_files: dict[str, Path], tmp_path: Path
-) -> None:
+def test_a_file_that_ends_every_text_at_once_is_timed(short_files: dict[str, Path], tmp_path: Path) -> None:
     # the final norm gives the same vector everywhere, so one token is always the likeliest
     vectors = {"output_norm.weight": np.zeros(256), "output_norm.bias": np.linspace(-1, 1, 256)}
     weights = {name: ((256,), TensorType.F32, vector.astype("<f4").tobytes()) for name, vector in vectors.items()}
@@ -353,8 +351,8 @@ def test_a_file_that_ends_every_text_at_once_is_timed_all_the_same(
     silent = rewrite(constant, tmp_path / "silent.gguf", metadata={"tokenizer.ggml.eos_token_id": always})
     with Model.load(silent, threads=1) as model:
         generation = model.stream([1, 2], max_tokens=5, temperature=0)
-        assert list(generation) == []
+        assert "".join(generation) == ""
         assert generation.completion
         assert generation.completion.finish_reason == "eos"
-    found = measure(silent, [], rounds=2, threads=1, grid=NONE)
+    found = measure_speed(silent, [], rounds=2, threads=1, grid=NONE)
     check(found.reference.decode_tps, 2)

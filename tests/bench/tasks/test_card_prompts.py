@@ -33,7 +33,7 @@ def entropy(p: np.ndarray) -> float:
     return float(-np.sum(p[p > 0] * np.log(p[p > 0])))
 
 
-def test_divergence_by_its_other_definition() -> None:
+def test_js_divergence_matches_its_other_definition() -> None:
     random = np.random.default_rng(3)
     a, b = (softmax(random.normal(0, 4, 1000)) for _ in range(2))
     assert js_divergence(a, b) == pytest.approx(entropy((a + b) / 2) - (entropy(a) + entropy(b)) / 2)
@@ -41,7 +41,7 @@ def test_divergence_by_its_other_definition() -> None:
     assert js_divergence(a, a) == 0
 
 
-def test_what_shares_nothing_is_ln_2_apart() -> None:
+def test_disjoint_distributions_have_divergence_ln_2() -> None:
     assert js_divergence(np.array([1.0, 0]), np.array([0, 1.0])) == pytest.approx(math.log(2))
 
 
@@ -52,7 +52,7 @@ def test_the_prompts_of_the_cards_come_first() -> None:
     assert prompts_file().content.count(b"\n") == 20
 
 
-def test_templates_are_drawn_whole(model: Model) -> None:
+def test_templates_are_blocks(model: Model) -> None:
     task = CardPrompts(prompts_file(), Settings())
     found = summarize(task.metrics, task.measure(model, lambda *_: None), None)["js_divergence"]
     scores = task.measure(model, lambda *_: None)
@@ -70,7 +70,7 @@ def test_one_template_has_no_interval(model: Model) -> None:
     assert (found["low"], found["high"]) == (None, None)
 
 
-def test_the_figures_are_the_definition(model: Model) -> None:
+def test_figures_match_their_definition(model: Model) -> None:
     task = CardPrompts(prompts_file(), Settings(limit=3))
     scores = task.measure(model, lambda *_: None)
     expected = []

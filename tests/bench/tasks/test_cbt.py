@@ -53,7 +53,7 @@ def test_the_likeliest_text_wins(model: Model) -> None:
     assert summarize(task.metrics, found, None)["accuracy"]["value"] == pytest.approx(np.mean(right))
 
 
-def test_a_long_text_is_cut_at_the_left(short_files: dict[str, Path]) -> None:
+def test_a_long_text_loses_its_beginning(short_files: dict[str, Path]) -> None:
     with Model.load(short_files["F32"], ctx_size=48, threads=1) as small:
         task = ChildrensBookTest(FILE, Settings(limit=1))
         assert task.measure(small, lambda *_: None).parts[0].shape == (1, 2)
@@ -75,24 +75,24 @@ def test_a_long_text_is_cut_at_the_left(short_files: dict[str, Path]) -> None:
         ("I 'D GO , he SAID", "I'D GO, he SAID"),
     ],
 )
-def test_text_is_put_together(tokens: str, text: str) -> None:
+def test_detokenize(tokens: str, text: str) -> None:
     assert detokenize(tokens) == text
 
 
-def test_what_the_format_holds() -> None:
+def test_read_questions() -> None:
     first, second, _ = read_questions(FILE)
     assert (len(first.sentences), first.choices[first.answer]) == (20, "king")
     assert second.texts()[0].endswith('horses," said the fox. kings were in the garden.')
     assert second.choices == ["kings", "birds", "doors", "forests", *CHOICES[4:]]
 
 
-def test_line_ends_and_a_byte_order_mark_do_no_harm() -> None:
+def test_crlf_and_a_byte_order_mark() -> None:
     changed = b"\xef\xbb\xbf" + FILE.content.replace(b"\n", b"\r\n")
     assert read_questions(DataFile("cbt.txt", changed)) == read_questions(FILE)
     assert read_questions(DataFile("cbt.txt", FILE.content.rstrip())) == read_questions(FILE)
 
 
-def test_an_empty_choice_is_none() -> None:
+def test_empty_choices_do_not_count() -> None:
     text = question("The XXXXX .", "king", ["", *CHOICES[:9]])
     [asked] = read_questions(DataFile("cbt.txt", text.encode()))
     assert (asked.choices, asked.answer) == (CHOICES[:9], 0)
@@ -111,7 +111,7 @@ def test_an_empty_choice_is_none() -> None:
         ("21 Then", "22 Then", "line 21: it begins with '22', not with 21"),
     ],
 )
-def test_what_is_not_right_is_named_by_its_line(old: str, new: str, says: str) -> None:
+def test_errors_name_the_line(old: str, new: str, says: str) -> None:
     text = question("Then the XXXXX .", "king")
     assert old in text
     with pytest.raises(UsageError, match=rf"cbt\.txt, {says}"):

@@ -45,7 +45,7 @@ def log_likelihood(model: Model, text: str) -> float:
     return float((picked - np.logaddexp.reduce(rows, axis=1)).sum())
 
 
-def test_the_figures_are_the_definition(model: Model) -> None:
+def test_figures_match_their_definition(model: Model) -> None:
     task = CrowsPairs(csv_file(PAIRS), Settings())
     metrics = summarize(task.metrics, task.measure(model, lambda *_: None), None)
     differences = np.array([log_likelihood(model, pair.more) - log_likelihood(model, pair.less) for pair in PAIRS])
@@ -60,7 +60,7 @@ def test_the_figures_are_the_definition(model: Model) -> None:
     ]  # fmt: skip
 
 
-def test_turning_the_pairs_round_turns_the_figures_round(model: Model) -> None:
+def test_swapped_pairs_invert_the_figures(model: Model) -> None:
     turned = [Pair(pair.less, pair.more, pair.bias_type) for pair in PAIRS]
     here, there = (
         summarize(task.metrics, task.measure(model, lambda *_: None), None)
@@ -94,14 +94,14 @@ def test_quotes_line_ends_and_a_byte_order_mark(end: str) -> None:
         ("", "line 1: there is no column sent_more"),
         (HEAD, "has no pairs"),
         (HEAD.replace("bias_type", "bias"), "line 1: there is no column bias_type"),
-        (HEAD + "0,a,b,stereo,age,x,y,z\n1,a\n", "line 3: the row has not all its columns"),
-        (HEAD + "0,a,,stereo,age,x,y,z\n", "line 2: the row has not all its columns"),
-        (HEAD + "0,a,b,stereo,age,x,y,z,more\n", "line 2: the row has not all its columns"),
+        (HEAD + "0,a,b,stereo,age,x,y,z\n1,a\n", "line 3: the row does not have all columns"),
+        (HEAD + "0,a,,stereo,age,x,y,z\n", "line 2: the row does not have all columns"),
+        (HEAD + "0,a,b,stereo,age,x,y,z,more\n", "line 2: the row does not have all columns"),
         (HEAD + '0,"a"b,c,stereo,age,x,y,z\n', "line 2: ',' expected after"),
         (HEAD + '0,"a\n', "line 2: unexpected end"),
         (HEAD + f"0,{'a' * 200_000},b,stereo,age,x,y,z\n", "line 2: field larger"),
     ],
 )
-def test_what_is_not_right_is_named_by_its_line(content: str, says: str) -> None:
+def test_errors_name_the_line(content: str, says: str) -> None:
     with pytest.raises(UsageError, match=rf"crows\.csv,? {says}"):
         read_pairs(DataFile("crows.csv", content.encode()))

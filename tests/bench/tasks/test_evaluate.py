@@ -32,7 +32,7 @@ def scores(values: Any) -> Scores:
 
 
 class TestIntervals:
-    def test_a_mean_has_that_of_its_standard_error(self) -> None:
+    def test_the_interval_of_a_mean_matches_its_standard_error(self) -> None:
         values = np.random.default_rng(1).normal(3, 2, 2000)
         found = summarize(MEAN, scores(values), None)["mean"]
         error = values.std() / math.sqrt(len(values))
@@ -53,11 +53,11 @@ class TestIntervals:
         assert found["change_high"] - found["change_low"] < (found["high"] - found["low"]) / 10
         assert found["change_low"] > 0
 
-    def test_no_change_is_exactly_none(self) -> None:
+    def test_equal_scores_have_a_change_of_zero(self) -> None:
         found = summarize(MEAN, scores(np.arange(50)), scores(np.arange(50)))["mean"]
         assert (found["change_against_f16"], found["change_low"], found["change_high"]) == (0, 0, 0)
 
-    def test_a_ratio_of_sums_is_no_mean_of_ratios(self) -> None:
+    def test_metrics_are_ratios_of_sums(self) -> None:
         part = np.array([[10.0, 1], [10, 9]])
         assert summarize(MEAN, Scores([part]), None)["mean"]["value"] == 2
 
@@ -65,7 +65,7 @@ class TestIntervals:
         found = summarize(MEAN, scores([2.0]), scores([1.0]))["mean"]
         assert (found["value"], found["low"], found["change_against_f16"], found["change_low"]) == (2, None, 1, None)
 
-    def test_draws_without_an_item_of_a_kind_are_left_out(self) -> None:
+    def test_draws_without_an_item_of_a_kind_are_skipped(self) -> None:
         part = np.zeros((20, 2))
         part[:2] = 1
         found = summarize(MEAN, Scores([part]), None)["mean"]
@@ -84,7 +84,7 @@ class TestIntervals:
         copied = summarize(MEAN, scores(values[::10]), None)["mean"]
         assert found == {key: value and pytest.approx(value) for key, value in copied.items()}
 
-    def test_a_level_that_overflows_has_no_change(self) -> None:
+    def test_a_value_that_overflows_has_no_change(self) -> None:
         perplexity = {"perplexity": Metric(0, over=1, of=np.exp)}
         found = summarize(perplexity, scores([800.0, 900]), scores([1.0, 2]))["perplexity"]
         assert set(found.values()) == {None}
@@ -104,11 +104,11 @@ class TestIntervals:
     ("texts", "length"),
     [([[1, 2, 3], [1, 2, 4]], 2), ([[1, 2], [1, 2, 3]], 1), ([[1], [1]], 0), ([[2, 1], [3, 1]], 0), ([[1, 2]], 1)],
 )
-def test_what_texts_have_in_common(texts: list[list[int]], length: int) -> None:
+def test_common_prefix(texts: list[list[int]], length: int) -> None:
     assert common_prefix(texts) == length
 
 
-def test_a_prefix_keeps_its_end(storybook_files: dict[str, Path]) -> None:
+def test_fit_keeps_the_end_of_a_prefix(storybook_files: dict[str, Path]) -> None:
     with Model.load(storybook_files["F32"], ctx_size=10, threads=1) as model:
         assert fit(model, range(20), 3) == [13, 14, 15, 16, 17, 18, 19]
         assert fit(model, [5], 3) == [5]
@@ -151,7 +151,7 @@ def run(task: str, **options: Any) -> list[TaskJson]:
     return documents
 
 
-def test_changes_are_against_f16_of_the_same_run(tmp_path: Path) -> None:
+def test_changes_are_from_f16_of_the_same_run(tmp_path: Path) -> None:
     (tmp_path / "crows.csv").write_bytes(csv_file(PAIRS).content)
     steps: list[tuple[int, int, str]] = []
     [document] = run(
@@ -174,7 +174,7 @@ def test_changes_are_against_f16_of_the_same_run(tmp_path: Path) -> None:
     assert {step[2] for step in steps if step[2].startswith("crows")} == {"crows-pairs, F16", "crows-pairs, Q4_0"}
 
 
-def test_a_group_gives_a_document_a_task(tmp_path: Path) -> None:
+def test_a_group_gives_one_document_per_task(tmp_path: Path) -> None:
     (tmp_path / "crows.csv").write_bytes(csv_file(PAIRS).content)
     crows, prompts = run("bias", data=tmp_path / "crows.csv", type="q8_0", limit=2)
     assert (crows["task"], prompts["task"]) == ("crows-pairs", "card-prompts")
@@ -214,7 +214,7 @@ def test_a_gguf_file_is_measured_alone(storybook_files: dict[str, Path], tmp_pat
     assert there["metrics"]["bits_per_byte"]["change_against_f16"] is not None
 
 
-def test_a_figure_that_is_no_number_is_a_dash(storybook_files: dict[str, Path], tmp_path: Path) -> None:
+def test_unknown_figures_are_a_dash(storybook_files: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("x" * 600)
     [document] = evaluate(str(storybook_files["F32"]), task="wikitext2", data=tmp_path / "x.txt", threads=1)
     check(document, TaskJson)
@@ -224,9 +224,9 @@ def test_a_figure_that_is_no_number_is_a_dash(storybook_files: dict[str, Path], 
     assert float(rows["token perplexity"][0]) > 1
 
 
-def test_a_packed_file_is_not_both_parts_of_a_group(tmp_path: Path) -> None:
+def test_a_compressed_file_cannot_be_both_parts_of_a_group(tmp_path: Path) -> None:
     (tmp_path / "cbt.txt.gz").write_bytes(gzip.compress(CBT_FILE.content))
-    with pytest.raises(UsageError, match="cbt takes 2 files"):
+    with pytest.raises(UsageError, match="for cbt, which takes 2 files"):
         run("cbt", data=tmp_path / "cbt.txt.gz", type="f16", limit=1)
 
 
@@ -246,41 +246,41 @@ def test_a_smaller_context(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"task": "lambda"}, "no task 'lambda'"),
+        ({"task": "lambda"}, "`task` must be one of .* not 'lambda'"),
         ({"task": "bpb"}, "bpb needs a text"),
-        ({"task": "bpb", "data": "lambada"}, "lambada is no running text"),
-        ({"task": "card-prompts", "data": "x.csv"}, "card-prompts brings its own data"),
-        ({"task": "cbt", "data": __file__}, "cbt takes 2 files"),
+        ({"task": "bpb", "data": "lambada"}, "lambada is not running text"),
+        ({"task": "card-prompts", "data": "x.csv"}, "the data of card-prompts is built in"),
+        ({"task": "cbt", "data": __file__}, "for cbt, which takes 2 files"),
         ({"task": "lambada", "stride": 5}, "lambada has no windows"),
-        ({"task": "lambada", "limit": 0}, "--limit is 0"),
-        ({"task": "wikitext2", "ctx_size": 0}, "--ctx-size is 0"),
-        ({"task": "wikitext2", "stride": -1}, "--stride is -1"),
+        ({"task": "lambada", "limit": 0}, "`limit` must be 1 or more, not 0"),
+        ({"task": "wikitext2", "ctx_size": 0}, "`ctx_size` must be 1 or more, not 0"),
+        ({"task": "wikitext2", "stride": -1}, "`stride` must be 1 or more, not -1"),
     ],
 )
-def test_what_can_not_be_is_told_before_the_work(options: dict[str, Any], says: str) -> None:
+def test_wrong_arguments_are_refused_before_the_work(options: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError, match=says):
         evaluate("storybook", **options)
 
 
-def test_data_that_is_missing_is_told_before_the_work(tmp_path: Path, cache: Path) -> None:
-    with pytest.raises(ModelNotFoundError, match="there is no data file"):
+def test_missing_data_is_reported_before_the_work(tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match="no data file"):
         evaluate("no/such/model", task="bpb", data=tmp_path / "none.txt")
     with pytest.raises(ModelNotFoundError, match="offline, and the data set lambada"):
         evaluate("no/such/model", task="lambada", offline=True)
 
 
-def test_a_gguf_file_has_a_type_already(storybook_files: dict[str, Path]) -> None:
-    with pytest.raises(UsageError, match="--type says nothing"):
+def test_type_is_refused_for_a_gguf_file(storybook_files: dict[str, Path]) -> None:
+    with pytest.raises(UsageError, match="`type` has no effect"):
         evaluate(str(storybook_files["Q8_0"]), task="card-prompts", type="q4_0")
 
 
-def test_the_names() -> None:
+def test_names_of_tasks_and_groups() -> None:
     assert find_tasks("lambada") == ["lambada"]
     assert find_tasks("bias") == ["crows-pairs", "card-prompts"]
     assert all(name in TASKS for names in GROUPS.values() for name in names)
 
 
-def test_the_table_for_people(tmp_path: Path) -> None:
+def test_the_printed_table(tmp_path: Path) -> None:
     [document] = run("card-prompts", type=["q8_0", "q4_0"], limit=6)
     rows = task_rows(document)
     assert [row[:2] for row in rows] == [["Q8_0", "js divergence"], ["Q4_0", "js divergence"]]

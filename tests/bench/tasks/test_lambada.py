@@ -48,7 +48,7 @@ def by_hand(model: Model, passage: str) -> tuple[float, bool, bool]:
     return total, all(greedy), bool(greedy[-1])
 
 
-def test_the_figures_are_the_definition(model: Model) -> None:
+def test_figures_match_their_definition(model: Model) -> None:
     likeliest = model.detokenize([int(model.logits(model.tokenize(PASSAGES[0]))[-1].argmax())])
     passages = [*PASSAGES, PASSAGES[0] + " " + likeliest.strip()]  # so that one of them is right
     seen: list[tuple[int, int]] = []
@@ -76,16 +76,16 @@ def test_all_white_space_before_the_word_is_scored_with_it(model: Model) -> None
     assert split_passage(model, "\n come")[0] == []
 
 
-def test_a_perplexity_that_is_no_number(model: Model) -> None:
+def test_a_perplexity_that_overflows(model: Model) -> None:
     task = Lambada(jsonl("The fox said " + "qz" * 200), Settings())
     scores = task.measure(model, lambda *_: None)
     found = summarize(task.metrics, scores, scores)
-    assert scores.parts[0][0, 0] > 710  # nats; e to this is no double
+    assert scores.parts[0][0, 0] > 710  # nats; exp of this overflows a double
     assert set(found["perplexity"].values()) == {None}
     assert (found["accuracy"]["value"], found["accuracy"]["change_against_f16"]) == (0, 0)
 
 
-def test_a_long_passage_is_cut_at_the_left(short_files: dict[str, Path]) -> None:
+def test_a_long_passage_loses_its_beginning(short_files: dict[str, Path]) -> None:
     with Model.load(short_files["F32"], ctx_size=32, threads=1) as small:
         scores = Lambada(jsonl(" ".join(PASSAGES)), Settings()).measure(small, lambda *_: None)
         tokens = small.tokenize(" ".join(PASSAGES))[-32:]
@@ -99,12 +99,12 @@ def test_the_limit_takes_the_first(model: Model) -> None:
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n"])
-def test_line_ends_and_a_byte_order_mark_do_no_harm(end: str) -> None:
+def test_crlf_and_a_byte_order_mark(end: str) -> None:
     file = jsonl(*PASSAGES, end=end)
     assert read_passages(DataFile(file.name, b"\xef\xbb\xbf" + file.content)) == PASSAGES
 
 
-def test_a_separator_inside_a_text_is_no_line_end() -> None:
+def test_unicode_separators_are_not_line_ends() -> None:
     content = '{"text": "one\u2028two three"}\n'.encode()
     assert read_passages(DataFile("l.jsonl", content)) == ["one\u2028two three"]
 
@@ -122,7 +122,7 @@ def test_a_separator_inside_a_text_is_no_line_end() -> None:
         ("[" * 100_000, "line 2: no passage"),
     ],
 )
-def test_what_is_no_passage_is_named_by_its_line(line: str, says: str) -> None:
+def test_errors_name_the_line(line: str, says: str) -> None:
     with pytest.raises(UsageError, match=rf"l\.jsonl, {says}"):
         read_passages(DataFile("l.jsonl", f'{{"text": "good one"}}\n{line}\n'.encode()))
 

@@ -52,7 +52,7 @@ def value(metrics: dict[str, Metric], scores: Scores, name: str) -> float:
 
 
 @pytest.mark.parametrize(("context", "stride"), [(None, None), (128, 32), (64, 63), (20, 1)])
-def test_bits_per_byte_is_the_definition(model: Model, context: int | None, stride: int | None) -> None:
+def test_bits_per_byte_matches_its_definition(model: Model, context: int | None, stride: int | None) -> None:
     text = STORY[:150] if stride == 1 else STORY
     task = BitsPerByte(file(text), Settings(context=context, stride=stride))
     scores = task.measure(model, lambda *_: None)
@@ -65,7 +65,7 @@ def test_bits_per_byte_is_the_definition(model: Model, context: int | None, stri
     assert found["token_perplexity"]["value"] == pytest.approx(math.exp(np.mean(expected)), rel=1e-2)
 
 
-def test_the_limit_is_one_of_windows(model: Model) -> None:
+def test_the_limit_counts_windows(model: Model) -> None:
     task = BitsPerByte(file(STORY), Settings(limit=2, context=64, stride=32))
     (part,) = task.measure(model, lambda *_: None).parts
     tokens = model.tokenize(STORY, special=False)[: 63 + 32]
@@ -89,7 +89,7 @@ def test_wikitext_by_token_by_word_and_detokenized(model: Model) -> None:
     assert found["bits_per_byte_detokenized"]["value"] == pytest.approx(sum(joined) / size / math.log(2), rel=1e-3)
 
 
-def test_what_belongs_to_a_window_adds_up(model: Model) -> None:
+def test_measures_of_windows_add_up(model: Model) -> None:
     task = WikiText(file(WIKI), Settings(context=32))
     done: list[tuple[int, int]] = []
     plain, joined = task.measure(model, lambda *step: done.append(step)).parts
@@ -98,7 +98,7 @@ def test_what_belongs_to_a_window_adds_up(model: Model) -> None:
         assert part[:, 3].sum() == pytest.approx(len(WIKI.encode()))
         assert part[:, 4].sum() == pytest.approx(len(WIKI.split()))
         assert (part[:, 1:] > 0).all()
-    assert plain[:, 2].tolist() == pytest.approx(plain[:, 3].tolist())  # as it is, so many bytes are so many bytes
+    assert plain[:, 2].tolist() == pytest.approx(plain[:, 3].tolist())  # without detokenizing, the bytes are equal
     assert joined[:, 2].sum() < joined[:, 3].sum()
     assert all(done <= total for done, total in done)
 
@@ -113,7 +113,7 @@ def test_what_belongs_to_a_window_adds_up(model: Model) -> None:
         ("plain", "plain"),
     ],
 )
-def test_the_marks_of_the_tokenizer_go(line: str, text: str) -> None:
+def test_detokenize_removes_tokenizer_marks(line: str, text: str) -> None:
     assert detokenize(line) == text
 
 
@@ -126,12 +126,12 @@ def test_the_end_of_a_file_begins_with_a_whole_character() -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        (Settings(context=64, stride=64), "the stride is 64; with a context of 64 it goes up to 63"),
-        (Settings(context=64, stride=65), "stride is 65"),
-        (Settings(context=2), "positions are too few"),
+        (Settings(context=64, stride=64), "`stride` must be 1-63 for a context of 64, not 64"),
+        (Settings(context=64, stride=65), "`stride` must be .* not 65"),
+        (Settings(context=2), "a context of 2 positions is too short"),
     ],
 )
-def test_windows_that_can_not_be(model: Model, settings: Settings, says: str) -> None:
+def test_impossible_windows_are_refused(model: Model, settings: Settings, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         BitsPerByte(file(STORY), settings).measure(model, lambda *_: None)
 
@@ -146,7 +146,7 @@ def test_a_text_without_words() -> None:
         WikiText(file(" \n" * 50), Settings())
 
 
-def test_a_word_perplexity_that_is_no_number(model: Model) -> None:
+def test_a_word_perplexity_that_overflows(model: Model) -> None:
     task = WikiText(file("x" * 800), Settings())
     scores = task.measure(model, lambda *_: None)
     found = summarize(task.metrics, scores, scores)
@@ -156,6 +156,6 @@ def test_a_word_perplexity_that_is_no_number(model: Model) -> None:
     assert found["bits_per_byte"]["change_against_f16"] == 0
 
 
-def test_what_is_no_utf8_is_told_before_anything_is_loaded() -> None:
+def test_invalid_utf8_is_reported_before_loading() -> None:
     with pytest.raises(UsageError, match=r"text\.txt is not UTF-8: line 2,"):
         BitsPerByte(DataFile("text.txt", b"a\n\xff"), Settings())

@@ -1,4 +1,4 @@
-"""Where a conversion's importance matrix comes from; the one over the model's own text is made once, and kept."""
+"""The importance matrix of a conversion, from each source; the one of generated text is cached."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -41,14 +41,14 @@ def kept(tmp_path: Path) -> list[Path]:
 
 
 def collected(source: ModelSource) -> tuple[ImportanceMatrix, bool]:
-    """And whether it was done anew."""
+    """The matrix, and whether it was collected now."""
     shown: list[str] = []
     found = Calibration(source, None, "sampled").collected(lambda done, total, what: shown.append(what))
     assert found
     return found, any("writes" in what for what in shown)
 
 
-def test_it_is_made_once_and_kept(model: Any, tmp_path: Path) -> None:
+def test_generated_matrix_is_cached(model: Any, tmp_path: Path) -> None:
     source = model()
     first, is_new = collected(source)
     assert is_new
@@ -60,7 +60,7 @@ def test_it_is_made_once_and_kept(model: Any, tmp_path: Path) -> None:
     assert again.sha256 == first.sha256 == read_importance(path).sha256
 
 
-def test_it_is_what_imatrix_makes(model: Any, tmp_path: Path) -> None:
+def test_cached_matrix_equals_imatrix(model: Any, tmp_path: Path) -> None:
     source = model()
     found, _ = collected(source)
     same = imatrix(str(tmp_path / "tiny"), text="sampled", output=tmp_path / "it.gguf")
@@ -68,7 +68,7 @@ def test_it_is_what_imatrix_makes(model: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "text", "folder", "other", "tokenless"])
-def test_a_broken_one_is_made_again(damage: str, model: Any, tmp_path: Path) -> None:
+def test_damaged_entry_is_replaced(damage: str, model: Any, tmp_path: Path) -> None:
     source = model()
     first, _ = collected(source)
     (path,) = kept(tmp_path)
@@ -83,7 +83,7 @@ def test_a_broken_one_is_made_again(damage: str, model: Any, tmp_path: Path) -> 
             path.write_text("no GGUF")
         case "folder":
             path.mkdir()
-        case "other":  # of another model, as if by its name
+        case "other":  # of another model, under this model's name
             make_checkpoint(tmp_path / "wider", layers=1, width=64, inner=32, context=CONTEXT)
             imatrix(str(tmp_path / "wider"), text="sampled", output=path)
         case _:
@@ -92,7 +92,7 @@ def test_a_broken_one_is_made_again(damage: str, model: Any, tmp_path: Path) -> 
     again, is_new = collected(source)
     assert is_new
     assert again.sha256 == first.sha256
-    if damage != "folder":  # which is not ours to remove
+    if damage != "folder":  # a folder is not removed
         assert path.read_bytes() == data
         assert collected(source)[1] is False
 
@@ -102,7 +102,7 @@ def _written(path: Path, data: bytes) -> Path:
     return path
 
 
-def test_models_do_not_share_one(model: Any, tmp_path: Path) -> None:
+def test_models_have_separate_entries(model: Any, tmp_path: Path) -> None:
     one, _ = collected(model("a/tiny"))
     other, is_new = collected(model("b/tiny", seed=1))
     assert is_new
@@ -111,44 +111,43 @@ def test_models_do_not_share_one(model: Any, tmp_path: Path) -> None:
     assert collected(model("a/tiny"))[0].sha256 == one.sha256
 
 
-def test_a_cache_that_can_not_be_written_is_no_hindrance(model: Any, tmp_path: Path) -> None:
+def test_unwritable_cache_is_ignored(model: Any, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
     assert collected(model())[1]
 
 
-def test_what_is_planned_is_as_large_as_what_is_collected(model: Any) -> None:
+def test_outline_matches_the_collected_matrix(model: Any) -> None:
     both = Calibration(model(), None, "sampled")
-    planned, found = both.planned(), both.collected()
-    assert planned
+    outline, found = both.outline(), both.collected()
+    assert outline
     assert found
-    assert len(planned.tokens) == len(found.tokens)
-    assert planned.entries.keys() == found.entries.keys()
-    assert len(planned.encode()) == len(found.encode())
-    assert (planned.datasets, planned.chunk_count) == (found.datasets, found.chunk_count)
+    assert set(outline.names) == found.entries.keys()
+    hashed = {"dgpt2_quant.imatrix.sha256": found.sha256}
+    assert {**outline.metadata, **hashed} == found.metadata()
 
 
-def test_a_file_goes_before_and_nothing_is_nothing(model: Any, tmp_path: Path) -> None:
+def test_file_text_or_nothing(model: Any, tmp_path: Path) -> None:
     source = model()
     (tmp_path / "text.txt").write_text("0123456789" * 4)
     given = imatrix(str(tmp_path / "tiny"), text=tmp_path / "text.txt", output=tmp_path / "it.gguf")
     by_file = Calibration(source, tmp_path / "it.gguf", None)
-    assert by_file.planned().sha256 == by_file.collected().sha256 == given.sha256  # type: ignore[union-attr]
+    assert by_file.outline().metadata == by_file.collected().metadata() == given.metadata()  # type: ignore[union-attr]
     assert Calibration(source, None, load_text(tmp_path / "text.txt")).collected().sha256 == given.sha256  # type: ignore[union-attr]
     nothing = Calibration(source, None, None)
-    assert nothing.planned() is nothing.collected() is None
+    assert nothing.outline() is nothing.collected() is None
     assert not kept(tmp_path)
 
 
-def test_what_is_missing_is_said_when_planning(model: Any, tmp_path: Path) -> None:
+def test_planning_reports_missing_inputs(model: Any, tmp_path: Path) -> None:
     source = model()
     with pytest.raises(ModelNotFoundError, match="there is no file"):
-        Calibration(source, tmp_path / "gone.gguf", None).planned()
+        Calibration(source, tmp_path / "gone.gguf", None).outline()
     (tmp_path / "short.txt").write_text("123")
     with pytest.raises(UsageError, match=r"short\.txt has 3 tokens"):
-        Calibration(source, None, load_text(tmp_path / "short.txt")).planned()
+        Calibration(source, None, load_text(tmp_path / "short.txt")).outline()
 
 
-def test_a_level_that_needs_none_is_not_calibrated_for(model: Any, tmp_path: Path) -> None:
+def test_no_calibration_for_types_without_importance(model: Any, tmp_path: Path) -> None:
     model()
     (file,) = convert(str(tmp_path / "tiny"), type="F16", recipe="lean", output=tmp_path)
     assert file.recipe == "stock"
@@ -158,7 +157,7 @@ def test_a_level_that_needs_none_is_not_calibrated_for(model: Any, tmp_path: Pat
     assert len(kept(tmp_path)) == 1
 
 
-def test_the_models_own_text_gives_the_same_file_kept_or_not(model: Any, tmp_path: Path) -> None:
+def test_cached_and_new_matrix_give_equal_files(model: Any, tmp_path: Path) -> None:
     model()
     hashes = set()
     for name in ("one", "other"):

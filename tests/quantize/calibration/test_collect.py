@@ -1,6 +1,6 @@
-"""Collecting importance: the numbers, against a forward pass of the test's own; interrupted runs; and what is refused.
+"""Collecting importance: compared with an independent forward pass; resuming; refused inputs.
 
-The texts are of digits and spaces, which the tiny tokenizer has no merges for: a character is a token.
+The texts are digits and spaces, for which the tiny tokenizer has no merges: each character is a token.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ def text(tmp_path: Path) -> Path:
 
 
 def inputs(folder: Path, tokens: list[int], heads: int = 4) -> dict[str, Array]:
-    """What each matrix is multiplied with, by llama.cpp's names, in float64 and in the checkpoint's own layout."""
+    """The input of each matrix by llama.cpp's name, in float64, computed from the checkpoint's tensors."""
     stored = {name: data.astype(np.float64) for name, data in load_file(folder / "model.safetensors").items()}
     weights = {name.removeprefix("transformer."): data for name, data in stored.items()}
     seen: dict[str, Array] = {}
@@ -77,7 +77,7 @@ def inputs(folder: Path, tokens: list[int], heads: int = 4) -> dict[str, Array]:
 
 
 @pytest.mark.parametrize("head", ["absent", "tied", "untied"])
-def test_the_moments_of_every_matrix_input_are_right(head: Any, text: Path, tmp_path: Path) -> None:
+def test_sums_equal_an_independent_forward_pass(head: Any, text: Path, tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "model", context=SIZE, head=head)
     result = imatrix(str(folder), text=text, output=tmp_path / "it.gguf")
     tokens = [TOKENS.index("Ġ" if letter == " " else letter) for letter in text.read_text()]
@@ -103,14 +103,14 @@ def test_the_moments_of_every_matrix_input_are_right(head: Any, text: Path, tmp_
         ({}, CHUNKS, SIZE),
         ({"ctx_size": 8}, 2 * CHUNKS + 1, 8),
         ({"ctx_size": 1}, SIZE * CHUNKS + 8, 1),
-        ({"ctx_size": SIZE + 1}, CHUNKS, SIZE),  # the model has no more positions
+        ({"ctx_size": SIZE + 1}, CHUNKS, SIZE),  # the model has only SIZE positions
         ({"chunks": 2}, 2, SIZE),
         ({"chunks": 99}, CHUNKS, SIZE),
         ({"ctx_size": 8, "chunks": 3}, 3, 8),
     ],
     ids=str,
 )
-def test_a_text_is_taken_in_chunks(
+def test_text_is_split_into_chunks(
     arguments: dict[str, int], chunks: int, size: int, checkpoint: Path, text: Path, tmp_path: Path
 ) -> None:
     result = imatrix(str(checkpoint), text=text, output=tmp_path / "it.gguf", **arguments)  # type: ignore[arg-type]
@@ -118,18 +118,18 @@ def test_a_text_is_taken_in_chunks(
     assert {entry.count for entry in result.entries.values()} == {float(chunks * size)}
 
 
-def test_a_text_that_is_too_short_is_refused_with_the_numbers(checkpoint: Path, tmp_path: Path) -> None:
+def test_short_text_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text(digits(0, SIZE - 1))
-    with pytest.raises(UsageError, match=r"short\.txt has 15 tokens; at least one chunk of 16 is needed") as caught:
+    with pytest.raises(UsageError, match=r"short\.txt has 15 tokens, less than one chunk of 16") as caught:
         imatrix(str(checkpoint), text=tmp_path / "short.txt", output=tmp_path / "out" / "it.gguf")
-    assert "--ctx-size" in caught.value.hint
+    assert "`ctx_size`" in caught.value.hint
     assert not (tmp_path / "out").exists()
     assert imatrix(str(checkpoint), text=tmp_path / "short.txt", output=tmp_path / "it.gguf", ctx_size=15).chunk_count
 
 
 @pytest.mark.parametrize("wrong", [{"ctx_size": 0}, {"ctx_size": -1}, {"chunks": 0}, {"chunks": -3}], ids=str)
-def test_numbers_below_one_are_refused(wrong: dict[str, int], checkpoint: Path, text: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="at least 1 is needed"):
+def test_sizes_below_1_are_refused(wrong: dict[str, int], checkpoint: Path, text: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="must be at least 1"):
         imatrix(str(checkpoint), text=text, output=tmp_path / "it.gguf", **wrong)  # type: ignore[arg-type]
 
 
@@ -142,7 +142,7 @@ def interrupt_after(chunk: int) -> Callable[[int, int, str], None]:
 
 
 @pytest.mark.parametrize("chunk", [1, 3, CHUNKS])
-def test_an_interrupted_run_is_taken_up_again(chunk: int, checkpoint: Path, text: Path, tmp_path: Path) -> None:
+def test_interrupted_run_resumes(chunk: int, checkpoint: Path, text: Path, tmp_path: Path) -> None:
     whole = imatrix(str(checkpoint), text=text, output=tmp_path / "whole.gguf")
     target, partial = tmp_path / "new" / "it.gguf", tmp_path / "new" / "it.gguf.partial"
     with pytest.raises(KeyboardInterrupt):
@@ -155,7 +155,7 @@ def test_an_interrupted_run_is_taken_up_again(chunk: int, checkpoint: Path, text
     assert not partial.exists()
 
 
-def test_a_run_may_be_interrupted_again_and_again(checkpoint: Path, text: Path, tmp_path: Path) -> None:
+def test_run_interrupted_repeatedly(checkpoint: Path, text: Path, tmp_path: Path) -> None:
     for chunk in (1, 2, 4):
         with pytest.raises(KeyboardInterrupt):
             imatrix(str(checkpoint), text=text, output=tmp_path / "it.gguf", progress=interrupt_after(chunk))
@@ -165,9 +165,7 @@ def test_a_run_may_be_interrupted_again_and_again(checkpoint: Path, text: Path, 
 
 
 @pytest.mark.parametrize("what", ["text", "model", "ctx_size", "chunks"])
-def test_what_was_collected_of_something_else_is_not_gone_on_from(
-    what: str, checkpoint: Path, text: Path, tmp_path: Path
-) -> None:
+def test_partial_file_of_another_run_is_not_used(what: str, checkpoint: Path, text: Path, tmp_path: Path) -> None:
     other: dict[str, Any] = {"model": str(checkpoint), "text": text}
     if what == "text":
         (tmp_path / "other").mkdir()
@@ -214,7 +212,7 @@ def damaged(path: Path) -> None:
         lambda path: path.write_bytes(b"garbage"),
         lambda path: path.write_bytes(b"PK\3\4" + bytes(99)),
         lambda path: path.write_bytes(b"\x93NUMPY\1\0" + bytes(99)),
-        lambda path: path.write_bytes(b"\x80\4." * 9),  # a pickle's beginning
+        lambda path: path.write_bytes(b"\x80\4." * 9),  # the beginning of a pickle
         npy,
         archive_without_a_key,
         cut_short,
@@ -222,7 +220,7 @@ def damaged(path: Path) -> None:
     ],
     ids=["empty", "garbage", "zip", "npy head", "pickle", "npy", "no key", "cut short", "damaged"],
 )
-def test_a_partial_file_that_can_not_be_read_is_ignored(
+def test_unreadable_partial_file_is_ignored(
     damage: Callable[[Path], Any], checkpoint: Path, text: Path, tmp_path: Path
 ) -> None:
     target, partial = tmp_path / "it.gguf", tmp_path / "it.gguf.partial"
@@ -235,7 +233,7 @@ def test_a_partial_file_that_can_not_be_read_is_ignored(
     assert not partial.exists()
 
 
-def test_collecting_over_two_texts_and_merging_adds_up(checkpoint: Path, text: Path, tmp_path: Path) -> None:
+def test_merge_while_collecting(checkpoint: Path, text: Path, tmp_path: Path) -> None:
     (tmp_path / "second.txt").write_text(digits(2))
     one = imatrix(str(checkpoint), text=text, output=tmp_path / "one.gguf")
     other = imatrix(str(checkpoint), text=tmp_path / "second.txt", output=tmp_path / "other.gguf", chunks=2)
@@ -249,7 +247,7 @@ def test_collecting_over_two_texts_and_merging_adds_up(checkpoint: Path, text: P
         assert np.array_equal(entry.sum_squares, one.entries[name].sum_squares + other.entries[name].sum_squares)
 
 
-def test_files_alone_are_merged_without_a_model(checkpoint: Path, text: Path, tmp_path: Path) -> None:
+def test_merge_without_a_model(checkpoint: Path, text: Path, tmp_path: Path) -> None:
     one = imatrix(str(checkpoint), text=text, output=tmp_path / "one.gguf")
     twice = imatrix(
         "no/such/model", merge=[tmp_path / "one.gguf", str(tmp_path / "one.gguf")], output=tmp_path / "twice.gguf"
@@ -258,32 +256,30 @@ def test_files_alone_are_merged_without_a_model(checkpoint: Path, text: Path, tm
     assert {entry.count for entry in twice.entries.values()} == {2.0 * SIZE * CHUNKS}
 
 
-def test_nothing_to_do_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="neither a text to collect over nor a file to merge"):
+def test_no_text_and_no_files_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="neither a text nor files to merge are given"):
         imatrix("no/such/model", output=tmp_path / "it.gguf")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_existing_output_is_refused_before_anything_is_looked_at(
-    checkpoint: Path, text: Path, tmp_path: Path
-) -> None:
+def test_existing_output_is_refused_first(checkpoint: Path, text: Path, tmp_path: Path) -> None:
     target = tmp_path / "it.gguf"
     target.write_bytes(b"precious")
-    with pytest.raises(OutputError, match="exists already"):
+    with pytest.raises(OutputError, match="already exists"):
         imatrix("no/such/model", text="no such text", merge=["missing.gguf"], output=target)
     assert target.read_bytes() == b"precious"
     imatrix(str(checkpoint), text=text, output=target, overwrite=True)
     assert read_importance(target).chunk_count == CHUNKS
 
 
-def test_what_is_missing_is_told_before_the_model_is_looked_at(tmp_path: Path, text: Path) -> None:
+def test_missing_inputs_are_reported_before_the_model_is_opened(tmp_path: Path, text: Path) -> None:
     with pytest.raises(ModelNotFoundError, match=r"there is no file .*gone\.gguf"):
         imatrix("no/such/model", text=text, merge=[tmp_path / "gone.gguf"], output=tmp_path / "it.gguf")
-    with pytest.raises(ModelNotFoundError, match="there is no text 'gone"):
+    with pytest.raises(ModelNotFoundError, match="no text 'gone"):
         imatrix("no/such/model", text="gone.txt", output=tmp_path / "it.gguf")
 
 
-def test_calibrating_on_the_way_gives_the_same_files(checkpoint: Path, text: Path, tmp_path: Path) -> None:
+def test_convert_with_text_equals_convert_with_imatrix(checkpoint: Path, text: Path, tmp_path: Path) -> None:
     levels = ["Q4_K_M", "Q5_1", "F16", "IQ4_NL"]
     imatrix(str(checkpoint), text=text, output=tmp_path / "it.gguf")
     once = convert(str(checkpoint), type=levels, output=tmp_path / "once", calibrate=text)
@@ -300,7 +296,7 @@ def moments(matrix: ImportanceMatrix, name: str) -> Array:
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F64"])
-def test_a_gguf_file_gives_the_importance_of_its_checkpoint(dtype: Any, text: Path, tmp_path: Path) -> None:
+def test_gguf_file_gives_the_same_matrix(dtype: Any, text: Path, tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "model", context=SIZE, dtype=dtype, head="untied")
     (base,) = convert(str(folder), type="F32", output=tmp_path)
     one, other = (
@@ -313,7 +309,7 @@ def test_a_gguf_file_gives_the_importance_of_its_checkpoint(dtype: Any, text: Pa
 
 
 @pytest.mark.parametrize("head", ["absent", "untied"])
-def test_llama_quantize_finds_every_matrix_by_its_name(head: Any, text: Path, tmp_path: Path) -> None:
+def test_llama_quantize_accepts_the_matrix(head: Any, text: Path, tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "model", context=SIZE, head=head)
     (base,) = convert(str(folder), type="F32", output=tmp_path)
     matrix = imatrix(str(folder), text=text, output=tmp_path / "it.gguf")
@@ -330,7 +326,7 @@ def test_llama_quantize_finds_every_matrix_by_its_name(head: Any, text: Path, tm
     assert quantized == {*MATRICES, TIED} - ({TIED} if head == "absent" else set())  # Q6_K, or Q8_0 here
 
 
-def test_a_file_is_the_same_wherever_and_whenever_it_is_made(checkpoint: Path, text: Path, tmp_path: Path) -> None:
+def test_file_is_reproducible(checkpoint: Path, text: Path, tmp_path: Path) -> None:
     hashes = set()
     for name in ("one", "other"):
         imatrix(str(checkpoint), text=text, output=tmp_path / name / "it.gguf")
@@ -340,7 +336,7 @@ def test_a_file_is_the_same_wherever_and_whenever_it_is_made(checkpoint: Path, t
 
 @pytest.mark.parametrize("value", [float("nan"), 1e25], ids=["NaN", "too large for float32's square"])
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_what_is_collected_can_be_read_or_is_refused(value: float, text: Path, tmp_path: Path) -> None:
+def test_huge_sums_are_refused(value: float, text: Path, tmp_path: Path) -> None:
     damaged = {"h.0.mlp.c_fc.bias": np.full(256, value)}
     folder = make_checkpoint(tmp_path / "model", context=SIZE, changed=damaged)
     with pytest.raises(DgptQuantError, match="finite"):
@@ -348,9 +344,7 @@ def test_what_is_collected_can_be_read_or_is_refused(value: float, text: Path, t
     assert not (tmp_path / "it.gguf").exists()
 
 
-def test_a_folder_where_the_partial_file_would_be_is_told_or_left_alone(
-    checkpoint: Path, text: Path, tmp_path: Path
-) -> None:
+def test_folder_in_place_of_the_partial_file(checkpoint: Path, text: Path, tmp_path: Path) -> None:
     (tmp_path / "it.gguf.partial").mkdir()
     try:
         imatrix(str(checkpoint), text=text, output=tmp_path / "it.gguf")
@@ -359,12 +353,12 @@ def test_a_folder_where_the_partial_file_would_be_is_told_or_left_alone(
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "a\0b"], ids=["long", "NUL"])
-def test_an_output_that_can_not_be_is_refused(name: str, checkpoint: Path, text: Path, tmp_path: Path) -> None:
+def test_invalid_output_is_refused(name: str, checkpoint: Path, text: Path, tmp_path: Path) -> None:
     with pytest.raises(DgptQuantError):
         imatrix(str(checkpoint), text=text, output=tmp_path / name)
 
 
-def test_token_types_that_are_no_list_are_refused(checkpoint: Path, text: Path, tmp_path: Path) -> None:
+def test_token_types_must_be_a_list(checkpoint: Path, text: Path, tmp_path: Path) -> None:
     (base,) = convert(str(checkpoint), type="F32", output=tmp_path)
     rewrite(Path(base.path), tmp_path / "odd.gguf", metadata={"tokenizer.ggml.token_type": 5})
     with pytest.raises(GGUFError, match="token_type"):

@@ -1,4 +1,4 @@
-"""Texts become the tokens that llama.cpp makes of them, without llama.cpp."""
+"""Tokenizing without llama.cpp gives llama.cpp's tokens."""
 
 import json
 import re
@@ -36,14 +36,14 @@ def model(storybook_files: dict[str, Path]) -> Model:
 
 
 @pytest.mark.parametrize("name", BUNDLED)
-def test_the_bundled_texts(name: str, tokenizer: Tokenizer, model: Model) -> None:
+def test_bundled_texts(name: str, tokenizer: Tokenizer, model: Model) -> None:
     text = load_text(name).text
     tokens = encode_text(tokenizer, text)
     assert tokens == model.tokenize(text, special=False)
     assert len(tokens) > 4096
 
 
-def test_a_text_of_many_scripts(tokenizer: Tokenizer, model: Model) -> None:
+def test_many_scripts(tokenizer: Tokenizer, model: Model) -> None:
     text = files("dgpt2_quant.demo").joinpath("README.md").read_text("utf-8") + (
         " Ünïcode: 東京, Ελλάδα, हिन्दी, العربية, 🙂👩‍👩‍👧, ½ x² ①, it's we'll I'M  two  spaces \t\n\n\r\n end   "
     )
@@ -57,9 +57,7 @@ def test_short_and_odd_texts(text: str, tokenizer: Tokenizer, model: Model) -> N
 
 @pytest.mark.parametrize("parse_special", [True, False])
 @pytest.mark.parametrize("text", ["one{}two", "{}", "{}{}\n\n{}", "one {} two", "<|{}|>"])
-def test_a_special_tokens_text_is_the_token_or_letters(
-    text: str, parse_special: bool, tokenizer: Tokenizer, model: Model
-) -> None:
+def test_parse_special(text: str, parse_special: bool, tokenizer: Tokenizer, model: Model) -> None:
     text = text.format(*[END_OF_TEXT] * 3)
     tokens = encode_text(tokenizer, text, parse_special=parse_special)
     assert tokens == model.tokenize(text, special=parse_special)
@@ -68,13 +66,13 @@ def test_a_special_tokens_text_is_the_token_or_letters(
 
 @QUICK
 @given(TEXTS, st.booleans())
-def test_any_text(tokenizer: Tokenizer, model: Model, text: str, parse_special: bool) -> None:
+def test_random_text(tokenizer: Tokenizer, model: Model, text: str, parse_special: bool) -> None:
     found = encode_text(tokenizer, text, parse_special=parse_special)
     assert found == model.tokenize(text, special=parse_special)
 
 
 def agrees(folder: Path, *texts: str) -> list[list[str]]:
-    """Compares on a checkpoint's tokenizer, and on that of its GGUF file; returns the tokens' texts."""
+    """Compares on a checkpoint's tokenizer and on that of its GGUF file; returns the tokens' texts."""
     (file,) = convert(str(folder), type="Q8_0", output=folder)
     tokenizer = open_model(str(folder)).tokenizer()
     assert open_model(file.path, allow_requantize=True).tokenizer() == tokenizer
@@ -91,7 +89,7 @@ def with_added(folder: Path, *added: str) -> Path:
     return folder
 
 
-def test_an_added_token_is_found_wherever_it_stands(tmp_path: Path) -> None:
+def test_added_token_at_any_place(tmp_path: Path) -> None:
     texts = ["x<|user|>the", "<|user|>", " <|user|> the<|user|><|user|>", "<|user |><|user|"]
     found = agrees(with_added(tmp_path / "model", "<|user|>"), *texts)
     assert found[:2] == [["x", "<|user|>", "t", "he"], ["<|user|>"]]
@@ -114,13 +112,13 @@ def test_added_tokens_of_all_kinds(added: list[str], text: str, tmp_path: Path) 
     agrees(with_added(tmp_path / "model", *added), text)
 
 
-def test_of_added_tokens_that_overlap_the_longer_one_is_taken_first(tmp_path: Path) -> None:
-    """llama.cpp looks for the longest token in the whole text first, then for the next in what is left."""
+def test_longest_added_token_first(tmp_path: Path) -> None:
+    """llama.cpp first searches the whole text for the longest token, then the remaining parts for the next."""
     found = agrees(with_added(tmp_path / "model", "ab", "bcd"), "abcd")
     assert found == [["a", "bcd"]]
 
 
-def test_rows_without_a_token_are_never_made(tmp_path: Path) -> None:
+def test_unused_tokens_are_never_produced(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "model", layers=1, vocabulary=SIZE + 2)
     assert "".join(agrees(folder, f"[PAD{SIZE}] [PAD{SIZE + 1}]")[0]) == f"[PAD{SIZE}]Ġ[PAD{SIZE + 1}]"
 
@@ -130,20 +128,20 @@ def test_rows_without_a_token_are_never_made(tmp_path: Path) -> None:
     [["zz y", "z zzz"], ["qq qq"], ["Ġ Ġtt"]],
     ids=["left and right", "both", "right"],
 )
-def test_merges_whose_parts_are_no_tokens_change_nothing(merges: list[str], tmp_path: Path) -> None:
+def test_merges_of_unknown_parts(merges: list[str], tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "model", layers=1)
     (folder / "merges.txt").write_text("\n".join([*merges, *MERGES, ""]), "utf-8")
     agrees(folder, "then zzzzyyy qqqq in the  tt")
 
 
-def test_a_merge_whose_result_is_no_token_is_what_it_is_to_llama_cpp(tmp_path: Path) -> None:
+def test_merge_with_unknown_result(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "model", layers=1)
     (folder / "merges.txt").write_text("\n".join(["t h", *MERGES, ""]), "utf-8")
     agrees(folder, "then the other")
 
 
-def test_what_is_imported_for_it_is_among_the_requirements() -> None:
-    """An installation that is no development environment has only these."""
+def test_tokenizers_is_a_requirement() -> None:
+    """A normal installation has only these packages."""
     root = Path(__file__).parents[3]
     imported = re.findall(
         r"^ +from (\w+) import", (root / "quantize" / "calibration" / "encode_text.py").read_text(), re.MULTILINE
@@ -161,10 +159,10 @@ def test_special_and_added_tokens_together(kinds: dict[str, bool], tmp_path: Pat
 
 
 @pytest.mark.parametrize("kind", ["added", "normal"])
-def test_tokens_that_llama_cpp_takes_for_control_tokens_by_their_names(kind: str, tmp_path: Path) -> None:
+def test_control_tokens_by_name(kind: str, tmp_path: Path) -> None:
     names = ["<|im_start|>", "<|im_end|>", "<|fim_prefix|>", "</s>", "<PRE>"[:-1]]
     folder = with_added(tmp_path / "model", *names)
-    if kind == "normal":  # in the vocabulary itself, and no added tokens
+    if kind == "normal":  # in the vocabulary itself, not added
         ids = json.loads((folder / "vocab.json").read_text("utf-8"))
         write_json(folder / "vocab.json", ids | json.loads((folder / "added_tokens.json").read_text("utf-8")))
         (folder / "added_tokens.json").unlink()

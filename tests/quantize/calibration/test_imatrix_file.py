@@ -1,4 +1,4 @@
-"""The importance matrix as a file: written and read exactly, as llama.cpp's tools have it; and broken ones refused."""
+"""Importance matrix files: exact round trips, llama.cpp's format, and broken files refused."""
 
 import hashlib
 import struct
@@ -52,7 +52,7 @@ def assert_equal(one: ImportanceMatrix, other: ImportanceMatrix) -> None:
 
 @pytest.mark.parametrize("sums", [True, False], ids=["with sums", "without sums"])
 @pytest.mark.parametrize("count", [0.0, 1.0, 97.0, 2.0**24, 2.0**40])
-def test_a_round_trip_is_exact(count: float, sums: bool, tmp_path: Path) -> None:
+def test_round_trip_is_exact(count: float, sums: bool, tmp_path: Path) -> None:
     tiny = np.array([0, 1e-45, 1e-38, 1, 3e38], np.float32)
     written = matrix(entries={HEAD: statistics(count=count, sums=sums), "x": Statistics(tiny, -tiny, count)})
     written.write(tmp_path / "it.gguf")
@@ -61,7 +61,7 @@ def test_a_round_trip_is_exact(count: float, sums: bool, tmp_path: Path) -> None
     assert found.sha256 == written.sha256 == hashlib.sha256((tmp_path / "it.gguf").read_bytes()).hexdigest()
 
 
-def test_the_file_is_what_llama_cpps_tools_expect(tmp_path: Path) -> None:
+def test_file_format_of_llama_cpp(tmp_path: Path) -> None:
     written = matrix()
     written.write(tmp_path / "it.gguf")
     reader = gguf.GGUFReader(tmp_path / "it.gguf")
@@ -84,9 +84,9 @@ def test_the_file_is_what_llama_cpps_tools_expect(tmp_path: Path) -> None:
 
 
 def llama_imatrix_file(path: Path, entries: Mapping[str, tuple[Vector, float]], **changed: Any) -> Path:
-    """As tools/imatrix/imatrix.cpp writes it: two dimensions (here outermost first), and no sums of x."""
+    """In the format of tools/imatrix/imatrix.cpp: two dimensions (outermost first), and no sums of x."""
     writer = gguf.GGUFWriter(path, "")
-    writer.kv_data[0].clear()  # it has no architecture
+    writer.kv_data[0].clear()  # no architecture
     writer.add_type("imatrix")
     writer.add_array("imatrix.datasets", ["wiki.train.raw"])
     writer.add_uint32("imatrix.chunk_count", 5)
@@ -101,7 +101,7 @@ def llama_imatrix_file(path: Path, entries: Mapping[str, tuple[Vector, float]], 
     return path
 
 
-def test_a_file_of_llama_imatrix_is_read(tmp_path: Path) -> None:
+def test_reads_a_file_of_llama_imatrix(tmp_path: Path) -> None:
     entries = {HEAD: (statistics(1).sum_squares, 2560.0), UP: (statistics(2, columns=7).sum_squares, 2560.0)}
     found = read_importance(llama_imatrix_file(tmp_path / "theirs.gguf", entries))
     assert read_header(tmp_path / "theirs.gguf").tensors[f"{UP}.in_sum2"].shape == (1, 7)
@@ -110,7 +110,7 @@ def test_a_file_of_llama_imatrix_is_read(tmp_path: Path) -> None:
     assert found.entries[UP].mean is None
 
 
-def test_mean_squares_are_llama_quantizes_float32_division() -> None:
+def test_mean_squares_as_in_llama_quantize() -> None:
     entry = statistics(count=97.0, columns=1000)
     assert entry.mean_squares.dtype == np.float32
     assert entry.mean_squares.tolist() == [float(value / np.float32(97)) for value in entry.sum_squares]
@@ -118,14 +118,14 @@ def test_mean_squares_are_llama_quantizes_float32_division() -> None:
     assert np.array_equal(entry.mean, entry.sums / np.float32(97))  # type: ignore[arg-type]
 
 
-def test_what_no_token_was_seen_for_weighs_the_same_everywhere() -> None:
+def test_equal_weights_without_tokens() -> None:
     entry = statistics(count=0.0)
     assert entry.mean_squares.tolist() == [1.0] * 12
     assert entry.mean_squares.dtype == np.float32
     assert entry.mean is None
 
 
-def test_merging_adds_up() -> None:
+def test_merging_adds_sums() -> None:
     one = matrix()
     other = ImportanceMatrix({HEAD: statistics(5, count=11.0), "new": statistics(6)}, ["c"], 2, 64)
     both = merged([one, other])
@@ -136,14 +136,14 @@ def test_merging_adds_up() -> None:
     assert both.entries[UP] is one.entries[UP]
     assert both.entries["new"] is other.entries["new"]
     assert (both.datasets, both.chunk_count, both.chunk_size) == (["a.txt", "bé", "c"], 3 + 2 * 2, 32)
-    assert one.entries[HEAD].count == 97.0  # as it was
+    assert one.entries[HEAD].count == 97.0  # unchanged
 
 
-def test_merging_one_alone_changes_nothing() -> None:
+def test_merging_a_single_matrix() -> None:
     assert_equal(merged([matrix()]), matrix())
 
 
-def test_merging_with_a_file_of_llama_imatrix_has_no_sums() -> None:
+def test_merging_with_llama_imatrix_drops_sums() -> None:
     both = merged([matrix(), matrix(entries={HEAD: statistics(3, sums=False)})])
     assert both.entries[HEAD].sums is None
     assert both.entries[UP].sums is not None
@@ -157,12 +157,12 @@ def test_merging_with_a_file_of_llama_imatrix_has_no_sums() -> None:
         ({"blk.0.ffn_gate.weight": statistics()}, "no entry for any matrix .*ffn_gate"),
     ],
 )
-def test_merging_those_of_different_models_is_refused(entries: dict[str, Statistics], message: str) -> None:
+def test_merging_different_models_is_refused(entries: dict[str, Statistics], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         merged([matrix(), matrix(entries=entries)])
 
 
-def test_the_same_statistics_give_the_same_bytes_whatever_their_order() -> None:
+def test_bytes_do_not_depend_on_order() -> None:
     turned = matrix(entries=dict(reversed(matrix().entries.items())))
     assert list(turned.entries) != list(matrix().entries)
     assert matrix().encode() == turned.encode()
@@ -172,11 +172,11 @@ def test_the_same_statistics_give_the_same_bytes_whatever_their_order() -> None:
 
 
 class TestTokens:
-    """The text's tokens, which travel in the file."""
+    """The text's tokens in the file."""
 
     whole = matrix(chunk_count=3, chunk_size=4, tokens=[5, 0, 7, 50256, 1, 2, 3, 4, 9, 9, 9, 9])
 
-    def test_a_round_trip(self, tmp_path: Path) -> None:
+    def test_round_trip(self, tmp_path: Path) -> None:
         self.whole.write(tmp_path / "it.gguf")
         found = read_importance(tmp_path / "it.gguf")
         assert list(found.tokens) == self.whole.tokens
@@ -184,13 +184,13 @@ class TestTokens:
         assert_equal(found, self.whole)
         assert found.sha256 == self.whole.sha256 != matrix(chunk_count=3, chunk_size=4).sha256
 
-    def test_there_may_be_none(self, tmp_path: Path) -> None:
+    def test_no_tokens(self, tmp_path: Path) -> None:
         matrix().write(tmp_path / "it.gguf")
         found = read_importance(tmp_path / "it.gguf")
         assert (list(found.tokens), found.chunks) == ([], [])
         assert not [key for key in read_header(tmp_path / "it.gguf").metadata if "tokens" in key]
 
-    def test_merging_puts_them_behind_each_other(self) -> None:
+    def test_merging_concatenates_tokens(self) -> None:
         other = matrix(chunk_count=1, chunk_size=4, tokens=[1, 1, 1, 1])
         both = merged([self.whole, other])
         assert both.tokens == [*self.whole.tokens, 1, 1, 1, 1]
@@ -205,7 +205,7 @@ class TestTokens:
         ],
         ids=["without any", "in other chunks"],
     )
-    def test_merging_with_others_leaves_none(self, other: ImportanceMatrix, tmp_path: Path) -> None:
+    def test_merging_without_tokens_drops_them(self, other: ImportanceMatrix, tmp_path: Path) -> None:
         for order in ([self.whole, other], [other, self.whole]):
             both = merged(order)
             assert list(both.tokens) == []
@@ -221,39 +221,39 @@ class TestTokens:
             ({KEY: [1] * 17}, "it has 17 tokens for 2 chunks of 8"),
             ({KEY: [1] * 8, "imatrix.chunk_size": 0}, "it has 8 tokens for 2 chunks of 0"),
             ({KEY: [1] * 8, "imatrix.chunk_count": 2**32 - 1}, "it has 8 tokens for 4294967295 chunks of 8"),
-            ({KEY: [-1] * 16}, "tokens are no tokens"),
-            ({KEY: [0.5] * 16}, "tokens are no tokens"),
-            ({KEY: [True] * 16}, "tokens are no tokens"),
-            ({KEY: ["a"] * 16}, "tokens are no tokens"),
-            ({KEY: "aaaaaaaaaaaaaaaa"}, "tokens are no tokens"),
-            ({KEY: 16}, "tokens are no tokens"),
+            ({KEY: [-1] * 16}, "tokens are not token ids"),
+            ({KEY: [0.5] * 16}, "tokens are not token ids"),
+            ({KEY: [True] * 16}, "tokens are not token ids"),
+            ({KEY: ["a"] * 16}, "tokens are not token ids"),
+            ({KEY: "aaaaaaaaaaaaaaaa"}, "tokens are not token ids"),
+            ({KEY: 16}, "tokens are not token ids"),
         ],
     )
-    def test_what_are_none_are_refused(self, keys: dict[str, Any], why: str, tmp_path: Path) -> None:
+    def test_invalid_tokens_are_refused(self, keys: dict[str, Any], why: str, tmp_path: Path) -> None:
         with pytest.raises(GGUFError, match=why):
             read_importance(write(tmp_path / "it.gguf", keys=keys))
 
-    def test_larger_ones_than_there_are(self, tmp_path: Path) -> None:
+    def test_token_beyond_int32_is_refused(self, tmp_path: Path) -> None:
         self.whole.write(tmp_path / "it.gguf")
         large = EncodedValue(struct.pack("<IIQ16Q", ValueType.ARRAY, ValueType.UINT64, 16, *[2**63] * 16))
-        with pytest.raises(GGUFError, match="tokens are no tokens"):
+        with pytest.raises(GGUFError, match="tokens are not token ids"):
             read_importance(rewrite(tmp_path / "it.gguf", tmp_path / "odd.gguf", metadata={self.KEY: large}))
 
-    def test_as_many_as_said_are_read(self, tmp_path: Path) -> None:
+    def test_token_count_must_match(self, tmp_path: Path) -> None:
         assert list(read_importance(write(tmp_path / "it.gguf", keys={self.KEY: [3] * 16})).tokens) == [3] * 16
 
-    def test_whether_they_are_a_models(self) -> None:
+    def test_check_text(self) -> None:
         self.whole.check_text(50257, 4)
-        matrix().check_text(1, 1)  # there are none
-        with pytest.raises(UsageError, match="has the token 50256 in it, the model only 50256 tokens"):
+        matrix().check_text(1, 1)  # no tokens
+        with pytest.raises(UsageError, match="contains the token 50256, but the model has 50256 tokens"):
             self.whole.check_text(50256, 4)
-        with pytest.raises(UsageError, match="a text in chunks of 4 tokens, the model 3 positions"):
+        with pytest.raises(UsageError, match="chunks of 4 tokens, but the model has 3 positions"):
             self.whole.check_text(50257, 3)
 
 
-def test_an_existing_file_is_not_replaced_unasked(tmp_path: Path) -> None:
+def test_existing_file_is_not_replaced(tmp_path: Path) -> None:
     matrix().write(tmp_path / "it.gguf")
-    with pytest.raises(OutputError, match="exists already"):
+    with pytest.raises(OutputError, match="already exists"):
         matrix(chunk_count=9).write(tmp_path / "it.gguf")
     matrix(chunk_count=9).write(tmp_path / "it.gguf", overwrite=True)
     assert read_importance(tmp_path / "it.gguf").chunk_count == 9
@@ -270,7 +270,7 @@ KEYS = {"general.type": "imatrix", "imatrix.datasets": ["text"], "imatrix.chunk_
 def write(
     path: Path, arrays: Mapping[str, npt.NDArray[Any] | None] | None = None, keys: Mapping[str, Any] | None = None
 ) -> Path:
-    """A sound file with these tensors and keys replaced, None removing one; written by gguf-py."""
+    """Writes a valid file with gguf-py, with some tensors and keys replaced, or removed by None."""
     writer = gguf.GGUFWriter(path, "")
     writer.kv_data[0].clear()
     for key, value in {**KEYS, **(keys or {})}.items():
@@ -292,13 +292,13 @@ def write(
     return path
 
 
-def test_the_file_that_is_broken_below_is_read_when_it_is_not(tmp_path: Path) -> None:
+def test_correct_file_is_accepted(tmp_path: Path) -> None:
     found = read_importance(write(tmp_path / "it.gguf"))
     assert found.entries[UP].mean_squares.tolist() == [0.25, 0.5, 0.75]
     assert (found.datasets, found.chunk_count, found.chunk_size) == (["text"], 2, 8)
 
 
-def test_tensors_that_a_later_llama_cpp_may_add_are_passed_over(tmp_path: Path) -> None:
+def test_unknown_tensors_are_ignored(tmp_path: Path) -> None:
     more: dict[str, npt.NDArray[Any] | None] = {f"{UP}.in_max": np.ones(3, np.float16), "in": np.ones(1, np.float32)}
     assert_equal(read_importance(write(tmp_path / "it.gguf", more)), read_importance(write(tmp_path / "plain.gguf")))
 
@@ -306,8 +306,8 @@ def test_tensors_that_a_later_llama_cpp_may_add_are_passed_over(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arrays", "why"),
     [
-        ({f"{UP}.counts": None}, "has not both, in_sum2 and counts"),
-        ({f"{UP}.in_sum2": None}, "has not both, in_sum2 and counts"),
+        ({f"{UP}.counts": None}, "needs both in_sum2 and counts"),
+        ({f"{UP}.in_sum2": None}, "needs both in_sum2 and counts"),
         (dict.fromkeys(ARRAYS), "it has no statistics"),
         ({f"{UP}.in_sum2": np.ones(3, np.float16)}, "in_sum2 is F16, not F32"),
         ({f"{UP}.counts": np.array([4], np.float16)}, "counts is F16, not F32"),
@@ -322,9 +322,7 @@ def test_tensors_that_a_later_llama_cpp_may_add_are_passed_over(tmp_path: Path) 
         ({f"{UP}.in_sum": np.ones(2, np.float32)}, "has 3 squares and 2 sums"),
     ],
 )
-def test_statistics_that_make_no_sense_are_refused(
-    arrays: dict[str, npt.NDArray[Any] | None], why: str, tmp_path: Path
-) -> None:
+def test_invalid_statistics_are_refused(arrays: dict[str, npt.NDArray[Any] | None], why: str, tmp_path: Path) -> None:
     with pytest.raises(GGUFError, match=why) as caught:
         read_importance(write(tmp_path / "it.gguf", arrays))
     assert str(tmp_path / "it.gguf") in caught.value.message
@@ -334,8 +332,8 @@ def test_statistics_that_make_no_sense_are_refused(
 @pytest.mark.parametrize(
     ("keys", "why"),
     [
-        ({"general.type": "model"}, "is no importance matrix: its general.type is 'model'"),
-        ({"general.type": None}, "is no importance matrix: its general.type is None"),
+        ({"general.type": "model"}, "is not an importance matrix: its general.type is 'model'"),
+        ({"general.type": None}, "is not an importance matrix: its general.type is None"),
         ({"imatrix.datasets": None}, "its imatrix.datasets are None"),
         ({"imatrix.datasets": "text"}, "its imatrix.datasets are 'text'"),
         ({"imatrix.datasets": [1, 2]}, r"its imatrix.datasets are \[1, 2\]"),
@@ -348,13 +346,13 @@ def test_statistics_that_make_no_sense_are_refused(
         ({"imatrix.chunk_size": 2**32}, "chunk_count and chunk_size are 2 and 4294967296"),
     ],
 )
-def test_metadata_that_make_no_sense_are_refused(keys: dict[str, Any], why: str, tmp_path: Path) -> None:
+def test_invalid_metadata_are_refused(keys: dict[str, Any], why: str, tmp_path: Path) -> None:
     with pytest.raises(GGUFError, match=why):
         read_importance(write(tmp_path / "it.gguf", keys=keys))
 
 
 def old_format(entries: Sequence[tuple[str, Vector]]) -> bytes:
-    """What llama-imatrix wrote until 2025: IMatrixCollector::save_imatrix_legacy."""
+    """The format of llama-imatrix until 2025: IMatrixCollector::save_imatrix_legacy."""
     data = struct.pack("<i", len(entries))
     for name, values in entries:
         data += struct.pack("<i", len(name)) + name.encode() + struct.pack("<ii", 5, len(values)) + values.tobytes()
@@ -362,28 +360,28 @@ def old_format(entries: Sequence[tuple[str, Vector]]) -> bytes:
 
 
 @pytest.mark.parametrize("data", [old_format([(UP, statistics().sum_squares)]), b"", b"GG", b"GGML" + bytes(99)])
-def test_the_old_format_is_told_from_a_broken_file(data: bytes, tmp_path: Path) -> None:
+def test_old_dat_format_is_named(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "old.dat").write_bytes(data)
-    with pytest.raises(GGUFError, match=r"old\.dat is no GGUF file; the old .dat format") as caught:
+    with pytest.raises(GGUFError, match=r"old\.dat is not a GGUF file; llama-imatrix's old .dat format") as caught:
         read_importance(tmp_path / "old.dat")
     assert "llama-imatrix -m" in caught.value.hint
 
 
 @pytest.mark.parametrize("name", ["missing.gguf", "folder", "x" * 300, "a\0b"])
-def test_a_file_that_is_not_there_is_said(name: str, tmp_path: Path) -> None:
+def test_missing_file_is_reported(name: str, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(ModelNotFoundError, match="there is no file") as caught:
         read_importance(tmp_path / name)
-    assert caught.value.hint == "Make one with `dgpt2-quant imatrix`."
+    assert caught.value.hint == "Create one with `dgpt2-quant imatrix`."
 
 
-def test_a_model_is_told_from_an_importance_matrix(storybook_files: dict[str, Path]) -> None:
-    with pytest.raises(GGUFError, match=r"is no importance matrix: its general\.type is 'model'") as caught:
+def test_model_file_is_refused(storybook_files: dict[str, Path]) -> None:
+    with pytest.raises(GGUFError, match=r"is not an importance matrix: its general\.type is 'model'") as caught:
         read_importance(storybook_files["Q4_0"])
     assert "dgpt2-quant imatrix" in caught.value.hint
 
 
-def test_a_file_that_ends_early_is_refused_wherever_it_ends(tmp_path: Path) -> None:
+def test_truncated_file_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "it.gguf")
     data, header = path.read_bytes(), read_header(path)
     end = max(tensor.start + tensor.nbytes for tensor in header.tensors.values())
@@ -391,7 +389,7 @@ def test_a_file_that_ends_early_is_refused_wherever_it_ends(tmp_path: Path) -> N
         path.write_bytes(data[:length])
         with pytest.raises(GGUFError):
             read_importance(path)
-    path.write_bytes(data[:end])  # what follows is padding
+    path.write_bytes(data[:end])  # the rest is padding
     assert read_importance(path).entries.keys() == {UP}
 
 
@@ -406,9 +404,7 @@ def test_a_file_that_ends_early_is_refused_wherever_it_ends(tmp_path: Path) -> N
     ],
     ids=["another width", "another architecture"],
 )
-def test_one_for_another_model_is_refused_before_anything_is_written(
-    entries: dict[str, Statistics], message: str, tmp_path: Path
-) -> None:
+def test_matrix_of_another_model_is_refused_first(entries: dict[str, Statistics], message: str, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "model", layers=1)
     matrix(entries=entries).write(tmp_path / "imatrix.gguf")
     with pytest.raises(UsageError, match=message) as caught:

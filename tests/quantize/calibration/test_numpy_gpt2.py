@@ -1,4 +1,4 @@
-"""The NumPy forward pass and llama.cpp compute the same model: the whole road from checkpoint to logits is right."""
+"""NumPy and llama.cpp compute the same model, from checkpoint to logits."""
 
 from math import erf, sqrt
 from pathlib import Path
@@ -49,14 +49,14 @@ def log_softmax(logits: npt.NDArray[np.floating]) -> Logits:
 
 
 def divergence(expected: Logits, logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    """The KL divergence from the expected distribution, in nats, for each position."""
+    """The KL divergence from the expected distribution at each position, in nats."""
     ours, theirs = log_softmax(expected), log_softmax(logits)
     result: npt.NDArray[np.float64] = (np.exp(ours) * (ours - theirs)).sum(-1)
     return result
 
 
 def compare(path: Path, chunks: list[list[int]], expected: list[Logits]) -> tuple[float, float]:
-    """A file's mean KL divergence through llama.cpp, and how often it has the same top token."""
+    """A file's mean KL divergence in llama.cpp, and how often its top token agrees."""
     with Model.load(path) as model:
         pairs = [(wanted, model.logits(chunk).copy()) for wanted, chunk in zip(expected, chunks, strict=True)]
     divergences = [divergence(wanted, logits) for wanted, logits in pairs]
@@ -64,7 +64,7 @@ def compare(path: Path, chunks: list[list[int]], expected: list[Logits]) -> tupl
     return float(np.mean(divergences)), float(np.mean(same))
 
 
-def test_llama_cpp_computes_what_the_checkpoint_says(
+def test_llama_cpp_agrees_with_numpy(
     storybook_files: dict[str, Path], chunks: list[list[int]], expected: list[Logits]
 ) -> None:
     kld, same_top = compare(storybook_files["F32"], chunks, expected)
@@ -72,7 +72,7 @@ def test_llama_cpp_computes_what_the_checkpoint_says(
     assert same_top >= 0.995
 
 
-def test_the_levels_lose_in_their_order_and_little(
+def test_loss_increases_as_bits_decrease(
     storybook_files: dict[str, Path], chunks: list[list[int]], expected: list[Logits]
 ) -> None:
     levels = ["F16", "Q8_0", "Q5_K_M", "Q4_K_M", "Q4_0"]
@@ -84,28 +84,26 @@ def test_the_levels_lose_in_their_order_and_little(
     assert min(same for _, same in found) > 0.8
 
 
-def test_the_oracle_predicts_the_text(expected: list[Logits], chunks: list[list[int]]) -> None:
+def test_model_predicts_the_text(expected: list[Logits], chunks: list[list[int]]) -> None:
     surprises = [
         -log_softmax(logits[:-1])[np.arange(511), chunk[1:]].mean()
         for logits, chunk in zip(expected, chunks, strict=True)
     ]
-    assert np.exp(np.mean(surprises)) < 100  # of 8189 tokens; a model that is wrong anywhere knows nothing
+    assert np.exp(np.mean(surprises)) < 100  # of 8189 tokens; any error in the model gives far more
 
 
-def test_float32_is_close_to_float64(folder: Path, chunks: list[list[int]], expected: list[Logits]) -> None:
+def test_float32_agrees_with_float64(folder: Path, chunks: list[list[int]], expected: list[Logits]) -> None:
     logits = from_checkpoint(folder).logits(chunks[0])
     assert logits.dtype == np.float32
     assert divergence(expected[0], logits).max() < 1e-6
     np.testing.assert_allclose(logits, expected[0], rtol=0, atol=1e-2)
 
 
-def test_a_position_does_not_see_what_follows(
-    oracle: Reference, chunks: list[list[int]], expected: list[Logits]
-) -> None:
+def test_attention_is_causal(oracle: Reference, chunks: list[list[int]], expected: list[Logits]) -> None:
     np.testing.assert_allclose(oracle.logits(chunks[0][:20]), expected[0][:20], rtol=0, atol=1e-9)
 
 
-def test_a_file_is_computed_with_its_dequantized_weights(
+def test_from_gguf_uses_dequantized_weights(
     storybook_files: dict[str, Path], oracle: Reference, chunks: list[list[int]]
 ) -> None:
     ours = from_gguf(storybook_files["Q8_0"], np.float64)
@@ -120,29 +118,29 @@ def test_a_file_is_computed_with_its_dequantized_weights(
     assert 1e-7 < lost < 2e-3
 
 
-def test_a_head_of_its_own_is_used(tmp_path: Path) -> None:
+def test_untied_output_matrix_is_used(tmp_path: Path) -> None:
     model = from_checkpoint(make_checkpoint(tmp_path / "model", head="untied"), np.float64)
     np.testing.assert_allclose(model.logits([1, 2]), model.hidden([1, 2]) @ model.weights["output.weight"].T)
 
 
 @pytest.mark.parametrize("count", [0, 65])
-def test_more_tokens_than_positions_are_refused(count: int, tmp_path: Path) -> None:
+def test_too_many_tokens_are_refused(count: int, tmp_path: Path) -> None:
     model = from_checkpoint(make_checkpoint(tmp_path / "model"))
     assert model.logits([5] * 64).shape == (64, 262)
-    with pytest.raises(ValueError, match=f"{count} tokens; this model has 64 positions"):
+    with pytest.raises(ValueError, match=f"`tokens` must have 1 to 64 items, not {count}"):
         model.logits([5] * count)
 
 
-def test_sizes_come_from_the_file(storybook_files: dict[str, Path], oracle: Reference) -> None:
+def test_hyperparameters_from_the_file(storybook_files: dict[str, Path], oracle: Reference) -> None:
     sizes = from_gguf(storybook_files["Q4_0"]).sizes
     assert sizes == Hyperparameters(6, 256, 4, 1024, 512, 8189, np.float32(1e-5).item())
     assert oracle.sizes == Hyperparameters(6, 256, 4, 1024, 512, 8189, 1e-5)
 
 
-def test_gelu_and_softmax_are_the_formulas() -> None:
+def test_gelu_and_softmax() -> None:
     x = np.linspace(-6, 6, 25)
     # x * Phi(x) is what the tanh form approximates, to 5e-4
     exact = np.array([v * (1 + erf(v / sqrt(2))) / 2 for v in x])
     np.testing.assert_allclose(reference.gelu(x), exact, atol=5e-4)
-    assert np.abs(reference.gelu(x) - exact).max() > 1e-4  # and it is not the exact one
+    assert np.abs(reference.gelu(x) - exact).max() > 1e-4  # not the exact form
     np.testing.assert_allclose(reference.softmax(np.array([[1e4, 1e4, -np.inf]])), [[0.5, 0.5, 0]])

@@ -1,4 +1,4 @@
-"""Text that the model writes: drawn from its own distribution, the same each time."""
+"""Generated calibration text: drawn from the model's distribution, deterministic."""
 
 from dataclasses import replace
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 from dgpt2_quant.core.errors import CheckpointError, UsageError
 from dgpt2_quant.quantize.calibration import collect as calibrate
 from dgpt2_quant.quantize.calibration import sample_text
-from dgpt2_quant.quantize.calibration.collect import SAMPLED, SAMPLED_TOKENS, collect, cut, load_calibration
+from dgpt2_quant.quantize.calibration.collect import SAMPLED, SAMPLED_TOKENS, collect, cut, load_calibration_text
 from dgpt2_quant.quantize.calibration.numpy_gpt2 import Reference, from_source, softmax
 from dgpt2_quant.quantize.calibration.sample_text import draw, sample
 from dgpt2_quant.quantize.checkpoint.source import open_model
@@ -21,7 +21,7 @@ COUNT, LENGTH = 5, 12
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("at_once", ["all", "in turns", "beside one another"])
-def test_every_token_is_drawn_from_the_references_distribution(
+def test_tokens_are_drawn_from_the_model_distribution(
     tied: bool, at_once: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = random_reference(tied=tied)
@@ -32,7 +32,7 @@ def test_every_token_is_drawn_from_the_references_distribution(
         return draw(probabilities, rng)
 
     monkeypatch.setattr(sample_text, "draw", watched)
-    if at_once == "in turns":  # two sequences: of keys and values, 2 x 2 layers x 12 x 16 numbers each
+    if at_once == "in turns":  # two sequences: keys and values of 2 x 2 layers x 12 x 16 numbers each
         monkeypatch.setattr(sample_text, "_CACHE_BYTES", 2 * 2 * 2 * LENGTH * 16 * 4)
     if at_once == "beside one another":
         monkeypatch.setattr(sample_text, "_ROWS", 2)
@@ -40,7 +40,7 @@ def test_every_token_is_drawn_from_the_references_distribution(
     tokens = np.reshape(sample(model, 7, COUNT, LENGTH), (COUNT, LENGTH))
     assert (tokens[:, 0] == 7).all()
     turns, drawn, behind = [2, 2, 1] if at_once == "in turns" else [COUNT], [], np.concatenate(met)
-    for turn in turns:  # in each, one position after the other
+    for turn in turns:  # in each, positions in order
         steps, behind = np.split(behind, [(LENGTH - 1) * turn])
         drawn += [*steps.reshape(LENGTH - 1, turn, -1).transpose(1, 0, 2)]
     assert len(behind) == 0
@@ -49,7 +49,7 @@ def test_every_token_is_drawn_from_the_references_distribution(
         np.testing.assert_allclose(probabilities, expected, atol=1e-6)
 
 
-def test_it_is_the_same_each_time_and_no_sequence_twice() -> None:
+def test_deterministic_and_all_sequences_differ() -> None:
     model = random_reference(dtype=np.float32)
     tokens = sample(model, 7, COUNT, LENGTH)
     assert tokens == sample(model, 7, COUNT, LENGTH)
@@ -57,7 +57,7 @@ def test_it_is_the_same_each_time_and_no_sequence_twice() -> None:
     assert len({tuple(row) for row in np.reshape(tokens, (COUNT, LENGTH)).tolist()}) == COUNT
 
 
-def test_draws_follow_the_probabilities() -> None:
+def test_draw_frequencies() -> None:
     probabilities = np.array([[0.0, 0.5, 0.2, 0.0, 0.3, 0.0]], np.float32)
     tokens = draw(np.repeat(probabilities, 20_000, axis=0), np.random.default_rng(0))
     shares = np.bincount(tokens, minlength=6) / 20_000
@@ -67,17 +67,17 @@ def test_draws_follow_the_probabilities() -> None:
 
 @pytest.mark.parametrize("count", [3, 1000, 50_257])
 @pytest.mark.parametrize("behind", [0, 300])
-def test_a_draw_at_the_very_end_is_a_token_that_can_come(count: int, behind: int) -> None:
+def test_draw_at_the_upper_end_has_a_probability(count: int, behind: int) -> None:
     class Last:
         def random(self, count: int) -> Any:
-            return np.full(count, np.nextafter(1, 0))  # rounded to float32 it is 1
+            return np.full(count, np.nextafter(1, 0))  # 1 when rounded to float32
 
     probabilities = np.zeros((2, count + behind), np.float32)
     probabilities[:, :count] = np.random.default_rng(0).dirichlet(np.ones(count), 2)
     assert draw(probabilities, Last()).tolist() == [count - 1] * 2  # type: ignore[arg-type]
 
 
-def test_progress_goes_to_the_end() -> None:
+def test_progress_reaches_the_total() -> None:
     shown: list[tuple[int, int, str]] = []
     sample(random_reference(), 0, COUNT, LENGTH, progress=lambda *seen: shown.append(seen))
     done = [seen[0] for seen in shown]
@@ -86,24 +86,24 @@ def test_progress_goes_to_the_end() -> None:
     assert done[-1] == COUNT * LENGTH
 
 
-def test_one_token_is_the_first() -> None:
+def test_length_1_gives_the_first_token() -> None:
     assert sample(random_reference(), 3, 2, 1) == [3, 3]
 
 
 class TestAsACalibrationText:
-    """`sampled` in the place of a text."""
+    """`sampled` as the calibration text."""
 
     @pytest.fixture
     def source(self, tmp_path: Any) -> Any:
         return open_model(str(make_checkpoint(tmp_path / "tiny", width=16, heads=2, layers=1, context=8)))
 
-    def test_it_is_cut_into_contexts_that_begin_with_a_text(self, source: Any) -> None:
+    def test_chunks_begin_with_bos(self, source: Any) -> None:
         text = cut(source, None, chunks=4)
         assert (text.name, text.size, text.count, len(text.tokens)) == (SAMPLED, 8, 4, 32)
         assert set(text.tokens[::8]) == {len(TOKENS) - 1}
         assert text.tokens == cut(source, None, chunks=4).tokens != cut(source, None, chunks=5).tokens
 
-    def test_there_is_enough_of_it(self, source: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_default_number_of_tokens(self, source: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         asked: list[tuple[int, int]] = []
 
         def sampled(reference: Any, first: int, count: int, length: int, observers: Any, progress: Any) -> list[int]:
@@ -116,8 +116,8 @@ class TestAsACalibrationText:
         cut(source, None, 7)
         assert asked == [(SAMPLED_TOKENS // 8, 8), (-(-SAMPLED_TOKENS // 7), 7)]
 
-    def test_importance_is_collected_while_it_is_written(self, source: Any) -> None:
-        """The same as by reading it again."""
+    def test_importance_is_collected_during_sampling(self, source: Any) -> None:
+        """Equal to collecting over the generated text afterwards."""
         text = cut(source, None, chunks=43)
         found, expected = collect(source, text), collect(source, replace(text, sums=None))
         assert found.entries.keys() == expected.entries.keys()
@@ -128,17 +128,17 @@ class TestAsACalibrationText:
             np.testing.assert_allclose(entry.sum_squares, other.sum_squares, rtol=1e-4)
             np.testing.assert_allclose(entry.sums, other.sums, rtol=1e-4, atol=1e-3)
 
-    def test_weights_that_are_not_finite_are_refused(self, source: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_non_finite_weights_are_refused(self, source: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         reference = from_source(source)
         weights = {**reference.weights, "blk.0.ffn_up.bias": np.full(16 * 4, np.inf, np.float32)}
         monkeypatch.setattr(calibrate, "from_source", lambda _: Reference(reference.sizes, weights))
-        with pytest.raises(CheckpointError, match=r"what blk\.0\.ffn_down\.weight is multiplied with is not finite"):
+        with pytest.raises(CheckpointError, match=r"the input of blk\.0\.ffn_down\.weight is not finite"):
             cut(source, None)
 
-    def test_a_file_of_that_name_is_a_text(self, source: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_file_named_sampled_is_a_text(self, source: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         (tmp_path / SAMPLED).write_text("0123456789")
-        assert cut(source, load_calibration(SAMPLED)).count == 1
+        assert cut(source, load_calibration_text(SAMPLED)).count == 1
         (tmp_path / SAMPLED).write_text("0123")
         with pytest.raises(UsageError, match="the text sampled has 4 tokens"):
-            cut(source, load_calibration(SAMPLED))
+            cut(source, load_calibration_text(SAMPLED))

@@ -1,4 +1,4 @@
-"""A GGUF file converted further: the same as from the checkpoint, or as llama-quantize does it; and what is refused."""
+"""Converting a GGUF file gives the same as its checkpoint, or as llama-quantize; invalid files are refused."""
 
 import hashlib
 import shutil
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from dgpt2_quant.core.errors import CheckpointError, GGUFError, ModelNotFoundError, OutputError, UsageError
 from dgpt2_quant.core.gguf_file import EncodedValue, read_header
-from dgpt2_quant.core.hyperparameters import multiplied
+from dgpt2_quant.core.hyperparameters import matmul_weights
 from dgpt2_quant.core.quant_types import TensorType
 from dgpt2_quant.quantize.calibration.imatrix_file import ImportanceMatrix, Statistics, read_importance
 from dgpt2_quant.quantize.convert import convert
@@ -35,7 +35,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(checkpoint: Path) -> dict[str, Path]:
-    """The checkpoint's files, by level. Not to be changed by a test."""
+    """The checkpoint's files by quant type. Tests must not change them."""
     files = convert(str(checkpoint), type=BASES, output=checkpoint.parent)
     return {file.type: Path(file.path) for file in files}
 
@@ -45,7 +45,7 @@ def importance(made: dict[str, Path]) -> Path:
     random, shapes = np.random.default_rng(0), {t.name: t.shape for t in read_header(made["F32"]).tensors.values()}
     entries = {
         name: Statistics(random.gamma(0.5, 100, shapes[name][1]).astype(np.float32), None, 97.0)
-        for name in multiplied(shapes)
+        for name in matmul_weights(shapes)
     }
     ImportanceMatrix(entries, ["random"], 1, 97).write(made["F32"].parent / "imatrix.gguf")
     return made["F32"].parent / "imatrix.gguf"
@@ -76,7 +76,7 @@ def floats(path: Path, name: str) -> np.ndarray:
     ],
     ids=["levels", "imatrix", "tensor_type"],
 )
-def test_our_f32_file_gives_the_checkpoints_bytes(
+def test_f32_file_gives_the_bytes_of_the_checkpoint(
     arguments: dict[str, Any], checkpoint: Path, made: dict[str, Path], importance: Path, tmp_path: Path
 ) -> None:
     arguments = {**arguments, "imatrix": importance if arguments.get("imatrix") else None}
@@ -89,7 +89,7 @@ def test_our_f32_file_gives_the_checkpoints_bytes(
 
 
 @pytest.mark.parametrize("head", ["tied", "untied"])
-def test_a_head_of_either_kind_goes_through_f32_unchanged(head: Any, tmp_path: Path) -> None:
+def test_output_matrix_survives_f32(head: Any, tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "model", head=head, vocabulary=300)
     base = converted(folder, "F32", tmp_path)
     assert (HEAD in read_header(base).tensors) == (head == "untied")
@@ -98,23 +98,23 @@ def test_a_head_of_either_kind_goes_through_f32_unchanged(head: Any, tmp_path: P
 
 
 @pytest.mark.parametrize("base", ["F16", "BF16"])
-def test_half_precision_is_converted_as_llama_cpp_does(base: str, made: dict[str, Path], tmp_path: Path) -> None:
+def test_f16_source_equals_llama_quantize(base: str, made: dict[str, Path], tmp_path: Path) -> None:
     for file in convert(str(made[base]), type=["Q4_K_M", "Q8_0", "Q4_0", "F32", "F16", "BF16"], output=tmp_path):
         assert llama_quantize(made[base], file.type, tmp_path / "theirs.gguf")
         assert assert_same_tensors(Path(file.path), tmp_path / "theirs.gguf")[POSITIONS] == "F32"
 
 
 @pytest.mark.parametrize("base", ["Q8_0", "Q4_K_M"])
-def test_a_quantized_file_is_refused(base: str, made: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"is quantized already \('.*' is Q.*\)") as caught:
+def test_quantized_file_is_refused(base: str, made: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"is already quantized \('.*' is Q.*\)") as caught:
         convert(str(made[base]), type="Q4_0", output=tmp_path / "out")
     assert str(made[base]) in caught.value.message
-    assert "--allow-requantize" in caught.value.hint
+    assert "`allow_requantize`" in caught.value.hint
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("base", "weighed"), [("Q8_0", False), ("Q8_0", True), ("Q4_K_M", False)])
-def test_a_quantized_file_is_requantized_as_llama_cpp_does(
+def test_requantizing_equals_llama_quantize(
     base: str, weighed: bool, made: dict[str, Path], importance: Path, tmp_path: Path
 ) -> None:
     levels, before = ["Q4_K_M", "Q8_0", "Q4_0", "Q6_K", "Q3_K_M", "F16", "F32"], contents(made[base])
@@ -132,14 +132,14 @@ def test_a_quantized_file_is_requantized_as_llama_cpp_does(
         assert file.type != base or set(same) == set(before)
 
 
-def test_what_was_requantized_once_is_said_of_what_is_made_of_it(made: dict[str, Path], tmp_path: Path) -> None:
+def test_requantized_from_is_kept(made: dict[str, Path], tmp_path: Path) -> None:
     again = converted(made["Q4_K_M"], "F32", tmp_path, allow_requantize=True)
     further = converted(again, "Q8_0", tmp_path)
     assert read_header(further).metadata["dgpt2_quant.requantized_from"] == "Q4_K_M"
 
 
 def foreign(source: Path, target: Path, extra: Mapping[str, tuple[Any, ...]]) -> Path:
-    """Our file as another converter would have written it, with gguf-py: other keys, another order of the tensors.
+    """Writes the file as another converter would, with gguf-py: other keys, another order of tensors.
 
     `extra` are (type, value), or (ARRAY, value, type of the items).
     """
@@ -180,7 +180,7 @@ EXTRA |= {
 
 
 def fields(path: Path) -> dict[str, tuple[list[gguf.GGUFValueType], bytes]]:
-    """Each key's types and bytes as gguf-py reads them, in the file's order."""
+    """The types and bytes of each key as gguf-py reads them, in file order."""
     found = gguf.GGUFReader(path).fields.items()
     return {
         name: (list(field.types), b"".join(part.tobytes() for part in field.parts))
@@ -189,7 +189,7 @@ def fields(path: Path) -> dict[str, tuple[list[gguf.GGUFValueType], bytes]]:
     }
 
 
-def test_another_converters_file_is_taken_and_its_metadata_kept(made: dict[str, Path], tmp_path: Path) -> None:
+def test_metadata_of_other_converters_are_kept(made: dict[str, Path], tmp_path: Path) -> None:
     source = foreign(made["F32"], tmp_path / "theirs-f32.gguf", EXTRA)
     result = converted(source, "Q4_K_M", tmp_path)
     assert result.name == "theirs.Q4_K_M.gguf"
@@ -215,16 +215,16 @@ def test_another_converters_file_is_taken_and_its_metadata_kept(made: dict[str, 
         assert [TOKENS[token] for token in model.tokenize("the in")] == ["t", "he", "Ġ", "in"]
 
 
-def test_a_file_without_any_key_of_a_level_is_taken(made: dict[str, Path], tmp_path: Path) -> None:
+def test_file_without_quant_type_keys(made: dict[str, Path], tmp_path: Path) -> None:
     level = ("general.quantized_by", "general.file_type", "general.quantization_version")
     ours = [key for key in read_header(made["F32"]).metadata if key.startswith("dgpt2_quant.") or key in level]
     source = rewrite(made["F32"], tmp_path / "bare.gguf", metadata=dict.fromkeys(ours))
     keys = list(read_header(converted(source, "Q4_0", tmp_path)).metadata)
     assert set(keys) == {*read_header(made["F32"]).metadata}
-    assert keys.index("dgpt2_quant.type") < keys.index("tokenizer.ggml.model")  # what is small comes first
+    assert keys.index("dgpt2_quant.type") < keys.index("tokenizer.ggml.model")  # small values come first
 
 
-def test_keys_of_the_level_before_are_replaced(made: dict[str, Path], importance: Path, tmp_path: Path) -> None:
+def test_quant_type_keys_are_replaced(made: dict[str, Path], importance: Path, tmp_path: Path) -> None:
     stale = {
         "quantize.imatrix.file": "/home/somebody/imatrix.dat",
         "quantize.imatrix.dataset": "old",
@@ -244,7 +244,7 @@ def test_keys_of_the_level_before_are_replaced(made: dict[str, Path], importance
     assert "quantize.imatrix.file" not in weighed
 
 
-def test_the_checkpoints_hash_is_handed_on(made: dict[str, Path], tmp_path: Path) -> None:
+def test_source_hash_is_kept(made: dict[str, Path], tmp_path: Path) -> None:
     known = read_header(made["F32"]).metadata["dgpt2_quant.source.sha256"]
     first = converted(made["F16"], "Q8_0", tmp_path)
     second = converted(first, "Q4_0", tmp_path, allow_requantize=True)
@@ -252,10 +252,10 @@ def test_the_checkpoints_hash_is_handed_on(made: dict[str, Path], tmp_path: Path
 
 
 @pytest.mark.parametrize("said", [7, "/../../../../esc"])
-def test_a_files_word_for_its_hash_is_not_taken(
+def test_stated_source_hash_is_not_trusted_for_caching(
     said: Any, made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It names what lies in the cache, which another model must not find, and nothing outside."""
+    """It is used in cache names, which another model must not match."""
     monkeypatch.setenv("DGPT2_QUANT_CACHE", str(tmp_path / "cache" / "inner"))
     source = rewrite(made["F32"], tmp_path / "it.gguf", metadata={"dgpt2_quant.source.sha256": said})
     converted(source, "Q4_0", tmp_path / "out", calibrate="sampled")
@@ -265,7 +265,7 @@ def test_a_files_word_for_its_hash_is_not_taken(
 
 
 @pytest.mark.parametrize("changed", [False, True], ids=["the same", "another"])
-def test_a_head_that_is_the_embedding_again_is_left_out(changed: bool, made: dict[str, Path], tmp_path: Path) -> None:
+def test_output_matrix_equal_to_the_embedding_is_dropped(changed: bool, made: dict[str, Path], tmp_path: Path) -> None:
     shape, kind, data = tensor(made["F32"], EMBEDDING)
     head = bytearray(data)
     head[-1] ^= changed
@@ -281,9 +281,7 @@ def test_a_head_that_is_the_embedding_again_is_left_out(changed: bool, made: dic
 
 
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0"])
-def test_the_position_table_keeps_its_type_as_with_llama_quantize(
-    kind: str, made: dict[str, Path], tmp_path: Path
-) -> None:
+def test_position_table_keeps_its_type(kind: str, made: dict[str, Path], tmp_path: Path) -> None:
     values = floats(made["F32"], POSITIONS)
     blocks = gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind]).tobytes()
     table = {POSITIONS: (values.shape, TensorType[kind], blocks)}
@@ -294,7 +292,7 @@ def test_the_position_table_keeps_its_type_as_with_llama_quantize(
         assert_same_tensors(Path(file.path), tmp_path / "theirs.gguf")
 
 
-def test_an_older_file_gets_the_pre_tokenizer_that_it_does_not_name(made: dict[str, Path], tmp_path: Path) -> None:
+def test_missing_pre_tokenizer_is_added(made: dict[str, Path], tmp_path: Path) -> None:
     source = rewrite(made["F32"], tmp_path / "older.gguf", metadata={"tokenizer.ggml.pre": None})
     result = converted(source, "Q4_0", tmp_path)
     assert read_header(result).metadata["tokenizer.ggml.pre"] == "gpt-2"
@@ -302,7 +300,7 @@ def test_an_older_file_gets_the_pre_tokenizer_that_it_does_not_name(made: dict[s
 
 
 @pytest.mark.parametrize("pre", ["default", "gpt2", ""])
-def test_what_is_taken_is_run(pre: str, made: dict[str, Path], tmp_path: Path) -> None:
+def test_accepted_files_run(pre: str, made: dict[str, Path], tmp_path: Path) -> None:
     source = rewrite(made["F32"], tmp_path / "named.gguf", metadata={"tokenizer.ggml.pre": pre})
     result = converted(source, "Q4_0", tmp_path)
     assert read_header(result).metadata["tokenizer.ggml.pre"] == "gpt-2"
@@ -317,7 +315,7 @@ def test_what_is_taken_is_run(pre: str, made: dict[str, Path], tmp_path: Path) -
         ("tokenizer.ggml.bos_token_id", 1 << 20, "bos_token_id is 1048576"),
     ],
 )
-def test_what_could_not_be_run_is_refused_before_it_is_converted(
+def test_files_that_cannot_run_are_refused(
     key: str, value: Any, message: str, made: dict[str, Path], tmp_path: Path
 ) -> None:
     source = rewrite(made["F32"], tmp_path / "other.gguf", metadata={key: value})
@@ -326,7 +324,7 @@ def test_what_could_not_be_run_is_refused_before_it_is_converted(
     assert [path.name for path in tmp_path.iterdir()] == ["other.gguf"]
 
 
-def test_biases_and_norms_in_f16_become_f32(made: dict[str, Path], tmp_path: Path) -> None:
+def test_f16_vectors_become_f32(made: dict[str, Path], tmp_path: Path) -> None:
     vectors = {name: floats(made["F32"], name) for name in ("blk.0.attn_qkv.bias", "output_norm.weight")}
     halves = {name: (data.shape, TensorType.F16, data.astype("<f2").tobytes()) for name, data in vectors.items()}
     result = converted(rewrite(made["F32"], tmp_path / "half.gguf", tensors=halves), "Q4_0", tmp_path)
@@ -349,7 +347,7 @@ def test_biases_and_norms_in_f16_become_f32(made: dict[str, Path], tmp_path: Pat
         ("F16.gguf", "F16.Q4_K_M.gguf"),
     ],
 )
-def test_the_level_is_no_part_of_a_models_name(
+def test_model_name_excludes_the_quant_type(
     source: str, target: str, made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -360,10 +358,10 @@ def test_the_level_is_no_part_of_a_models_name(
 
 
 @pytest.mark.parametrize("level", ["F16", "Q4_0"])
-def test_a_file_may_be_overwritten_with_what_is_made_of_it(level: str, made: dict[str, Path], tmp_path: Path) -> None:
+def test_source_file_can_be_overwritten(level: str, made: dict[str, Path], tmp_path: Path) -> None:
     source = tmp_path / "tiny.F16.gguf"
     shutil.copyfile(made["F16"], source)
-    with pytest.raises(OutputError, match="exists already"):
+    with pytest.raises(OutputError, match="already exists"):
         convert(str(source), type=level, output=source)
     expected = converted(made["F16"], level, tmp_path / "expected")
     (file,) = convert(str(source), type=level, output=source, overwrite=True)
@@ -379,12 +377,12 @@ def test_a_file_may_be_overwritten_with_what_is_made_of_it(level: str, made: dic
         ({"general.architecture": "llama"}, "its architecture is 'llama'"),
         ({"general.architecture": None}, "its architecture is None"),
         ({"general.type": "imatrix"}, "it is a 'imatrix', not a model"),
-        ({"gpt2.block_count": 2}, "it has no tensor 'blk.1"),
+        ({"gpt2.block_count": 2}, "it lacks the tensor 'blk.1"),
         ({"tokenizer.ggml.tokens": None}, "tokenizer.ggml.tokens"),
     ],
     ids=str,
 )
-def test_a_file_of_another_kind_is_refused(
+def test_other_gguf_kinds_are_refused(
     metadata: dict[str, Any], message: str, made: dict[str, Path], tmp_path: Path
 ) -> None:
     source = rewrite(made["F32"], tmp_path / "it.gguf", metadata=metadata)
@@ -395,27 +393,27 @@ def test_a_file_of_another_kind_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_only_part_of_a_split_file_is_a_whole_one(made: dict[str, Path], tmp_path: Path) -> None:
+def test_split_file_with_one_part_is_accepted(made: dict[str, Path], tmp_path: Path) -> None:
     one, first = (EncodedValue(struct.pack("<IH", KINDS.UINT16, number)) for number in (1, 0))
     source = rewrite(made["F32"], tmp_path / "it.gguf", metadata={"split.count": one, "split.no": first})
     assert contents(converted(source, "Q4_0", tmp_path)).keys() == contents(made["F32"]).keys()
 
 
 @pytest.mark.parametrize("length", [0, 3, 100, 5000, -1, -5000])
-def test_a_file_that_ends_early_is_refused(length: int, made: dict[str, Path], tmp_path: Path) -> None:
+def test_truncated_file_is_refused(length: int, made: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "short.gguf").write_bytes(made["F32"].read_bytes()[:length])
-    with pytest.raises(GGUFError, match=r"short\.gguf is not a sound GGUF file"):
+    with pytest.raises(GGUFError, match=r"short\.gguf is not a valid GGUF file"):
         convert(str(tmp_path / "short.gguf"), type="Q4_0", output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_revision_is_refused(made: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="a revision goes with a Hub name"):
+def test_revision_is_refused(made: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="`revision` needs a Hub name"):
         convert(str(made["F32"]), type="Q4_0", output=tmp_path, revision="main")
 
 
 @pytest.mark.parametrize("name", ["missing.gguf", "folder.gguf", "~nobody-of-that-name/x.gguf"])
-def test_a_file_that_is_not_there_is_said(name: str, tmp_path: Path) -> None:
+def test_missing_file_is_reported(name: str, tmp_path: Path) -> None:
     (tmp_path / "folder.gguf").mkdir()
     with pytest.raises(ModelNotFoundError, match="there is no file"):
         convert(str(tmp_path / name) if "~" not in name else name, type="Q4_0", output=tmp_path / "out")
@@ -423,7 +421,7 @@ def test_a_file_that_is_not_there_is_said(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("base", ["F32", "F16", "BF16", "Q8_0"])
 @pytest.mark.parametrize(("bad", "levels"), [(float("nan"), ["Q4_0", "F32"]), (float("inf"), ["Q8_0"])], ids=str)
-def test_what_is_not_finite_is_refused_by_the_tensors_name(
+def test_non_finite_values_name_the_tensor(
     base: str, bad: float, levels: list[str], made: dict[str, Path], tmp_path: Path
 ) -> None:
     shape, kind, data = tensor(made[base], UP)

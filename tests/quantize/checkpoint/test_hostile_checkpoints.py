@@ -1,7 +1,7 @@
-"""Whatever lies in the files: what is read is sound, or an error of ours says why not.
+"""Damaged inputs: a conversion gives a valid result, or raises a `DgptQuantError`.
 
-Each input that a conversion takes (weights, config, tokenizer, importance matrix, GGUF file, the names on the command
-line) is damaged at random and the outcome checked. The examples are the same in every run.
+Each input (weights, config, tokenizer, importance matrix, GGUF file, names on the command line) is damaged at random.
+The examples are the same in every run.
 """
 
 import json
@@ -39,7 +39,7 @@ T = TypeVar("T")
 FIXED = settings(deadline=None, derandomize=True, database=None)
 MANY, SOME, FEW = (settings(FIXED, max_examples=count) for count in (160, 80, 40))
 
-LONGEST = 10**4300 - 1  # the longest number that Python reads from text; one digit more it would not write either
+LONGEST = 10**4300 - 1  # the longest number that Python reads from text or writes
 ODD_INTEGERS = (-1, 0, 1, 2, 3, 4, 64, 255, 2**16, 2**31 - 1, 2**31, 2**32, 2**53, 2**63, 2**64, -(2**63), LONGEST)
 ODD_FLOATS = (0.0, -0.0, 0.5, 1.0, 1e-5, 1e-46, 1e-300, 5e-324, 1 - 1e-12, 1e39, 1e308, float("nan"), float("inf"))
 ODD_TEXTS = ("", "0", "-1", "-300", "5", "gpt2", "BPE", END_OF_TEXT, "Ġt", "a", "\0", "a\0b", "\ud800", "F32", " ")
@@ -62,7 +62,7 @@ JSON: st.SearchStrategy[Any] = st.recursive(
 
 @st.composite
 def damaged(draw: st.DrawFn, content: bytes, front: int = 400) -> bytes:
-    """The content with some bytes changed, put in or taken out, and perhaps cut off; half of it in the front."""
+    """Changes, inserts or removes some bytes, half of them near the beginning, and may truncate the content."""
     data = bytearray(content)
     for _ in range(draw(st.integers(1, 4))):
         places = st.integers(0, min(front, len(data))) | st.integers(0, len(data))
@@ -74,7 +74,7 @@ def damaged(draw: st.DrawFn, content: bytes, front: int = 400) -> bytes:
 
 @st.composite
 def tampered(draw: st.DrawFn, document: Any) -> Any:
-    """The JSON document with something in one place, or something put in beside it."""
+    """The JSON document with a value replaced or inserted at one place."""
     if isinstance(document, dict) and document and draw(st.integers(0, 5)):
         key = draw(st.sampled_from(sorted(document)))
         new_key = draw(st.just(key) | st.just(key) | st.sampled_from(ODD_TEXTS))
@@ -92,7 +92,7 @@ def folder() -> Iterator[Path]:
 
 
 def attempt(call: Callable[[], T]) -> T | DgptQuantError:
-    """What it returns, or the error of ours that it raises."""
+    """Returns the result, or the `DgptQuantError` raised."""
     try:
         return call()
     except DgptQuantError as error:
@@ -100,11 +100,11 @@ def attempt(call: Callable[[], T]) -> T | DgptQuantError:
 
 
 def dump(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content), "ascii")  # half a surrogate pair is spelled out
+    path.write_text(json.dumps(content), "ascii")  # a lone surrogate is escaped
 
 
 def converted_or_refused(model: Path, *types: str) -> list[Hyperparameters]:
-    """Converts, and checks what was written, or that nothing was."""
+    """Converts, and checks the written file, or that nothing was written."""
     with folder() as output:
         files = attempt(lambda: convert(str(model), type=types, output=output / "new"))
         if isinstance(files, DgptQuantError):
@@ -186,30 +186,30 @@ entries = (
 
 @MANY
 @given(st.binary(max_size=200) | st.binary(max_size=60).map(raw_safetensors))
-def test_any_bytes_are_weights_or_are_refused(content: bytes) -> None:
+def test_random_bytes_as_weights(content: bytes) -> None:
     read_soundly_or_refuse(content)
 
 
 @MANY
 @given(damaged(SOUND_WEIGHTS))
-def test_a_damaged_weight_file_is_read_soundly_or_refused(content: bytes) -> None:
+def test_damaged_weight_file(content: bytes) -> None:
     read_soundly_or_refuse(content)
 
 
 @MANY
 @given(st.lists(st.tuples(st.sampled_from("abc") | st.text(max_size=3), entries), max_size=4), st.integers(0, 80))
-def test_any_header_is_read_soundly_or_refused(pairs: list[tuple[str, Any]], data_bytes: int) -> None:
+def test_random_safetensors_header(pairs: list[tuple[str, Any]], data_bytes: int) -> None:
     text = ",".join(f"{json.dumps(name)}:{json.dumps(entry)}" for name, entry in pairs)  # a name may come twice
     read_soundly_or_refuse(raw_safetensors(f"{{{text}}}".encode(), bytes(data_bytes)))
 
 
 @pytest.mark.parametrize("end", [2**64, 10**400, LONGEST], ids=["64 bits", "400 digits", "4300 digits"])
-def test_offsets_beyond_everything_are_refused(end: int) -> None:
+def test_huge_offsets_are_refused(end: int) -> None:
     entry = {"dtype": "F32", "shape": [1], "data_offsets": [end - 4, end]}
     read_soundly_or_refuse(raw_safetensors({"a": entry}, bytes(4)))
 
 
-def test_a_lie_about_sizes_costs_no_memory(tmp_path: Path) -> None:
+def test_wrong_sizes_do_not_allocate_memory(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     claims = ((1 << 40, [1 << 40]), (1 << 44, [1 << 41]), (0, [0, 1 << 46]))
     lies = [raw_safetensors({"a": {"dtype": "F64", "shape": s, "data_offsets": [0, e]}}) for e, s in claims]
@@ -240,7 +240,7 @@ SIZES = Hyperparameters(2, 64, 4, 256, 64, len(TOKENS), 1e-5)
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint whose files tests may change while they run: `changed` puts them back."""
+    """A checkpoint whose files tests may change; `changed` restores them."""
     return make_checkpoint(tmp_path_factory.mktemp("hostile") / "tiny", layers=SIZES.layers)
 
 
@@ -256,7 +256,7 @@ def changed(path: Path, content: bytes) -> Iterator[None]:
 
 @SOME
 @given(st.dictionaries(st.sampled_from(CONFIG_KEYS), JSON, min_size=1, max_size=3))
-def test_any_config_converts_to_the_same_model_or_is_refused(tiny: Path, values: dict[str, Any]) -> None:
+def test_random_config(tiny: Path, values: dict[str, Any]) -> None:
     config = json.loads((tiny / "config.json").read_bytes()) | values
     with changed(tiny / "config.json", json.dumps(config).encode()):
         for sizes in converted_or_refused(tiny, "f32"):
@@ -267,7 +267,7 @@ def test_any_config_converts_to_the_same_model_or_is_refused(tiny: Path, values:
 
 
 @pytest.mark.parametrize("epsilon", [1e-46, 1e-300, 5e-324, 1 - 1e-12])
-def test_an_epsilon_that_is_none_in_float32_is_refused(epsilon: float, tmp_path: Path) -> None:
+def test_epsilon_of_zero_in_float32_is_refused(epsilon: float, tmp_path: Path) -> None:
     converted_or_refused(make_checkpoint(tmp_path / "model", config={"layer_norm_epsilon": epsilon}), "f32")
 
 
@@ -276,7 +276,7 @@ def test_an_epsilon_that_is_none_in_float32_is_refused(epsilon: float, tmp_path:
     [{"inner": (1 << 18) + 1}, {"context": (1 << 20) + 1}, {"width": 1026, "heads": 1026, "inner": 2}],
     ids=["inner", "context", "heads"],
 )
-def test_a_model_too_large_for_our_own_reader_is_not_converted(sizes: dict[str, int], tmp_path: Path) -> None:
+def test_too_large_model_is_refused(sizes: dict[str, int], tmp_path: Path) -> None:
     small: dict[str, Any] = {"layers": 1, "width": 2, "heads": 1, "inner": 2, "context": 2, "dtype": "F16"}
     converted_or_refused(make_checkpoint(tmp_path / "model", **(small | sizes)), "f16")
 
@@ -296,7 +296,7 @@ SETTINGS = {
 merge_lines = st.lists(
     st.sampled_from([*MERGES, "a b", "a", "a  b", "#version: 0.2", " ", "\ufeffa b"]) | st.text(max_size=5), max_size=4
 )
-# of each the sound file is most likely, so that the damage of another one is seen
+# the correct file is most likely for each, so that damage in another file is reached
 tokenizer_files = st.fixed_dictionaries(
     {},
     optional={
@@ -331,19 +331,19 @@ def read_tokens_or_refuse(files: dict[str, Any], rows: int) -> None:
 
 @MANY
 @given(tokenizer_files, st.sampled_from([len(TOKENS)] * 3 + [len(TOKENS) + 4, len(TOKENS) - 2, 1]))
-def test_any_tokenizer_files_are_a_token_for_each_row_or_are_refused(files: dict[str, Any], rows: int) -> None:
+def test_random_vocab_and_merges(files: dict[str, Any], rows: int) -> None:
     read_tokens_or_refuse(files, rows)
 
 
 @SOME
 @given(tampered(SETTINGS), st.sampled_from([len(TOKENS), len(TOKENS) + 4, len(TOKENS) - 2]))
-def test_any_tokenizer_settings_are_a_token_for_each_row_or_are_refused(content: Any, rows: int) -> None:
+def test_random_tokenizer_config(content: Any, rows: int) -> None:
     read_tokens_or_refuse({"vocab.json": VOCABULARY, "merges.txt": MERGES, "tokenizer_config.json": content}, rows)
 
 
 @SOME
 @given(tampered(fast_tokenizer()), st.sampled_from([len(TOKENS), len(TOKENS) + 4, len(TOKENS) - 2]))
-def test_any_fast_tokenizer_is_a_token_for_each_row_or_is_refused(content: Any, rows: int) -> None:
+def test_random_tokenizer_json(content: Any, rows: int) -> None:
     read_tokens_or_refuse({"tokenizer.json": content}, rows)
 
 
@@ -351,7 +351,7 @@ def test_any_fast_tokenizer_is_a_token_for_each_row_or_is_refused(content: Any, 
     "decoder",
     [{"-1": {"content": "<pad>"}}, {"-300": {"content": "<pad>"}}, {"262": {"content": 5}}, {"262": {"content": None}}],
 )
-def test_an_added_token_without_a_text_or_a_number_is_refused(decoder: dict[str, Any], tmp_path: Path) -> None:
+def test_added_token_needs_text_and_id(decoder: dict[str, Any], tmp_path: Path) -> None:
     dump(tmp_path / "tokenizer_config.json", {"added_tokens_decoder": decoder})
     dump(tmp_path / "tokenizer.json", fast_tokenizer())
     with pytest.raises(CheckpointError, match="added_tokens_decoder"):
@@ -359,7 +359,7 @@ def test_an_added_token_without_a_text_or_a_number_is_refused(decoder: dict[str,
 
 
 @pytest.mark.parametrize("merges", ["abc", ["a"], ["a b c"], [["a", "b", "c"]], [["a"]], [[]], {"a b": 1}])
-def test_a_merge_that_is_not_of_two_tokens_is_refused(merges: Any, tmp_path: Path) -> None:
+def test_merge_needs_two_tokens(merges: Any, tmp_path: Path) -> None:
     content = fast_tokenizer()
     content["model"]["merges"] = merges
     write_json(tmp_path / "tokenizer.json", content)
@@ -367,15 +367,15 @@ def test_a_merge_that_is_not_of_two_tokens_is_refused(merges: Any, tmp_path: Pat
         read_tokenizer(tmp_path, {}, len(TOKENS))
 
 
-def test_a_vocabulary_that_leaves_no_merge_is_refused(tmp_path: Path) -> None:
-    """Merges of tokens that the embedding has no rows for are left out: here all."""
+def test_vocabulary_without_merges_is_refused(tmp_path: Path) -> None:
+    """Merges of tokens without a row are dropped: here all of them."""
     config = {"bos_token_id": 0, "eos_token_id": 0}
     converted_or_refused(make_checkpoint(tmp_path / "model", vocabulary=256, config=config), "f32")
 
 
 @pytest.mark.parametrize("vocabulary", [{}, {END_OF_TEXT: 0}, {"no": 0, "such": 1}])
-def test_a_vocabulary_without_the_bytes_is_refused(vocabulary: dict[str, int], tmp_path: Path) -> None:
-    """No merge could ever be used: a model of which every text is nothing."""
+def test_vocabulary_without_bytes_is_refused(vocabulary: dict[str, int], tmp_path: Path) -> None:
+    """No merge could ever apply: every text would have no tokens."""
     model = make_checkpoint(tmp_path / "model")
     dump(model / "vocab.json", vocabulary)
     with pytest.raises(CheckpointError):
@@ -383,7 +383,7 @@ def test_a_vocabulary_without_the_bytes_is_refused(vocabulary: dict[str, int], t
 
 
 @pytest.mark.parametrize("texts", [("x\0y", "x\0z"), ("a\0", "b\0b"), ("", "[EMPTY_262]")])
-def test_texts_that_are_one_to_llama_cpp_make_no_file_that_it_dies_of(texts: tuple[str, str], tmp_path: Path) -> None:
+def test_tokens_equal_in_llama_cpp_are_refused(texts: tuple[str, str], tmp_path: Path) -> None:
     model = make_checkpoint(tmp_path / "model", vocabulary=len(TOKENS) + 2)
     dump(model / "vocab.json", VOCABULARY | {text: len(TOKENS) + number for number, text in enumerate(texts)})
     converted_or_refused(model, "f32")
@@ -391,7 +391,7 @@ def test_texts_that_are_one_to_llama_cpp_make_no_file_that_it_dies_of(texts: tup
 
 @SOME
 @given(st.data())
-def test_any_index_names_the_shards_or_is_refused(tiny_shards: Path, data: st.DataObject) -> None:
+def test_random_shard_index(tiny_shards: Path, data: st.DataObject) -> None:
     path = tiny_shards / "model.safetensors.index.json"
     content = data.draw(tampered(json.loads(path.read_bytes())))
     with changed(path, json.dumps(content).encode()):
@@ -413,7 +413,7 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @MANY
 @given(st.data())
-def test_a_checkpoint_with_damaged_bytes_is_converted_soundly_or_refused(tiny: Path, data: st.DataObject) -> None:
+def test_damaged_checkpoint(tiny: Path, data: st.DataObject) -> None:
     names = ["config.json", "merges.txt", "vocab.json", "model.safetensors", "model.safetensors"]
     path = tiny / data.draw(st.sampled_from(names))
     with changed(path, data.draw(damaged(path.read_bytes(), front=2500))):
@@ -424,7 +424,7 @@ def test_a_checkpoint_with_damaged_bytes_is_converted_soundly_or_refused(tiny: P
 @pytest.mark.parametrize(
     "name", ["README.md", "config.json", "vocab.json", "merges.txt", "special_tokens_map.json", "model.safetensors"]
 )
-def test_a_file_that_can_not_be_read_is_an_error_of_ours(name: str, tmp_path: Path) -> None:
+def test_unreadable_file_is_reported(name: str, tmp_path: Path) -> None:
     model = make_checkpoint(tmp_path / "model")
     (model / name).unlink(missing_ok=True)
     (model / name).symlink_to("/proc/self/mem")
@@ -445,7 +445,7 @@ def head_bytes(path: Path) -> int:
 
 @MANY
 @given(st.data())
-def test_a_gguf_file_with_damaged_bytes_is_converted_soundly_or_refused(tiny_gguf: Path, data: st.DataObject) -> None:
+def test_damaged_gguf_file(tiny_gguf: Path, data: st.DataObject) -> None:
     content = bytearray(tiny_gguf.read_bytes())
     places = st.integers(0, 900) | st.integers(0, head_bytes(tiny_gguf)) | st.integers(0, len(content) - 1)
     for at, new in data.draw(st.lists(st.tuples(places, st.integers(0, 255)), min_size=1, max_size=3)):
@@ -459,9 +459,7 @@ def test_a_gguf_file_with_damaged_bytes_is_converted_soundly_or_refused(tiny_ggu
 
 @FEW
 @given(st.data())
-def test_a_gguf_file_with_any_value_of_another_type_is_converted_soundly_or_refused(
-    tiny_gguf: Path, data: st.DataObject
-) -> None:
+def test_gguf_value_of_another_type(tiny_gguf: Path, data: st.DataObject) -> None:
     header = read_header(tiny_gguf)
     key = data.draw(st.sampled_from(sorted(header.metadata)))
     floats = st.floats(width=32)
@@ -507,7 +505,7 @@ def sound_importance(path: Path) -> ImportanceMatrix | None:
 
 @MANY
 @given(damaged(importance().encode(), front=700))
-def test_a_damaged_importance_matrix_is_sound_or_refused(tiny: Path, content: bytes) -> None:
+def test_damaged_importance_matrix(tiny: Path, content: bytes) -> None:
     with folder() as place:
         (place / "it.gguf").write_bytes(content)
         if found := sound_importance(place / "it.gguf"):
@@ -534,8 +532,8 @@ except DgptQuantError as error:
 
 @pytest.mark.parametrize("largest", [1e30, 3e38])
 @pytest.mark.parametrize("level", ["iq2_xxs", "iq3_xxs"])
-def test_large_importances_do_not_end_the_process(level: str, largest: float, tmp_path: Path) -> None:
-    """Within a quantizer of llama.cpp's they overflow, and where it finds no grid point it aborts."""
+def test_huge_importance_does_not_abort(level: str, largest: float, tmp_path: Path) -> None:
+    """Some of llama.cpp's quantizers overflow on them, find no grid point, and abort."""
     model = make_checkpoint(tmp_path / "model", layers=1, width=256)
     names = [f"blk.0.{part}.weight" for part in ("attn_qkv", "attn_output", "ffn_up", "ffn_down")]
     columns = {name: 1024 if name == names[-1] else 256 for name in names} | {"token_embd.weight": 256}
@@ -557,7 +555,7 @@ def test_large_importances_do_not_end_the_process(level: str, largest: float, tm
     ],
     ids=["sums", "chunks beyond 64 bits", "chunks beyond 32 bits"],
 )
-def test_what_was_merged_can_be_read_or_is_not_written(parts: list[ImportanceMatrix], tmp_path: Path) -> None:
+def test_merged_importance_is_readable(parts: list[ImportanceMatrix], tmp_path: Path) -> None:
     files = [tmp_path / f"{number}.gguf" for number in range(len(parts))]
     for part, path in zip(parts, files, strict=True):
         part.write(path)
@@ -572,10 +570,8 @@ def test_what_was_merged_can_be_read_or_is_not_written(parts: list[ImportanceMat
 
 @pytest.mark.parametrize("name", ["it.gguf", "i" * 248 + ".gguf"], ids=["usual", "long"])
 @pytest.mark.parametrize("in_the_way", ["nothing", "garbage", "folder"])
-def test_a_partial_file_that_can_not_be_is_no_hindrance_or_an_error_of_ours(
-    name: str, in_the_way: str, tiny: Path, tmp_path: Path
-) -> None:
-    """What is collected is kept beside the output under a longer name."""
+def test_damaged_partial_file(name: str, in_the_way: str, tiny: Path, tmp_path: Path) -> None:
+    """The partial file is next to the output, under a longer name."""
     partial = tmp_path / "new" / f"{name}.partial"
     partial.parent.mkdir()
     if in_the_way != "nothing" and len(partial.name) < 256:
@@ -591,7 +587,7 @@ def test_a_partial_file_that_can_not_be_is_no_hindrance_or_an_error_of_ours(
 
 @pytest.mark.parametrize("dtype", ["F32", "F16"])
 @pytest.mark.parametrize("tensor", ["wte.weight", "h.0.mlp.c_fc.weight", "ln_f.bias"])
-def test_no_importance_is_collected_on_damaged_weights(dtype: Any, tensor: str, tmp_path: Path) -> None:
+def test_importance_of_damaged_weights_is_refused(dtype: Any, tensor: str, tmp_path: Path) -> None:
     shape = {"wte.weight": (262, 64), "ln_f.bias": (64,), "h.0.mlp.c_fc.weight": (64, 256)}[tensor]
     model = make_checkpoint(tmp_path / "model", dtype=dtype, changed={tensor: np.full(shape, np.nan)})
     (tmp_path / "text.txt").write_text("the hen in the pan and the tin " * 20)
@@ -605,7 +601,7 @@ def test_no_importance_is_collected_on_damaged_weights(dtype: Any, tensor: str, 
 
 @MANY
 @given(st.text() | st.sampled_from(list(QUANT_TYPES)).flatmap(lambda name: st.permutations(list(name)).map("".join)))
-def test_any_text_is_a_level_or_a_usage_error(text: str) -> None:
+def test_random_quant_type(text: str) -> None:
     found = attempt(lambda: find_type(text))
     assert found in QUANT_TYPES.values() or (isinstance(found, UsageError) and found.hint)
 
@@ -616,7 +612,7 @@ half_overrides = st.tuples(expressions, st.sampled_from(["q6_k", " Q8_0", "f32",
 
 @MANY
 @given(st.text() | half_overrides)
-def test_any_text_is_an_override_or_a_usage_error(text: str) -> None:
+def test_random_override(text: str) -> None:
     found = attempt(lambda: find_override(text))
     if isinstance(found, DgptQuantError):
         assert isinstance(found, UsageError)
@@ -631,12 +627,12 @@ def test_any_text_is_an_override_or_a_usage_error(text: str) -> None:
     ["[[a]", "[a--b]", "[a||b]", "a{" + "9" * 5000 + "}", "a{99999999999}", "(" * 5000, "(?P<a>)" * 2, "\\", "(?i"],
     ids=range(9),
 )
-def test_an_odd_expression_is_an_override_or_a_usage_error_and_no_warning(expression: str) -> None:
+def test_odd_override_expression(expression: str) -> None:
     found = attempt(lambda: find_override(f"{expression}=q6_k"))
     assert isinstance(found, Override | UsageError)
 
 
-def test_the_damage_is_not_so_bad_that_all_is_refused(tiny: Path, tiny_gguf: Path, tmp_path: Path) -> None:
+def test_some_damaged_inputs_are_accepted(tiny: Path, tiny_gguf: Path, tmp_path: Path) -> None:
     for source in (tiny, tiny_gguf):
         assert converted_or_refused(source, "q8_0")
     shutil.copytree(tiny, tmp_path / "copy")

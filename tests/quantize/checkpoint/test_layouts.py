@@ -1,7 +1,7 @@
-"""Every layout that the Hub has GPT-2 checkpoints in: the converted file computes what the checkpoint says.
+"""All layouts of GPT-2 checkpoints on the Hub: the converted file computes the same as the checkpoint.
 
 A tiny checkpoint of each layout is converted to F32 and computed by the package's reference and by llama.cpp; both are
-compared with `forward.py`, which shares no code with either. What can not be converted is refused by name.
+compared with `forward.py`, which shares no code with them. Unsupported layouts are refused.
 `test_layouts_peer.py` compares the same layouts with Transformers.
 """
 
@@ -42,7 +42,7 @@ END = SIZE - 1
 TEXT = [40, 201, 7, 99, 250, 250, 12, 0, 33, 71, 115, 40, 201, 8, 180, 99, 255, 3, 64, 65]
 UNSCALED = {"scale_attn_weights": False}
 BY_LAYER = {"scale_attn_by_inverse_layer_idx": True}
-FOLDED, NARROWED = 5e-7, 2e-6  # a scale into float32 weights; float64 weights to float32
+FOLDED, NARROWED = 5e-7, 2e-6  # a scale folded into float32 weights; float64 weights to float32
 
 
 Built = Callable[[str], tuple[Path, Path]]
@@ -50,7 +50,7 @@ Built = Callable[[str], tuple[Path, Path]]
 
 @dataclass(frozen=True)
 class Layout:
-    """The arguments of `make_checkpoint`, what is done to the folder then, and what float32 costs in the logits."""
+    """Arguments of `make_checkpoint`, a change of the folder afterwards, and the tolerance of the logits in float32."""
 
     options: Mapping[str, Any] = field(default_factory=dict)
     finish: Callable[[Path], Any] = lambda folder: None
@@ -63,7 +63,7 @@ class Layout:
 
 
 def store_as(dtype_of: Callable[[str], str]) -> Callable[[Path], None]:
-    """Writes `model.safetensors` again, each tensor in the dtype that its name is given."""
+    """Rewrites `model.safetensors` with the given dtype for each tensor."""
     casts: dict[str, Callable[[npt.NDArray[Any]], npt.NDArray[Any]]] = {
         "F64": lambda data: data.astype(np.float64),
         "F32": lambda data: data.astype(np.float32),
@@ -96,7 +96,7 @@ def mixed(name: str) -> str:
 
 
 def add_tokens(folder: Path) -> None:
-    """The way of slow tokenizers: the numbers in one file, the kinds in another, with a gap between them."""
+    """As slow tokenizers save them: ids in one file, kinds in another, with a gap in the ids."""
     write_json(folder / "added_tokens.json", {"<|user|>": SIZE, "smile": SIZE + 3})
     decoder = {str(SIZE): {"content": "<|user|>", "special": True}, str(SIZE + 3): {"content": "smile"}}
     write_json(folder / "tokenizer_config.json", {"added_tokens_decoder": decoder})
@@ -112,7 +112,7 @@ def add_fast_tokens(folder: Path) -> None:
 
 
 BASE_MODEL = {"architectures": ["GPT2Model"]}
-SMALL = {"vocabulary": 259, "config": {"bos_token_id": 0, "eos_token_id": 0}}  # up to "in"; the end of text goes too
+SMALL = {"vocabulary": 259, "config": {"bos_token_id": 0, "eos_token_id": 0}}  # drops all after "in"
 
 LAYOUTS: dict[str, Layout] = {
     # names
@@ -200,7 +200,7 @@ def converted(folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """The checkpoint of a layout and the file it was converted to, made once a session. Not to be changed."""
+    """A layout's checkpoint and converted file, once per session. Tests must not change them."""
     made: dict[str, tuple[Path, Path]] = {}
 
     def build(name: str) -> tuple[Path, Path]:
@@ -213,29 +213,29 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 
 def relative(ours: npt.NDArray[np.floating], expected: npt.NDArray[np.float64]) -> float:
-    """The largest difference, as a part of the logits' spread."""
+    """The largest difference, relative to the spread of the logits."""
     assert ours.shape == expected.shape
     return float(np.abs(ours - expected).max() / expected.std())
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_file_of_every_layout_computes_what_the_checkpoint_says(layout: str, built: Built) -> None:
+def test_every_layout_computes_the_same(layout: str, built: Built) -> None:
     folder, path = built(layout)
     expected, ours = forward(folder, TEXT), from_gguf(path, np.float64)
     assert relative(ours.hidden(TEXT), expected.hidden) < LAYOUTS[layout].rounding
     assert relative(ours.logits(TEXT), expected.logits) < LAYOUTS[layout].rounding
     with Model.load(path, threads=1) as model:
-        # keys, values and the table of GELUs are F16 there
+        # llama.cpp has keys, values and the GELU table in F16
         assert relative(model.logits(TEXT), expected.logits) < 1e-2
 
 
 @pytest.mark.parametrize("switch", [{"scale_attn_weights": True}, {"scale_attn_by_inverse_layer_idx": False}])
-def test_a_switch_that_was_overlooked_would_be_noticed(switch: dict[str, bool], built: Built) -> None:
+def test_oracle_detects_an_ignored_switch(switch: dict[str, bool], built: Built) -> None:
     folder, _ = built("unscaled by layer")
     assert relative(forward(folder, TEXT, **switch).logits, forward(folder, TEXT).logits) > 5e-2
 
 
-def test_an_epsilon_that_was_overlooked_would_be_noticed(built: Built) -> None:
+def test_oracle_detects_an_ignored_epsilon(built: Built) -> None:
     folder, path = built("large epsilon")
     assert relative(forward(folder, TEXT, layer_norm_epsilon=1e-5).logits, forward(folder, TEXT).logits) > 5e-2
     assert read_header(path).metadata["gpt2.attention.layer_norm_epsilon"] == np.float32(0.05)
@@ -267,7 +267,7 @@ def test_an_epsilon_that_was_overlooked_would_be_noticed(built: Built) -> None:
         "both tokenizers",
     ],
 )
-def test_another_layout_of_the_same_model_gives_the_same_file_but_for_its_source(layout: str, built: Built) -> None:
+def test_layouts_give_equal_files_except_the_source_hash(layout: str, built: Built) -> None:
     (_, plain), (_, other) = built("prefixed names"), built(layout)
     assert content(other) == content(plain)
     assert len(read_header(plain).tensors) == 4 + 2 * 12
@@ -275,20 +275,20 @@ def test_another_layout_of_the_same_model_gives_the_same_file_but_for_its_source
 
 
 def content(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Everything in a file but where it came from."""
+    """The content of a file without its source."""
     header, data = read_header(path), path.read_bytes()
     metadata = {key: value for key, value in header.metadata.items() if "source" not in key}
     return metadata, {t.name: data[t.start : t.start + t.nbytes] for t in header.tensors.values()}
 
 
 @pytest.mark.parametrize("layout", ["head of its own", "head of its own, bare names", "head of its own, not said"])
-def test_a_head_of_its_own_is_in_the_file(layout: str, built: Built) -> None:
+def test_untied_output_matrix_is_written(layout: str, built: Built) -> None:
     _, path = built(layout)
     assert read_header(path).tensors["output.weight"].shape == (SIZE, 64)
 
 
 @pytest.mark.parametrize(("layout", "inner"), [("n_inner smaller", 56), ("n_inner larger", 600), ("n_inner null", 256)])
-def test_the_inner_width_is_the_configs(layout: str, inner: int, built: Built) -> None:
+def test_inner_width_from_the_config(layout: str, inner: int, built: Built) -> None:
     header = read_header(built(layout)[1])
     assert header.metadata["gpt2.feed_forward_length"] == inner
     assert header.tensors["blk.1.ffn_up.weight"].shape == (inner, 64)
@@ -296,7 +296,7 @@ def test_the_inner_width_is_the_configs(layout: str, inner: int, built: Built) -
 
 
 @pytest.mark.parametrize("layout", ["n_positions only", "n_positions and n_ctx", "n_ctx only"])
-def test_the_context_is_as_long_as_the_position_embedding(layout: str, built: Built) -> None:
+def test_context_length(layout: str, built: Built) -> None:
     path = built(layout)[1]
     assert read_header(path).metadata["gpt2.context_length"] == 64
     with Model.load(path, threads=1) as model:
@@ -318,7 +318,7 @@ def test_rows_without_a_token_get_an_unused_one(built: Built) -> None:
 
 
 @pytest.mark.parametrize("layout", ["small vocabulary", "small vocabulary, tokenizer.json"])
-def test_tokens_without_a_row_are_left_out_and_the_merges_that_make_them(
+def test_tokens_without_a_row_and_their_merges_are_dropped(
     layout: str, built: Built, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder, path = built(layout)
@@ -330,7 +330,7 @@ def test_tokens_without_a_row_are_left_out_and_the_merges_that_make_them(
         tokens = model.tokenize(f"the man in then the{END_OF_TEXT}")
         assert max(tokens) < model.vocabulary == 259
         assert model.detokenize(tokens) == f"the man in then the{END_OF_TEXT}"
-        # what would be Ġthe and an stays in two
+        # Ġthe and an are split in two
         assert [TOKENS[token] for token in model.tokenize(" the an")] == ["Ġt", "he", "Ġ", "a", "n"]
     caplog.clear()
     with caplog.at_level(logging.WARNING):
@@ -338,12 +338,12 @@ def test_tokens_without_a_row_are_left_out_and_the_merges_that_make_them(
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert record.name.startswith("dgpt2_quant.")
-    assert f"{folder}: left out, for the embedding has 259 rows: 3 tokens" in record.getMessage()
+    assert f"{folder}: the embedding has 259 rows, so 3 tokens are dropped" in record.getMessage()
     assert all(repr(token) in record.getMessage() for token in TOKENS[259:])
 
 
 @pytest.mark.parametrize("layout", ["added tokens", "added tokens, tokenizer.json"])
-def test_added_tokens_are_of_their_kind_and_gaps_between_them_unused(layout: str, built: Built) -> None:
+def test_added_token_types_and_gaps(layout: str, built: Built) -> None:
     path = built(layout)[1]
     assert tokens_of(path)[SIZE:] == [
         ("<|user|>", TokenType.CONTROL),
@@ -359,14 +359,14 @@ def test_added_tokens_are_of_their_kind_and_gaps_between_them_unused(layout: str
         assert model.detokenize(tokens) == "a smile"
 
 
-def test_an_added_token_beyond_the_embedding_is_text_like_any_other(built: Built) -> None:
+def test_added_token_without_a_row_is_plain_text(built: Built) -> None:
     path = built("added tokens beyond the embedding")[1]
     assert tokens_of(path)[END:] == [(END_OF_TEXT, TokenType.CONTROL), ("<|user|>", TokenType.CONTROL)]
     with Model.load(path, threads=1) as model:
         assert [TOKENS[token] for token in model.tokenize("smile")] == list("smile")
 
 
-def test_only_what_a_tokenizer_needs_has_to_be_there(built: Built) -> None:
+def test_minimal_tokenizer_files(built: Built) -> None:
     rest = {"config.json", "model.safetensors", "out"}
     assert {path.name for path in built("tokenizer.json only")[0].iterdir()} == {"tokenizer.json"} | rest
     files = {"vocab.json", "merges.txt"} | rest
@@ -374,8 +374,8 @@ def test_only_what_a_tokenizer_needs_has_to_be_there(built: Built) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16", "F64"])
-def test_an_embedding_that_is_read_in_pieces_comes_over_whole(dtype: Any, tmp_path: Path) -> None:
-    """A large tensor is read some rows at a time: 2.6 million weights, in rows that no power of two divides."""
+def test_large_embedding_is_read_in_parts(dtype: Any, tmp_path: Path) -> None:
+    """2.6 million weights, read some rows at a time, in rows of a size that is not a multiple of a power of 2."""
     folder = make_checkpoint(
         tmp_path / "model", layers=1, width=60, vocabulary=43_211, dtype=dtype, head="untied", context=8
     )
@@ -387,7 +387,7 @@ def test_an_embedding_that_is_read_in_pieces_comes_over_whole(dtype: Any, tmp_pa
 
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
 @pytest.mark.parametrize("shards", [1, 3])
-def test_weights_come_over_bit_by_bit_where_float32_holds_them(dtype: Any, shards: int, tmp_path: Path) -> None:
+def test_f32_weights_are_bit_identical(dtype: Any, shards: int, tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "model", dtype=dtype, shards=shards)
     stored, ours = read_weights(folder), from_gguf(converted(folder), np.float64).weights
     np.testing.assert_array_equal(ours["token_embd.weight"], stored["wte.weight"])
@@ -396,8 +396,8 @@ def test_weights_come_over_bit_by_bit_where_float32_holds_them(dtype: Any, shard
 
 
 @pytest.mark.parametrize("n_head", [None, 6])
-def test_heads_by_the_other_name_that_transformers_takes_are_not_overlooked(n_head: int | None, tmp_path: Path) -> None:
-    """`num_attention_heads` is n_head to Transformers. No shape tells the number of heads: it is read, or refused."""
+def test_num_attention_heads_alias(n_head: int | None, tmp_path: Path) -> None:
+    """`num_attention_heads` is Transformers' alias of n_head, which no shape reveals."""
     config = {"n_head": n_head, "num_attention_heads": 4}
     folder = make_checkpoint(tmp_path / "model", width=48, config=config)
     expected = forward(folder, TEXT, n_head=4).logits
@@ -409,7 +409,7 @@ def test_heads_by_the_other_name_that_transformers_takes_are_not_overlooked(n_he
     assert difference < 1e-9 or "num_attention_heads" in refused
 
 
-def test_a_head_that_differs_in_one_weight_is_kept(tmp_path: Path) -> None:
+def test_output_matrix_that_differs_in_one_weight_is_kept(tmp_path: Path) -> None:
     def touch(folder: Path) -> None:
         tensors = load_file(folder / "model.safetensors")
         tensors["lm_head.weight"][SIZE - 1, 63] += 0.5
@@ -422,7 +422,7 @@ def test_a_head_that_differs_in_one_weight_is_kept(tmp_path: Path) -> None:
 
 
 def refusal(folder: Path) -> str:
-    """What is said when the checkpoint is converted: into a new folder, and into one that has something in it."""
+    """The message of a failed conversion, into a new folder and into one with files."""
     kept = folder / "full" / "kept.txt"
     kept.parent.mkdir()
     kept.write_text("mine")
@@ -435,7 +435,7 @@ def refusal(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu", "silu", "swish", "tanh", "quick_gelu", "GELU_NEW", "", 7, None])
-def test_an_activation_that_is_no_tanh_gelu_is_refused_by_name(activation: Any, tmp_path: Path) -> None:
+def test_other_activations_are_refused(activation: Any, tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "model")
     set_config(folder, activation_function=activation)
     message = refusal(folder)
@@ -455,9 +455,7 @@ def test_an_activation_that_is_no_tanh_gelu_is_refused_by_name(activation: Any, 
         ({"model_type": None}, "model_type None"),
     ],
 )
-def test_a_config_of_something_else_is_refused_by_what_it_says(
-    config: dict[str, Any], words: str, tmp_path: Path
-) -> None:
+def test_other_model_types_are_refused(config: dict[str, Any], words: str, tmp_path: Path) -> None:
     assert words in refusal(make_checkpoint(tmp_path / "model", config=config))
 
 
@@ -466,36 +464,36 @@ WEIGHTS = list(random_tensors(0, 1, 64, 256, 64, SIZE))
 
 @pytest.mark.parametrize("prefix", ["transformer.", ""])
 @pytest.mark.parametrize("name", WEIGHTS)
-def test_every_tensor_is_missed_by_its_name(name: str, prefix: str, tmp_path: Path) -> None:
+def test_every_missing_tensor_is_named(name: str, prefix: str, tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "model", layers=1, prefix=prefix, changed={name: None})
-    assert f"has no tensor {prefix + name!r}" in refusal(folder)
+    assert f"lacks the tensor {prefix + name!r}" in refusal(folder)
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
-def test_every_tensor_of_a_wrong_shape_is_named_with_both_shapes(name: str, tmp_path: Path) -> None:
+def test_every_misshapen_tensor_is_named(name: str, tmp_path: Path) -> None:
     shape = list(random_tensors(0, 1, 64, 256, 64, SIZE)[name].shape)
     wrong = [*shape[:-1], shape[-1] + 1]
     folder = make_checkpoint(tmp_path / "model", layers=1, changed={name: np.zeros(wrong)})
     message = refusal(folder)
     assert f"'transformer.{name}'" in message
-    assert f"{wrong}; config.json calls for {shape}" in message
+    assert f"{wrong}; config.json implies {shape}" in message
 
 
 @pytest.mark.parametrize("name", ["attn.c_attn", "mlp.c_fc", "mlp.c_proj"])
-def test_a_matrix_that_was_transposed_already_is_refused(name: str, tmp_path: Path) -> None:
+def test_transposed_matrix_is_refused(name: str, tmp_path: Path) -> None:
     name = f"h.0.{name}.weight"
     data = random_tensors(0, 1, 64, 256, 64, SIZE)[name].T
     folder = make_checkpoint(tmp_path / "model", layers=1, changed={name: data})
     assert f"'transformer.{name}' has the shape {list(data.shape)}" in refusal(folder)
 
 
-def test_a_head_of_another_shape_is_named(tmp_path: Path) -> None:
+def test_misshapen_output_matrix_is_named(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "model", prefix="", changed={"lm_head.weight": np.ones((SIZE + 1, 64))})
     assert f"'lm_head.weight' has the shape [{SIZE + 1}, 64]" in refusal(folder)
 
 
 def spoil(folder: Path, key: str, value: float) -> None:
-    """Puts the value into the middle of a stored tensor, whatever its dtype."""
+    """Overwrites the middle value of a stored tensor, whatever its dtype."""
     path = folder / "model.safetensors"
     content = bytearray(path.read_bytes())
     length = int.from_bytes(content[:8], "little")
@@ -520,9 +518,7 @@ def spoil(folder: Path, key: str, value: float) -> None:
         "transformer.h.0.mlp.c_proj.weight",
     ],
 )
-def test_a_value_that_is_not_finite_is_refused_in_every_dtype(
-    key: str, value: float, dtype: Any, tmp_path: Path
-) -> None:
+def test_non_finite_value_is_refused_in_every_dtype(key: str, value: float, dtype: Any, tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "model", layers=1, dtype=dtype)
     spoil(folder, key, value)
     message = refusal(folder)
@@ -531,7 +527,7 @@ def test_a_value_that_is_not_finite_is_refused_in_every_dtype(
 
 
 @pytest.mark.parametrize("key", [*WEIGHTS, "lm_head.weight"])
-def test_a_nan_in_any_tensor_is_refused_by_its_name(key: str, tmp_path: Path) -> None:
+def test_nan_names_the_tensor(key: str, tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "model", layers=1, prefix="", head="untied", config=UNSCALED)
     spoil(folder, key, np.nan)
     message = refusal(folder)
@@ -540,20 +536,20 @@ def test_a_nan_in_any_tensor_is_refused_by_its_name(key: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("key", ["transformer.wte.weight", "lm_head.weight"])
-def test_a_nan_in_one_of_two_heads_that_were_the_same_is_refused(key: str, tmp_path: Path) -> None:
+def test_nan_in_the_output_matrix_is_refused(key: str, tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "model", layers=1, head="tied")
     spoil(folder, key, np.nan)
     assert f"tensor {key!r}" in refusal(folder)
 
 
-def test_a_value_beyond_float32_is_refused(tmp_path: Path) -> None:
+def test_float64_overflow_is_refused(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "model", layers=1, dtype="F64")
     spoil(folder, "transformer.wpe.weight", 1e300)
     assert "tensor 'transformer.wpe.weight'" in refusal(folder)
 
 
 @pytest.mark.parametrize("dtype", ["F32", "BF16", "F64"])
-def test_a_query_that_leaves_float32_when_its_scale_is_folded_in_is_refused(dtype: Any, tmp_path: Path) -> None:
+def test_folded_query_overflow_is_refused(dtype: Any, tmp_path: Path) -> None:
     key = "transformer.h.0.attn.c_attn.bias"
     big = np.full(192, 3e38)
     folder = make_checkpoint(
@@ -563,7 +559,7 @@ def test_a_query_that_leaves_float32_when_its_scale_is_folded_in_is_refused(dtyp
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_what_a_mask_buffer_holds_does_not_matter(value: float, tmp_path: Path) -> None:
+def test_mask_buffers_are_ignored(value: float, tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "model", layers=1, masks=True)
     spoil(folder, "transformer.h.0.attn.bias", value)
     path = converted(folder)
@@ -571,7 +567,7 @@ def test_what_a_mask_buffer_holds_does_not_matter(value: float, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_a_missing_shard_is_named(number: int, tmp_path: Path) -> None:
+def test_missing_shard_is_named(number: int, tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "model", shards=2)
     name = f"model-0000{number}-of-00002.safetensors"
     (folder / name).unlink()

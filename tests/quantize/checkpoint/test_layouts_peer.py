@@ -1,7 +1,4 @@
-"""The layouts of `test_layouts.py` as Transformers itself computes them: the file is the model that its users know.
-
-Neither PyTorch nor Transformers is a dependency: without them these tests are skipped.
-"""
+"""The layouts of `test_layouts.py`, compared with the logits and hidden states that Transformers computes."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,43 +13,49 @@ from ..checkpoints import make_checkpoint
 from ..forward import forward
 from .test_layouts import LAYOUTS, TEXT, converted, relative
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
 pytestmark = pytest.mark.peer
 
-# What Transformers has to be told: it does not know the old n_ctx, and takes the default of 1024 instead.
-TOLD: dict[str, dict[str, Any]] = {"n_ctx only": {"n_positions": 64}}
+# Transformers ignores the old key n_ctx and would take its default of 1024 positions.
+OPTIONS: dict[str, dict[str, Any]] = {"n_ctx only": {"n_positions": 64}}
 
 
 @pytest.fixture(autouse=True)
-def _quietly() -> Iterator[None]:
-    transformers.utils.logging.disable_progress_bar()
+def _no_progress_bars() -> Iterator[None]:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     yield
-    transformers.utils.logging.enable_progress_bar()
+    logging.enable_progress_bar()
 
 
 def load(kind: str, folder: Path, **options: Any) -> Any:
+    import torch
+    import transformers
+
     return getattr(transformers, kind).from_pretrained(folder, dtype=torch.float64, **options)
 
 
 def logits_of(model: Any) -> npt.NDArray[np.float64]:
+    import torch
+
     with torch.no_grad():
         result: npt.NDArray[np.float64] = model(torch.tensor([TEXT])).logits[0].numpy()
     return result
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_file_of_every_layout_computes_what_transformers_does(layout: str, tmp_path: Path) -> None:
+def test_every_layout_gives_the_logits_of_transformers(layout: str, tmp_path: Path) -> None:
+    import torch
+
     folder = LAYOUTS[layout].make(tmp_path / "model")
-    told = TOLD.get(layout, {})
-    logits = logits_of(load("GPT2LMHeadModel", folder, **told))
+    options = OPTIONS.get(layout, {})
+    logits = logits_of(load("GPT2LMHeadModel", folder, **options))
     with torch.no_grad():
-        hidden = load("GPT2Model", folder, **told)(torch.tensor([TEXT])).last_hidden_state[0].numpy()
+        hidden = load("GPT2Model", folder, **options)(torch.tensor([TEXT])).last_hidden_state[0].numpy()
     ours, independent = from_gguf(converted(folder), np.float64), forward(folder, TEXT)
     assert relative(ours.logits(TEXT), logits) < LAYOUTS[layout].rounding
     assert relative(ours.hidden(TEXT), hidden) < LAYOUTS[layout].rounding
-    # the yardstick of the tests that run without Transformers
+    # `forward` stands in for Transformers in the tests that run without it
     assert relative(independent.logits, logits) < 1e-12
     assert relative(independent.hidden, hidden) < 1e-12
 
@@ -66,8 +69,11 @@ def test_attention_by_either_implementation_is_the_same(layout: str, tmp_path: P
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_what_transformers_saves_itself_is_converted(tied: bool, tmp_path: Path) -> None:
-    """A model of its own making: GPT2LMHeadModel with a tied or an own head, written by `save_pretrained`."""
+def test_a_checkpoint_that_transformers_saves_is_converted(tied: bool, tmp_path: Path) -> None:
+    """GPT2LMHeadModel with a tied or a separate head, written by `save_pretrained`."""
+    import torch
+    import transformers
+
     torch.manual_seed(0)
     config = transformers.GPT2Config(
         vocab_size=262, n_positions=64, n_embd=48, n_layer=3, n_head=4, tie_word_embeddings=tied
@@ -79,6 +85,9 @@ def test_what_transformers_saves_itself_is_converted(tied: bool, tmp_path: Path)
 
 
 def test_a_base_model_that_transformers_saves_is_converted(tmp_path: Path) -> None:
+    import torch
+    import transformers
+
     torch.manual_seed(0)
     config = transformers.GPT2Config(vocab_size=262, n_positions=64, n_embd=48, n_layer=2, n_head=4)
     model = transformers.GPT2Model(config).eval()

@@ -1,4 +1,4 @@
-"""What models and files are called: no two recipes share a default name, and no commit or step names a model."""
+"""Names of models and files: default names differ by recipe, and are never a commit or step number."""
 
 import shutil
 from pathlib import Path
@@ -10,7 +10,8 @@ from dgpt2_quant.quantize.calibration import calibration
 from dgpt2_quant.quantize.calibration import collect as calibrate
 from dgpt2_quant.quantize.checkpoint.naming import clean_name, folder_name, name_of_file
 from dgpt2_quant.quantize.checkpoint.resolve import resolve
-from dgpt2_quant.quantize.convert import ConvertedFile, convert
+from dgpt2_quant.quantize.convert import convert
+from dgpt2_quant.quantize.converted_file import ConvertedFile
 
 from ..checkpoints import make_checkpoint
 
@@ -34,8 +35,8 @@ def name_in(file: ConvertedFile) -> object:
     return metadata["general.name"]
 
 
-def test_each_recipe_has_a_name_of_its_own(model: str, tmp_path: Path) -> None:
-    """All into one folder, none of them with --overwrite."""
+def test_file_names_contain_the_recipe(model: str, tmp_path: Path) -> None:
+    """All are written to one folder without --overwrite."""
     out = tmp_path / "out"
     files = convert(model, type="q4_0", output=out) + convert(model, type=["f16", "q4_0"], recipe="lean", output=out)
     files += convert(model, target_bpw=12.0, output=out) + convert(model, target_size="40kB", output=out)
@@ -43,7 +44,7 @@ def test_each_recipe_has_a_name_of_its_own(model: str, tmp_path: Path) -> None:
     names = [Path(file.path).name for file in files]
     assert names == [
         "tiny.Q4_0.gguf",
-        "tiny.F16.gguf",  # where lean changes nothing, the file is the stock one
+        "tiny.F16.gguf",  # lean does not change F16, so the name is that of stock
         "tiny.lean.Q4_0.gguf",
         "tiny.search-12bpw.gguf",
         "tiny.search-0.04MB.gguf",
@@ -77,7 +78,7 @@ def test_each_recipe_has_a_name_of_its_own(model: str, tmp_path: Path) -> None:
         ("my model", "", "my-model"),
     ],
 )
-def test_a_folder_gives_its_name(path: str, card: str, name: str, tmp_path: Path) -> None:
+def test_name_from_a_folder(path: str, card: str, name: str, tmp_path: Path) -> None:
     folder = tmp_path / path
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
@@ -86,7 +87,7 @@ def test_a_folder_gives_its_name(path: str, card: str, name: str, tmp_path: Path
     assert resolve(str(folder)).name == resolve(f"{folder}/").name == name
 
 
-def test_a_working_directory_gives_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_name_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "my-gpt2" / "checkpoint-10"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
@@ -97,7 +98,7 @@ def test_a_working_directory_gives_its_own_name(tmp_path: Path, monkeypatch: pyt
     assert folder_name(Path("/")) == "model"
 
 
-def test_a_name_that_is_given_is_taken(model: str, tmp_path: Path) -> None:
+def test_given_name_is_used(model: str, tmp_path: Path) -> None:
     (named,) = convert(model, type="f16", name="My Stories/v2", output=tmp_path)
     assert (Path(named.path).name, name_in(named)) == ("My-Stories-v2.F16.gguf", "My Stories/v2")
     (kept,) = convert(named.path, type="q8_0", output=tmp_path)
@@ -105,11 +106,11 @@ def test_a_name_that_is_given_is_taken(model: str, tmp_path: Path) -> None:
     (other,) = convert(named.path, type="q8_0", name="other", output=tmp_path)
     assert (Path(other.path).name, name_in(other)) == ("other.Q8_0.gguf", "other")
     for name in ("", "  ", "a\nb", "a\0b"):
-        with pytest.raises(UsageError, match="cannot be a model's name"):
+        with pytest.raises(UsageError, match="`name` cannot be"):
             convert(model, type="f16", name=name, output=tmp_path)
 
 
-def test_names_fit_into_file_names() -> None:
+def test_names_are_valid_in_file_names() -> None:
     assert clean_name("../../etc/passwd") == "etc-passwd"
     assert clean_name(".hidden") == "hidden"
     assert clean_name("-o") == "o"
@@ -133,5 +134,5 @@ def test_names_fit_into_file_names() -> None:
         ("model", "model"),
     ],
 )
-def test_a_file_gives_its_models_name(stem: str, name: str) -> None:
+def test_name_from_a_file(stem: str, name: str) -> None:
     assert name_of_file(stem) == name

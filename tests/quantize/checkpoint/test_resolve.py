@@ -1,7 +1,7 @@
-"""MODEL -> checkpoint folder: local names in this process, the Hub over real HTTP against `fake_hub`.
+"""Resolving MODEL: local names in this process, Hub names over real HTTP against `fake_hub`.
 
-huggingface_hub reads its environment when it is imported, so what touches it runs in a child process with a Hub
-cache of its own. A child makes several calls, because most of its time is that import.
+huggingface_hub reads its environment when it is imported, so such calls run in a child process with its own Hub cache.
+A child makes several calls, because most of its time is that import.
 """
 
 import importlib.util
@@ -60,7 +60,7 @@ def hub() -> Iterator[FakeHub]:
 def run(
     home: Path, endpoint: str, *calls: dict[str, Any], prefix: tuple[str, ...] = (), **environment: str
 ) -> list[dict[str, Any]]:
-    """The results of the calls of `resolve`, made in one child process with its Hub cache at `home`."""
+    """Results of calls of `resolve` in one child process with its Hub cache at `home`."""
     outer = {k: v for k, v in os.environ.items() if not k.upper().endswith("_PROXY")}
     outer = {k: v for k, v in outer.items() if not k.startswith(("HF_", "HUGGING", "TRANSFORMERS_", "XDG_"))}
     settings = ("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS")
@@ -75,7 +75,7 @@ def content(folder: str) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
-def test_a_download_takes_the_checkpoint_and_nothing_else(hub: FakeHub, tmp_path: Path) -> None:
+def test_download_fetches_only_checkpoint_files(hub: FakeHub, tmp_path: Path) -> None:
     extra = {
         "onnx/config.json": b"{}",
         "onnx/model.safetensors": b"-",
@@ -93,7 +93,7 @@ def test_a_download_takes_the_checkpoint_and_nothing_else(hub: FakeHub, tmp_path
         assert request.headers["user-agent"].startswith(f"dgpt2-quant/{version('dgpt2-quant')};")
 
 
-def test_what_is_cached_needs_no_network(hub: FakeHub, tmp_path: Path) -> None:
+def test_cached_model_needs_no_network(hub: FakeHub, tmp_path: Path) -> None:
     hub.repositories["owner/cached"] = Repository(CHECKPOINT)
     home = tmp_path / "home"
     [fresh] = run(home, hub.url, {"model": "owner/cached"})
@@ -111,22 +111,22 @@ def test_what_is_cached_needs_no_network(hub: FakeHub, tmp_path: Path) -> None:
     assert len(hub.requests) == seen
 
 
-def test_a_hub_out_of_reach_leaves_the_cache_and_a_warning(hub: FakeHub, tmp_path: Path) -> None:
+def test_unreachable_hub_falls_back_to_the_cache(hub: FakeHub, tmp_path: Path) -> None:
     hub.repositories["owner/kept"] = Repository(CHECKPOINT)
     home = tmp_path / "home"
     [fresh] = run(home, hub.url, {"model": "owner/kept"})
     [kept, other] = run(home, closed_port(), {"model": "owner/kept"}, {"model": "owner/other"})
     assert kept["folder"] == fresh["folder"]
-    assert f"taking commit {COMMIT} from the cache" in kept["stderr"]
+    assert f"using commit {COMMIT} from the cache" in kept["stderr"]
     assert other["error"] == "ModelNotFoundError"
     assert "ConnectError" in other["message"]
-    assert "-m storybook" in other["hint"]
+    assert "storybook" in other["hint"]
     hub.repositories["owner/kept"] = Repository(CHECKPOINT, refusal=Refusal(503))
     [kept] = run(home, hub.url, {"model": "owner/kept"})
     assert kept["folder"] == fresh["folder"]
 
 
-def test_an_incomplete_snapshot_is_not_taken_for_a_checkpoint(hub: FakeHub, tmp_path: Path) -> None:
+def test_incomplete_snapshot_is_not_used(hub: FakeHub, tmp_path: Path) -> None:
     hub.repositories["owner/shards"] = Repository(SHARDED)
     call = {"model": "owner/shards", "prefer_cache": True}
     home = tmp_path / "home"
@@ -143,8 +143,8 @@ def test_an_incomplete_snapshot_is_not_taken_for_a_checkpoint(hub: FakeHub, tmp_
         assert content(source["folder"]) == SHARDED
 
 
-def test_a_download_that_is_cut_goes_on_where_it_was(hub: FakeHub, tmp_path: Path) -> None:
-    """The library keeps whole blocks of 10 MiB, and within one call: the rest of a block is asked for again."""
+def test_interrupted_download_resumes(hub: FakeHub, tmp_path: Path) -> None:
+    """huggingface_hub keeps whole blocks of 10 MiB within one call, and requests the rest of a block again."""
     block, weights = 10 * 2**20, bytes(range(256)) * (11 * 2**12)
     files = CHECKPOINT | {"model.safetensors": weights}
     hub.repositories["owner/cut"] = Repository(files, cut_after=block + 2**19)
@@ -157,7 +157,7 @@ def test_a_download_that_is_cut_goes_on_where_it_was(hub: FakeHub, tmp_path: Pat
 
 @pytest.fixture(scope="module")
 def failures(hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """By what was asked for: how `resolve` failed, the Hub cache being empty and the token unset."""
+    """Failures of `resolve` by name, with an empty Hub cache and no token."""
     hub.repositories |= {
         "owner/good": Repository(CHECKPOINT),
         "owner/gated": Repository(CHECKPOINT, refusal=Refusal(403, "GatedRepo")),
@@ -183,7 +183,7 @@ def failures(hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     ("asked", "error", "message", "hint"),
     [
         ("owner/missing", "ModelNotFoundError", "no model owner/missing", "HF_TOKEN"),
-        ("owner/distilgtp2", "ModelNotFoundError", "no model owner/distilgtp2", "spelled distilgpt2?"),
+        ("owner/distilgtp2", "ModelNotFoundError", "no model owner/distilgtp2", "mean distilgpt2?"),
         ("owner/gated", "ModelNotFoundError", "owner/gated is gated", "/owner/gated and set HF_TOKEN"),
         ("owner/gated-files", "ModelNotFoundError", "is gated", "Accept its terms"),
         ("owner/bad-token", "ModelNotFoundError", "Invalid credentials", "unset it"),
@@ -192,18 +192,18 @@ def failures(hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -> dict[str
             "owner/down",
             "ModelNotFoundError",
             "answers 503 for owner/down: Service Unavailable",
-            "-m storybook",
+            "storybook",
         ),
-        ("owner/no-list", "ModelNotFoundError", "answers 403 for owner/no-list: not from here", "-m storybook"),
+        ("owner/no-list", "ModelNotFoundError", "answers 403 for owner/no-list: not from here", "storybook"),
         ("owner/lost-file", "ModelNotFoundError", "answers 404 for owner/lost-file", "Try again later"),
-        ("owner/silent", "ModelNotFoundError", "Timeout", "-m storybook"),
+        ("owner/silent", "ModelNotFoundError", "Timeout", "storybook"),
         ("owner/old", "CheckpointError", "no model.safetensors, only pytorch_model.bin", "save_pretrained()"),
         ("owner/gguf", "CheckpointError", "no config.json, only it.Q4_K_M.gguf", "original model"),
         ("bad name", "ModelNotFoundError", "'bad name' is neither a folder nor a Hub name", "storybook"),
         ("a--b", "ModelNotFoundError", "'a--b' is neither a folder nor a Hub name", "storybook"),
     ],
 )
-def test_a_failure_says_what_it_was_and_what_to_do(
+def test_hub_failures_are_explained(
     failures: dict[str, dict[str, Any]], asked: str, error: str, message: str, hint: str
 ) -> None:
     answer = failures[asked]
@@ -213,20 +213,20 @@ def test_a_failure_says_what_it_was_and_what_to_do(
 
 
 @pytest.mark.usefixtures("failures")
-def test_a_repository_without_safetensors_is_not_downloaded(hub: FakeHub) -> None:
+def test_repository_without_safetensors_is_refused(hub: FakeHub) -> None:
     assert hub.downloads("owner/old") == []
 
 
 @pytest.mark.skipif(importlib.util.find_spec("hf_xet") is None, reason="hf_xet is not made for this processor")
-def test_a_failure_of_the_xet_store_names_the_way_around_it(hub: FakeHub, tmp_path: Path) -> None:
+def test_xet_failure_suggests_plain_http(hub: FakeHub, tmp_path: Path) -> None:
     hub.repositories["owner/xet"] = Repository(CHECKPOINT, xet=True)
     [answer] = run(tmp_path / "home", hub.url, {"model": "owner/xet"}, HF_HUB_DISABLE_XET="0")
     assert answer["error"] == "ModelNotFoundError"
-    assert "the download of owner/xet broke off" in answer["message"]
+    assert "the download of owner/xet was interrupted" in answer["message"]
     assert "HF_HUB_DISABLE_XET=1" in answer["hint"]
 
 
-def test_a_cache_that_can_not_be_written(hub: FakeHub, tmp_path: Path) -> None:
+def test_unwritable_hub_cache(hub: FakeHub, tmp_path: Path) -> None:
     hub.repositories["owner/model"] = Repository(CHECKPOINT)
     home = tmp_path / "home"
     home.write_text("a file where the folder should be")
@@ -236,8 +236,8 @@ def test_a_cache_that_can_not_be_written(hub: FakeHub, tmp_path: Path) -> None:
     assert "HF_HOME" in answer["hint"]
 
 
-def test_a_full_disk(hub: FakeHub, tmp_path: Path) -> None:
-    """The Hub cache on a file system of 256 KiB, which takes a mount namespace of the child's own."""
+def test_full_disk(hub: FakeHub, tmp_path: Path) -> None:
+    """The Hub cache is on a file system of 256 KiB, in a separate mount namespace."""
     home = tmp_path / "home"
     home.mkdir()
     own = ("unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=256k tmpfs "$0" && exec "$@"', str(home))
@@ -247,10 +247,10 @@ def test_a_full_disk(hub: FakeHub, tmp_path: Path) -> None:
     [answer] = run(home, hub.url, {"model": "owner/large"}, prefix=own)
     assert answer["error"] == "OutputError"
     assert answer["message"].endswith("No space left on device")
-    assert "Make room" in answer["hint"]
+    assert "Free some space" in answer["hint"]
 
 
-def test_short_names_are_hub_names(tmp_path: Path) -> None:
+def test_short_names(tmp_path: Path) -> None:
     names = {
         "distilgpt2": "distilbert/distilgpt2",
         "gpt2": "openai-community/gpt2",
@@ -265,20 +265,20 @@ def test_short_names_are_hub_names(tmp_path: Path) -> None:
     ):
         assert answer["error"] == "ModelNotFoundError"
         assert f"offline, and {repository} (revision main)" in answer["message"]
-        assert "-m storybook" in answer["hint"]
+        assert "storybook" in answer["hint"]
 
 
 @pytest.mark.parametrize(
     ("model", "other"),
     [
-        ("gpt2", "-m openai-community/gpt2"),
+        ("gpt2", "openai-community/gpt2"),
         ("storybook", "the bundled checkpoint"),
-        ("distilbert/distilgpt2", "-m distilgpt2"),
+        ("distilbert/distilgpt2", "(distilgpt2)"),
         ("owner/cached", "on the Hub"),
     ],
 )
-def test_a_folder_goes_before_the_name_and_this_is_said(hub: FakeHub, tmp_path: Path, model: str, other: str) -> None:
-    """As Transformers takes it; a revision, which no folder has, means the Hub."""
+def test_folder_takes_precedence_with_a_warning(hub: FakeHub, tmp_path: Path, model: str, other: str) -> None:
+    """As in Transformers; with a revision, the name means the Hub."""
     home = tmp_path / "home"
     if model == "owner/cached":
         hub.repositories[model] = Repository(CHECKPOINT)
@@ -287,7 +287,7 @@ def test_a_folder_goes_before_the_name_and_this_is_said(hub: FakeHub, tmp_path: 
     (tmp_path / model / "config.json").write_text("{}")
     [answer] = run(home, closed_port(), {"model": model})
     assert (answer["folder"], answer["repository"]) == (str((tmp_path / model).resolve()), None)
-    assert f"{model} names a folder here" in answer["stderr"]
+    assert f"{model} is a folder here" in answer["stderr"]
     assert other in answer["stderr"]
     [plain] = run(home, closed_port(), {"model": f"./{model}"})
     assert plain["folder"] == answer["folder"]
@@ -298,11 +298,11 @@ def test_a_folder_goes_before_the_name_and_this_is_said(hub: FakeHub, tmp_path: 
     else:
         assert pinned["error"] == ("UsageError" if model == "storybook" else "ModelNotFoundError")
     if model != "storybook":
-        assert "but --revision" in pinned["stderr"]
+        assert "but `revision`" in pinned["stderr"]
 
 
-def test_a_folder_that_is_only_a_folder_needs_no_words(tmp_path: Path) -> None:
-    """Nor does one that holds no checkpoint, such as our own outputs, take a name away."""
+def test_unambiguous_folder_gives_no_warning(tmp_path: Path) -> None:
+    """A folder without a checkpoint, such as an output folder, does not hide a name either."""
     for name in ("out/tiny", "storybook"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "out" / "tiny" / "config.json").write_text("{}")
@@ -312,11 +312,11 @@ def test_a_folder_that_is_only_a_folder_needs_no_words(tmp_path: Path) -> None:
     assert ours["stderr"] == ""
     (tmp_path / "storybook" / "model.safetensors").touch()
     [bundled] = run(tmp_path / "home", closed_port(), {"model": "storybook"})
-    assert "the folder storybook here is passed over: it has no config.json" in bundled["stderr"]
+    assert "ignoring the folder storybook here: it has no config.json" in bundled["stderr"]
 
 
 @pytest.mark.parametrize("installed", [True, False])
-def test_storybook_is_found_as_data_and_needs_no_other_package(tmp_path: Path, installed: bool) -> None:
+def test_storybook_needs_no_other_package(tmp_path: Path, installed: bool) -> None:
     package, demo = tmp_path / "dgpt2_quant", tmp_path / "dgpt2_quant" / "demo"
     demo.mkdir(parents=True)
     for name in ("quantize/checkpoint/resolve", "quantize/checkpoint/naming", "core/errors"):
@@ -332,11 +332,11 @@ def test_storybook_is_found_as_data_and_needs_no_other_package(tmp_path: Path, i
         assert (answer["name"], answer["folder"], answer["repository"]) == ("storybook", str(demo), None)
     else:
         assert answer["error"] == "ModelNotFoundError"
-        assert "Install dgpt2-quant again" in answer["hint"]
+        assert "Reinstall dgpt2-quant" in answer["hint"]
 
 
 @pytest.mark.parametrize("spelling", ["{}", "./{}", "{}/", "owner/../{}"])
-def test_a_local_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelling: str) -> None:
+def test_local_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelling: str) -> None:
     for name in ("owner", "my-model"):
         (tmp_path / name).mkdir()
     (tmp_path / "my-model" / "config.json").write_text("{}")
@@ -346,7 +346,7 @@ def test_a_local_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spellin
     assert (source.repository, source.commit) == (None, None)
 
 
-def test_a_local_folder_goes_before_the_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_folder_takes_precedence_over_a_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "distilbert" / "distilgpt2").mkdir(parents=True)
     (tmp_path / "distilbert" / "distilgpt2" / "config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
@@ -361,20 +361,20 @@ def test_a_local_folder_goes_before_the_hub_name(tmp_path: Path, monkeypatch: py
         ("small.gguf", UsageError, "small.gguf is a GGUF file"),
         ("-", UsageError, "cannot be read from stdin"),
         ("./Q4/SMALL.GGUF", UsageError, "is a GGUF file"),
-        ("./nowhere", ModelNotFoundError, "no folder ./nowhere"),
-        ("/nowhere/at/all", ModelNotFoundError, "no folder /nowhere/at/all"),
-        ("../nowhere", ModelNotFoundError, "no folder ../nowhere"),
-        ("nowhere/", ModelNotFoundError, "no folder nowhere/"),
-        ("out/models/nowhere", ModelNotFoundError, "no folder out/models/nowhere"),
-        ("https://huggingface.co/distilbert/distilgpt2", ModelNotFoundError, "no folder https:"),
-        ("~nobody-of-that-name/model", ModelNotFoundError, "~nobody-of-that-name/model can not be read"),
+        ("./nowhere", ModelNotFoundError, "the folder ./nowhere"),
+        ("/nowhere/at/all", ModelNotFoundError, "the folder /nowhere/at/all"),
+        ("../nowhere", ModelNotFoundError, "the folder ../nowhere"),
+        ("nowhere/", ModelNotFoundError, "the folder nowhere/"),
+        ("out/models/nowhere", ModelNotFoundError, "the folder out/models/nowhere"),
+        ("https://huggingface.co/distilbert/distilgpt2", ModelNotFoundError, "the folder https:"),
+        ("~nobody-of-that-name/model", ModelNotFoundError, "cannot read ~nobody-of-that-name/model"),
         ("x" * 5000, ModelNotFoundError, "File name too long"),
         ("empty", CheckpointError, "empty has no config.json"),
         ("./empty", CheckpointError, "./empty has no config.json"),
         ("weights/model.safetensors", CheckpointError, "is a file, not a folder"),
     ],
 )
-def test_what_is_no_checkpoint_folder(
+def test_invalid_models_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, error: type[DgptQuantError], message: str
 ) -> None:
     (tmp_path / "empty").mkdir()
@@ -387,17 +387,17 @@ def test_what_is_no_checkpoint_folder(
     assert raised.value.hint
 
 
-def test_a_revision_goes_with_a_hub_name_only(tmp_path: Path) -> None:
+def test_revision_needs_a_hub_name(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UsageError, match="a revision goes with a Hub name") as raised:
+    with pytest.raises(UsageError, match="`revision` needs a Hub name") as raised:
         resolve(str(tmp_path), revision="main")
-    assert "--revision" in raised.value.hint
-    with pytest.raises(UsageError, match="the revision is empty"):
+    assert "`revision`" in raised.value.hint
+    with pytest.raises(UsageError, match="`revision` is empty"):
         resolve("distilgpt2", revision="")
 
 
 def closed_port() -> str:
-    """An address at which nobody listens."""
+    """An address without a server."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{probe.getsockname()[1]}"

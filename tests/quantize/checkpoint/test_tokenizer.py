@@ -1,4 +1,4 @@
-"""GPT-2's tokenizer from either of its two layouts, as llama.cpp wants it; and what is wrong with a broken one."""
+"""Reading GPT-2's tokenizer from both layouts for llama.cpp; broken ones are refused."""
 
 import json
 import logging
@@ -41,10 +41,10 @@ def read(folder: Path, vocabulary: int = SIZE, **config: Any) -> Tokenizer:
 def change(path: Path, edit: Callable[[Any], None]) -> None:
     content = json.loads(path.read_bytes())
     edit(content)
-    path.write_text(json.dumps(content), "utf-8")  # with escapes, which can spell what UTF-8 can not
+    path.write_text(json.dumps(content), "utf-8")  # escapes can spell what UTF-8 cannot
 
 
-def test_both_layouts_give_the_same(files: Path, fast: Path) -> None:
+def test_both_layouts_give_the_same_tokenizer(files: Path, fast: Path) -> None:
     tokenizer = read(files)
     assert tokenizer == read(fast)
     assert tokenizer.tokens == TOKENS
@@ -53,12 +53,12 @@ def test_both_layouts_give_the_same(files: Path, fast: Path) -> None:
     assert (tokenizer.bos, tokenizer.eos) == (END, END)
 
 
-def test_merges_as_strings_are_read_as_well(fast: Path) -> None:
+def test_merges_as_strings(fast: Path) -> None:
     change(fast / "tokenizer.json", lambda content: content["model"].update(merges=MERGES))
     assert read(fast).merges == MERGES
 
 
-def test_tokenizer_json_beside_the_two_files_adds_its_added_tokens(files: Path) -> None:
+def test_tokenizer_json_adds_its_added_tokens(files: Path) -> None:
     number = len(TOKENS)
     added = [{"id": number, "content": "<|user|>", "special": False}]
     write_json(files / "tokenizer.json", fast_tokenizer() | {"added_tokens": added})
@@ -66,11 +66,11 @@ def test_tokenizer_json_beside_the_two_files_adds_its_added_tokens(files: Path) 
     assert tokenizer.tokens == [*TOKENS, "<|user|>"]
     assert tokenizer.types[number] is TokenType.USER_DEFINED
     (files / "tokenizer.json").write_text("broken")
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json is not sound JSON"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is not valid JSON"):
         read(files)
 
 
-def test_windows_line_ends_and_a_missing_version_line_change_nothing(files: Path) -> None:
+def test_crlf_and_missing_version_line(files: Path) -> None:
     (files / "merges.txt").write_bytes("\r\n".join([*MERGES, ""]).encode())
     assert read(files).merges == MERGES
 
@@ -91,7 +91,7 @@ def test_gaps_in_the_numbering_become_unused_tokens(files: Path) -> None:
     assert (tokenizer.tokens[SIZE + 1], tokenizer.eos) == (END_OF_TEXT, SIZE + 1)
 
 
-def test_an_unused_token_is_not_called_like_one_that_is_there(files: Path) -> None:
+def test_unused_token_names_are_unique(files: Path) -> None:
     names = {f"[PAD{SIZE + 2}]": SIZE, f"[PAD{SIZE + 2}]_": SIZE + 1}
     write_json(files / "added_tokens.json", names)
     tokenizer = read(files, SIZE + 4)
@@ -101,7 +101,7 @@ def test_an_unused_token_is_not_called_like_one_that_is_there(files: Path) -> No
 
 
 @pytest.mark.parametrize("kind", ["vocab.json", "added_tokens.json", "tokenizer.json", "tokenizer_config.json"])
-def test_a_token_without_a_row_is_left_out_with_a_warning(
+def test_token_without_a_row_is_dropped_with_a_warning(
     kind: str, files: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     entry = {"id": SIZE, "content": "extra"}
@@ -118,27 +118,27 @@ def test_a_token_without_a_row_is_left_out_with_a_warning(
     assert (tokenizer.tokens, tokenizer.merges) == (TOKENS, MERGES)
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert record.getMessage() == f"{files}: left out, for the embedding has {SIZE} rows: 1 tokens ('extra')"
+    assert record.getMessage() == f"{files}: the embedding has {SIZE} rows, so 1 tokens are dropped ('extra')"
     caplog.clear()
     assert read(files, SIZE + 1).tokens == [*TOKENS, "extra"]
     assert not caplog.records
 
 
-def test_of_many_tokens_without_a_row_some_are_named(files: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_warning_names_only_some_dropped_tokens(files: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_json(files / "added_tokens.json", {f"<{number}>": SIZE + 3 * number for number in range(6)})
     assert read(files).tokens == TOKENS
     (record,) = caplog.records
-    assert record.getMessage().endswith("6 tokens ('<0>', '<1>', '<2>', '<3>', ...)")
+    assert record.getMessage().endswith("6 tokens are dropped ('<0>', '<1>', '<2>', '<3>', ...)")
 
 
-def test_merges_that_make_tokens_without_a_row_are_left_out(files: Path) -> None:
+def test_merges_of_dropped_tokens_are_dropped(files: Path) -> None:
     tokenizer = read(files, TOKENS.index("Ġthe"), bos_token_id=0, eos_token_id=0)
     assert tokenizer.tokens == TOKENS[: TOKENS.index("Ġthe")]
     assert tokenizer.merges == ["Ġ t", "h e", "i n"]
 
 
-def test_a_merge_goes_with_its_token_wherever_it_stands(files: Path) -> None:
-    # "he", the second merge, moves behind the rest; Ġthe, which needs it, stays a token that is never made
+def test_merges_of_dropped_tokens_in_any_order(files: Path) -> None:
+    # "he", the second merge, moves to the end; Ġthe needs it, and is never produced
     change(files / "vocab.json", lambda v: v.update(he=SIZE))
     tokenizer = read(files)
     number = TOKENS.index("he")
@@ -147,7 +147,7 @@ def test_a_merge_goes_with_its_token_wherever_it_stands(files: Path) -> None:
 
 
 @pytest.mark.parametrize("settings", [{}, {"bos_token": "<|user|>", "eos_token": {"content": "<|user|>"}}])
-def test_a_special_token_without_a_row_gives_way_to_the_end_of_text(settings: dict[str, Any], files: Path) -> None:
+def test_dropped_special_token_falls_back_to_end_of_text(settings: dict[str, Any], files: Path) -> None:
     write_json(files / "added_tokens.json", {"<|user|>": SIZE})
     write_json(files / "tokenizer_config.json", settings)
     tokenizer = read(files, bos_token_id=SIZE, eos_token_id=SIZE)
@@ -156,8 +156,10 @@ def test_a_special_token_without_a_row_gives_way_to_the_end_of_text(settings: di
     assert (grown.bos, grown.eos) == (SIZE, SIZE)
 
 
-def test_an_end_of_text_without_a_row_is_missed_unless_another_token_is_named(files: Path) -> None:
-    with pytest.raises(CheckpointError, match=f"eos_token_id is {END}; the vocabulary has {END} tokens, and none is"):
+def test_dropped_end_of_text_is_an_error(files: Path) -> None:
+    with pytest.raises(
+        CheckpointError, match=f"eos_token_id is {END}, but the vocabulary has {END} tokens, and none is"
+    ):
         read(files, END, bos_token_id=0, eos_token_id=END)
     with pytest.raises(CheckpointError, match="bos_token_id is None"):
         read(files, END)
@@ -166,14 +168,14 @@ def test_an_end_of_text_without_a_row_is_missed_unless_another_token_is_named(fi
 
 
 @pytest.mark.parametrize("number", [-1, -1000])
-def test_a_negative_number_in_the_settings_is_refused(number: int, files: Path) -> None:
+def test_negative_id_is_refused(number: int, files: Path) -> None:
     decoder = {str(number): {"content": "<|user|>"}}
     write_json(files / "tokenizer_config.json", {"added_tokens_decoder": decoder})
-    with pytest.raises(CheckpointError, match=r"added_tokens_decoder|without a number"):
+    with pytest.raises(CheckpointError, match=r"added_tokens_decoder|not an integer"):
         read(files, SIZE + 1)
 
 
-def test_llama_cpp_loads_a_vocabulary_with_gaps_and_tokens_left_out(tmp_path: Path) -> None:
+def test_llama_cpp_loads_gaps_and_dropped_tokens(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "model", layers=1, vocabulary=SIZE + 4)
     names = {f"[PAD{SIZE + 1}]": SIZE, "<|user|>": SIZE + 2, "<|beyond|>": SIZE + 4, "<|far|>": 10**9}
     write_json(folder / "added_tokens.json", names)
@@ -184,13 +186,13 @@ def test_llama_cpp_loads_a_vocabulary_with_gaps_and_tokens_left_out(tmp_path: Pa
     with Model.load(file.path, threads=1) as model:
         assert model.vocabulary == SIZE + 4
         assert model.tokenize(f"<|user|>{END_OF_TEXT}[PAD{SIZE + 1}]") == [SIZE + 2, END, SIZE]
-        for text in ("<|beyond|>", "<|far|>", *unused):  # no tokens of their own, but text
+        for text in ("<|beyond|>", "<|far|>", *unused):  # not tokens, but text
             tokens = model.tokenize(text)
             assert not {SIZE + 1, SIZE + 3} & set(tokens)
             assert model.detokenize(tokens) == text
 
 
-def test_llama_cpp_reads_text_without_the_tokens_that_were_left_out(tmp_path: Path) -> None:
+def test_llama_cpp_tokenizes_without_dropped_tokens(tmp_path: Path) -> None:
     config = {"bos_token_id": 0, "eos_token_id": 0}
     folder = make_checkpoint(tmp_path / "model", layers=1, vocabulary=TOKENS.index("Ġthe"), config=config)
     (file,) = convert(str(folder), type=["F32"], output=tmp_path)
@@ -215,7 +217,7 @@ def test_added_tokens_are_user_defined_or_control(files: Path, fast: Path) -> No
 
 @pytest.mark.parametrize("special", [True, False])
 @pytest.mark.parametrize("text", ["<|ü €|>", "two words", " led by a space", "\n\n", "日本"])
-def test_an_added_token_is_spelled_as_text_and_not_as_printable_bytes(text: str, special: bool, tmp_path: Path) -> None:
+def test_added_tokens_are_plain_text(text: str, special: bool, tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "model", layers=1, vocabulary=SIZE + 1, tokenizer="fast")
     added = [{"id": SIZE, "content": text, "special": special}]
     change(folder / "tokenizer.json", lambda content: content["added_tokens"].extend(added))
@@ -225,12 +227,12 @@ def test_an_added_token_is_spelled_as_text_and_not_as_printable_bytes(text: str,
         assert model.detokenize([SIZE]) == ("" if special else text)
 
 
-def test_special_tokens_are_the_configs(files: Path) -> None:
+def test_special_tokens_from_the_config(files: Path) -> None:
     tokenizer = read(files, bos_token_id=3, eos_token_id=[5, 6])
     assert (tokenizer.bos, tokenizer.eos) == (3, 5)
 
 
-def test_llama_cpp_reads_and_writes_text_by_it(tmp_path: Path) -> None:
+def test_llama_cpp_round_trip(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "model", layers=1, vocabulary=SIZE + 3)
     (file,) = convert(str(folder), type=["F32"], output=tmp_path)
     assert read_header(Path(file.path)).metadata["tokenizer.ggml.tokens"][-1] == f"[PAD{SIZE + 2}]"
@@ -251,32 +253,32 @@ FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no vocab.json": (lambda f: without(f, "vocab.json"), "neither vocab.json with merges.txt nor tokenizer.json"),
     "no merges.txt": (lambda f: without(f, "merges.txt"), "neither vocab.json with merges.txt nor tokenizer.json"),
     "an empty merges.txt": (lambda f: (f / "merges.txt").write_text("#version: 0.2\n"), "no merges"),
-    "a merge of one": (lambda f: (f / "merges.txt").write_text("Ġ t\nhe\n", "utf-8"), "'he' is no merge"),
-    "a merge of three": (lambda f: (f / "merges.txt").write_text("t h e\n"), "'t h e' is no merge"),
+    "a merge of one": (lambda f: (f / "merges.txt").write_text("Ġ t\nhe\n", "utf-8"), "'he' is not a merge"),
+    "a merge of three": (lambda f: (f / "merges.txt").write_text("t h e\n"), "'t h e' is not a merge"),
     "merges in Latin-1": (lambda f: (f / "merges.txt").write_bytes(b"\xe9 t\n"), "not UTF-8"),
-    "vocab.json cut off": (lambda f: (f / "vocab.json").write_text('{"a": 0, "b'), "not sound JSON"),
-    "vocab.json a list": (lambda f: (f / "vocab.json").write_text('["a"]'), "no JSON object"),
+    "vocab.json cut off": (lambda f: (f / "vocab.json").write_text('{"a": 0, "b'), "not valid JSON"),
+    "vocab.json a list": (lambda f: (f / "vocab.json").write_text('["a"]'), "not a JSON object"),
     "a number twice": (
         lambda f: change(f / "vocab.json", lambda v: v.update(new=0)),
-        f"{TOKENS[0]!r} and 'new' both are token number 0",
+        f"{TOKENS[0]!r} and 'new' both have the id 0",
     ),
     "an added number twice": (
         lambda f: write_json(f / "added_tokens.json", {"<|user|>": END}),
-        f"{END_OF_TEXT!r} and '<|user|>' both are token number {END}",
+        f"{END_OF_TEXT!r} and '<|user|>' both have the id {END}",
     ),
     "a number twice in the settings": (
         lambda f: write_json(f / "tokenizer_config.json", {"added_tokens_decoder": {"7": {"content": "<|user|>"}}}),
-        f"{TOKENS[7]!r} and '<|user|>' both are token number 7",
+        f"{TOKENS[7]!r} and '<|user|>' both have the id 7",
     ),
-    "a negative number": (lambda f: change(f / "vocab.json", lambda v: v.update(A=-1)), "without a number"),
-    "a name for a number": (lambda f: change(f / "vocab.json", lambda v: v.update(A="1")), "without a number"),
+    "a negative number": (lambda f: change(f / "vocab.json", lambda v: v.update(A=-1)), "not an integer"),
+    "a name for a number": (lambda f: change(f / "vocab.json", lambda v: v.update(A="1")), "not an integer"),
     "an empty token without one": (
         lambda f: change(f / "vocab.json", lambda v: v.update({"": None})),
-        "without a number",
+        "not an integer",
     ),
     "half a surrogate": (
         lambda f: change(f / "vocab.json", lambda v: v.update({"\ud83d": v.pop("he")})),
-        "no Unicode text",
+        "not valid Unicode",
     ),
     "add_prefix_space": (
         lambda f: write_json(f / "tokenizer_config.json", {"add_prefix_space": True}),
@@ -288,7 +290,7 @@ FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "a negative number of an added token": (
         lambda f: write_json(f / "added_tokens.json", {"<|user|>": -1}),
-        "without a number",
+        "not an integer",
     ),
     "a bad added token": (
         lambda f: write_json(f / "tokenizer_config.json", {"added_tokens_decoder": {"1": {"content": []}}}),
@@ -298,7 +300,7 @@ FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("damage", FILES)
-def test_what_is_wrong_with_vocab_and_merges_is_said(damage: str, files: Path) -> None:
+def test_invalid_vocab_and_merges_are_reported(damage: str, files: Path) -> None:
     apply, words = FILES[damage]
     apply(files)
     with pytest.raises(CheckpointError) as caught:
@@ -309,35 +311,38 @@ def test_what_is_wrong_with_vocab_and_merges_is_said(damage: str, files: Path) -
 
 FAST: dict[str, tuple[dict[str, Any], str]] = {
     "another model": ({"model": {"type": "Unigram", "vocab": [["a", 0.1]]}}, "a Unigram model"),
-    "another pre-tokenizer": ({"pre_tokenizer": {"type": "Metaspace"}}, "behind a Metaspace"),
-    "no pre-tokenizer": ({"pre_tokenizer": None}, "behind a None"),
+    "another pre-tokenizer": ({"pre_tokenizer": {"type": "Metaspace"}}, "with a Metaspace"),
+    "no pre-tokenizer": ({"pre_tokenizer": None}, "with a None"),
     "a prefix space": ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "add_prefix_space"),
     "no splitting": ({"pre_tokenizer": {"type": "ByteLevel", "use_regex": False}}, "no splitting"),
-    # "THE" would be the tokens of "THE", which the model never saw
+    # "THE" would be encoded as "THE", which the model never saw
     "a normalizer": ({"normalizer": {"type": "Lowercase"}}, "normalizer"),
     "words that end in a suffix": (
         {"model": fast_tokenizer()["model"] | {"end_of_word_suffix": "</w>"}},
         "end_of_word_suffix",
     ),
-    "a model that is a string": ({"model": "BPE"}, "not a tokenizers file"),
-    "no merges key": ({"model": {"type": "BPE", "vocab": {"a": 0}}}, "not a tokenizers file"),
+    "a model that is a string": ({"model": "BPE"}, "not a valid tokenizer.json"),
+    "no merges key": ({"model": {"type": "BPE", "vocab": {"a": 0}}}, "not a valid tokenizer.json"),
     "a vocabulary of strings": (
         {"model": {"type": "BPE", "vocab": ["abc"], "merges": MERGES}},
-        "not a tokenizers file",
+        "not a valid",
     ),
-    "merges of numbers": ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [[1, 2]]}}, "not a tokenizers file"),
-    "an added token without a number": ({"added_tokens": [{"content": "a"}]}, "not a tokenizers file"),
-    "an added token that is no string": ({"added_tokens": [{"content": 7, "id": SIZE}]}, "not a tokenizers file"),
-    "added tokens that are strings": ({"added_tokens": ["a"]}, "not a tokenizers file"),
+    "merges of numbers": (
+        {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [[1, 2]]}},
+        "not a valid",
+    ),
+    "an added token without a number": ({"added_tokens": [{"content": "a"}]}, "not a valid tokenizer.json"),
+    "an added token that is no string": ({"added_tokens": [{"content": 7, "id": SIZE}]}, "not a valid tokenizer.json"),
+    "added tokens that are strings": ({"added_tokens": ["a"]}, "not a valid tokenizer.json"),
     "an added number twice": (
         {"added_tokens": [{"content": "new", "id": 3}]},
-        f"{TOKENS[3]!r} and 'new' both are token number 3",
+        f"{TOKENS[3]!r} and 'new' both have the id 3",
     ),
 }
 
 
 @pytest.mark.parametrize("damage", FAST)
-def test_what_is_wrong_with_tokenizer_json_is_said(damage: str, fast: Path) -> None:
+def test_invalid_tokenizer_json_is_reported(damage: str, fast: Path) -> None:
     changes, words = FAST[damage]
     write_json(fast / "tokenizer.json", fast_tokenizer() | changes)
     with pytest.raises(CheckpointError) as caught:
@@ -347,28 +352,28 @@ def test_what_is_wrong_with_tokenizer_json_is_said(damage: str, fast: Path) -> N
 
 
 @pytest.mark.parametrize("number", ["0", 1.0, True])
-def test_a_special_token_that_is_no_number_is_refused(number: Any, files: Path) -> None:
-    with pytest.raises(CheckpointError, match=f"eos_token_id is {number!r}, not a token's number"):
+def test_special_token_id_must_be_an_integer(number: Any, files: Path) -> None:
+    with pytest.raises(CheckpointError, match=f"eos_token_id is {number!r}, not a token id"):
         read(files, eos_token_id=number)
 
 
 @pytest.mark.parametrize("number", [-1, SIZE, 50256])
-def test_a_special_token_outside_of_the_vocabulary_is_looked_up_by_name(number: int, files: Path) -> None:
-    # a config that was never told its vocabulary has GPT-2's own 50256
+def test_out_of_range_special_token_is_found_by_name(number: int, files: Path) -> None:
+    # a config with GPT-2's default of 50256
     assert read(files, eos_token_id=number).eos == END
     write_json(files / "tokenizer_config.json", {"eos_token": {"content": "!"}})
     assert read(files, eos_token_id=number).eos == read(files).tokens.index("!")
 
 
-def test_a_vocabulary_without_an_end_is_refused(files: Path) -> None:
+def test_vocabulary_without_end_of_text_is_refused(files: Path) -> None:
     vocabulary = json.loads((files / "vocab.json").read_text("utf-8"))
     vocabulary["other"] = vocabulary.pop("<|endoftext|>")
     write_json(files / "vocab.json", vocabulary)
-    with pytest.raises(CheckpointError, match=f"eos_token_id is 99999; the vocabulary has {SIZE} tokens"):
+    with pytest.raises(CheckpointError, match=f"eos_token_id is 99999, but the vocabulary has {SIZE} tokens"):
         read(files, bos_token_id=0, eos_token_id=99999)
 
 
-def test_tokens_that_only_the_settings_know_are_added(files: Path) -> None:
+def test_added_tokens_from_tokenizer_config(files: Path) -> None:
     number = len(json.loads((files / "vocab.json").read_text("utf-8")))
     entry = {"content": "<|user|>", "special": True}
     write_json(files / "tokenizer_config.json", {"added_tokens_decoder": {str(number): entry}})
@@ -377,19 +382,19 @@ def test_tokens_that_only_the_settings_know_are_added(files: Path) -> None:
     assert tokenizer.types[number] is TokenType.CONTROL
 
 
-def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+def test_missing_tokenizer_is_refused(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "model", layers=1, tokenizer=None)
     with pytest.raises(CheckpointError, match="has no tokenizer"):
         convert(str(folder), type=["F32"], output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_byte_without_a_row_is_refused(tmp_path: Path) -> None:
-    """llama.cpp would drop the letter from every text; a merged token it spells out."""
+def test_byte_token_without_a_row_is_refused(tmp_path: Path) -> None:
+    """llama.cpp would drop the letter from every text; it splits a merged token into letters."""
     folder = make_checkpoint(tmp_path / "model")
     vocabulary = {token: number for number, token in enumerate(TOKENS)}
     vocabulary["h"] = 10**6
     write_json(folder / "vocab.json", vocabulary)
-    with pytest.raises(CheckpointError, match="token 'h' has the number 1000000, the embedding 262 rows"):
+    with pytest.raises(CheckpointError, match="token 'h' has the id 1000000, but the embedding has 262 rows"):
         convert(str(folder), type="F32", output=tmp_path / "out")
     assert not (tmp_path / "out").exists()

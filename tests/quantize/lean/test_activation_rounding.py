@@ -1,4 +1,4 @@
-"""How activations are rounded before a matrix meets them: as llama.cpp's own kernels do it."""
+"""Rounding of activations, compared with llama.cpp's kernels."""
 
 import ctypes
 from pathlib import Path
@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 from dgpt2_quant.core.ggml import dequantize
 from dgpt2_quant.core.quant_types import TensorType
-from dgpt2_quant.quantize.lean.activation_rounding import as_multiplied
+from dgpt2_quant.quantize.lean.activation_rounding import round_activations
 from dgpt2_quant.runtime.native.model_context import bindings
 
 Array = npt.NDArray[np.float32]
@@ -34,7 +34,7 @@ class _CpuTraits(ctypes.Structure):
 
 @pytest.fixture(scope="module")
 def kernels() -> Any:
-    """llama.cpp's own table of them, by ggml's number of a type."""
+    """llama.cpp's table of CPU type traits, by ggml's type number."""
     bindings()
     folder = Path(llama_cpp.__file__).parent / "lib"
     (path,) = (path for end in ("so", "dylib") if (path := folder / f"libggml-cpu.{end}").is_file())
@@ -45,7 +45,7 @@ def kernels() -> Any:
 
 
 def by_c(kernels: Any, kind: TensorType, x: Array) -> Array:
-    """Rounded by the kernels, and decoded from the formats' descriptions (ggml-common.h)."""
+    """Rounded by the kernels, and decoded as ggml-common.h describes the formats."""
     number = kernels(int(kind)).vec_dot_type
     if number == TensorType.F32:
         return x
@@ -65,10 +65,10 @@ def by_c(kernels: Any, kind: TensorType, x: Array) -> Array:
 
 
 @each_type
-def test_they_are_rounded_as_the_kernels_round_them(kernels: Any, kind: TensorType) -> None:
-    found, expected = as_multiplied(X, kind), by_c(kernels, kind, X)
+def test_rounding_equals_the_kernels(kernels: Any, kind: TensorType) -> None:
+    found, expected = round_activations(X, kind), by_c(kernels, kind, X)
     assert found.dtype == np.float32
-    # a tie may fall to either side, for one divides where another multiplies; else they are equal
+    # ties may differ, because one divides where the other multiplies; all else is equal
     same = np.isclose(found, expected, rtol=1e-6, atol=0)
     assert same.mean() > 0.999
     size = 256 if kernels(int(kind)).vec_dot_type == Q8_K else 32
@@ -79,21 +79,21 @@ def test_they_are_rounded_as_the_kernels_round_them(kernels: Any, kind: TensorTy
 
 
 @each_type
-def test_blocks_of_zeros_stay_zeros(kernels: Any, kind: TensorType) -> None:
+def test_zero_blocks_stay_zero(kernels: Any, kind: TensorType) -> None:
     x = X[:2].copy()
     x[0], x[1, 256:] = 0, 0
     with np.errstate(invalid="raise", over="raise"):
-        found = as_multiplied(x, kind)
+        found = round_activations(x, kind)
     assert not found[0].any()
     assert not found[1, 256:].any()
     np.testing.assert_allclose(found[1], by_c(kernels, kind, x)[1], rtol=1e-6, atol=np.abs(x).max() / 100)
 
 
 @each_type
-def test_one_outlier_takes_the_precision_of_its_block_only(kind: TensorType) -> None:
+def test_outlier_affects_only_its_block(kind: TensorType) -> None:
     x = np.full((1, WIDTH), 0.001, np.float32)
     x[0, 0] = 100
-    found = as_multiplied(x, kind)
+    found = round_activations(x, kind)
     size = 1 if not kind.is_quantized else 256 if kind.block == 256 else 32
     assert (found[0, 1:size] == 0).all()
     np.testing.assert_allclose(found[0, size:], 0.001, rtol=0.01)
@@ -103,9 +103,9 @@ def test_bfloat16_rounds_ties_to_even(kernels: Any) -> None:
     x = np.array([[1 + 2.0**-8, 1 + 3 * 2.0**-8, -1 - 2.0**-8, 3.0]], np.float32)
     expected = [[1, 1 + 2.0**-6, -1, 3]]
     assert by_c(kernels, TensorType.BF16, x).tolist() == expected
-    assert as_multiplied(x, TensorType.BF16).tolist() == expected
+    assert round_activations(x, TensorType.BF16).tolist() == expected
 
 
-def test_any_float_and_any_layout_will_do() -> None:
+def test_any_dtype_and_layout() -> None:
     turned = np.asarray(X, np.float64, order="F")
-    assert np.array_equal(as_multiplied(turned, TensorType.Q4_K), as_multiplied(X, TensorType.Q4_K))
+    assert np.array_equal(round_activations(turned, TensorType.Q4_K), round_activations(X, TensorType.Q4_K))

@@ -1,4 +1,4 @@
-"""Codes set by us in blocks of the C library's: what it decodes is what we meant."""
+"""Replacing codes in ggml's blocks: the C library decodes them to the intended values."""
 
 from typing import Any
 
@@ -8,13 +8,13 @@ import pytest
 from dgpt2_quant.core.ggml import dequantize, quantize
 from dgpt2_quant.core.quant_types import TensorType
 from dgpt2_quant.quantize.lean.block_codes import Grid, read_grid, with_codes
-from dgpt2_quant.quantize.recipes.lean_mix import ROUNDABLE
+from dgpt2_quant.quantize.recipes.tensor_types import ROUNDABLE
 
 ROWS, COLUMNS = 6, 512
 SHAPE = (ROWS, COLUMNS)
 WEIGHTS = np.random.default_rng(0).normal(0.02, 0.1, SHAPE).astype(np.float32)
-WEIGHTS[4] *= np.repeat([1, 30], 256)  # blocks of one row that differ much
-# how many levels a weight can have, by the formats' descriptions; Q8_0 can also hold -128, which C never writes
+WEIGHTS[4] *= np.repeat([1, 30], 256)  # blocks of one row with very different scales
+# the number of levels by format; Q8_0 can also hold -128, which C never writes
 LEVELS = {"Q4_0": 16, "Q4_1": 16, "Q5_0": 32, "Q5_1": 32, "Q8_0": 255, "Q2_K": 4, "Q3_K": 8, "Q4_K": 16, "Q5_K": 32}
 LEVELS |= {"Q6_K": 64, "IQ4_NL": 16, "IQ4_XS": 16}
 
@@ -28,7 +28,7 @@ def made(kind: TensorType, weights: npt.NDArray[np.float32] = WEIGHTS) -> tuple[
 
 
 def nearest(grid: Grid, wanted: npt.NDArray[np.float32]) -> tuple[Any, npt.NDArray[np.float32]]:
-    """Codes, and what they stand for, each of the shape (columns, rows)."""
+    """Codes and their values, both of shape (columns, rows)."""
     levels = np.empty(SHAPE[::-1], np.float32)
     for column in range(COLUMNS):
         steps = (wanted[:, column] - grid.offset[column]) * grid.inverse[column]
@@ -44,22 +44,22 @@ def decoded(kind: TensorType, blocks: npt.NDArray[np.uint8], codes: Any) -> npt.
     return dequantize("w", with_codes(kind, blocks, codes), kind, SHAPE)
 
 
-def test_all_formats_of_the_usual_levels_are_known() -> None:
+def test_roundable_types_are_supported() -> None:
     assert {kind.name for kind in ROUNDABLE} == LEVELS.keys()
 
 
 @each_type
-def test_what_c_decodes_is_what_the_grid_says(kind: TensorType) -> None:
+def test_grid_equals_the_c_decoder(kind: TensorType) -> None:
     blocks, grid = made(kind)
     wanted = np.random.default_rng(1).normal(0, 0.2, SHAPE).astype(np.float32)
     codes, values = nearest(grid, wanted)
-    assert len(np.unique(codes)) == LEVELS[kind.name]  # all of them are tried
+    assert len(np.unique(codes)) == LEVELS[kind.name]  # all are tested
     found = decoded(kind, blocks, np.ascontiguousarray(codes.T))
     np.testing.assert_allclose(found, values.T, rtol=1e-5, atol=1e-6 * float(np.abs(values).max()))
 
 
 @each_type
-def test_nearest_is_the_nearest_of_all(kind: TensorType) -> None:
+def test_nearest_level(kind: TensorType) -> None:
     blocks, grid = made(kind)
     wanted = np.random.default_rng(2).normal(0, 0.15, SHAPE).astype(np.float32)
     levels = np.stack([decoded(kind, blocks, np.full(SHAPE, code, np.int16)) for code in all_codes(kind)])
@@ -69,7 +69,7 @@ def test_nearest_is_the_nearest_of_all(kind: TensorType) -> None:
 
 
 @each_type
-def test_columns_in_another_order(kind: TensorType) -> None:
+def test_column_order(kind: TensorType) -> None:
     blocks, grid = made(kind)
     order = np.random.default_rng(4).permutation(COLUMNS)
     found = read_grid("w", blocks, kind, SHAPE, order)
@@ -79,30 +79,30 @@ def test_columns_in_another_order(kind: TensorType) -> None:
 
 
 @each_type
-def test_every_code_goes_to_its_own_place(kind: TensorType) -> None:
-    """Codes that are all different from their neighbours', each decoded by C as it is alone."""
+def test_every_code_has_its_place(kind: TensorType) -> None:
+    """Neighbouring codes all differ; the C library decodes each as when it is alone."""
     blocks, _ = made(kind)
     codes = np.random.default_rng(3).choice(np.array(all_codes(kind), np.int16), SHAPE)
     alone = {code: decoded(kind, blocks, np.full(SHAPE, code, np.int16)) for code in all_codes(kind)}
     expected = np.array([[alone[int(codes[r, c])][r, c] for c in range(COLUMNS)] for r in range(ROWS)])
     assert np.array_equal(decoded(kind, blocks, codes), expected)
-    assert len({values[0, 0] for values in alone.values()}) == LEVELS[kind.name]  # and all can be told apart
+    assert len({values[0, 0] for values in alone.values()}) == LEVELS[kind.name]  # all differ
 
 
 @each_type
-def test_only_the_codes_change(kind: TensorType) -> None:
+def test_scales_are_unchanged(kind: TensorType) -> None:
     blocks, _ = made(kind)
     before = blocks.copy()
     low, high = (with_codes(kind, blocks, np.full(SHAPE, code, np.int16)) for code in (all_codes(kind)[0], 1))
     again = with_codes(kind, low, np.full(SHAPE, 1, np.int16))
-    assert np.array_equal(again, high)  # nothing is left of the codes before
+    assert np.array_equal(again, high)  # no trace of the former codes
     assert np.array_equal(blocks, before)
     assert low.shape == blocks.shape
 
 
 @each_type
 @pytest.mark.parametrize("zeros", [slice(None), slice(256, None)], ids=["all", "half"])
-def test_blocks_of_zeros(kind: TensorType, zeros: slice) -> None:
+def test_zero_blocks(kind: TensorType, zeros: slice) -> None:
     weights = WEIGHTS.copy()
     weights[:, zeros] = 0
     blocks, grid = made(kind, weights)

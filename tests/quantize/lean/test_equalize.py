@@ -1,4 +1,4 @@
-"""The rewritings: the model computes what it did, and its inputs and rows are what they should become."""
+"""Equalizing: the model computes the same, and its inputs and rows have the intended statistics."""
 
 from collections import defaultdict
 from typing import Any
@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 from dgpt2_quant.quantize.calibration.imatrix_file import ImportanceMatrix, Statistics
 from dgpt2_quant.quantize.calibration.numpy_gpt2 import Reference
-from dgpt2_quant.quantize.lean.equalize import with_centred_embedding, with_even_inputs
+from dgpt2_quant.quantize.lean.equalize import center_embedding, equalize_inputs
 
 from ..random_reference import random_reference
 
@@ -20,7 +20,7 @@ Array = npt.NDArray[np.floating]
 
 
 def seen(reference: Reference) -> dict[str, Array]:
-    """What each matrix is multiplied with over the text, in float64."""
+    """The input of each matrix over the text, in float64."""
     found = defaultdict(list)
     for chunk in TEXT:
         reference.hidden(chunk, observe=lambda name, x: found[name].append(x))
@@ -45,10 +45,10 @@ def logits(reference: Reference) -> Array:
 
 @both_heads
 @parts
-def test_even_inputs_leave_the_logits_as_they_were(centre: bool, scale: bool, tied: bool) -> None:
+def test_equalized_inputs_keep_the_logits(centre: bool, scale: bool, tied: bool) -> None:
     model = random_reference(tied=tied)
     before = {name: data.copy() for name, data in model.weights.items()}
-    weights = with_even_inputs(model.weights, model.sizes, importance(model), centre=centre, scale=scale)
+    weights = equalize_inputs(model.weights, model.sizes, importance(model), centre=centre, scale=scale)
     assert {data.dtype for data in weights.values()} == {np.dtype(np.float32)}
     np.testing.assert_allclose(logits(rewritten(model, weights)), logits(model), atol=2e-5)
     changed = {name for name in weights if not np.allclose(weights[name], model.weights[name], atol=1e-6)}
@@ -58,9 +58,9 @@ def test_even_inputs_leave_the_logits_as_they_were(centre: bool, scale: bool, ti
     assert all(np.array_equal(data, model.weights[name]) for name, data in before.items())
 
 
-def test_centred_inputs_have_the_mean_0() -> None:
+def test_centered_inputs_have_mean_0() -> None:
     model = random_reference()
-    weights = with_even_inputs(model.weights, model.sizes, importance(model), centre=True, scale=False)
+    weights = equalize_inputs(model.weights, model.sizes, importance(model), centre=True, scale=False)
     for name, x in seen(rewritten(model, weights)).items():
         before = seen(model)[name]
         if any(part in name for part in MADE_OF_NORMS):
@@ -71,10 +71,10 @@ def test_centred_inputs_have_the_mean_0() -> None:
             np.testing.assert_allclose(x, before, atol=1e-5)
 
 
-def test_scaled_inputs_are_nearer_to_each_other_and_so_are_the_columns() -> None:
+def test_scaling_evens_inputs_and_columns() -> None:
     model = random_reference()
     model.weights["blk.0.ffn_norm.weight"][3] *= 50  # type: ignore[index]
-    weights = with_even_inputs(model.weights, model.sizes, importance(model), centre=True, scale=True)
+    weights = equalize_inputs(model.weights, model.sizes, importance(model), centre=True, scale=True)
     x = seen(rewritten(model, weights))["blk.0.ffn_up.weight"]
     sizes, columns = x.std(0), np.sqrt(np.square(weights["blk.0.ffn_up.weight"]).mean(0))
     np.testing.assert_allclose(sizes / sizes[0], columns / columns[0], rtol=1e-3)  # each takes half of the difference
@@ -84,29 +84,29 @@ def test_scaled_inputs_are_nearer_to_each_other_and_so_are_the_columns() -> None
     assert np.log(ratio).mean() == pytest.approx(0, abs=1e-5)
 
 
-def test_columns_that_are_never_used_do_no_harm() -> None:
+def test_unused_columns() -> None:
     model = random_reference()
     weights: Any = model.weights
-    weights["blk.0.attn_norm.weight"][2] = 0  # an input that is always the same
-    weights["blk.0.ffn_up.weight"][:, 5] = 0  # and weights for nothing
+    weights["blk.0.attn_norm.weight"][2] = 0  # a constant input
+    weights["blk.0.ffn_up.weight"][:, 5] = 0  # unused weights
     weights["blk.1.ffn_norm.weight"][:] = 0
     with np.errstate(all="raise"):
-        found = with_even_inputs(weights, model.sizes, importance(model), centre=True, scale=True)
+        found = equalize_inputs(weights, model.sizes, importance(model), centre=True, scale=True)
     assert all(np.isfinite(data).all() for data in found.values())
     np.testing.assert_allclose(logits(rewritten(model, found)), logits(model), atol=2e-5)
 
 
 def test_scaling_needs_no_sums() -> None:
     model = random_reference()
-    weights = with_even_inputs(model.weights, model.sizes, importance(model, sums=False), centre=False, scale=True)
+    weights = equalize_inputs(model.weights, model.sizes, importance(model, sums=False), centre=False, scale=True)
     np.testing.assert_allclose(logits(rewritten(model, weights)), logits(model), atol=2e-5)
 
 
 @both_heads
-def test_a_centred_embedding_moves_all_logits_of_a_position_alike(tied: bool) -> None:
+def test_centered_embedding_shifts_all_logits_equally(tied: bool) -> None:
     model = random_reference(tied=tied)
     frequencies = np.bincount(np.concatenate(TEXT), minlength=20).astype(np.float64)
-    found = rewritten(model, with_centred_embedding(model.weights, frequencies))
+    found = rewritten(model, center_embedding(model.weights, frequencies))
     assert (found.head == "token_embd.weight") is tied
     moved = logits(found) - logits(model)
     assert np.abs(moved).max() > 0.01

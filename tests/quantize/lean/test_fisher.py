@@ -1,4 +1,4 @@
-"""Gradients against differences, and the Fisher information against the sum over the whole vocabulary."""
+"""Gradients compared with finite differences, Fisher information with the sum over the vocabulary."""
 
 from dataclasses import replace
 from typing import Any
@@ -23,7 +23,7 @@ def changed(reference: Reference, name: str, change: Any) -> Reference:
 
 
 def likelihood(reference: Reference, drawn: Any) -> float:
-    """The log-likelihood of the first tokens less that of the second, over the root of 2, summed over all positions."""
+    """The log-likelihood of the first tokens minus that of the second, over √2, summed over all positions."""
     each = np.log(softmax(reference.logits(TOKENS)))[np.arange(len(TOKENS)), drawn]
     return float((each[0] - each[1]).sum() / np.sqrt(2))
 
@@ -40,7 +40,7 @@ def model(request: Any) -> Reference:
 
 @pytest.fixture(scope="module")
 def drawn(model: Reference) -> Any:
-    """The tokens that are drawn with the seed, two for each position."""
+    """The tokens drawn with the seed, two for each position."""
     random, probabilities = np.random.default_rng(SEED), softmax(model.logits(TOKENS))
     return np.stack([draw(probabilities, random) for _ in range(2)])
 
@@ -50,14 +50,14 @@ def found(model: Reference) -> tuple[dict[str, Any], Any]:
     return gradients(model, TOKENS, np.random.default_rng(SEED))
 
 
-def test_there_is_one_for_every_matrix_of_the_blocks(model: Reference, found: Any) -> None:
+def test_gradients_for_every_matrix(model: Reference, found: Any) -> None:
     assert found[0].keys() == {*MATRICES, LOOKUP}
     for name in MATRICES:
         assert found[0][name].shape == (len(TOKENS), len(model.weights[name]))
     np.testing.assert_allclose(found[1], model.hidden(TOKENS), rtol=1e-9)
 
 
-def test_by_what_is_looked_up(model: Reference, found: Any, drawn: Any) -> None:
+def test_gradient_by_the_embedding_sum(model: Reference, found: Any, drawn: Any) -> None:
     random = np.random.default_rng(5)
     for position in range(len(TOKENS)):
         direction = np.zeros_like(model.weights["position_embd.weight"])
@@ -68,8 +68,8 @@ def test_by_what_is_looked_up(model: Reference, found: Any, drawn: Any) -> None:
 
 
 @pytest.mark.parametrize("name", MATRICES)
-def test_by_a_matrixs_outputs(name: str, model: Reference, found: Any, drawn: Any) -> None:
-    """By its bias, which is their sum over the positions; and by its weights, where each counts with its input."""
+def test_gradient_by_matrix_outputs(name: str, model: Reference, found: Any, drawn: Any) -> None:
+    """By the bias: the sum over positions; by the weights: each position times its input."""
     inputs = {}
     model.hidden(TOKENS, observe=lambda matrix, x: inputs.update({matrix: x}))
     random, gradient = np.random.default_rng(6), found[0][name]
@@ -84,7 +84,7 @@ def test_by_a_matrixs_outputs(name: str, model: Reference, found: Any, drawn: An
 
 
 def exact_fisher(model: Reference, tokens: list[int]) -> Array:
-    """Of what is looked up: the sum over positions s and tokens v of J_s' (diag p_s - p_s p_s') J_s, by differences."""
+    """For the embedding sum: over positions s and tokens v, J_s' (diag p_s - p_s p_s') J_s, by finite differences."""
     width = model.sizes.width
     total = np.zeros((width, width))
     p = softmax(model.logits(tokens))
@@ -105,7 +105,7 @@ def tiny() -> Reference:
     return random_reference(layers=1, width=6, inner=8, context=4, vocabulary=9, spread=0.6)
 
 
-def test_the_fisher_information_is_that_of_the_models_own_distribution(tiny: Reference) -> None:
+def test_fisher_of_the_model_distribution(tiny: Reference) -> None:
     tokens = [2, 5, 5]
     exact, found = exact_fisher(tiny, tokens), fisher(tiny, [tokens] * 1500)
     assert np.linalg.norm(found.lookup - exact) < 0.11 * np.linalg.norm(exact)
@@ -113,7 +113,7 @@ def test_the_fisher_information_is_that_of_the_models_own_distribution(tiny: Ref
     np.testing.assert_allclose(found.hidden, hidden.T @ hidden / 3, rtol=1e-6)
 
 
-def test_it_is_a_mean_over_tokens_and_the_same_each_time(tiny: Reference) -> None:
+def test_mean_over_tokens_is_deterministic(tiny: Reference) -> None:
     shown: list[tuple[int, int, str]] = []
     chunks = [[1, 2], [3, 4], [5, 6]]
     one = fisher(tiny, iter(chunks), lambda *seen: shown.append(seen))
@@ -122,14 +122,14 @@ def test_it_is_a_mean_over_tokens_and_the_same_each_time(tiny: Reference) -> Non
     for name, gram in one.grams.items():
         assert np.array_equal(gram, other.grams[name])
         assert np.array_equal(gram, gram.T)
-    assert [seen[:2] for seen in shown] == [(1, 2), (2, 2)]  # some at once
-    # the seeds are part of what makes files the same
+    assert [seen[:2] for seen in shown] == [(1, 2), (2, 2)]  # several chunks per task
+    # reproducible files depend on the seeds
     each = [gradients(tiny, chunk, np.random.default_rng([1, number]))[0] for number, chunk in enumerate(chunks)]
     rows = np.concatenate([found[LOOKUP] for found in each])
     np.testing.assert_allclose(one.lookup, rows.T @ rows / 6, rtol=1e-9)
 
 
-def test_float32_will_do(model: Reference, found: Any) -> None:
+def test_float32_is_accurate_enough(model: Reference, found: Any) -> None:
     single = replace(model, weights={name: data.astype(np.float32) for name, data in model.weights.items()})
     for name, gradient in gradients(single, TOKENS, np.random.default_rng(SEED))[0].items():
         assert gradient.dtype == np.float32

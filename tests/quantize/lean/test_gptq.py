@@ -1,4 +1,4 @@
-"""Rounding with feedback: the loss that it is after is lower than the C quantizer's, and each part lowers it."""
+"""GPTQ: its loss is below the C quantizer's, and each part lowers it."""
 
 from itertools import pairwise
 from typing import Any
@@ -10,7 +10,7 @@ from dgpt2_quant.core.ggml import dequantize, quantize
 from dgpt2_quant.core.quant_types import TensorType
 from dgpt2_quant.quantize.lean.block_codes import read_grid
 from dgpt2_quant.quantize.lean.gptq import DAMPING, Factor, factor, round_matrix
-from dgpt2_quant.quantize.recipes.lean_mix import ROUNDABLE
+from dgpt2_quant.quantize.recipes.tensor_types import ROUNDABLE
 
 ROWS, COLUMNS = 24, 256
 RANDOM = np.random.default_rng(0)
@@ -19,7 +19,7 @@ Gram = npt.NDArray[np.float64]
 
 
 def correlated(size: int, seed: int) -> Gram:
-    """The Gram matrix of inputs that go along with each other, some much larger than others."""
+    """The Gram matrix of correlated inputs of different sizes."""
     random = np.random.default_rng(seed)
     x = random.normal(size=(4 * size, size // 4)) @ random.normal(size=(size // 4, size))
     x = (x + 2 * random.normal(size=x.shape)) * random.gamma(1, 1, size)
@@ -45,32 +45,32 @@ def by_c(kind: TensorType) -> npt.NDArray[np.uint8]:
 
 
 @each_type
-def test_it_loses_less_than_the_c_quantizer(kind: TensorType) -> None:
+def test_loss_is_below_the_c_quantizer(kind: TensorType) -> None:
     ours = loss(round_matrix("w", WEIGHTS, kind, factor(H)), kind)
     assert 0 < ours < 0.75 * loss(by_c(kind), kind)
 
 
 @pytest.mark.parametrize("kind", [TensorType.Q4_K, TensorType.Q4_0, TensorType.IQ4_NL], ids=lambda kind: kind.name)
-def test_both_sides_lose_less_than_one(kind: TensorType) -> None:
+def test_row_feedback_lowers_the_loss(kind: TensorType) -> None:
     one = round_matrix("w", WEIGHTS, kind, factor(H))
     both = round_matrix("w", WEIGHTS, kind, factor(H), factor(G))
     assert loss(both, kind, g=G) < 0.9 * loss(one, kind, g=G)
-    assert loss(one, kind) < loss(both, kind)  # the rows pay for each other
+    assert loss(one, kind) < loss(both, kind)  # rows alone get worse
 
 
 @each_type
-def test_no_sweep_raises_the_loss(kind: TensorType) -> None:
+def test_sweeps_never_raise_the_loss(kind: TensorType) -> None:
     inputs = factor(H)
-    damped = H + DAMPING * np.diag(H).mean() * np.eye(COLUMNS)  # what the sweeps look at
+    damped = H + DAMPING * np.diag(H).mean() * np.eye(COLUMNS)  # the matrix that the sweeps use
     losses = [loss(round_matrix("w", WEIGHTS, kind, inputs, sweeps=n), kind, damped) for n in range(4)]
     assert losses[1] < losses[0]
     assert all(after <= before * (1 + 1e-6) for before, after in pairwise(losses))
 
 
-def test_errors_are_fed_to_all_columns_that_follow() -> None:
-    """Without sweeps each column is rounded from what is best for it, given the errors before it."""
+def test_error_is_spread_over_remaining_columns() -> None:
+    """Without sweeps, each column is rounded from its best value, given the errors before it."""
     kind, inputs = TensorType.Q4_0, factor(H)
-    (blocks,) = quantize("w", WEIGHTS[:3], [kind], inputs.remaining)
+    (blocks,) = quantize("w", WEIGHTS[:3], [kind], inputs.column_weights)
     grid = read_grid("w", blocks, kind, (3, COLUMNS), inputs.order)
     h, wanted = inputs.gram.astype(np.float64), WEIGHTS[:3].T[inputs.order].astype(np.float64)
     expected = np.empty((COLUMNS, 3))
@@ -83,20 +83,20 @@ def test_errors_are_fed_to_all_columns_that_follow() -> None:
     found = values(round_matrix("w", WEIGHTS[:3], kind, inputs, sweeps=0), kind, WEIGHTS[:3])
     same = np.isclose(found.T[inputs.order], expected, atol=1e-6)
     assert same[:128].all()
-    assert same.mean() > 0.98  # one tie that falls otherwise is felt by all behind it
+    assert same.mean() > 0.98  # a tie rounded the other way affects all columns after it
 
 
 @each_type
-def test_the_scales_stay_those_of_the_c_quantizer(kind: TensorType) -> None:
-    """Where columns have nothing to do with each other, there is nothing to feed: the values are as near as can be."""
+def test_scales_are_those_of_the_c_quantizer(kind: TensorType) -> None:
+    """For uncorrelated columns no error is spread: values are the nearest possible."""
     inputs = factor(np.eye(COLUMNS))
-    (blocks,) = quantize("w", WEIGHTS, [kind], inputs.remaining)
+    (blocks,) = quantize("w", WEIGHTS, [kind], inputs.column_weights)
     ours, theirs = (np.abs(WEIGHTS - values(b, kind)) for b in (round_matrix("w", WEIGHTS, kind, inputs), blocks))
     assert (ours <= theirs + 1e-6).all()
 
 
 @pytest.mark.parametrize("outputs", [None, G], ids=["one side", "both sides"])
-def test_the_same_matrix_gives_the_same_bytes(outputs: Gram | None) -> None:
+def test_deterministic(outputs: Gram | None) -> None:
     def rounded() -> bytes:
         other = None if outputs is None else factor(outputs)
         return round_matrix("w", WEIGHTS.copy(), TensorType.Q4_K, factor(H.copy()), other).tobytes()
@@ -104,7 +104,7 @@ def test_the_same_matrix_gives_the_same_bytes(outputs: Gram | None) -> None:
     assert rounded() == rounded()
 
 
-def test_nothing_that_is_given_is_changed() -> None:
+def test_arguments_are_not_modified() -> None:
     weights, h, g = WEIGHTS.copy(), H.copy(), G.copy()
     round_matrix("w", weights, TensorType.Q4_0, factor(h), factor(g))
     assert np.array_equal(weights, WEIGHTS)
@@ -112,17 +112,17 @@ def test_nothing_that_is_given_is_changed() -> None:
     assert np.array_equal(g, G)
 
 
-def test_rows_alone_are_rounded_as_among_others() -> None:
+def test_rows_are_independent_without_outputs() -> None:
     inputs = factor(H)
     whole = round_matrix("w", WEIGHTS, TensorType.Q5_K, inputs)
     parts = [round_matrix("w", WEIGHTS[n : n + 1], TensorType.Q5_K, inputs) for n in range(0, ROWS, 3)]
     apart = sum(not np.array_equal(one[0], row) for one, row in zip(parts, whole[::3], strict=True))
-    assert apart <= 1  # but for ties, which a sum in another order may break otherwise
+    assert apart <= 1  # except ties, which sums in another order may round differently
 
 
 @each_type
-def test_what_was_never_seen_is_rounded_all_the_same(kind: TensorType) -> None:
-    """Inputs all zero, or nearly; of one column only; and as many as one token has."""
+def test_unused_columns_are_rounded(kind: TensorType) -> None:
+    """Inputs that are all zero, or nearly; of one column only; and of a single token."""
     one = np.zeros((COLUMNS, COLUMNS))
     one[7, 7] = 4.0
     token = RANDOM.normal(size=(1, COLUMNS))
@@ -135,27 +135,27 @@ def test_what_was_never_seen_is_rounded_all_the_same(kind: TensorType) -> None:
         assert np.abs(found).max() < 3 * scale
 
 
-def test_a_matrix_of_zeros_stays_one() -> None:
+def test_zero_matrix_stays_zero() -> None:
     weights = np.zeros((5, COLUMNS), np.float32)
     for kind in ROUNDABLE:
         assert not values(round_matrix("w", weights, kind, factor(H)), kind, weights).any()
 
 
 class TestFactor:
-    """What is kept of a Gram matrix."""
+    """The factor of a Gram matrix."""
 
     found: Factor = factor(H)
     damped = H + DAMPING * np.diag(H).mean() * np.eye(COLUMNS)
 
-    def test_it_solves_by_the_cholesky_factor_of_the_inverse(self) -> None:
+    def test_solve(self) -> None:
         assert np.array_equal(self.found.upper, np.triu(self.found.upper))
         np.testing.assert_allclose(self.found.gram, self.damped[np.ix_(self.found.order, self.found.order)], rtol=1e-5)
         left = np.random.default_rng(5).normal(size=(7, COLUMNS)).astype(np.float32)
-        np.testing.assert_allclose(self.found.solved(left) @ self.damped, left, atol=2e-3)
+        np.testing.assert_allclose(self.found.solve(left) @ self.damped, left, atol=2e-3)
 
-    def test_what_weighs_most_goes_first(self) -> None:
+    def test_largest_diagonal_first(self) -> None:
         assert (np.diff(np.diag(self.found.gram)) <= 0).all()
 
-    def test_what_remains_of_an_error(self) -> None:
+    def test_column_weights(self) -> None:
         expected = 1 / np.diag(np.linalg.inv(self.damped))
-        np.testing.assert_allclose(self.found.remaining, expected, rtol=1e-3)
+        np.testing.assert_allclose(self.found.column_weights, expected, rtol=1e-3)

@@ -18,7 +18,8 @@ from dgpt2_quant.quantize.calibration.imatrix_file import ImportanceMatrix, Stat
 from dgpt2_quant.quantize.calibration.numpy_gpt2 import Reference, from_checkpoint, from_gguf, softmax
 from dgpt2_quant.quantize.calibration.sample_text import sample
 from dgpt2_quant.quantize.checkpoint.source import open_model
-from dgpt2_quant.quantize.convert import ConvertedFile, convert
+from dgpt2_quant.quantize.convert import convert
+from dgpt2_quant.quantize.converted_file import ConvertedFile
 from dgpt2_quant.quantize.lean import gptq as feedback
 from dgpt2_quant.quantize.lean.model import LeanModel
 from dgpt2_quant.quantize.recipes.lean_steps import STEPS
@@ -82,7 +83,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 @pytest.fixture(scope="module")
 def lean(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, ConvertedFile]:
-    """The levels in blocks of 32, and F16, in one call."""
+    """The quant types in blocks of 32, and F16, in one call."""
     files = tiny.convert(tmp_path_factory.mktemp("lean"), [*IN_32, "F16"])
     return {file.type: file for file in files}
 
@@ -115,10 +116,12 @@ def assert_it_loses_less_than_stock(tiny: Tiny, file: ConvertedFile, folder: Pat
     assert 0 < ours < by * theirs
 
 
-@pytest.mark.parametrize("level", IN_32)
-def test_a_level_loses_less_than_stock(level: str, tiny: Tiny, lean: dict[str, ConvertedFile], tmp_path: Path) -> None:
+@pytest.mark.parametrize("quant_type", IN_32)
+def test_lean_loses_less_than_stock(
+    quant_type: str, tiny: Tiny, lean: dict[str, ConvertedFile], tmp_path: Path
+) -> None:
     # in 8 bits most of the loss is of the activations, which both round
-    assert_it_loses_less_than_stock(tiny, lean[level], tmp_path, 1.1 if level == "Q8_0" else 0.9)
+    assert_it_loses_less_than_stock(tiny, lean[quant_type], tmp_path, 1.1 if quant_type == "Q8_0" else 0.9)
 
 
 MIXES = {
@@ -133,23 +136,25 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     return make_tiny(tmp_path_factory.mktemp("wide"), 64, width=256, inner=256)
 
 
-@pytest.mark.parametrize("level", MIXES)
+@pytest.mark.parametrize("quant_type", MIXES)
 def test_blocks_of_256_lose_less_than_stock(
-    level: str, wide: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quant_type: str, wide: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feedback, "_GROUPS", 4)  # for the time that it takes
-    (file,) = wide.convert(tmp_path, level, tensor_type=MIXES[level])
+    (file,) = wide.convert(tmp_path, quant_type, tensor_type=MIXES[quant_type])
     found = types(file.path)
-    for override in MIXES[level]:
+    for override in MIXES[quant_type]:
         name, _, kind = override.partition("=")
         assert {kind.upper()} == {found[tensor] for tensor in found if name in tensor and tensor.endswith(".weight")}
-    assert_it_loses_less_than_stock(wide, file, tmp_path, 1.1 if level == "TQ2_0" else 0.8)  # whose codes C chooses
+    assert_it_loses_less_than_stock(
+        wide, file, tmp_path, 1.1 if quant_type == "TQ2_0" else 0.8
+    )  # whose codes C chooses
 
 
 def test_columns_are_not_scaled_for_codebooks(wide: Tiny, tiny: Tiny, tmp_path: Path) -> None:
-    def left_out(model: Tiny, level: str, **options: Any) -> tuple[str, ...]:
-        (file,) = model.convert(tmp_path, level, dry_run=True, **options)
-        return file.plan.without
+    def left_out(model: Tiny, quant_type: str, **options: Any) -> tuple[str, ...]:
+        (file,) = model.convert(tmp_path, quant_type, dry_run=True, **options)
+        return file.plan.skip_steps
 
     assert left_out(wide, "IQ2_XS") == left_out(wide, "IQ2_XS", without=["scaling"]) == ("scaling",)
     assert left_out(wide, "IQ3_S", without=["sweeps", "padding"]) == ("padding", "scaling", "sweeps")
@@ -161,18 +166,20 @@ def test_columns_are_not_scaled_for_codebooks(wide: Tiny, tiny: Tiny, tmp_path: 
     assert_it_loses_less_than_stock(wide, file, tmp_path, 1.0)
 
 
-def test_what_the_levels_are(lean: dict[str, ConvertedFile], tiny: Tiny, tmp_path: Path) -> None:
-    losses = [tiny.loss(lean[level].path) for level in ("F16", "Q8_0", "Q5_0", "Q4_0")]
+def test_more_bits_lose_less_and_metadata_names_the_recipe(
+    lean: dict[str, ConvertedFile], tiny: Tiny, tmp_path: Path
+) -> None:
+    losses = [tiny.loss(lean[quant_type].path) for quant_type in ("F16", "Q8_0", "Q5_0", "Q4_0")]
     assert losses == sorted(losses)
     assert losses[-1] < 0.05
-    for level, file in lean.items():
+    for quant_type, file in lean.items():
         header = read_header(Path(file.path))
-        assert (file.recipe, header.quant_type) == ("stock" if level == "F16" else "lean", level)
+        assert (file.recipe, header.quant_type) == ("stock" if quant_type == "F16" else "lean", quant_type)
         assert header.metadata["dgpt2_quant.recipe"] == file.recipe
-        used = None if level == "F16" else read_importance(tiny.imatrix).sha256
+        used = None if quant_type == "F16" else read_importance(tiny.imatrix).sha256
         assert header.metadata.get("dgpt2_quant.imatrix.sha256") == used
-        assert header.tensors[EMBEDDING].shape == (VOCABULARY if level == "F16" else VOCABULARY + 2, 64)
-        assert header.metadata.get("dgpt2_quant.padding", 0) == (0 if level == "F16" else 2)
+        assert header.tensors[EMBEDDING].shape == (VOCABULARY if quant_type == "F16" else VOCABULARY + 2, 64)
+        assert header.metadata.get("dgpt2_quant.padding", 0) == (0 if quant_type == "F16" else 2)
         assert file.parameters == header.parameters
     (stock,) = tiny.convert(tmp_path, "F16", "stock")
     assert stock.sha256 == lean["F16"].sha256  # `lean` has nothing to offer there
@@ -187,10 +194,10 @@ def test_numpy_computes_the_same_of_the_file(lean: dict[str, ConvertedFile]) -> 
 
 
 @pytest.mark.parametrize("options", [{}, {"threads": 1}, {"threads": 3}], ids=str)
-def test_the_same_gives_the_same_bytes(
+def test_bytes_do_not_depend_on_threads_or_other_files(
     options: dict[str, int], tiny: Tiny, lean: dict[str, ConvertedFile], tmp_path: Path
 ) -> None:
-    """Twice, with any threads, and alone as beside other levels."""
+    """Repeated, with any number of threads, and with or without other quant types."""
     (file,) = tiny.convert(tmp_path, "Q4_0", **options)
     assert Path(file.path).read_bytes() == Path(lean["Q4_0"].path).read_bytes()
     assert file.sha256 == lean["Q4_0"].sha256
@@ -204,10 +211,10 @@ def test_a_dry_run_knows_the_size_to_the_byte(
         monkeypatch.setattr(module, "SAMPLED_TOKENS", 10 * CONTEXT)
     tiny = make_tiny(tmp_path, width=32, inner=32, **model)
     for options in ({}, {"without": ["padding"]}, {"prefer": "size", "calibrate": "sampled", "imatrix": None}):
-        levels = ["Q4_0", "F16"]
-        planned = tiny.convert(tmp_path / "out", levels, dry_run=True, **options)
+        quant_types = ["Q4_0", "F16"]
+        planned = tiny.convert(tmp_path / "out", quant_types, dry_run=True, **options)
         assert not (tmp_path / "out").exists()
-        files = tiny.convert(tmp_path / "out", levels, **options)
+        files = tiny.convert(tmp_path / "out", quant_types, **options)
         for plan, file in zip(planned, files, strict=True):
             assert plan.bytes == file.bytes == Path(file.path).stat().st_size
             assert types(file.path) == {name: kind.name for name, kind in plan.plan.types.items()}
@@ -220,7 +227,7 @@ def head_of(path: str) -> GGUFHeader:
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_each_step_can_be_left_out(step: str, tiny: Tiny, lean: dict[str, ConvertedFile], tmp_path: Path) -> None:
+def test_each_step_can_be_skipped(step: str, tiny: Tiny, lean: dict[str, ConvertedFile], tmp_path: Path) -> None:
     (file,) = tiny.convert(tmp_path, "Q4_0", without=[step])
     header, every = head_of(file.path), head_of(lean["Q4_0"].path)
     assert header.metadata["dgpt2_quant.lean.without"] == [step]
@@ -266,14 +273,14 @@ def test_without_any_step_the_blocks_are_the_c_quantizers(tiny: Tiny, tmp_path: 
 
 
 class TestOtherImportance:
-    """Importance matrices that have not all, or that are another model's."""
+    """Importance matrices that lack data, or that belong to another model."""
 
     def test_without_the_text(self, tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         path = other_importance(tiny, tmp_path / "bare.gguf", tokens=())
         with caplog.at_level(logging.WARNING):
             (file,) = tiny.convert(tmp_path, "Q4_0", imatrix=path)
         (message,) = [record.getMessage() for record in caplog.records if "importance" in record.getMessage()]
-        assert "has not the text that it was collected on in it, so without feedback, gradients" in message
+        assert "lacks the text that it was collected on; skipped: feedback, gradients" in message
         assert "centring" not in message
         assert tiny.loss(file.path) < 0.05
         assert head_of(file.path).tensors[EMBEDDING].shape[0] == VOCABULARY + 2
@@ -285,19 +292,17 @@ class TestOtherImportance:
         path = other_importance(tiny, tmp_path / "theirs.gguf", tokens=(), entries=entries)
         with caplog.at_level(logging.WARNING):
             (file,) = tiny.convert(tmp_path, "Q4_0", imatrix=path)
-        assert "has not the sums of the inputs and the text that it was collected on in it" in caplog.text
+        assert "lacks the sums of the inputs and the text that it was collected on; skipped: centring" in caplog.text
         assert tiny.loss(file.path) < 0.05
 
     def test_with_the_text_but_no_sums(self, tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         path = other_importance(tiny, tmp_path / "it.gguf", entries=without_sums(read_importance(tiny.imatrix)))
         with caplog.at_level(logging.WARNING):
             (file,) = tiny.convert(tmp_path, "Q4_0", imatrix=path)
-        assert "has not the sums of the inputs in it, so without centring;" in caplog.text
+        assert "lacks the sums of the inputs; skipped: centring." in caplog.text
         assert tiny.loss(file.path) < 0.05
 
-    def test_nothing_is_said_of_what_was_left_out_anyway(
-        self, tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_no_warning_of_skipped_steps(self, tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         path = other_importance(tiny, tmp_path / "it.gguf", entries=without_sums(read_importance(tiny.imatrix)))
         with caplog.at_level(logging.WARNING):
             tiny.convert(tmp_path, "Q4_0", imatrix=path, without=["centring"])
@@ -310,12 +315,12 @@ class TestOtherImportance:
         if recipe == "stock":  # which looks at no tokens
             assert tiny.convert(tmp_path, "Q4_0", recipe, imatrix=path)
             return
-        with pytest.raises(UsageError, match=f"has the token {VOCABULARY} in it, the model only {VOCABULARY} tokens"):
+        with pytest.raises(UsageError, match=f"contains the token {VOCABULARY}, but the model has {VOCABULARY} tokens"):
             tiny.convert(tmp_path, "Q4_0", imatrix=path)
 
     def test_chunks_beyond_the_context(self, tiny: Tiny, tmp_path: Path) -> None:
         path = other_importance(tiny, tmp_path / "it.gguf", chunk_size=2 * CONTEXT, chunk_count=12)
-        with pytest.raises(UsageError, match="text in chunks of 64 tokens, the model 32 positions"):
+        with pytest.raises(UsageError, match="chunks of 64 tokens, but the model has 32 positions"):
             tiny.convert(tmp_path, "Q4_0", imatrix=path)
 
     def test_of_another_width(self, tiny: Tiny, wide: Tiny, tmp_path: Path) -> None:
@@ -332,7 +337,7 @@ class TestOtherImportance:
 
 
 @pytest.mark.parametrize(
-    ("model", "level"),
+    ("model", "quant_type"),
     [
         ({"head": "untied"}, "Q4_0"),
         ({"layers": 3, "width": 32, "inner": 32}, "Q4_1"),
@@ -346,9 +351,9 @@ class TestOtherImportance:
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_any_model_will_do(model: dict[str, Any], level: str, tmp_path: Path) -> None:
+def test_models_of_any_shape(model: dict[str, Any], quant_type: str, tmp_path: Path) -> None:
     tiny = make_tiny(tmp_path, **model)
-    (file,) = tiny.convert(tmp_path, level)
+    (file,) = tiny.convert(tmp_path, quant_type)
     vocabulary = tiny.reference().sizes.vocabulary
     heads = [EMBEDDING, "output.weight"] if model.get("head") == "untied" else [EMBEDDING]
     tensors = head_of(file.path).tensors
@@ -357,7 +362,7 @@ def test_any_model_will_do(model: dict[str, Any], level: str, tmp_path: Path) ->
     assert 0 <= tiny.loss(file.path) < 0.1
 
 
-def test_a_gguf_file_will_do(tiny: Tiny, lean: dict[str, ConvertedFile], tmp_path: Path) -> None:
+def test_a_gguf_file_gives_the_same_weights(tiny: Tiny, lean: dict[str, ConvertedFile], tmp_path: Path) -> None:
     (base,) = tiny.convert(tmp_path, "F32", "stock", imatrix=None)
     (file,) = convert(base.path, type="Q4_0", recipe="lean", imatrix=tiny.imatrix, output=tmp_path)
     ours, theirs = head_of(file.path), head_of(lean["Q4_0"].path)
@@ -374,7 +379,7 @@ def test_a_lean_file_is_a_source_too(tiny: Tiny, lean: dict[str, ConvertedFile],
     assert tiny.loss(again.path) < 0.01
 
 
-def test_an_embedding_can_be_split_by_hand_in_type_only(tiny: Tiny, tmp_path: Path) -> None:
+def test_overrides_decide_types_but_not_the_split(tiny: Tiny, tmp_path: Path) -> None:
     overrides = ["token_embd=q8_0", "ffn=f16", "attn_qkv=bf16", "attn_output=f32"]
     (file,) = tiny.convert(tmp_path, "Q4_0", tensor_type=overrides)
     found = types(file.path)
@@ -385,7 +390,7 @@ def test_an_embedding_can_be_split_by_hand_in_type_only(tiny: Tiny, tmp_path: Pa
         tiny.convert(tmp_path, "Q4_1", tensor_type=["ffn_gate=f16"])
 
 
-def test_when_one_level_fails_none_is_there(tmp_path: Path) -> None:
+def test_when_one_file_fails_none_appears(tmp_path: Path) -> None:
     weights = np.random.default_rng(0).normal(0, 0.1, (64, 64))
     weights[3, 5] = 8e5  # at Q8_0 the scale is 6e3, at Q4_0 beyond F16
     tiny = make_tiny(tmp_path, changed={"h.0.mlp.c_proj.weight": weights})
@@ -395,9 +400,9 @@ def test_when_one_level_fails_none_is_there(tmp_path: Path) -> None:
     assert tiny.convert(tmp_path / "out", "Q8_0")
 
 
-def test_an_existing_file_is_seen_before_the_work(tiny: Tiny, tmp_path: Path) -> None:
+def test_an_existing_file_is_refused_before_the_work(tiny: Tiny, tmp_path: Path) -> None:
     (tmp_path / "tiny.lean.Q4_0.gguf").write_text("mine")
-    with pytest.raises(DgptQuantError, match="exists already"):
+    with pytest.raises(DgptQuantError, match="already exists"):
         tiny.convert(tmp_path, ["Q8_0", "Q4_0"], imatrix=None, calibrate="sampled")
     assert (tmp_path / "tiny.lean.Q4_0.gguf").read_text() == "mine"
     assert len(list(tmp_path.iterdir())) == 1
@@ -406,14 +411,14 @@ def test_an_existing_file_is_seen_before_the_work(tiny: Tiny, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"without": ["feedbak"]}, "there is no step 'feedbak' to leave out; there are padding, centring"),
-        ({"prefer": "beauty"}, "'beauty' can not be preferred; there are quality, speed, size"),
+        ({"without": ["feedbak"]}, "`without` must be padding, centring, .*, not 'feedbak'"),
+        ({"prefer": "beauty"}, "`prefer` must be quality, speed or size, not 'beauty'"),
         ({"recipe": "stock", "without": ["sweeps"]}, "are for the recipe lean"),
         ({"recipe": "stock", "prefer": "size"}, "are for the recipe lean"),
-        ({"recipe": "fat"}, "unknown recipe 'fat'; there are stock, lean, and files"),
+        ({"recipe": "fat"}, "`recipe` must be stock, lean or a file .*, not 'fat'"),
     ],
 )
-def test_what_can_not_be_is_refused(options: dict[str, Any], message: str, tiny: Tiny, tmp_path: Path) -> None:
+def test_wrong_settings_are_refused(options: dict[str, Any], message: str, tiny: Tiny, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=message):
         tiny.convert(tmp_path, "Q4_0", **options)
 

@@ -1,4 +1,4 @@
-"""Pad tokens: copies of a token that hardly ever comes, in files as an unmodified llama.cpp computes them."""
+"""Pad tokens: copies of an unlikely token, in files computed by an unmodified llama.cpp."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,8 @@ from dgpt2_quant.core.text import load_text
 from dgpt2_quant.quantize.calibration.collect import imatrix
 from dgpt2_quant.quantize.calibration.imatrix_file import read_importance
 from dgpt2_quant.quantize.calibration.numpy_gpt2 import softmax
-from dgpt2_quant.quantize.convert import ConvertedFile, convert
+from dgpt2_quant.quantize.convert import convert
+from dgpt2_quant.quantize.converted_file import ConvertedFile
 from dgpt2_quant.quantize.lean.padding import Padding, least_likely
 from dgpt2_quant.runtime import Model
 from dgpt2_quant.runtime.native.model_context import NativeModel
@@ -20,29 +21,29 @@ from dgpt2_quant.runtime.native.sampler import NativeSampler
 from ..checkpoints import TOKENS, make_checkpoint
 
 REAL, PADS = 8189, 3
-LEVELS = ["Q4_0", "Q4_K_M", "Q6_K", "Q8_0"]  # with and without kernels for rows in eights
+LEVELS = ["Q4_0", "Q4_K_M", "Q6_K", "Q8_0"]  # with and without kernels for 8 rows at a time
 
 
-def test_the_count() -> None:
+def test_pad_count() -> None:
     assert [pad_count(n) for n in (8189, 50257, 8192)] == [3, 7, 0]
     assert pad_count(50257, 64) == 47
 
 
-def test_the_least_likely_token_has_the_lowest_mean_log_probability() -> None:
+def test_least_likely_token() -> None:
     random = np.random.default_rng(1)
     rows, hidden = random.normal(size=(50, 16)), random.normal(0.5, 1, (30, 16))
     expected = np.log(softmax(hidden @ rows.T)).mean(axis=0).argmin()
     assert least_likely(rows, hidden.mean(axis=0)) == expected
 
 
-def test_pads_are_added_after_the_rows() -> None:
+def test_append_pads() -> None:
     rows = np.arange(6, dtype=np.uint8).reshape(3, 2)
-    assert Padding(2, 1).filled_up(rows).tolist() == [[0, 1], [2, 3], [4, 5], [2, 3], [2, 3]]
+    assert Padding(2, 1).append_pads(rows).tolist() == [[0, 1], [2, 3], [4, 5], [2, 3], [2, 3]]
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ConvertedFile]:
-    """Storybook; without the steps that take long and have nothing to do with the pads."""
+    """Storybook without the slow steps that do not affect pads."""
     without = ["feedback", "gradients", "compensation", "sweeps"]
     folder = tmp_path_factory.mktemp("lean")
     calibrate = folder / "text.txt"
@@ -57,9 +58,7 @@ def twin_of(file: ConvertedFile) -> int:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_in_llama_cpp_pads_have_the_logit_of_their_twin_and_hardly_any_probability(
-    level: str, files: dict[str, ConvertedFile]
-) -> None:
+def test_pads_have_the_logit_of_their_twin(level: str, files: dict[str, ConvertedFile]) -> None:
     file = files[level]
     twin = twin_of(file)
     assert file.padding == {"count": PADS, "twin": twin}
@@ -69,15 +68,15 @@ def test_in_llama_cpp_pads_have_the_logit_of_their_twin_and_hardly_any_probabili
         assert (model.vocabulary, model.real_vocabulary) == (REAL + PADS, REAL)
         texts = [model.tokenize(load_text("evaluation").text)[:400], [twin] * 20, [REAL, REAL + 1, REAL + 2] * 5]
         rows = np.concatenate([model.logits(text) for text in texts])
-        assert np.array_equal(model.logits([5, REAL]), model.logits([5, twin]))  # where they are looked up, too
+        assert np.array_equal(model.logits([5, REAL]), model.logits([5, twin]))  # also as inputs
     assert np.array_equal(rows[:, REAL:], np.repeat(rows[:, [twin]], PADS, axis=1))
     share = softmax(rows[:400].astype(np.float64))[:, REAL:].sum(axis=1)
     assert share.mean() < 1e-5
     assert share.max() < 5e-3
 
 
-def test_an_unmodified_greedy_sampler_never_takes_a_pad(files: dict[str, ConvertedFile]) -> None:
-    """Not even where the twin has the highest logit of all: of equals the first is taken."""
+def test_greedy_sampler_never_chooses_a_pad(files: dict[str, ConvertedFile]) -> None:
+    """Even if the twin has the highest logit: the first of equals is chosen."""
     file = files["Q4_0"]
     native = NativeModel(Path(file.path))
     try:
@@ -92,7 +91,7 @@ def test_an_unmodified_greedy_sampler_never_takes_a_pad(files: dict[str, Convert
 
 
 def like_llama_imatrix(model: Path, path: Path) -> None:
-    """One like llama-imatrix's: without the text, and without the sums of the inputs."""
+    """A matrix as from llama-imatrix: without tokens and sums of inputs."""
     imatrix(str(model), text="sampled", chunks=2, output=path)
     own = read_importance(path)
     entries = {name: replace(entry, sums=None) for name, entry in own.entries.items()}
@@ -100,7 +99,7 @@ def like_llama_imatrix(model: Path, path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q5_1"])
-def test_of_both_matrices_where_the_output_is_one_of_its_own(kind: str, tmp_path: Path) -> None:
+def test_untied_matrices_are_both_padded(kind: str, tmp_path: Path) -> None:
     model = make_checkpoint(tmp_path / "model", layers=1, width=64, inner=64, context=32, head="untied")
     types = [f"{name}={kind}" for name in ("token_embd", "output[.]weight")]
     imatrix = tmp_path / "theirs.gguf"

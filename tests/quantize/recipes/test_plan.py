@@ -1,4 +1,4 @@
-"""What is planned is what is written: sizes to the byte; and what can be told is told before the work."""
+"""Plans have the sizes and types of the files, to the byte; wrong calls fail before the work."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,8 @@ from dgpt2_quant.core.gguf_file import read_header
 from dgpt2_quant.core.quant_types import QUANT_TYPES
 from dgpt2_quant.quantize.calibration.collect import imatrix
 from dgpt2_quant.quantize.calibration.imatrix_file import ImportanceMatrix, Statistics, read_importance
-from dgpt2_quant.quantize.convert import ConvertedFile, convert
+from dgpt2_quant.quantize.convert import convert
+from dgpt2_quant.quantize.converted_file import ConvertedFile
 
 from ..checkpoints import make_checkpoint
 
@@ -50,7 +51,7 @@ def assert_as_planned(plans: list[ConvertedFile], files: list[ConvertedFile]) ->
 
 
 @pytest.mark.parametrize("model", ["tiny", "tiny.F32.gguf"])
-def test_the_size_of_every_level_is_known_to_the_byte(model: str, folder: Path, tmp_path: Path) -> None:
+def test_the_size_of_every_quant_type_is_known_to_the_byte(model: str, folder: Path, tmp_path: Path) -> None:
     plans = planned(folder, model, tmp_path, type=FREE)
     assert_as_planned(plans, convert(str(folder / model), type=FREE, output=tmp_path))
 
@@ -66,7 +67,7 @@ def test_the_size_of_every_level_is_known_to_the_byte(model: str, folder: Path, 
     ],
     ids=lambda arguments: " ".join(arguments),
 )
-def test_the_size_is_known_whatever_is_asked_for(
+def test_the_size_is_known_with_importance_and_overrides(
     arguments: dict[str, Any], model: str, folder: Path, tmp_path: Path
 ) -> None:
     weighed = {key: folder / name for key, name in arguments.items() if key != "tensor_type"}
@@ -82,13 +83,15 @@ def test_the_size_of_a_requantized_file_is_known(folder: Path, tmp_path: Path) -
     assert_as_planned(plans, convert(str(folder / "tiny.Q8_0.gguf"), output=tmp_path, **call))
 
 
-def test_one_level_that_needs_an_importance_matrix_is_planned_and_made(folder: Path, tmp_path: Path) -> None:
+def test_one_quant_type_that_needs_an_importance_matrix_is_planned_and_made(folder: Path, tmp_path: Path) -> None:
     call: dict[str, Any] = {"type": "IQ2_XS", "imatrix": folder / "imatrix.gguf"}
     assert_as_planned(planned(folder, "tiny", tmp_path, **call), convert(str(folder / "tiny"), output=tmp_path, **call))
 
 
 @pytest.mark.parametrize("calibrated", [False, True])
-def test_a_plan_writes_nothing(calibrated: bool, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dry_run_writes_nothing(
+    calibrated: bool, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     calls: list[tuple[int, int, str]] = []
     before = {path: path.stat() for path in folder.rglob("*")}
@@ -109,14 +112,14 @@ def test_a_plan_writes_nothing(calibrated: bool, folder: Path, tmp_path: Path, m
     assert calls == []
 
 
-def test_an_existing_target_is_no_error_of_a_plan(folder: Path, tmp_path: Path) -> None:
+def test_a_dry_run_allows_an_existing_target(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "tiny.Q4_0.gguf").write_bytes(b"precious")
     (plan,) = planned(folder, "tiny", tmp_path, type="Q4_0")
     assert plan.path == str(tmp_path / "tiny.Q4_0.gguf")
     assert (tmp_path / "tiny.Q4_0.gguf").read_bytes() == b"precious"
 
 
-def test_a_plan_takes_nothing_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dry_run_downloads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     with pytest.raises(ModelNotFoundError, match="offline, and owner/uncached"):
@@ -140,15 +143,15 @@ def test_the_json_of_a_plan_lists_every_tensor(folder: Path, tmp_path: Path) -> 
         assert plan.plan.bits_per_weight == pytest.approx(read_header(Path(file.path)).bits_per_weight)
 
 
-@pytest.mark.parametrize("level", NEEDY)
+@pytest.mark.parametrize("quant_type", NEEDY)
 @pytest.mark.parametrize("dry_run", [False, True])
-def test_a_level_that_needs_an_importance_matrix_is_refused_before_the_model_is_looked_at(
-    level: str, dry_run: bool, tmp_path: Path
+def test_a_quant_type_that_needs_an_importance_matrix_is_refused_before_the_model_is_opened(
+    quant_type: str, dry_run: bool, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match=f"{level} needs an importance matrix") as caught:
-        convert("no/such/model", type=["F16", level.lower()], output=tmp_path / "out", dry_run=dry_run)
-    assert "--imatrix FILE" in caught.value.hint
-    assert "--calibrate" in caught.value.hint
+    with pytest.raises(UsageError, match=f"{quant_type} needs an importance matrix") as caught:
+        convert("no/such/model", type=["F16", quant_type.lower()], output=tmp_path / "out", dry_run=dry_run)
+    assert "`imatrix`" in caught.value.hint
+    assert "`calibrate`" in caught.value.hint
     assert not (tmp_path / "out").exists()
 
 
@@ -156,16 +159,20 @@ def test_a_level_that_needs_an_importance_matrix_is_refused_before_the_model_is_
     ("arguments", "error", "message"),
     [
         ({"imatrix": "gone.gguf"}, ModelNotFoundError, "there is no file .*gone.gguf"),
-        ({"imatrix": "bad.gguf"}, GGUFError, "bad.gguf is no GGUF file"),
-        ({"calibrate": "gone.txt"}, ModelNotFoundError, "there is no text .*gone.txt"),
+        ({"imatrix": "bad.gguf"}, GGUFError, "bad.gguf is not a GGUF file"),
+        ({"calibrate": "gone.txt"}, ModelNotFoundError, "no text .*gone.txt"),
         ({"calibrate": "bad.gguf"}, UsageError, "bad.gguf is not UTF-8"),
-        ({"imatrix": "bad.gguf", "calibrate": "calibration"}, UsageError, "an importance matrix was given, and a text"),
-        ({"tensor_type": ["ffn_up=q9"]}, UsageError, "unknown tensor type 'q9'"),
-        ({"type": "q9"}, UsageError, "unknown quantization type 'q9'"),
+        (
+            {"imatrix": "bad.gguf", "calibrate": "calibration"},
+            UsageError,
+            "`imatrix` and `calibrate` cannot",
+        ),
+        ({"tensor_type": ["ffn_up=q9"]}, UsageError, "must end in a tensor type, not 'q9'"),
+        ({"type": "q9"}, UsageError, "unknown quant type 'q9'"),
     ],
     ids=str,
 )
-def test_what_is_wrong_in_the_call_is_told_before_the_model_is_looked_at(
+def test_a_wrong_call_is_refused_before_the_model_is_opened(
     arguments: dict[str, Any],
     error: type[DgptQuantError],
     message: str,
@@ -181,7 +188,7 @@ def test_what_is_wrong_in_the_call_is_told_before_the_model_is_looked_at(
 
 @pytest.mark.parametrize("dry_run", [False, True])
 @pytest.mark.parametrize(
-    ("level", "lacks", "overrides"),
+    ("quant_type", "lacks", "overrides"),
     [
         ("Q2_K_S", "blk.0.ffn_up.weight", []),
         ("IQ2_XS", "blk.0.ffn_up.weight", []),
@@ -189,19 +196,24 @@ def test_what_is_wrong_in_the_call_is_told_before_the_model_is_looked_at(
         ("Q4_0", "token_embd.weight", ["token_embd=iq1_s"]),
     ],
 )
-def test_an_importance_matrix_that_lacks_what_is_needed_is_refused_by_the_tensors_name(
-    level: str, lacks: str, overrides: list[str], dry_run: bool, folder: Path, tmp_path: Path
+def test_a_needed_entry_that_the_importance_matrix_lacks_is_named(
+    quant_type: str, lacks: str, overrides: list[str], dry_run: bool, folder: Path, tmp_path: Path
 ) -> None:
     whole = read_importance(folder / "imatrix.gguf")
     entries = {name: entry for name, entry in whole.entries.items() if name != lacks}
     ImportanceMatrix(entries, ["part"], 1, 32).write(tmp_path / "part.gguf")
-    call: dict[str, Any] = {"type": level, "tensor_type": overrides, "dry_run": dry_run, "output": tmp_path / "out"}
+    call: dict[str, Any] = {
+        "type": quant_type,
+        "tensor_type": overrides,
+        "dry_run": dry_run,
+        "output": tmp_path / "out",
+    }
     with pytest.raises(UsageError, match=f"the importance matrix has no entry for {lacks}, which needs one at "):
         convert(str(folder / "tiny"), imatrix=tmp_path / "part.gguf", **call)
     assert not (tmp_path / "out").exists()
 
 
-def test_an_importance_matrix_without_the_head_serves_as_llama_imatrix_makes_it(folder: Path, tmp_path: Path) -> None:
+def test_an_importance_matrix_of_llama_imatrix_lacks_the_head_and_serves(folder: Path, tmp_path: Path) -> None:
     whole = read_importance(folder / "imatrix.gguf")
     entries = {name: entry for name, entry in whole.entries.items() if name != "token_embd.weight"}
     ImportanceMatrix(entries, ["part"], 1, 32).write(tmp_path / "part.gguf")
@@ -209,7 +221,7 @@ def test_an_importance_matrix_without_the_head_serves_as_llama_imatrix_makes_it(
     assert_as_planned(planned(folder, "tiny", tmp_path, **call), convert(str(folder / "tiny"), output=tmp_path, **call))
 
 
-def test_entries_for_what_the_model_has_not_are_passed_over(folder: Path, tmp_path: Path) -> None:
+def test_entries_for_other_tensors_are_ignored(folder: Path, tmp_path: Path) -> None:
     whole = read_importance(folder / "imatrix.gguf")
     more = {**whole.entries, "blk.7.ffn_gate.weight": Statistics(np.ones(5, np.float32), None, 3.0)}
     ImportanceMatrix(more, whole.datasets, 1, 32).write(tmp_path / "more.gguf")
@@ -220,7 +232,7 @@ def test_entries_for_what_the_model_has_not_are_passed_over(folder: Path, tmp_pa
     assert data[0] == data[1]
 
 
-def test_the_metadata_say_what_a_file_was_made_with(folder: Path, tmp_path: Path) -> None:
+def test_metadata_names_overrides_and_importance_matrix(folder: Path, tmp_path: Path) -> None:
     matrix = read_importance(folder / "imatrix.gguf")
     call: dict[str, Any] = {"imatrix": folder / "imatrix.gguf", "tensor_type": ["ffn_(up|down)=Q6_K", "qkv=f16"]}
     (file,) = convert(str(folder / "tiny"), type="Q4_0", output=tmp_path, **call)

@@ -1,7 +1,7 @@
 """The stock recipe against the real thing: llama.cpp quantizes our F32 file in this process, and we compare.
 
-Which tensor gets more bits depends on the depth, on the head being tied, on the row's length, on an importance matrix
-being there, and on what was set by hand; so each is varied. Every tensor must have the same type and the same bytes.
+Which tensor gets more bits depends on the depth, a tied head, the row's length, an importance matrix, and overrides, so
+each is varied. Every tensor must have the same type and the same bytes.
 """
 
 import shutil
@@ -12,19 +12,26 @@ from typing import Any
 import numpy as np
 import pytest
 from dgpt2_quant.core.errors import UsageError
-from dgpt2_quant.core.hyperparameters import Hyperparameters, multiplied
-from dgpt2_quant.core.quant_types import QUANT_TYPES, TensorType
+from dgpt2_quant.core.hyperparameters import Hyperparameters, matmul_weights
+from dgpt2_quant.core.quant_types import QUANT_TYPES, TensorType, find_type
 from dgpt2_quant.quantize.calibration.imatrix_file import ImportanceMatrix, Statistics
 from dgpt2_quant.quantize.convert import convert
-from dgpt2_quant.quantize.recipes.tensor_types import find_override, tensor_types
+from dgpt2_quant.quantize.recipes.tensor_types import (
+    PREFERENCES,
+    find_override,
+    find_preference,
+    lean_embedding,
+    lean_matrix,
+    tensor_types,
+)
 
 from ..checkpoints import make_checkpoint
 from ..oracle import assert_same_tensors, contents, llama_quantize
 
 pytestmark = pytest.mark.tables
 
-LEVELS = [name for name in QUANT_TYPES if name != "F32"]
-FREE = [name for name in LEVELS if not QUANT_TYPES[name].needs_imatrix]
+TYPES = [name for name in QUANT_TYPES if name != "F32"]
+FREE = [name for name in TYPES if not QUANT_TYPES[name].needs_imatrix]
 
 
 def random_importance(shapes: dict[str, tuple[int, ...]]) -> ImportanceMatrix:
@@ -32,21 +39,21 @@ def random_importance(shapes: dict[str, tuple[int, ...]]) -> ImportanceMatrix:
     random = np.random.default_rng(0)
     entries = {
         name: Statistics(random.gamma(0.5, 100, shapes[name][1]).astype(np.float32), None, 97.0)
-        for name in multiplied(shapes)
+        for name in matmul_weights(shapes)
     }
     return ImportanceMatrix(entries, ["random"], 1, 97)
 
 
 def compare(
     folder: Path,
-    levels: Sequence[str],
+    quant_types: Sequence[str],
     *,
     imatrix: bool = False,
     overrides: Sequence[str] = (),
     types_only: bool = False,
     **shape: Any,
 ) -> dict[str, dict[str, str]]:
-    """Compares all tensors of all levels, or the types that ours would have; returns our types by level and name."""
+    """Compares all tensors, or only planned types; returns our types by quant type and name."""
     checkpoint = make_checkpoint(folder / "model", context=8, **shape)
     (base,) = convert(str(checkpoint), type="F32", output=folder)
     matrix = random_importance(dict(base.plan.shapes)) if imatrix else None
@@ -54,7 +61,7 @@ def compare(
         matrix.write(folder / "imatrix.gguf")
     files = convert(
         str(checkpoint),
-        type=levels,
+        type=quant_types,
         output=folder,
         imatrix=folder / "imatrix.gguf" if matrix else None,
         tensor_type=overrides,
@@ -99,14 +106,14 @@ def thin(layers: int, inner: int) -> dict[str, Any]:
     return {"layers": layers, "width": 256, "inner": inner, "changed": changed}
 
 
-def mixed(levels: Sequence[str], layers: int, imatrix: bool) -> list[str]:
-    """Those levels whose layers are not all alike."""
+def mixed(quant_types: Sequence[str], layers: int, imatrix: bool) -> list[str]:
+    """Those quant types whose layers are not all alike."""
     shapes = Hyperparameters(layers, 256, 4, 256, 8, 262, 1e-5).shapes()
     found = []
-    for level in levels:
-        types = tensor_types(shapes, QUANT_TYPES[level], has_imatrix=imatrix)
+    for quant_type in quant_types:
+        types = tensor_types(shapes, QUANT_TYPES[quant_type], has_imatrix=imatrix)
         if any(kind is not types[f"blk.0.{name.split('.', 2)[2]}"] for name, kind in types.items() if "blk" in name):
-            found.append(level)
+            found.append(quant_type)
     return found
 
 
@@ -117,14 +124,18 @@ DEPTHS += [(48, "untied", False)]
 
 
 @pytest.mark.parametrize(("layers", "head", "imatrix"), DEPTHS)
-def test_every_level_at_every_depth_is_what_llama_cpp_makes(
+def test_every_quant_type_at_every_depth_has_llama_cpps_types(
     layers: int, head: str, imatrix: bool, tmp_path: Path
 ) -> None:
-    levels, shape = LEVELS if imatrix else FREE, thin(layers, 256)
+    quant_types, shape = TYPES if imatrix else FREE, thin(layers, 256)
     if layers > 12:  # there all are compared, and most found to be alike in every layer
-        levels = [name for name in levels if name in {*mixed(levels, 12, imatrix), *mixed(levels, layers, imatrix)}]
+        quant_types = [
+            name
+            for name in quant_types
+            if name in {*mixed(quant_types, 12, imatrix), *mixed(quant_types, layers, imatrix)}
+        ]
     # what depth decides are the types; six layers show that the bytes are those of the types
-    found = compare(tmp_path / "it", levels, imatrix=imatrix, head=head, types_only=layers > 6, **shape)
+    found = compare(tmp_path / "it", quant_types, imatrix=imatrix, head=head, types_only=layers > 6, **shape)
     raised = [n for n in range(layers) if found["Q4_K_M"][f"blk.{n}.ffn_down.weight"] == "Q6_K"]
     assert raised == [n for n in range(layers) if found["Q4_K_M"][f"blk.{n}.attn_qkv.weight"] == "Q6_K"]
     if layers == 12:  # the first and the last eighth, and every third between
@@ -132,13 +143,13 @@ def test_every_level_at_every_depth_is_what_llama_cpp_makes(
 
 
 @pytest.mark.parametrize(("head", "imatrix"), [("absent", True), ("untied", False)])
-def test_dense_rows_have_llama_cpps_bytes_at_every_level(head: str, imatrix: bool, tmp_path: Path) -> None:
-    levels = LEVELS if imatrix else FREE
-    found = compare(tmp_path / "it", levels, imatrix=imatrix, layers=1, width=256, inner=256, head=head)
-    embedding = {level: types["token_embd.weight"] for level, types in found.items()}
+def test_dense_rows_have_llama_cpps_bytes_at_every_quant_type(head: str, imatrix: bool, tmp_path: Path) -> None:
+    quant_types = TYPES if imatrix else FREE
+    found = compare(tmp_path / "it", quant_types, imatrix=imatrix, layers=1, width=256, inner=256, head=head)
+    embedding = {name: types["token_embd.weight"] for name, types in found.items()}
     tied = head == "absent"
-    assert [embedding[level] for level in ("F16", "BF16", "Q8_0")] == ["F16", "BF16", "Q8_0"]
-    assert [embedding[level] for level in ("Q5_K_M", "Q4_0")] == (["Q6_K", "Q6_K"] if tied else ["Q5_K", "Q4_0"])
+    assert [embedding[name] for name in ("F16", "BF16", "Q8_0")] == ["F16", "BF16", "Q8_0"]
+    assert [embedding[name] for name in ("Q5_K_M", "Q4_0")] == (["Q6_K", "Q6_K"] if tied else ["Q5_K", "Q4_0"])
 
 
 WIDTHS = [(64, 256), (64, 96), (48, 192), (48, 40), (256, 48), (320, 64), (384, 128)]
@@ -146,12 +157,12 @@ UNDIVIDED = [(*width, False) for width in WIDTHS] + [(*width, True) for width in
 
 
 @pytest.mark.parametrize(("width", "inner", "imatrix"), UNDIVIDED)
-def test_rows_that_blocks_do_not_divide_fall_back_as_llama_cpps(
+def test_rows_that_blocks_do_not_divide_get_llama_cpps_replacement(
     width: int, inner: int, imatrix: bool, tmp_path: Path
 ) -> None:
     head = "untied" if imatrix == (WIDTHS.index((width, inner)) % 2 == 0) else "absent"
-    levels = [name for name in (LEVELS if imatrix else FREE) if name != "Q1_0" or width % 128 == inner % 128 == 0]
-    found = compare(tmp_path / "it", levels, imatrix=imatrix, layers=1, width=width, inner=inner, head=head)
+    quant_types = [name for name in (TYPES if imatrix else FREE) if name != "Q1_0" or width % 128 == inner % 128 == 0]
+    found = compare(tmp_path / "it", quant_types, imatrix=imatrix, layers=1, width=width, inner=inner, head=head)
     if width == 48:
         assert {types["token_embd.weight"] for types in found.values()} == {"F16", "BF16"}
     elif width in (64, 320):
@@ -165,7 +176,7 @@ def test_rows_that_blocks_do_not_divide_fall_back_as_llama_cpps(
     [
         ["ffn_down=q8_0"],
         ["blk.[01].ffn_down=q4_0", "ffn_down=f16", "attn_output=iq4_nl"],  # the first that matches
-        [r"^blk\.0\.attn_qkv=q5_1"],  # not counted: what comes behind moves up
+        [r"^blk\.0\.attn_qkv=q5_1"],  # not counted: those after it move up
         ["token_embd=q4_k"],
         ["weight=mxfp4", "token_embd=q8_0"],
         ["output=bf16"],
@@ -174,12 +185,12 @@ def test_rows_that_blocks_do_not_divide_fall_back_as_llama_cpps(
     ],
     ids=" ".join,
 )
-def test_types_set_by_hand_are_llama_cpps(overrides: list[str], imatrix: bool, tmp_path: Path) -> None:
-    levels = ["Q4_K_M", "Q3_K_M", "Q4_0", "F16"]
-    compare(tmp_path / "it", levels, imatrix=imatrix, overrides=overrides, **thin(5, 320))
+def test_overrides_give_llama_cpps_types(overrides: list[str], imatrix: bool, tmp_path: Path) -> None:
+    quant_types = ["Q4_K_M", "Q3_K_M", "Q4_0", "F16"]
+    compare(tmp_path / "it", quant_types, imatrix=imatrix, overrides=overrides, **thin(5, 320))
 
 
-def test_blocks_without_a_replacement_are_refused_as_llama_cpp_refuses_them(tmp_path: Path) -> None:
+def test_blocks_without_a_replacement_are_refused_as_in_llama_cpp(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "model", width=96, inner=96)
     (base,) = convert(str(checkpoint), type="F32", output=tmp_path)
     assert not llama_quantize(Path(base.path), "Q1_0", tmp_path / "theirs.gguf")
@@ -188,10 +199,10 @@ def test_blocks_without_a_replacement_are_refused_as_llama_cpp_refuses_them(tmp_
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("level", [name for name in LEVELS if QUANT_TYPES[name].needs_imatrix])
-def test_what_is_said_to_need_an_importance_matrix_llama_cpp_does_not_make_without(level: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("quant_type", [name for name in TYPES if QUANT_TYPES[name].needs_imatrix])
+def test_llama_cpp_also_needs_importance_for_these_types(quant_type: str, tmp_path: Path) -> None:
     (base,) = convert(str(make_checkpoint(tmp_path / "model", width=256, inner=256)), type="F32", output=tmp_path)
-    assert not llama_quantize(Path(base.path), level, tmp_path / "theirs.gguf")
+    assert not llama_quantize(Path(base.path), quant_type, tmp_path / "theirs.gguf")
 
 
 def test_gpt2_xls_width_falls_back_to_blocks_of_32() -> None:
@@ -214,21 +225,21 @@ def test_distilgpt2_at_q4_k_m_has_the_known_size() -> None:
 
 
 def test_an_unknown_recipe_is_refused_by_name() -> None:
-    with pytest.raises(UsageError, match=r"unknown recipe 'best'; there are stock"):
+    with pytest.raises(UsageError, match=r"`recipe` must be stock, lean or a file .*, not 'best'"):
         tensor_types({}, QUANT_TYPES["F16"], "best")
 
 
 @pytest.mark.parametrize(
     ("text", "message", "hint"),
     [
-        ("ffn_down", "'ffn_down' is no REGEX=TYPE", "--tensor-type 'ffn_down=q6_k'"),
-        ("=q4_k", "'=q4_k' is no REGEX=TYPE", "--tensor-type"),
-        ("ffn_down=q4_k_m", "unknown tensor type 'q4_k_m'", "Did you mean q4_k?"),
-        ("ffn_down=", "unknown tensor type ''", "convert --help"),
-        ("ffn_(down=q4_k", "'ffn_(down' is no regular expression", "every matrix"),
+        ("ffn_down", "`tensor_type` must be REGEX=TYPE, not 'ffn_down'", "`ffn_down=q6_k`"),
+        ("=q4_k", "`tensor_type` must be REGEX=TYPE, not '=q4_k'", "ffn_down"),
+        ("ffn_down=q4_k_m", "must end in a tensor type, not 'q4_k_m'", "Did you mean q4_k?"),
+        ("ffn_down=", "must end in a tensor type, not ''", "convert --help"),
+        ("ffn_(down=q4_k", "must begin with a regular expression, not 'ffn_(down'", "every matrix"),
     ],
 )
-def test_a_type_set_by_hand_that_can_not_be_read(text: str, message: str, hint: str) -> None:
+def test_an_override_that_cannot_be_read_is_refused(text: str, message: str, hint: str) -> None:
     with pytest.raises(UsageError) as caught:
         find_override(text)
     assert message in caught.value.message
@@ -241,18 +252,40 @@ def test_an_expression_may_hold_an_equals_sign() -> None:
 
 
 @pytest.mark.parametrize("expression", ["ffn_gate", "position_embd", "norm", "bias"])
-def test_a_type_set_by_hand_for_no_matrix_is_refused(expression: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=f"--tensor-type {expression}=Q8_0 matches no matrix"):
+def test_an_override_that_matches_no_matrix_is_refused(expression: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"`tensor_type` {expression}=Q8_0 matches no matrix"):
         convert("storybook", type="Q4_0", output=tmp_path, tensor_type=[f"{expression}=q8_0"])
 
 
 @pytest.mark.parametrize(
     ("expression", "tensor"), [("ffn_up=iq2_xxs", "blk.0.ffn_up.weight"), ("token_embd=iq1_s", "token_embd.weight")]
 )
-def test_a_type_set_by_hand_that_needs_an_importance_matrix_is_refused(
-    expression: str, tensor: str, tmp_path: Path
-) -> None:
+def test_an_override_that_needs_importance_is_refused_without(expression: str, tensor: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=f"{tensor} at IQ.* needs an importance matrix") as caught:
         convert("storybook", type="Q4_0", output=tmp_path, tensor_type=[expression])
-    assert "--imatrix" in caught.value.hint
+    assert "`imatrix`" in caught.value.hint
     assert list(tmp_path.iterdir()) == []
+
+
+def test_lean_gives_the_blocks_the_quant_types_own_type() -> None:
+    for quant_type in QUANT_TYPES.values():
+        assert lean_matrix(quant_type) is (TensorType.Q8_0 if quant_type.name == "MXFP4_MOE" else quant_type.base)
+
+
+def test_preferences_order_the_types_of_leans_embedding() -> None:
+    for quant_type in QUANT_TYPES.values():
+        if not quant_type.base.is_quantized:
+            continue
+        bits = {prefer: lean_embedding(quant_type, prefer).bits_per_weight for prefer in (*PREFERENCES, None)}
+        assert bits["size"] <= bits[None] <= bits["quality"], quant_type
+        assert bits["speed"] <= bits["quality"]
+    assert lean_embedding(find_type("q5_k"), "speed") is TensorType.Q4_K
+    assert lean_embedding(find_type("q4_k")) is lean_embedding(find_type("q3_k")) is TensorType.Q5_K
+    assert lean_embedding(find_type("q4_k_s")) is lean_embedding(find_type("q3_k_s")) is TensorType.Q4_K
+    assert lean_embedding(find_type("q4_0"), "speed") is TensorType.Q4_0
+
+
+def test_unknown_preferences_are_refused() -> None:
+    assert [find_preference(name) for name in (None, *PREFERENCES)] == [None, *PREFERENCES]
+    with pytest.raises(UsageError, match="`prefer` must be quality, speed or size, not 'Size'"):
+        find_preference("Size")

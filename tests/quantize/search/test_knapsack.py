@@ -1,4 +1,4 @@
-"""The allocation of types under budgets, against trying all of them."""
+"""The allocation of types under budgets, compared with trying all of them."""
 
 from itertools import product
 
@@ -23,7 +23,7 @@ def groups(seed: int, count: int = 5, unit: int = 96) -> list[list[Option]]:
 
 def by_trying(choices: list[list[Option]], minimise: str, budgets: dict[str, float]) -> float | None:
     sums = (
-        {amount: sum(getattr(option, amount) for option in chosen) for amount in ("bytes", "seconds", "loss")}
+        {amount: sum(getattr(option, amount) for option in chosen) for amount in ("bytes", "time", "loss")}
         for chosen in product(*choices)
     )
     fitting = [total[minimise] for total in sums if all(total[name] <= limit for name, limit in budgets.items())]
@@ -49,14 +49,14 @@ def test_two_budgets_are_kept_and_the_bound_holds(seed: int) -> None:
         "bytes": sum(np.mean([option.bytes for option in group]) for group in choices),
         "loss": 1.1 * sum(np.mean([option.loss for option in group]) for group in choices),
     }
-    found = allocate(choices, "seconds", limits)
-    best = by_trying(choices, "seconds", limits)
+    found = allocate(choices, "time", limits)
+    best = by_trying(choices, "time", limits)
     if found is None or best is None:
         assert found is None  # a grid may miss one that just fits, but never finds one that does not
         return
     assert found.total("bytes") <= limits["bytes"]
     assert found.total("loss") <= limits["loss"]
-    assert lower_bound(choices, "seconds", limits) <= best <= found.total("seconds") <= 1.02 * best + 0.02
+    assert lower_bound(choices, "time", limits) <= best <= found.total("time") <= 1.02 * best + 0.02
 
 
 def test_a_loss_can_be_the_budget() -> None:
@@ -68,7 +68,7 @@ def test_a_loss_can_be_the_budget() -> None:
     assert found.total("bytes") == by_trying(choices, "bytes", {"loss": limit})
 
 
-def test_what_does_not_fit_is_nothing() -> None:
+def test_a_budget_below_the_least_gives_none() -> None:
     choices = groups(1)
     least = sum(min(option.bytes for option in group) for group in choices)
     assert allocate(choices, "loss", {"bytes": least - 1}) is None
@@ -77,7 +77,7 @@ def test_what_does_not_fit_is_nothing() -> None:
     assert found.total("bytes") == least
 
 
-def test_the_types_of_all_groups_are_told() -> None:
+def test_an_allocation_has_a_type_for_each_group() -> None:
     found = allocate(groups(2), "bytes", {"loss": 100.0})
     assert found is not None
     assert sorted(found.types) == [f"m{number}" for number in range(5)]

@@ -1,7 +1,8 @@
-"""The search for types, on a model so small that it can be looked at from all sides."""
+"""The search for types, on a very small model."""
 
 import json
 import resource
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,12 @@ import pytest
 from dgpt2_quant.core.errors import DgptQuantError, OutputError, UsageError
 from dgpt2_quant.core.gguf_file import read_header
 from dgpt2_quant.core.quant_types import TensorType
-from dgpt2_quant.quantize import convert as convert_module
 from dgpt2_quant.quantize.calibration.collect import imatrix
-from dgpt2_quant.quantize.convert import ConvertedFile, convert
-from dgpt2_quant.quantize.recipes.lean_plan import nominal_level, read_recipe
-from dgpt2_quant.quantize.search import search as module
-from dgpt2_quant.quantize.search.search import find_target
+from dgpt2_quant.quantize.convert import convert
+from dgpt2_quant.quantize.converted_file import ConvertedFile
+from dgpt2_quant.quantize.recipes.recipe_file import nearest_type, read_recipe
+from dgpt2_quant.quantize.search.search import search
+from dgpt2_quant.quantize.search.target import find_target
 from dgpt2_quant.quantize.store.cache_entries import cache_entries
 from dgpt2_quant.runtime import Model
 
@@ -43,7 +44,26 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("DGPT2_QUANT_CACHE", str(tmp_path_factory.getbasetemp() / "search-cache"))
 
 
-def test_a_size_is_kept_and_used(tmp_path: Path) -> None:
+def effects_file() -> Path:
+    (path,) = [entry.path for entry in cache_entries() if entry.kind == "effects"]
+    return path
+
+
+def when_measured(action: Callable[[], Any]) -> Callable[[int, int, str], None]:
+    """A progress that acts once, when all effects are measured."""
+
+    def progress(done: int, total: int, what: str) -> None:
+        if what.startswith("effect of") and done == total:
+            action()
+
+    return progress
+
+
+def never(*news: Any) -> None:
+    raise AssertionError(f"work began: {news}")
+
+
+def test_a_target_size_is_kept_and_nearly_filled(tmp_path: Path) -> None:
     tiny = Tiny(tmp_path, layers=2)
     small, large = (tiny.convert(tmp_path / t / "it.gguf", type=t, recipe="lean").bytes for t in ("q4_0", "q8_0"))
     target = (small + large) // 2
@@ -60,12 +80,12 @@ def test_a_size_is_kept_and_used(tmp_path: Path) -> None:
         assert model.generate("a", max_tokens=4, seed=1)
 
 
-def test_a_recipe_makes_the_same_file_again(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_saved_recipe_gives_the_same_file(tiny: Tiny, tmp_path: Path) -> None:
     file = tiny.convert(tmp_path / "it.gguf", target_bpw=7.0)
     assert file.bits_per_weight <= 7.0
     again = tiny.convert(tmp_path / "again.gguf", recipe=str(tmp_path / "it.gguf.recipe.json"))
     assert again.sha256 == file.sha256
-    assert again.type == file.type == nominal_level(file.plan.types, file.plan.shapes).name
+    assert again.type == file.type == nearest_type(file.plan.types, file.plan.shapes).name
 
 
 def test_more_bytes_are_no_worse_and_a_looser_limit_no_larger(tiny: Tiny, tmp_path: Path) -> None:
@@ -82,60 +102,47 @@ def test_more_bytes_are_no_worse_and_a_looser_limit_no_larger(tiny: Tiny, tmp_pa
 
 
 def test_effects_are_measured_once(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DGPT2_QUANT_CACHE", str(tmp_path / "own"))
     first = tiny.convert(tmp_path / "a.gguf", target_bpw=6.5)
-
-    def fail(*args: Any, **options: Any) -> Any:
-        raise AssertionError("measured again")
-
-    monkeypatch.setattr(
-        "dgpt2_quant.quantize.search.sensitivity._measured", lambda *args: iter(()) if not args[3] else fail()
-    )
+    before = effects_file().stat()
     assert tiny.convert(tmp_path / "b.gguf", target_bpw=6.5).sha256 == first.sha256
+    after = effects_file().stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
 def test_an_interrupted_search_goes_on(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DGPT2_QUANT_CACHE", str(tmp_path / "own"))
-    measured: list[str] = []
-    real = module.measure_effects.__globals__["_measured"]
 
-    def counting(model: Any, predictions: Any, name: str, types: Any, inputs: Any) -> Any:
-        if types:
-            measured.append(name)
-        if len(measured) == 5:
-            measured.append("")
+    def interrupt(done: int, total: int, what: str) -> None:
+        if what.startswith("effect of") and done == 4:
             raise KeyboardInterrupt
-        return real(model, predictions, name, types, inputs)
 
-    monkeypatch.setattr("dgpt2_quant.quantize.search.sensitivity._measured", counting)
     with pytest.raises(KeyboardInterrupt):
-        tiny.convert(tmp_path / "it.gguf", target_bpw=6.5)
+        tiny.convert(tmp_path / "it.gguf", target_bpw=6.5, progress=interrupt)
     assert not (tmp_path / "it.gguf").exists()
-    before = measured[:4]
-    measured[:] = ["x"] * 10  # so that it does not stop again
+    known = json.loads(effects_file().read_bytes())
+    assert len(known) == 4
+    known["lookup"]["Q8_0"] = 0.125  # a measured one is smaller
+    effects_file().write_text(json.dumps(known))
     tiny.convert(tmp_path / "it.gguf", target_bpw=6.5)
-    assert not set(before) & set(measured)
+    whole = json.loads(effects_file().read_bytes())
+    assert {name: whole[name] for name in known} == known
+    assert len(whole) == 3 + 1 + 4
 
 
-def test_speed_is_preferred_by_measured_times(tiny: Tiny, tmp_path: Path) -> None:
-    def times(sizes: Any, types: Any) -> Any:
-        return lambda shape, kind: 1.0 if kind is TensorType.Q5_0 else 2.0
+def test_speed_and_size_are_preferred(tiny: Tiny, tmp_path: Path) -> None:
+    """Rows of 64 have no K-quants: of the types with fast kernels they have IQ4_NL, Q8_0 and F16."""
+    files = {p: tiny.convert(tmp_path / f"{p}.gguf", target_bpw=7.0, prefer=p) for p in ("quality", "speed", "size")}
 
-    best = tiny.convert(tmp_path / "best.gguf", target_bpw=7.0)
-    fast = tiny.convert(tmp_path / "fast.gguf", target_bpw=7.0, prefer="speed", measure_times=times)
-    assert list(fast.plan.types.values()).count(TensorType.Q5_0) > list(best.plan.types.values()).count(TensorType.Q5_0)
-    small = tiny.convert(tmp_path / "small.gguf", target_bpw=7.0, prefer="size")
-    assert small.bytes < best.bytes
-    with pytest.raises(UsageError, match="speed"):
-        tiny.convert(tmp_path / "no.gguf", target_bpw=7.0, prefer="speed")
+    def slow(file: ConvertedFile) -> int:
+        """Bytes of the matrices whose kernels are slow."""
+        types = {name: kind for name, kind in file.plan.types.items() if name != "position_embd.weight"}
+        return sum(
+            file.plan.tensor_bytes(name) for name, kind in types.items() if kind.name in ("Q4_1", "Q5_0", "Q5_1")
+        )
 
-
-def test_the_type_that_is_only_faster_is_left_out_where_speed_does_not_count(tiny: Tiny, tmp_path: Path) -> None:
-    def times(sizes: Any, types: Any) -> Any:
-        return lambda shape, kind: 1.0 if kind is TensorType.Q4_0 else 2.0
-
-    for prefer, there in (("speed", True), ("quality", False), ("size", False)):
-        file = tiny.convert(tmp_path / f"{prefer}.gguf", target_bpw=6.0, prefer=prefer, measure_times=times)
-        assert (TensorType.Q4_0 in file.plan.types.values()) is there
+    assert slow(files["speed"]) < slow(files["quality"])
+    assert files["size"].bytes < files["quality"].bytes
 
 
 def test_every_size_between_the_smallest_and_the_largest_is_reached(tmp_path: Path) -> None:
@@ -146,7 +153,7 @@ def test_every_size_between_the_smallest_and_the_largest_is_reached(tmp_path: Pa
         assert size - 2500 < file.bytes <= size
 
 
-def test_rows_that_no_block_divides(tmp_path: Path) -> None:
+def test_rows_that_no_block_divides_get_f16(tmp_path: Path) -> None:
     model = make_checkpoint(tmp_path / "odd", layers=1, width=40, context=32)
     options: dict[str, Any] = {"output": tmp_path / "it.gguf", "calibrate": "sampled", "imatrix": None}
     with pytest.raises(UsageError, match="the target is too small: the smallest file"):
@@ -155,8 +162,7 @@ def test_rows_that_no_block_divides(tmp_path: Path) -> None:
     assert set(file.plan.types.values()) == {TensorType.F16, TensorType.F32}
 
 
-def test_a_split_embedding_is_an_option(tiny: Tiny, tmp_path: Path) -> None:
-    """Half of it slow, half fast: then lookup and output get types of their own."""
+def test_a_recipe_can_split_the_embedding(tiny: Tiny, tmp_path: Path) -> None:
     tiny.convert(tmp_path / "it.gguf", target_bpw=6.5)
     document = json.loads((tmp_path / "it.gguf.recipe.json").read_text())
     document["types"] |= {"token_embd.weight": "Q8_0", "output.weight": "Q4_0"}
@@ -171,12 +177,12 @@ def test_a_split_embedding_is_an_option(tiny: Tiny, tmp_path: Path) -> None:
     assert dry.bytes == file.bytes
 
 
-def test_more_room_than_any_type_takes(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_target_above_all_types_is_reached(tiny: Tiny, tmp_path: Path) -> None:
     file = tiny.convert(tmp_path / "it.gguf", target_size="5MB")
     assert file.plan.types["blk.0.ffn_up.weight"] in (TensorType.Q8_0, TensorType.F16)
 
 
-def test_what_is_preferred_costs_a_quarter_more_loss_at_most(tiny: Tiny, tmp_path: Path) -> None:
+def test_preferring_size_costs_at_most_a_quarter_more_loss(tiny: Tiny, tmp_path: Path) -> None:
     losses = []
     for prefer in ("quality", "size"):
         tiny.convert(tmp_path / f"{prefer}.gguf", target_bpw=7.0, prefer=prefer)
@@ -185,66 +191,51 @@ def test_what_is_preferred_costs_a_quarter_more_loss_at_most(tiny: Tiny, tmp_pat
 
 
 @pytest.mark.parametrize("there", ["tiny.search-12bpw.gguf", "tiny.search-12bpw.gguf.recipe.json"])
-def test_what_is_in_the_way_in_a_folder_is_told_before_the_search(
-    there: str, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("named", [False, True])
+def test_an_existing_file_is_refused_before_the_search(named: bool, there: str, tiny: Tiny, tmp_path: Path) -> None:
     (tmp_path / there).write_text("mine")
-    monkeypatch.setattr("dgpt2_quant.quantize.convert.search", None)
-    with pytest.raises(OutputError, match="exists already") as raised:
-        tiny.convert(tmp_path, target_bpw=12)
-    assert ("--recipe" in raised.value.hint) is there.endswith(".json")
+    output = tmp_path / "tiny.search-12bpw.gguf" if named else tmp_path
+    with pytest.raises(OutputError, match="already exists") as raised:
+        tiny.convert(output, target_bpw=12, progress=never)
+    assert ("`recipe`" in raised.value.hint) is there.endswith(".json")
     assert [path.name for path in tmp_path.iterdir()] == [there]
 
 
-def test_a_recipe_that_was_found_is_kept_when_its_file_can_not_be_written(
-    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_the_recipe_is_kept_when_its_file_cannot_be_written(
+    tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    real = convert_module.write_files
-
-    def too_large(*args: Any, **options: Any) -> Any:
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # as a full disk
-        try:
-            return real(*args, **options)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-    monkeypatch.setattr(convert_module, "write_files", too_large)
-    with pytest.raises(OutputError):
-        tiny.convert(tmp_path / "it.gguf", target_bpw=7.0)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    full = when_measured(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1])))  # like a full disk
+    try:
+        with pytest.raises(OutputError):
+            tiny.convert(tmp_path / "it.gguf", target_bpw=7.0, progress=full)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     recipe = tmp_path / "it.gguf.recipe.json"
     assert list(tmp_path.iterdir()) == [recipe]
     assert str(recipe) in caplog.messages[-1]
-    monkeypatch.undo()
-    (file,) = convert(tiny.model, recipe=recipe, imatrix=tiny.imatrix, output=tmp_path / "it.gguf")
+    file = tiny.convert(tmp_path / "it.gguf", recipe=recipe)
     assert file.bytes == (tmp_path / "it.gguf").stat().st_size
 
 
-def test_a_recipe_that_can_not_lie_next_to_its_file_is_kept_in_the_cache(
-    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_recipe_that_cannot_be_saved_next_to_its_file_is_kept_in_the_cache(
+    tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    real, folder = convert_module.search, tmp_path / "out"
-
-    def removed(*args: Any, **options: Any) -> Any:
-        found = real(*args, **options)
-        folder.write_text("somebody put a file where the folder would be")
-        return found
-
-    monkeypatch.setattr(convert_module, "search", removed)
+    folder = tmp_path / "out"
+    blocked = when_measured(lambda: folder.write_text("a file where the folder would be"))
     with pytest.raises(OutputError):
-        tiny.convert(folder / "it.gguf", target_bpw=7.0)
+        tiny.convert(folder / "it.gguf", target_bpw=7.0, progress=blocked)
     (kept,) = [entry.path for entry in cache_entries() if entry.kind == "recipe"]
     assert str(kept) in caplog.messages[-1]
     assert read_recipe(kept).found
 
 
-def test_a_file_that_is_there_is_told_before_the_search(
-    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "it.gguf").write_text("mine")
-    monkeypatch.setattr("dgpt2_quant.quantize.convert.search", None)
-    with pytest.raises(OutputError, match="exists already"):
-        tiny.convert(tmp_path / "it.gguf", target_bpw=6.5)
+def test_search_returns_the_recipe_that_convert_saves(tiny: Tiny, tmp_path: Path) -> None:
+    tiny.convert(tmp_path / "it.gguf", target_bpw=7.0)
+    found = search(tiny.model, target_bpw=7.0, imatrix=tiny.imatrix)
+    assert found.to_json() == read_recipe(tmp_path / "it.gguf.recipe.json").to_json()
+    with pytest.raises(UsageError, match="one of `target_size`, `target_bpw` and `max_kld` must be given"):
+        search(tiny.model)
 
 
 @pytest.mark.parametrize(
@@ -255,28 +246,21 @@ def test_a_file_that_is_there_is_told_before_the_search(
         ({"max_kld": 1e-12}, "no mix of types"),
         ({"target_size": -1}, "above 0"),
         ({"target_bpw": float("nan")}, "above 0"),
-        ({"target_size": "much"}, "no size"),
-        ({"target_size": 10**6, "max_kld": 0.1}, "more than one target"),
-        ({"target_size": 10**6, "type": "q4_0"}, "says all types itself"),
-        ({"target_bpw": 6.5, "prefer": "beauty"}, "can not be preferred"),
-        ({"target_bpw": 6.5, "without": ["haste"]}, "no step"),
-        ({"target_bpw": 6.5, "imatrix": None, "calibrate": "nowhere.txt"}, "there is no text"),
+        ({"target_size": "much"}, "is not a size"),
+        ({"target_size": 10**6, "max_kld": 0.1}, "`target_size` and `max_kld` cannot be combined"),
+        ({"target_size": 10**6, "type": "q4_0"}, "`type` cannot be combined with a target"),
+        ({"target_bpw": 6.5, "prefer": "beauty"}, "`prefer` must be"),
+        ({"target_bpw": 6.5, "without": ["haste"]}, "`without` must be padding"),
+        ({"target_bpw": 6.5, "imatrix": None, "calibrate": "nowhere.txt"}, "no text"),
     ],
 )
-def test_what_can_not_be_is_told(tiny: Tiny, tmp_path: Path, options: dict[str, Any], message: str) -> None:
+def test_wrong_settings_are_refused(tiny: Tiny, tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(DgptQuantError, match=message):
         tiny.convert(tmp_path / "it.gguf", **options)
     assert not list(tmp_path.iterdir())
 
 
-def test_an_existing_recipe_is_not_overwritten(tiny: Tiny, tmp_path: Path) -> None:
-    (tmp_path / "it.gguf.recipe.json").write_text("mine")
-    with pytest.raises(OutputError, match="exists already"):
-        tiny.convert(tmp_path / "it.gguf", target_bpw=6.5)
-    assert [path.name for path in tmp_path.iterdir()] == ["it.gguf.recipe.json"]
-
-
-def test_targets() -> None:
+def test_targets_have_labels() -> None:
     assert find_target(None, None, None, None) is None
     target = find_target("48MB", None, None, "speed")
     assert target is not None
@@ -284,16 +268,18 @@ def test_targets() -> None:
     assert target.label == "search-48MB"
 
 
-def test_a_cut_memo_is_measured_anew(
+def test_damaged_effects_in_the_cache_are_measured_again(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("DGPT2_QUANT_CACHE", str(tmp_path / "own"))
     first = tiny.convert(tmp_path / "a.gguf", target_bpw=6.5)
-    (memo,) = [entry.path for entry in cache_entries() if entry.kind == "effects"]
+    memo = effects_file()
     content = memo.read_bytes()
     for broken in (content[:-20], b"[1]", b'{"lookup": {"Q8_0": null}}'):
         memo.write_bytes(broken)
         caplog.clear()
         assert tiny.convert(tmp_path / "b.gguf", target_bpw=6.5, overwrite=True).sha256 == first.sha256
-        assert [text for text in caplog.messages if "damaged" in text] == [f"{memo} is damaged, and is made again"]
+        assert [text for text in caplog.messages if "damaged" in text] == [
+            f"{memo} is damaged and will be created again"
+        ]
         assert memo.read_bytes() == content

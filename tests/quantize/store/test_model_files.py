@@ -1,4 +1,4 @@
-"""From a name to a file: converted once, found again without reading the weights, and made anew when they change."""
+"""From a name to a file: converted once, found again without reading the weights, converted again when they change."""
 
 import hashlib
 import json
@@ -42,7 +42,7 @@ def memo() -> Path:
 
 
 def rewrite(path: Path, content: bytes, older: bool = False) -> None:
-    """Writes a file anew with a modification time that tells, however coarse the clock."""
+    """Rewrites a file with another modification time, however coarse the clock."""
     stamp = path.stat().st_mtime_ns + (-1 if older else 1) * 2_000_000_000
     path.write_bytes(content)
     os.utime(path, ns=(stamp, stamp))
@@ -82,7 +82,7 @@ def test_the_hash_is_remembered_and_the_weights_are_not_read_again(model: Path) 
     assert true == source_sha256(model)
     known = json.loads(memo().read_bytes())
     assert known["sha256"] == true
-    # whoever reads the weights finds the true hash; whoever trusts the memo finds this one
+    # reading the weights gives the true hash, trusting the memo this one
     memo().write_text(json.dumps(known | {"sha256": "f" * 64}))
     assert remembered_sha256(model) == "f" * 64
     _, path = model_file(str(model), type="f16")
@@ -114,7 +114,7 @@ def test_changed_content_gives_another_file(name: str, model: Path) -> None:
     assert first.is_file()
 
 
-def test_a_license_that_is_added_gets_into_the_file(model: Path) -> None:
+def test_an_added_license_gets_into_the_file(model: Path) -> None:
     _, first = model_file(str(model), type="f16")
     assert "general.license" not in read_header(first).metadata
     (model / "README.md").write_text("---\nlicense: mit\n---\n# Tiny\n")
@@ -141,7 +141,7 @@ def test_a_checkpoint_at_two_places_has_one_key(tmp_path: Path) -> None:
     assert len({model_file(str(folder), type="q8_0")[1] for folder in folders}) == 1
 
 
-def test_the_name_of_every_file_and_its_content_are_in_the_key(model: Path) -> None:
+def test_the_key_covers_names_and_contents_of_all_files(model: Path) -> None:
     names = ["config.json", "vocab.json", "merges.txt", "model.safetensors"]
     lines = [f"{hashlib.sha256((model / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
     assert source_sha256(model) == hashlib.sha256("".join(lines).encode()).hexdigest()
@@ -154,7 +154,7 @@ def test_a_damaged_checkpoint_leaves_no_file_in_the_cache(model: Path) -> None:
     assert list(cache_folder().rglob("*.gguf")) == []
 
 
-def test_a_gguf_is_itself(storybook_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gguf_file_is_returned_as_it_is(storybook_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     path = storybook_files["Q8_0"]
     assert model_file(str(path)) == ("storybook.Q8_0", path)
     assert not cache_folder().exists()
@@ -163,17 +163,17 @@ def test_a_gguf_is_itself(storybook_files: dict[str, Path], monkeypatch: pytest.
 
 
 def test_a_type_with_a_gguf_is_refused(storybook_files: dict[str, Path]) -> None:
-    with pytest.raises(UsageError, match="is a file already"):
+    with pytest.raises(UsageError, match="`type` cannot be combined with a file"):
         model_file(str(storybook_files["Q8_0"]), type="q4_k")
 
 
 @pytest.mark.parametrize("name", ["none.gguf", "no/such/none.gguf"])
-def test_a_gguf_that_is_not_there_is_named(name: str) -> None:
+def test_a_missing_gguf_file_is_named(name: str) -> None:
     with pytest.raises(ModelNotFoundError, match=f"there is no file {name}"):
         model_file(name)
 
 
-def test_an_unknown_type_is_refused_before_the_model_is_looked_for() -> None:
+def test_an_unknown_type_is_refused_before_the_model_is_opened() -> None:
     with pytest.raises(UsageError, match="'q9'"):
         model_file("no-such-model-anywhere/x", type="q9")
 
@@ -191,16 +191,14 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
         assert Path("/home/somebody/dq") in (cache_folder(), cache_folder().parent)
 
 
-def test_a_cache_that_can_not_be_is_an_error_of_ours(
-    model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_an_unusable_cache_raises_our_error(model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "occupied").write_text("a file")
     monkeypatch.setenv("DGPT2_QUANT_CACHE", str(tmp_path / "occupied"))
     with pytest.raises(DgptQuantError, match="occupied"):
         model_file(str(model))
 
 
-def test_two_processes_at_once_make_one_file(model: Path) -> None:
+def test_two_processes_at_once_convert_once(model: Path) -> None:
     command = [sys.executable, "-c", CHILD, "storybook"]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     said = [process.communicate(timeout=60)[0].splitlines() for process in processes]
@@ -213,7 +211,7 @@ def test_two_processes_at_once_make_one_file(model: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["short", "empty", "head", "data", "longer"])
-def test_a_damaged_file_is_made_again(damage: str, model: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_file_is_converted_again(damage: str, model: Path, caplog: pytest.LogCaptureFixture) -> None:
     _, path = model_file(str(model), type="q8_0")
     sound = path.read_bytes()
     broken = {
@@ -226,10 +224,10 @@ def test_a_damaged_file_is_made_again(damage: str, model: Path, caplog: pytest.L
     path.write_bytes(broken)
     assert model_file(str(model), type="q8_0") == ("tiny", path)
     assert path.read_bytes() == sound
-    assert [f"{path} is damaged, and is made again"] == caplog.messages
+    assert [f"{path} is damaged and is converted again"] == caplog.messages
 
 
-def test_a_copied_cache_is_taken_as_it_is(model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_copied_cache_is_used(model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Other modification times, as after unpacking an archive: then the content says that the file is whole."""
     _, path = model_file(str(model), type="q8_0")
     shutil.copytree(cache_folder(), tmp_path / "copy", copy_function=shutil.copyfile)
@@ -241,7 +239,7 @@ def test_a_copied_cache_is_taken_as_it_is(model: Path, monkeypatch: pytest.Monke
     assert said == []
 
 
-def test_a_record_that_is_lost_or_broken_only_costs_time(model: Path) -> None:
+def test_a_lost_or_broken_record_only_costs_time(model: Path) -> None:
     _, path = model_file(str(model), type="q8_0")
     sound, record = path.read_bytes(), record_of(path.parent)
     for content in (None, b"", b"[]", b'{"tiny.Q8_0.gguf": 7}', b'{"tiny.Q8_0.gguf": {}}'):
@@ -251,12 +249,12 @@ def test_a_record_that_is_lost_or_broken_only_costs_time(model: Path) -> None:
 
 
 def waiting(model: Path) -> subprocess.Popen[str]:
-    """A process that wants a file into whose folder somebody converts."""
+    """A process that needs a file in a folder that is locked."""
     command = [sys.executable, "-c", CHILD.replace("q4_k", "q8_0"), str(model)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_who_waits_says_for_whom_and_goes_on(model: Path) -> None:
+def test_a_waiting_process_names_the_holder_and_goes_on(model: Path) -> None:
     _, path = model_file(str(model), type="f16")
     with conversion_lock(path.parent, "tiny to F16"):
         process = waiting(model)
@@ -269,7 +267,7 @@ def test_who_waits_says_for_whom_and_goes_on(model: Path) -> None:
     assert "converting tiny to F16 since 20" in said
 
 
-def test_who_waits_can_be_interrupted(model: Path) -> None:
+def test_a_waiting_process_can_be_interrupted(model: Path) -> None:
     _, path = model_file(str(model), type="f16")
     with conversion_lock(path.parent, "tiny to F16"):
         process = waiting(model)
@@ -281,11 +279,11 @@ def test_who_waits_can_be_interrupted(model: Path) -> None:
     assert model_file(str(model), type="q8_0")[1].is_file()
 
 
-def test_what_a_process_that_died_left_is_not_believed(model: Path) -> None:
+def test_the_record_of_a_dead_holder_is_ignored(model: Path) -> None:
     _, path = model_file(str(model), type="f16")
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    with free_folder(path.parent) as free:  # held by somebody who did not say so
+    with free_folder(path.parent) as free:  # held, and not recorded
         assert free
         for pid in (dead.pid, 10**30, "x"):
             known = {"pid": pid, "host": socket.gethostname(), "since": 0.0, "what": "tiny to F16"}

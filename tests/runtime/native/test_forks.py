@@ -1,4 +1,4 @@
-"""Worker processes: what a server or a pool does that loads a model, and forks."""
+"""Forks and worker processes: models in pools and servers."""
 
 import socket
 import subprocess
@@ -37,10 +37,10 @@ PARENTS = {
     "from a child": "in_child(lambda: (load_and_write(), in_child(load_and_write))[0])",
     "while a scheduler works": """
     with Scheduler(model, parallel=2) as scheduler:
-        tickets = [scheduler.submit("The king", max_tokens=400, ignore_eos=True) for _ in range(2)]
-        next(tickets[0])
+        handles = [scheduler.submit("The king", max_tokens=400, ignore_eos=True) for _ in range(2)]
+        next(handles[0])
         in_child(load_and_write)
-        assert [ticket.result(60).tokens for ticket in tickets] == [400, 400]""",
+        assert [handle.result(60).tokens for handle in handles] == [400, 400]""",
     "and the parent goes on": "in_child(load_and_write); assert text(model) == expected; in_child(load_and_write)",
     "a pool": """
     with multiprocessing.get_context("fork").Pool(2) as pool:
@@ -127,6 +127,7 @@ def application(environ, start_response):
 """
 
 
+@pytest.mark.peer
 def test_gunicorn_that_loads_the_application_first(short_files: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "application.py").write_text(f"PATH = {str(short_files['Q8_0'])!r}\n{APPLICATION}", "utf-8")
     address = str(tmp_path / "socket")

@@ -1,4 +1,4 @@
-"""Weights and caches in huge pages: where there are any, and that nothing else changes."""
+"""Weights and KV caches in huge pages, without any other change."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ ASKED = """if True:
     from pathlib import Path
     from dgpt2_quant.runtime import Model
 
-    def asked():  # kilobytes of memory for which huge pages have been asked for
+    def asked():  # kilobytes of memory with requested huge pages
         smaps = Path("/proc/self/smaps").read_text()
         maps = re.findall(r"^Size: +(\\d+) kB$.*?^VmFlags:([^\\n]*)$", smaps, re.M | re.S)
         return sum(int(size) for size, flags in maps if "hg" in flags.split())
@@ -52,7 +52,7 @@ def run(program: str, *arguments: object) -> str:
 
 
 @pytest.mark.skipif(not huge_pages._huge_page_bytes(), reason="there are none")
-def test_they_are_asked_for_weights_and_cache(large: Path) -> None:
+def test_weights_and_cache_are_in_huge_pages(large: Path) -> None:
     kilobytes, _ = map(int, run(ASKED, large, True).split())
     # more than one of the two has, though up to 4 MB of each are not aligned. llama.cpp tells in its log when memory is
     # allocated and not yet filled: if a release says it in other words, this fails
@@ -60,7 +60,7 @@ def test_they_are_asked_for_weights_and_cache(large: Path) -> None:
 
 
 @pytest.mark.skipif(not huge_pages._huge_page_bytes(), reason="there are none")
-def test_they_can_be_left_out(large: Path) -> None:
+def test_without_huge_pages_the_file_is_mapped(large: Path) -> None:
     assert run(ASKED, large, False) == "0 1\n"
 
 
@@ -72,7 +72,7 @@ def test_the_text_is_the_same(large: Path) -> None:
     assert text() == text(huge_pages=True) == text(huge_pages=False)
 
 
-def test_a_file_that_is_cut_short_later_does_no_harm(large: Path, tmp_path: Path) -> None:
+def test_truncating_the_file_later_does_no_harm(large: Path, tmp_path: Path) -> None:
     file = tmp_path / "cut.gguf"
     file.write_bytes(large.read_bytes())
     run(CUT_SHORT, file)
@@ -88,7 +88,7 @@ def test_a_file_that_is_cut_short_later_does_no_harm(large: Path, tmp_path: Path
         ({}, 0),
     ],
 )
-def test_what_the_system_says(
+def test_settings_of_the_system_are_respected(
     files: dict[str, str], size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, content in files.items():
@@ -98,14 +98,14 @@ def test_what_the_system_says(
     assert huge_pages._huge_page_bytes.__wrapped__() == size
 
 
-def test_where_memory_is_not_told(large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_proc_maps_nothing_is_requested(large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huge_pages, "_MAPS", tmp_path / "maps")
     with Model.load(large, threads=1) as model:
         assert model.generate([[1, 2, 3]], max_tokens=2)
 
 
 @pytest.mark.parametrize(("size", "asked"), [(huge_pages.LARGE, True), (huge_pages.LARGE - 1, False)])
-def test_small_models_are_not_asked_for(
+def test_small_models_request_none(
     size: int, asked: bool, short_files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []

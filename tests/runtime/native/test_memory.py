@@ -1,4 +1,4 @@
-"""Memory: what a model takes it gives back."""
+"""Closing a model returns all of its memory."""
 
 import subprocess
 import sys
@@ -36,12 +36,12 @@ PROGRAM = """if True:
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not tell")
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not report it")
 def test_a_thousand_cycles_leave_nothing(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "checkpoint")
     (file,) = convert(str(checkpoint), type=["q8_0"], output=tmp_path)
     command = [sys.executable, "-c", PROGRAM, file.path]
     child = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert child.returncode == 0, child.stderr
-    # two kilobytes that are lost in each would be two megabytes; what allocators keep grows less and less
+    # a leak of two kilobytes in each cycle would be two megabytes; allocators keep less and less
     assert int(child.stdout) < 2 << 20

@@ -1,4 +1,4 @@
-"""llama.cpp talks to a logger, and to nobody else."""
+"""llama.cpp's messages go to a logger and nowhere else."""
 
 import logging
 import subprocess
@@ -33,7 +33,7 @@ def test_nothing_is_printed(storybook_files: dict[str, Path]) -> None:
     assert (child.returncode, child.stdout, child.stderr) == (0, "", "")
 
 
-def test_a_program_that_logs_gets_it_under_its_name(storybook_files: dict[str, Path]) -> None:
+def test_messages_go_to_the_logger(storybook_files: dict[str, Path]) -> None:
     child = run(str(storybook_files["Q4_0"]), "INFO")
     assert (child.returncode, child.stdout) == (0, "")
     lines = child.stderr.splitlines()
@@ -41,7 +41,7 @@ def test_a_program_that_logs_gets_it_under_its_name(storybook_files: dict[str, P
     assert all(f":{LOGGER}:" in line for line in lines)
 
 
-def test_what_is_logged_of_a_load(storybook_files: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
+def test_messages_of_a_load(storybook_files: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, LOGGER):
         Model.load(storybook_files["Q4_0"], threads=1).close()
     assert {record.name for record in caplog.records} == {LOGGER}
