@@ -6,7 +6,7 @@ is refused by name. Formats: peft/tuners/lora/config.py and layer.py, peft/utils
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from math import sqrt
 from pathlib import Path
@@ -79,9 +79,23 @@ class Adapter:
         """The files that decide what it does."""
         return [self.folder / "adapter_config.json", _weights_of(self.folder)]
 
-    def names(self) -> set[str]:
-        """The tensors of the checkpoint that it changes, without prefix: `h.0.attn.c_attn.weight`."""
-        return {f"{layer}.weight" for layer in self.updates} | set(self.replacements)
+    def changes(self, name: str) -> bool:
+        """Whether it changes the tensor `name`, such as `h.0.attn.c_attn.weight`."""
+        return name in self.replacements or name.rpartition(".")[0] in self.updates
+
+    def check(self, known: Collection[str], tied_head: str | None) -> None:
+        """Raises `CheckpointError` if it changes tensors that the model lacks, or an output matrix that is tied."""
+        names = [*self.replacements, *(f"{layer}.weight" for layer in self.updates)]
+        if unknown := [name for name in names if name not in known]:
+            raise CheckpointError(
+                f"{self.folder}: it changes {unknown[0]!r}, which the model lacks", "Is it an adapter of this model?"
+            )
+        if tied_head in names:
+            raise CheckpointError(
+                f"{self.folder}: it changes {tied_head!r}, which is the embedding in this model; merged, it would change"
+                " both",
+                "Merge it with PEFT, `model.merge_and_unload(safe_merge=True)`, and convert what that saves.",
+            )
 
     def merged(self, name: str, data: Weights) -> Weights:
         """The tensor `name` with the adapter merged; a matrix has the shape (outputs, inputs)."""

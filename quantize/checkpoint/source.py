@@ -12,9 +12,10 @@ from dgpt2_quant.core.errors import UsageError
 from dgpt2_quant.core.hyperparameters import Hyperparameters
 from dgpt2_quant.core.quant_types import TensorType
 
+from .config import read_hyperparameters
 from .folder import open_checkpoint, source_sha256
 from .gguf_model import open_gguf_model
-from .gpt2_tensors import model_tensors, read_hyperparameters
+from .gpt2_tensors import model_tensors
 from .metadata import model_metadata, tokenizer_metadata
 from .resolve import DEFAULT_MODEL, Source, is_gguf_name, resolve
 from .rows import BlockReader, RowReader

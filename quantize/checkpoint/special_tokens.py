@@ -12,7 +12,7 @@ from typing import Any
 
 from dgpt2_quant.core.errors import CheckpointError
 
-from .folder import read_json
+from .json_file import read_json
 from .tokenizer_files import END_OF_TEXT, TokenizerFiles
 
 _FURTHER_ENDS = ("eot", "eom")

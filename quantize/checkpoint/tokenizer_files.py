@@ -12,7 +12,7 @@ from typing import Any
 
 from dgpt2_quant.core.errors import CheckpointError
 
-from .folder import read_json
+from .json_file import read_json
 
 END_OF_TEXT = "<|endoftext|>"
 # the names of Transformers' `SPECIAL_TOKENS_ATTRIBUTES`, in the order in which it adds them
