@@ -37,7 +37,7 @@ types: $(READY)  ## type-check the built package (checkers do not follow the edi
 docs: $(READY)   ## write the generated pages anew (the tests fail when they are stale)
 	.venv/bin/python tools/generate_docs.py
 
-bench: $(READY)  ## all levels of the bundled model, side by side: the README's table and plots
+bench: $(READY)  ## all quant types of the bundled model compared: the tables and plots of docs/benchmarks.md
 	DGPT2_QUANT_CACHE=$(BENCHED)/cache .venv/bin/dgpt2-quant bench -m storybook -t f16 -t q8_0 -t q6_k -t q5_k -t q4_k \
 		-t q4_0 -t q3_k -o $(BENCHED) --overwrite
 	cp $(BENCHED)/bench.json docs/bench/storybook.json

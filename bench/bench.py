@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dgpt2_quant.bench.data.datasets import load_bench_text
-from dgpt2_quant.bench.data.special_tokens import noting_special
+from dgpt2_quant.bench.data.special_text import noting_special
 from dgpt2_quant.bench.document.environment import describe_environment
 from dgpt2_quant.bench.document.files import read_files
 from dgpt2_quant.bench.document.schema import BenchJson
@@ -27,7 +27,7 @@ from dgpt2_quant.core.quant_types import BENCH_TYPES, QuantType, find_type, find
 from dgpt2_quant.core.sizes import parse_bytes
 from dgpt2_quant.core.text import NamedText
 from dgpt2_quant.quantize.checkpoint.resolve import DEFAULT_MODEL, is_gguf_name, resolve
-from dgpt2_quant.quantize.store.model_files import model_files
+from dgpt2_quant.quantize.store.converted_models import model_files
 
 from .make_document import make_document
 from .measure import Settings, Subject, measure

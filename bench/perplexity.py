@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from dgpt2_quant.bench.data.datasets import load_bench_text
-from dgpt2_quant.bench.data.special_tokens import noting_special
+from dgpt2_quant.bench.data.special_text import noting_special
 from dgpt2_quant.bench.document.schema import PerplexityJson
 from dgpt2_quant.bench.quality import logit_rows as rows
 from dgpt2_quant.bench.quality.compare_files import logits, window_nll
@@ -19,7 +19,7 @@ from dgpt2_quant.core.progress import Progress
 from dgpt2_quant.core.quant_types import QuantType
 from dgpt2_quant.core.text import NamedText
 from dgpt2_quant.quantize.checkpoint.resolve import DEFAULT_MODEL
-from dgpt2_quant.quantize.store.model_files import model_file
+from dgpt2_quant.quantize.store.converted_models import model_file
 from dgpt2_quant.runtime.model import Model
 
 

@@ -37,7 +37,7 @@ def cache(
 
     Example: dgpt2-quant cache clear --older-than 30d
     """
-    from dgpt2_quant.core.cache import cache_folder
+    from dgpt2_quant.core.cache_folder import cache_folder
     from dgpt2_quant.core.errors import UsageError
     from dgpt2_quant.core.sizes import parse_seconds
     from dgpt2_quant.quantize.store.cache_entries import cache_entries, clear_cache, converted_limit

@@ -4,7 +4,7 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperOption
 
-from .flags import use_flags_of
+from .flag_names import use_flags_of
 
 
 class Command(TyperCommand):

@@ -9,7 +9,7 @@ import typer
 from dgpt2_quant.core.errors import DgptQuantError
 from dgpt2_quant.core.workers import no_more_threads
 
-from .flags import in_flags
+from .flag_names import in_flags
 from .streams import ReaderGoneError
 
 INTERRUPTED = 128 + signal.SIGINT

@@ -50,7 +50,7 @@ def features(
     from dgpt2_quant.core.atomic_file import output_file, refuse_existing
     from dgpt2_quant.core.errors import UsageError
     from dgpt2_quant.core.paths import user_path
-    from dgpt2_quant.quantize.store.model_files import model_file
+    from dgpt2_quant.quantize.store.converted_models import model_file
     from dgpt2_quant.runtime import Model
     from dgpt2_quant.runtime.scoring import check_pooling
 

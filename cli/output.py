@@ -7,7 +7,7 @@ import typer
 from dgpt2_quant.bench.document.blocks import is_number
 from dgpt2_quant.core.json_text import to_json_text
 
-from .flags import in_flags
+from .flag_names import in_flags
 
 if TYPE_CHECKING:
     from dgpt2_quant.bench.document.schema import BenchJson
@@ -30,7 +30,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def print_report(document: "BenchJson") -> None:
     """Prints the table and the advice of a benchmark."""
-    from dgpt2_quant.bench.report.write_report import COLUMNS, remarks, table_rows
+    from dgpt2_quant.bench.report.summary import COLUMNS, remarks, table_rows
 
     print_table(COLUMNS, table_rows(document))
     for remark in remarks(document):

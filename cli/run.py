@@ -116,7 +116,7 @@ def run(
 
     Example: dgpt2-quant run "Once upon a time" -m storybook --seed 1
     """
-    from dgpt2_quant.quantize.store.model_files import model_file
+    from dgpt2_quant.quantize.store.converted_models import model_file
     from dgpt2_quant.runtime import Model
     from dgpt2_quant.runtime.request import check_seed
     from dgpt2_quant.runtime.sampling.settings import Sampling

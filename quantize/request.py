@@ -10,7 +10,7 @@ from dgpt2_quant.core.errors import UsageError
 from dgpt2_quant.core.paths import user_path
 from dgpt2_quant.core.quant_types import QuantType, find_types
 from dgpt2_quant.quantize.calibration.collect import SAMPLED
-from dgpt2_quant.quantize.checkpoint.naming import clean_name, file_name
+from dgpt2_quant.quantize.checkpoint.model_name import clean_name, file_name
 from dgpt2_quant.quantize.checkpoint.resolve import is_gguf_name
 from dgpt2_quant.quantize.recipes.lean_steps import steps_without
 from dgpt2_quant.quantize.recipes.plan import needs_importance

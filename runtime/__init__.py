@@ -1,7 +1,7 @@
 """Loading a GGUF, decoding, sampling and scoring, over llama.cpp's C interface."""
 
 from .completion import Completion, Event, Timing, TokenLogprob
-from .engine import Totals
+from .decode_loop import Totals
 from .generation import Batch, Generation
 from .load_options import LoadOptions
 from .model import Model

@@ -4,7 +4,7 @@ from typing import Any, Literal, TypedDict
 
 import numpy as np
 from dgpt2_quant.core.errors import UsageError
-from dgpt2_quant.runtime.native.model_context import KV_TYPES
+from dgpt2_quant.runtime.native.context import KV_TYPES
 
 from .request import check_count, check_flag
 from .threads import check_threads

@@ -9,7 +9,7 @@ with Model.from_pretrained("distilgpt2", type="q4_k_m") as model:
 A token passes five places:
 
 1. here, `stream` and `batch` queue sequences and step the engine; their iterators (generation.py) hand out the events;
-2. engine.py collects the last token of each active sequence into one batch;
+2. decode_loop.py collects the last token of each active sequence into one batch;
 3. native/ has llama.cpp decode the batch: one row of logits for each sequence;
 4. sampling/ picks a token from each row;
 5. sequence.py turns the token into text (text_stream.py holds back half characters and stop strings), ends the text
@@ -31,12 +31,14 @@ from dgpt2_quant.core.errors import RuntimeFailure, UsageError
 from dgpt2_quant.core.gguf_file import require_file
 from dgpt2_quant.core.workers import require_threads
 from dgpt2_quant.runtime.native.batch_token import TokenIds, token_ids
-from dgpt2_quant.runtime.native.calls import flush
+from dgpt2_quant.runtime.native.context import F16, F32, KV_TYPES, NativeContext
 from dgpt2_quant.runtime.native.depth_context import DepthContext
-from dgpt2_quant.runtime.native.model_context import F16, F32, KV_TYPES, NativeContext, NativeModel
+from dgpt2_quant.runtime.native.model import NativeModel
+from dgpt2_quant.runtime.native.native_thread import flush
 
+from .check_gguf import check_model_file
 from .completion import Completion, Event
-from .engine import CHUNK, Engine
+from .decode_loop import CHUNK, Engine
 from .generation import Batch, Generation
 from .lifecycle import refuse_within
 from .load_options import LoadOptions, check_load_options
@@ -44,7 +46,6 @@ from .request import Options, Prompt, check_count, check_seed, make_request, ran
 from .scoring import SCORING, Scorer
 from .sequence import Sequence
 from .threads import check_threads, make_governor
-from .validate import check_model_file
 
 PARALLEL = 8  # default number of sequences that decode together
 _MAX_PARALLEL = 256  # LLAMA_MAX_SEQ
@@ -118,7 +119,7 @@ class Model(Scorer):
         branch, tag or commit on the Hub; `offline` uses only files on this machine. `options` are those of `load`.
         Raises `ModelNotFoundError`, `CheckpointError`, and the errors of `load`.
         """
-        from dgpt2_quant.quantize.store.model_files import model_file
+        from dgpt2_quant.quantize.store.converted_models import model_file
 
         check_load_options(**options)  # before a download or a conversion
         if not model or not isinstance(model, str | os.PathLike):

@@ -9,7 +9,7 @@ from typing import TypedDict, Unpack
 import numpy as np
 from dgpt2_quant.core.errors import UsageError
 from dgpt2_quant.runtime.native.batch_token import TokenIds, token_ids
-from dgpt2_quant.runtime.native.model_context import NativeModel
+from dgpt2_quant.runtime.native.model import NativeModel
 from dgpt2_quant.runtime.sampling.settings import Sampling, whole
 
 from .prompt_lookup import DRAFT_TOKENS, MAX_DRAFT_TOKENS

@@ -21,9 +21,9 @@ from typing import Any, Self, Unpack
 
 from dgpt2_quant.core.errors import OverloadedError, RuntimeFailure, UsageError
 from dgpt2_quant.core.workers import no_more_threads, require_threads
-from dgpt2_quant.runtime.native.calls import flush, in_native_thread
+from dgpt2_quant.runtime.native.native_thread import flush, in_native_thread
 
-from .engine import Engine, Piece, Totals
+from .decode_loop import Engine, Piece, Totals
 from .lifecycle import Closing
 from .model import PARALLEL, Model, check_parallel
 from .request import Options, Prompt, check_count

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from dgpt2_quant.core.errors import UsageError
 from dgpt2_quant.runtime.native.batch_token import TokenIds, token_ids
-from dgpt2_quant.runtime.native.model_context import NativeContext, NativeModel
+from dgpt2_quant.runtime.native.context import NativeContext
+from dgpt2_quant.runtime.native.model import NativeModel
 from dgpt2_quant.runtime.sampling.candidates import log_total
 
 from .lifecycle import Closing

@@ -6,7 +6,7 @@ from collections import abc
 
 import numpy as np
 from dgpt2_quant.runtime.native.batch_token import Logits
-from dgpt2_quant.runtime.native.model_context import NativeModel
+from dgpt2_quant.runtime.native.model import NativeModel
 from dgpt2_quant.runtime.sampling.candidates import log_total, top_k
 from dgpt2_quant.runtime.sampling.sampler import Sampler
 

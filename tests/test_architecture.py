@@ -46,7 +46,8 @@ EXCEPT = {"runtime/model.py": {"quantize/store"}}  # Model.from_pretrained takes
 C_FILES = {
     "core/ggml.py",
     "runtime/native/bindings.py",
-    "runtime/native/model_context.py",
+    "runtime/native/context.py",
+    "runtime/native/model.py",
     "runtime/native/sampler.py",
     "runtime/native/huge_pages.py",  # asks the system for memory
     "bench/speed/peer_worker.py",  # runs llama-cpp-python's own class, to be compared with

@@ -34,8 +34,8 @@ from dgpt2_quant.bench.quality.windows import LLAMA_CPP
 from dgpt2_quant.core.json_text import to_json_text
 from dgpt2_quant.core.text import load_text
 from dgpt2_quant.quantize.calibration.collect import SAMPLED, imatrix
-from dgpt2_quant.quantize.calibration.encode_text import encode_text
 from dgpt2_quant.quantize.calibration.imatrix_file import read_importance
+from dgpt2_quant.quantize.checkpoint.encode_text import encode_text
 from dgpt2_quant.quantize.checkpoint.source import ModelSource, open_model
 from dgpt2_quant.quantize.convert import convert
 from dgpt2_quant.quantize.recipes.lean_steps import STEPS

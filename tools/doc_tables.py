@@ -19,7 +19,7 @@ from dgpt2_quant.bench.report.plot_axes import (
     log_ticks,
 )
 from dgpt2_quant.bench.report.plot_labels import label_points
-from dgpt2_quant.bench.report.write_report import COLUMNS, remarks, table_rows
+from dgpt2_quant.bench.report.summary import COLUMNS, remarks, table_rows
 from dgpt2_quant.core.gguf_file import tensor_bytes
 from dgpt2_quant.core.hyperparameters import Hyperparameters, pad_count
 from dgpt2_quant.core.quant_types import QuantType, find_type

@@ -30,7 +30,7 @@ from pathlib import Path
 from dgpt2_quant.core.gguf_file import read_header
 from dgpt2_quant.quantize.calibration.collect import imatrix
 from dgpt2_quant.quantize.convert import convert
-from dgpt2_quant.quantize.store.model_files import model_file
+from dgpt2_quant.quantize.store.converted_models import model_file
 from dgpt2_quant.runtime import Model, Scheduler
 
 PROMPT = "Once upon a time"

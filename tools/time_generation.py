@@ -36,7 +36,8 @@ import numpy as np
 from dgpt2_quant.core.gguf_file import read_header
 from dgpt2_quant.core.text import load_text
 from dgpt2_quant.runtime import Completion, Model
-from dgpt2_quant.runtime.native.model_context import NativeContext, NativeModel
+from dgpt2_quant.runtime.native.context import NativeContext
+from dgpt2_quant.runtime.native.model import NativeModel
 from harness import PROGRAM, compare, in_turns, median_ratio, output_of, parser_of, print_document, seconds_of, spread
 
 TOKENS, SEQUENCES, PASSAGE = 256, 8, 16

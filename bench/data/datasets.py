@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dgpt2_quant.core.archive import MOST_BYTES, DataFile
 from dgpt2_quant.core.atomic_file import output_file
-from dgpt2_quant.core.cache import cache_folder
+from dgpt2_quant.core.cache_folder import cache_folder
 from dgpt2_quant.core.errors import ModelNotFoundError, UsageError
 from dgpt2_quant.core.read_input import Announce, Input, input_exists, read_input
 from dgpt2_quant.core.text import BUNDLED, NamedText, as_text, load_text

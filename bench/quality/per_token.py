@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from dgpt2_quant.bench.data.special_tokens import token_bytes
+from dgpt2_quant.bench.data.special_text import token_bytes
 from dgpt2_quant.bench.document.schema import WrongToken
 from dgpt2_quant.core.atomic_file import output_file, refuse_existing
 from dgpt2_quant.core.errors import UsageError

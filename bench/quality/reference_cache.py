@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from dgpt2_quant.bench.document.environment import cpu_name
 from dgpt2_quant.core.atomic_file import output_file
-from dgpt2_quant.core.cache import cache_folder, cache_version
+from dgpt2_quant.core.cache_folder import cache_folder, cache_version
 from dgpt2_quant.core.errors import OutputError
 
 from .logit_rows import Logits

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from dgpt2_quant.bench.data.datasets import DATASETS, RUNNING_TEXTS, load_dataset
-from dgpt2_quant.bench.data.special_tokens import noting_special
+from dgpt2_quant.bench.data.special_text import noting_special
 from dgpt2_quant.bench.document.environment import describe_environment
 from dgpt2_quant.core.archive import DataFile
 from dgpt2_quant.core.cores import threads_or_all
@@ -20,7 +20,7 @@ from dgpt2_quant.core.quant_types import DEFAULT_TYPE, QuantType, find_type, fin
 from dgpt2_quant.core.read_input import Input, input_exists, read_input
 from dgpt2_quant.core.text import NamedText, as_text
 from dgpt2_quant.quantize.checkpoint.resolve import DEFAULT_MODEL, is_gguf_name
-from dgpt2_quant.quantize.store.model_files import model_file, model_files
+from dgpt2_quant.quantize.store.converted_models import model_file, model_files
 from dgpt2_quant.runtime.model import Model
 
 from .card_prompts import CardPrompts, prompts_file

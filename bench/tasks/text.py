@@ -12,7 +12,7 @@ from functools import partial
 from itertools import pairwise
 
 import numpy as np
-from dgpt2_quant.bench.data.special_tokens import token_bytes
+from dgpt2_quant.bench.data.special_text import token_bytes
 from dgpt2_quant.bench.quality.compare_files import window_nll
 from dgpt2_quant.bench.quality.logit_rows import on_threads
 from dgpt2_quant.bench.quality.windows import Windowing

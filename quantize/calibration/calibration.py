@@ -10,14 +10,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dgpt2_quant.core.cache import cache_folder, cache_version, read_entry
+from dgpt2_quant.core.cache_folder import cache_folder, cache_version, read_entry
 from dgpt2_quant.core.errors import DgptQuantError, GGUFError, UsageError
 from dgpt2_quant.core.hyperparameters import matmul_weights
 from dgpt2_quant.core.parallel import calculating
 from dgpt2_quant.core.progress import Progress
 from dgpt2_quant.core.read_input import Announce
 from dgpt2_quant.core.text import NamedText
-from dgpt2_quant.quantize.checkpoint.naming import clean_name
+from dgpt2_quant.quantize.checkpoint.model_name import clean_name
 from dgpt2_quant.quantize.checkpoint.source import ModelSource
 
 from .collect import CONTEXT, SAMPLED, SAMPLED_TOKENS, ChunkedText, collect, cut, load_calibration_text

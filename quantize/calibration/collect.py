@@ -24,10 +24,10 @@ from dgpt2_quant.core.paths import user_path
 from dgpt2_quant.core.progress import Progress
 from dgpt2_quant.core.read_input import Announce, input_exists
 from dgpt2_quant.core.text import NamedText, load_text
+from dgpt2_quant.quantize.checkpoint.encode_text import encode_text, special_note
 from dgpt2_quant.quantize.checkpoint.resolve import DEFAULT_MODEL
 from dgpt2_quant.quantize.checkpoint.source import ModelSource, open_model
 
-from .encode_text import encode_text, special_note
 from .imatrix_file import ImportanceMatrix, Statistics, merged, read_importance
 from .numpy_gpt2 import Observer, from_source
 

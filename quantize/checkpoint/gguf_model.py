@@ -21,7 +21,7 @@ from dgpt2_quant.core.read_at import read_at
 
 from .folder import file_sha256
 from .metadata import is_quant_type_key
-from .naming import name_of_file
+from .model_name import name_of_file
 from .rows import BlockReader, RowReader, from_bfloat16
 from .tokenizer import Tokenizer, TokenType
 

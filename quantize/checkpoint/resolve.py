@@ -63,7 +63,7 @@ def resolve(model: str, *, revision: str | None = None, offline: bool = False, p
             raise UsageError(f"`revision` needs a Hub name; {model} is a folder", "Leave out `revision`.")
         if path is None:
             return Source(BUNDLED, _bundled_folder(), None, None)
-        from .naming import folder_name  # not needed for the bundled checkpoint
+        from .model_name import folder_name  # not needed for the bundled checkpoint
 
         # the name as written, not the target of a symbolic link
         written = path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name

@@ -12,7 +12,7 @@ from dgpt2_quant.core.errors import UsageError
 from dgpt2_quant.core.gguf_file import require_file
 from dgpt2_quant.core.json_text import to_json_text
 from dgpt2_quant.core.quant_types import QUANT_TYPES, QuantType, TensorType, find_type
-from dgpt2_quant.quantize.checkpoint.naming import clean_name
+from dgpt2_quant.quantize.checkpoint.model_name import clean_name
 
 from .lean_steps import steps_without
 from .tensor_types import RECIPES

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dgpt2_quant.core.atomic_file import refuse_existing
-from dgpt2_quant.core.cache import cache_folder
+from dgpt2_quant.core.cache_folder import cache_folder
 from dgpt2_quant.core.errors import OutputError
 from dgpt2_quant.quantize.recipes.recipe_file import Recipe
 

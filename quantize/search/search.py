@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from dgpt2_quant.core.atomic_file import output_file
-from dgpt2_quant.core.cache import cache_folder, cache_version, read_entry
+from dgpt2_quant.core.cache_folder import cache_folder, cache_version, read_entry
 from dgpt2_quant.core.errors import OutputError, UsageError
 from dgpt2_quant.core.json_text import to_json_text
 from dgpt2_quant.core.parallel import calculating
@@ -24,7 +24,7 @@ from dgpt2_quant.core.text import NamedText
 from dgpt2_quant.quantize.calibration.calibration import Calibration, read_given
 from dgpt2_quant.quantize.calibration.collect import SAMPLED
 from dgpt2_quant.quantize.calibration.imatrix_file import ImportanceMatrix
-from dgpt2_quant.quantize.checkpoint.naming import clean_name
+from dgpt2_quant.quantize.checkpoint.model_name import clean_name
 from dgpt2_quant.quantize.checkpoint.resolve import DEFAULT_MODEL
 from dgpt2_quant.quantize.checkpoint.source import ModelSource, open_model
 from dgpt2_quant.quantize.lean.model import LeanModel
@@ -32,8 +32,8 @@ from dgpt2_quant.quantize.recipes.lean_steps import steps_without
 from dgpt2_quant.quantize.recipes.recipe_file import Recipe
 from dgpt2_quant.quantize.recipes.tensor_types import Prefer
 
+from .choices import Options
 from .knapsack import Allocation, Amount, allocate, lower_bound
-from .options import Options
 from .sensitivity import Effects, Predictions, measure_effects, simulated_loss
 from .target import Target, find_target
 

@@ -14,13 +14,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from dgpt2_quant.core.cache import cache_folder
+from dgpt2_quant.core.cache_folder import cache_folder
 from dgpt2_quant.core.errors import OutputError, UsageError
 from dgpt2_quant.core.quant_types import QUANT_TYPES
 from dgpt2_quant.core.sizes import parse_bytes
 
 from .conversion_lock import free_folder, holder_of, lock_of
-from .kept_files import record_of
+from .file_record import record_of
 
 DEFAULT_LIMIT = "10GB"
 CONVERTED = "converted"

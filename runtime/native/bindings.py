@@ -18,9 +18,9 @@ import numpy as np
 from dgpt2_quant.core.cores import bounded_spin
 from dgpt2_quant.core.versions import check_layout, check_version
 
-from .calls import Owned, in_native_thread
 from .forks import survive_forks
 from .huge_pages import ask_for_huge_pages, give_memory_back, huge_pages_for_new_memory
+from .native_thread import Owned, in_native_thread
 
 log = logging.getLogger("dgpt2_quant.llama_cpp")
 log.addHandler(logging.NullHandler())

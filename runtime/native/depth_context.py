@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .batch_token import BatchToken, Logits, State, TokenIds
-from .model_context import NativeContext
+from .context import NativeContext
 
 FLASH_POSITIONS = 128
 

@@ -9,8 +9,8 @@ import numpy.typing as npt
 from dgpt2_quant.core.errors import RuntimeFailure, UsageError
 
 from .bindings import TOKEN_DATA, bindings
-from .calls import Owned
-from .model_context import WITH_VOCABULARY, NativeModel
+from .model import WITH_VOCABULARY, NativeModel
+from .native_thread import Owned
 
 
 class NativeSampler:

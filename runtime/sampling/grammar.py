@@ -8,7 +8,7 @@ misses.
 from collections.abc import Sequence
 from functools import lru_cache
 
-from .gbnf import ONE, Parser, Rule, refuse
+from .gbnf_parser import ONE, Parser, Rule, refuse
 
 _LONGEST = 1 << 16  # bytes
 _MOST_PATHS = 1 << 20  # that llama.cpp follows in its search for left recursion

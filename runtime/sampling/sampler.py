@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from dgpt2_quant.core.errors import RuntimeFailure, UsageError
 from dgpt2_quant.runtime.native.batch_token import Logits, TokenIds
-from dgpt2_quant.runtime.native.model_context import NativeModel
+from dgpt2_quant.runtime.native.model import NativeModel
 from dgpt2_quant.runtime.native.sampler import NativeSampler
 
 from .candidates import Ids, at_least, log_total, nucleus, top_k_candidates, typical

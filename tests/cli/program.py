@@ -23,7 +23,7 @@ import dgpt2_quant.bench.bench, dgpt2_quant.bench.report.write_report, dgpt2_qua
 import dgpt2_quant.runtime, rich
 import typer._adapters, typer.rich_utils
 from dgpt2_quant.cli.main import main
-from dgpt2_quant.runtime.native.model_context import bindings
+from dgpt2_quant.runtime.native.bindings import bindings
 
 bindings()
 assert "huggingface_hub" not in sys.modules  # it keeps what it finds in the environment

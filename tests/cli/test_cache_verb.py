@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 
 import pytest
-from dgpt2_quant.quantize.store.model_files import model_files
+from dgpt2_quant.quantize.store.converted_models import model_files
 
-from ..quantize.checkpoints import make_checkpoint
+from ..checkpoints import make_checkpoint
 from .program import run_text as dgpt2
 
 DAY = 86_400

@@ -18,7 +18,7 @@ from dgpt2_quant.quantize.checkpoint.resolve import DEFAULT_MODEL
 from dgpt2_quant.runtime.request import DEFAULT_MAX_TOKENS
 from dgpt2_quant.runtime.sampling.settings import Sampling
 
-from ..quantize.checkpoints import make_checkpoint
+from ..checkpoints import make_checkpoint
 from .program import TOOL
 from .program import run_bytes as dgpt2
 

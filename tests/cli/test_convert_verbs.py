@@ -11,7 +11,7 @@ import pytest
 from dgpt2_quant.quantize.calibration.imatrix_file import ImportanceMatrix, Statistics, read_importance
 from dgpt2_quant.quantize.convert import convert
 
-from ..quantize.checkpoints import make_checkpoint
+from ..checkpoints import make_checkpoint
 from ..runtime.gguf_edit import rewrite
 from .program import run_text as dgpt2
 

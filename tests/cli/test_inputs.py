@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 
 from ..bench.data.test_datasets import tarred
 from ..bench.tasks.test_cbt import FILE as CBT_FILE
-from ..quantize.checkpoints import END_OF_TEXT, make_checkpoint
+from ..checkpoints import END_OF_TEXT, make_checkpoint
 from .program import TOOL
 from .test_contract import dgpt2, document
 

@@ -10,7 +10,7 @@ from dgpt2_quant.core import parallel
 from dgpt2_quant.core.parallel import by_rows, calculating, evenly, in_parallel, mean_of, pieces
 from dgpt2_quant.quantize.convert import convert
 
-from ..quantize.checkpoints import make_checkpoint
+from ..checkpoints import make_checkpoint
 
 
 def test_results_are_in_order() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from dgpt2_quant.core.errors import ModelNotFoundError, UsageError
 from dgpt2_quant.core.text import NamedText, load_text
-from dgpt2_quant.quantize.calibration.encode_text import special_note
+from dgpt2_quant.quantize.checkpoint.encode_text import special_note
 
 TALE = "Es war einmal…\nein König.\n"
 

@@ -12,7 +12,7 @@ import pytest
 from dgpt2_quant.core.errors import RuntimeFailure
 from dgpt2_quant.core.workers import Cancelled, Workers, check_cancelled, require_threads
 
-from ..quantize.checkpoints import make_checkpoint
+from ..checkpoints import make_checkpoint
 
 # Calls `work` again and again, and interrupts it in the main thread at the first line of these files, the second, ...
 # until it comes to its end. Prints how often it was interrupted.

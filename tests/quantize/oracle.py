@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from dgpt2_quant.core.gguf_file import GGUFHeader, read_header
 from dgpt2_quant.core.quant_types import QUANT_TYPES, TensorType
-from dgpt2_quant.runtime.native.model_context import bindings
+from dgpt2_quant.runtime.native.bindings import bindings
 
 Contents = dict[str, tuple[str, tuple[int, ...], npt.NDArray[np.uint8]]]
 

@@ -14,7 +14,7 @@ from dgpt2_quant.quantize.calibration.collect import imatrix
 from dgpt2_quant.quantize.convert import convert
 from dgpt2_quant.quantize.recipes import plan as module
 
-from .checkpoints import make_checkpoint
+from ..checkpoints import make_checkpoint
 
 TEXT = "then the in an " * 40
 

@@ -20,7 +20,7 @@ from dgpt2_quant.quantize.recipes.plan import make_plan
 from dgpt2_quant.quantize.write import write_files
 from dgpt2_quant.runtime.native.bindings import _log_callback, _quiet, bindings
 
-from .checkpoints import make_checkpoint
+from ..checkpoints import make_checkpoint
 
 TYPES = [name for name, quant_type in QUANT_TYPES.items() if not quant_type.needs_imatrix]
 

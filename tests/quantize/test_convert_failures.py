@@ -12,7 +12,7 @@ import pytest
 from dgpt2_quant.core.errors import CheckpointError, OutputError
 from dgpt2_quant.quantize.convert import convert
 
-from .checkpoints import make_checkpoint
+from ..checkpoints import make_checkpoint
 
 TYPES = ["F32", "Q8_0", "Q4_0", "Q2_K"]
 

@@ -10,7 +10,7 @@ from dgpt2_quant.core.errors import GGUFError, ModelNotFoundError
 from dgpt2_quant.quantize.convert import convert
 from dgpt2_quant.quantize.describe import DescribedTensor, describe
 
-from .checkpoints import TOKENS, make_checkpoint
+from ..checkpoints import TOKENS, make_checkpoint
 
 
 def test_a_file_of_ours_is_described(storybook_files: dict[str, Path]) -> None:

@@ -23,7 +23,7 @@ from dgpt2_quant.core.atomic_file import output_file
 from dgpt2_quant.core.errors import OutputError
 from dgpt2_quant.quantize.convert import convert
 
-from .checkpoints import make_checkpoint
+from ..checkpoints import make_checkpoint
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and looks for Linux's nameless files")
 

@@ -10,7 +10,7 @@ from dgpt2_quant.core.quant_types import TensorType
 from dgpt2_quant.quantize.convert import convert
 from dgpt2_quant.runtime import Model
 
-from ..quantize.checkpoints import make_checkpoint
+from ..checkpoints import make_checkpoint
 from .gguf_edit import rewrite
 
 FAILING = [5]  # a prompt that `fragile` fails on

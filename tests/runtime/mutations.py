@@ -17,7 +17,7 @@ from dgpt2_quant.core.hyperparameters import KEYS, Hyperparameters
 from dgpt2_quant.core.quant_types import TensorType
 from dgpt2_quant.quantize.convert import convert
 
-from ..quantize.checkpoints import make_checkpoint
+from ..checkpoints import make_checkpoint
 
 _LARGEST = 1 << 22  # weights of a tensor that data is made for
 

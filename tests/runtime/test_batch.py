@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from dgpt2_quant.core.errors import UsageError
 from dgpt2_quant.runtime import Completion, Model
-from dgpt2_quant.runtime.engine import CHUNK, Engine
+from dgpt2_quant.runtime.decode_loop import CHUNK, Engine
 from dgpt2_quant.runtime.sequence import Sequence
 
 PROMPTS = [

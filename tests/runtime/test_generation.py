@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from dgpt2_quant.core.errors import UsageError
 from dgpt2_quant.runtime import Completion, Model
-from dgpt2_quant.runtime.engine import CHUNK
+from dgpt2_quant.runtime.decode_loop import CHUNK
 from dgpt2_quant.runtime.sampling.candidates import log_total
 
 from .gguf_edit import rewrite

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from dgpt2_quant.core.errors import RuntimeFailure
 from dgpt2_quant.runtime import Model, Scheduler
-from dgpt2_quant.runtime.native import calls as native_calls
+from dgpt2_quant.runtime.native import native_thread as native_calls
 from dgpt2_quant.runtime.native.bindings import bindings
 
 ROOT = Path(__file__).parents[2]

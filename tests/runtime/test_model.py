@@ -15,7 +15,7 @@ import pytest
 from dgpt2_quant.core.errors import ModelNotFoundError, RuntimeFailure, UsageError
 from dgpt2_quant.quantize.calibration.numpy_gpt2 import from_gguf
 from dgpt2_quant.runtime import Completion, Model, Scheduler
-from dgpt2_quant.runtime.native import model_context as library
+from dgpt2_quant.runtime.native import context as library
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -301,7 +301,7 @@ class TestFromPretrained:
             "`threads` must be": lambda: Model.from_pretrained("no/such-model", threads=0),
             "`kv_type` must be": lambda: Model.from_pretrained("no/such-model", kv_type="f8"),
             "`model` must be": lambda: Model.from_pretrained(None),  # type: ignore[arg-type]
-            "is a file": lambda: Model.from_pretrained(storybook_files["F32"], type="q8_0"),
+            "cannot be combined with a file": lambda: Model.from_pretrained(storybook_files["F32"], type="q8_0"),
         }
         for message, call in calls.items():
             with pytest.raises(UsageError, match=message):

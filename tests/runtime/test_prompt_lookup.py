@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from dgpt2_quant.core.errors import UsageError
 from dgpt2_quant.runtime import Completion, Model, Scheduler
-from dgpt2_quant.runtime.native.model_context import CELLS
+from dgpt2_quant.runtime.native.context import CELLS
 from dgpt2_quant.runtime.prompt_lookup import Lookup
 from dgpt2_quant.runtime.sequence import Sequence
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 from dgpt2_quant.runtime import Completion, Model
-from dgpt2_quant.runtime.engine import CHUNK, Engine
+from dgpt2_quant.runtime.decode_loop import CHUNK, Engine
+from dgpt2_quant.runtime.native.context import CELLS
 from dgpt2_quant.runtime.native.depth_context import FLASH_POSITIONS
-from dgpt2_quant.runtime.native.model_context import CELLS
 from dgpt2_quant.runtime.sequence import Sequence
 
 STORY = (Path(__file__).parents[2] / "demo" / "evaluation.txt").read_text("utf-8")

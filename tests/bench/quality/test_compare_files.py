@@ -15,7 +15,7 @@ from dgpt2_quant.core.text import load_text
 from dgpt2_quant.quantize.convert import convert
 from dgpt2_quant.runtime import Model
 
-from ...quantize.checkpoints import make_checkpoint
+from ...checkpoints import make_checkpoint
 from ...runtime.gguf_edit import rewrite
 
 TEXT = load_text("evaluation").text[:6000]

@@ -14,14 +14,8 @@ from dgpt2_quant.bench.report.advice import RULES, with_advice
 from dgpt2_quant.bench.report.html_page import to_html
 from dgpt2_quant.bench.report.markdown import escaped, to_markdown
 from dgpt2_quant.bench.report.plots import PLOTS
-from dgpt2_quant.bench.report.write_report import (
-    COLUMNS,
-    refuse_reports,
-    remarks,
-    report_sections,
-    table_rows,
-    write_report,
-)
+from dgpt2_quant.bench.report.summary import COLUMNS, remarks, report_sections, table_rows
+from dgpt2_quant.bench.report.write_report import refuse_reports, write_report
 from dgpt2_quant.core.errors import OutputError
 
 from ..documents import document, environment, interval, peer, result

@@ -16,7 +16,7 @@ from dgpt2_quant.quantize.calibration.imatrix_file import ImportanceMatrix, read
 from dgpt2_quant.quantize.checkpoint.source import ModelSource, open_model
 from dgpt2_quant.quantize.convert import convert
 
-from ..checkpoints import make_checkpoint
+from ...checkpoints import make_checkpoint
 
 CONTEXT = 16
 

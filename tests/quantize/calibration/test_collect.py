@@ -18,8 +18,8 @@ from dgpt2_quant.quantize.calibration.imatrix_file import ImportanceMatrix, merg
 from dgpt2_quant.quantize.convert import convert
 from safetensors.numpy import load_file
 
+from ...checkpoints import TOKENS, make_checkpoint
 from ...runtime.gguf_edit import rewrite
-from ..checkpoints import TOKENS, make_checkpoint
 from ..oracle import assert_same_tensors, contents, llama_quantize
 
 Array = npt.NDArray[np.float64]

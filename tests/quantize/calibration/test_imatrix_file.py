@@ -15,8 +15,8 @@ from dgpt2_quant.core.gguf_file import EncodedValue, ValueType, read_header
 from dgpt2_quant.quantize.calibration.imatrix_file import ImportanceMatrix, Statistics, merged, read_importance
 from dgpt2_quant.quantize.convert import convert
 
+from ...checkpoints import make_checkpoint
 from ...runtime.gguf_edit import rewrite
-from ..checkpoints import make_checkpoint
 
 Vector = npt.NDArray[np.float32]
 UP, HEAD = "blk.0.ffn_up.weight", "token_embd.weight"

@@ -13,7 +13,7 @@ from dgpt2_quant.quantize.calibration.numpy_gpt2 import Reference, from_checkpoi
 from dgpt2_quant.quantize.checkpoint.resolve import resolve
 from dgpt2_quant.runtime import Model
 
-from ..checkpoints import make_checkpoint
+from ...checkpoints import make_checkpoint
 
 Logits = npt.NDArray[np.float64]
 CHUNKS = 4

@@ -13,7 +13,7 @@ from dgpt2_quant.quantize.calibration.numpy_gpt2 import Reference, from_source, 
 from dgpt2_quant.quantize.calibration.sample_text import draw, sample
 from dgpt2_quant.quantize.checkpoint.source import open_model
 
-from ..checkpoints import TOKENS, make_checkpoint
+from ...checkpoints import TOKENS, make_checkpoint
 from ..random_reference import random_reference
 
 COUNT, LENGTH = 5, 12

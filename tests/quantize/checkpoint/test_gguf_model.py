@@ -18,8 +18,8 @@ from dgpt2_quant.quantize.calibration.imatrix_file import ImportanceMatrix, Stat
 from dgpt2_quant.quantize.convert import convert
 from dgpt2_quant.runtime import Model
 
+from ...checkpoints import TOKENS, bfloat16, make_checkpoint
 from ...runtime.gguf_edit import Tensor, rewrite
-from ..checkpoints import TOKENS, bfloat16, make_checkpoint
 from ..oracle import assert_same_tensors, contents, llama_quantize
 
 SHAPE: dict[str, Any] = {"layers": 1, "width": 256, "inner": 256, "context": 8}

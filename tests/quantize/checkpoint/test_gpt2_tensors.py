@@ -8,7 +8,7 @@ import pytest
 from dgpt2_quant.core.errors import CheckpointError
 from dgpt2_quant.quantize.convert import convert
 
-from ..checkpoints import TOKENS, make_checkpoint
+from ...checkpoints import TOKENS, make_checkpoint
 
 
 def refusal(folder: Path) -> str:

@@ -33,7 +33,7 @@ from dgpt2_quant.quantize.recipes.tensor_types import Override, find_override
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ..checkpoints import END_OF_TEXT, MERGES, TOKENS, fast_tokenizer, make_checkpoint, raw_safetensors, write_json
+from ...checkpoints import END_OF_TEXT, MERGES, TOKENS, fast_tokenizer, make_checkpoint, raw_safetensors, write_json
 
 T = TypeVar("T")
 FIXED = settings(deadline=None, derandomize=True, database=None)

@@ -23,7 +23,7 @@ from dgpt2_quant.quantize.convert import convert
 from dgpt2_quant.runtime import Model
 from safetensors.numpy import load_file
 
-from ..checkpoints import (
+from ...checkpoints import (
     END_OF_TEXT,
     MERGES,
     TOKENS,

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 from dgpt2_quant.quantize.calibration.numpy_gpt2 import from_gguf
 
-from ..checkpoints import make_checkpoint
+from ...checkpoints import make_checkpoint
 from ..forward import forward
 from .test_layouts import LAYOUTS, TEXT, converted, relative
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
-from ..checkpoints import bfloat16, raw_safetensors
+from ...checkpoints import bfloat16, raw_safetensors
 
 QUICK = settings(max_examples=200, deadline=None, derandomize=True, database=None)
 RANDOM = np.random.default_rng(0).normal(0, 0.1, (6, 10))

@@ -13,7 +13,7 @@ from dgpt2_quant.quantize.checkpoint.tokenizer import Tokenizer, TokenType, read
 from dgpt2_quant.quantize.convert import convert
 from dgpt2_quant.runtime import Model
 
-from ..checkpoints import END_OF_TEXT, MERGES, TOKENS, fast_tokenizer, make_checkpoint, write_json
+from ...checkpoints import END_OF_TEXT, MERGES, TOKENS, fast_tokenizer, make_checkpoint, write_json
 
 SIZE = len(TOKENS)
 END = SIZE - 1

@@ -11,7 +11,7 @@ import pytest
 from dgpt2_quant.core.ggml import dequantize
 from dgpt2_quant.core.quant_types import TensorType
 from dgpt2_quant.quantize.lean.activation_rounding import round_activations
-from dgpt2_quant.runtime.native.model_context import bindings
+from dgpt2_quant.runtime.native.bindings import bindings
 
 Array = npt.NDArray[np.float32]
 WIDTH = 512

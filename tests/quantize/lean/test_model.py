@@ -25,7 +25,7 @@ from dgpt2_quant.quantize.lean.model import LeanModel
 from dgpt2_quant.quantize.recipes.lean_steps import STEPS
 from dgpt2_quant.runtime import Model
 
-from ..checkpoints import TOKENS, make_checkpoint
+from ...checkpoints import TOKENS, make_checkpoint
 
 CONTEXT, VOCABULARY = 32, len(TOKENS)
 IN_32 = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL"]

@@ -15,10 +15,10 @@ from dgpt2_quant.quantize.convert import convert
 from dgpt2_quant.quantize.converted_file import ConvertedFile
 from dgpt2_quant.quantize.lean.padding import Padding, least_likely
 from dgpt2_quant.runtime import Model
-from dgpt2_quant.runtime.native.model_context import NativeModel
+from dgpt2_quant.runtime.native.model import NativeModel
 from dgpt2_quant.runtime.native.sampler import NativeSampler
 
-from ..checkpoints import TOKENS, make_checkpoint
+from ...checkpoints import TOKENS, make_checkpoint
 
 REAL, PADS = 8189, 3
 LEVELS = ["Q4_0", "Q4_K_M", "Q6_K", "Q8_0"]  # with and without kernels for 8 rows at a time

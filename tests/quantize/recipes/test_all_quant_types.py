@@ -9,7 +9,7 @@ from dgpt2_quant.quantize.calibration.numpy_gpt2 import from_gguf
 from dgpt2_quant.quantize.convert import convert
 from dgpt2_quant.runtime import Model
 
-from ..checkpoints import make_checkpoint
+from ...checkpoints import make_checkpoint
 
 pytestmark = pytest.mark.tables
 

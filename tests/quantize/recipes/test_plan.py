@@ -14,7 +14,7 @@ from dgpt2_quant.quantize.calibration.imatrix_file import ImportanceMatrix, Stat
 from dgpt2_quant.quantize.convert import convert
 from dgpt2_quant.quantize.converted_file import ConvertedFile
 
-from ..checkpoints import make_checkpoint
+from ...checkpoints import make_checkpoint
 
 pytestmark = pytest.mark.tables
 

@@ -17,7 +17,7 @@ from dgpt2_quant.quantize.recipes.plan import make_lean_plan, plan_of_recipe
 from dgpt2_quant.quantize.recipes.recipe_file import Recipe, nearest_type, read_recipe
 from dgpt2_quant.quantize.recipes.tensor_types import find_preference
 
-from ..checkpoints import TOKENS, make_checkpoint
+from ...checkpoints import TOKENS, make_checkpoint
 
 Names = Collection[str]
 MATRICES = [f"blk.0.{name}.weight" for name in ("attn_output", "attn_qkv", "ffn_down", "ffn_up")]

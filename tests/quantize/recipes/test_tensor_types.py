@@ -25,7 +25,7 @@ from dgpt2_quant.quantize.recipes.tensor_types import (
     tensor_types,
 )
 
-from ..checkpoints import make_checkpoint
+from ...checkpoints import make_checkpoint
 from ..oracle import assert_same_tensors, contents, llama_quantize
 
 pytestmark = pytest.mark.tables

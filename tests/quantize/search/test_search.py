@@ -19,7 +19,7 @@ from dgpt2_quant.quantize.search.target import find_target
 from dgpt2_quant.quantize.store.cache_entries import cache_entries
 from dgpt2_quant.runtime import Model
 
-from ..checkpoints import make_checkpoint
+from ...checkpoints import make_checkpoint
 
 
 class Tiny:

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from dgpt2_quant.runtime.native.model_context import NativeContext, NativeModel
+from dgpt2_quant.runtime.native.context import NativeContext
+from dgpt2_quant.runtime.native.model import NativeModel
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from dgpt2_quant.runtime.native.batch_token import Logits
+from dgpt2_quant.runtime.native.context import CELLS, F16, F32, NativeContext
 from dgpt2_quant.runtime.native.depth_context import FLASH_POSITIONS, DepthContext, transpose
-from dgpt2_quant.runtime.native.model_context import CELLS, F16, F32, NativeContext, NativeModel
+from dgpt2_quant.runtime.native.model import NativeModel
 
 LENGTH = CELLS + 20
 TOKENS = [(31 * index) % 8000 for index in range(2 * CELLS)]

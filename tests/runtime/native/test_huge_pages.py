@@ -8,9 +8,9 @@ import pytest
 from dgpt2_quant.quantize.convert import convert
 from dgpt2_quant.runtime import Model
 from dgpt2_quant.runtime.native import huge_pages
-from dgpt2_quant.runtime.native.model_context import NativeModel
+from dgpt2_quant.runtime.native.model import NativeModel
 
-from ...quantize.checkpoints import make_checkpoint
+from ...checkpoints import make_checkpoint
 
 ASKED = """if True:
     import re, sys

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from dgpt2_quant.quantize.convert import convert
 
-from ...quantize.checkpoints import make_checkpoint
+from ...checkpoints import make_checkpoint
 
 PROGRAM = """if True:
     import sys

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from dgpt2_quant.core.errors import UsageError
 from dgpt2_quant.runtime import Completion, Model
-from dgpt2_quant.runtime.native.model_context import bindings
+from dgpt2_quant.runtime.native.bindings import bindings
 from dgpt2_quant.runtime.sampling.candidates import log_total
 from dgpt2_quant.runtime.sampling.grammar import check_grammar
 from hypothesis import given, settings

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from dgpt2_quant.core.errors import UsageError
-from dgpt2_quant.runtime.native.model_context import NativeModel
+from dgpt2_quant.runtime.native.model import NativeModel
 from dgpt2_quant.runtime.native.sampler import NativeSampler
 from dgpt2_quant.runtime.sampling.sampler import Sampler
 from dgpt2_quant.runtime.sampling.settings import Sampling

@@ -16,10 +16,11 @@ from dgpt2_quant.core.gpt2_gguf import SPLIT_AS_GPT2
 from dgpt2_quant.core.hyperparameters import Hyperparameters
 from dgpt2_quant.core.quant_types import TensorType
 from dgpt2_quant.quantize.convert import convert
-from dgpt2_quant.runtime import Model, validate
-from dgpt2_quant.runtime.validate import all_finite, check_model_file, context_bytes
+from dgpt2_quant.runtime import Model
+from dgpt2_quant.runtime import check_gguf as validate
+from dgpt2_quant.runtime.check_gguf import all_finite, check_model_file, context_bytes
 
-from ..quantize.checkpoints import make_checkpoint
+from ..checkpoints import make_checkpoint
 from .gguf_edit import Tensor, retype, rewrite
 from .mutations import Draft, other_model, random_blocks, take_apart
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from dgpt2_quant.core.gguf_file import read_header
 from dgpt2_quant.core.read_input import Announce
 from dgpt2_quant.core.text import NamedText
-from dgpt2_quant.quantize.calibration.encode_text import special_note
+from dgpt2_quant.quantize.checkpoint.encode_text import special_note
 from dgpt2_quant.runtime.model import Model
 
 _TOKENS, _TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"

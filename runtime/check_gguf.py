@@ -10,7 +10,7 @@ from dgpt2_quant.core.gguf_file import GGUFHeader, read_header
 from dgpt2_quant.core.gpt2_gguf import SPLIT_AS_GPT2, check_begin_and_end, check_gpt2, check_tokens
 from dgpt2_quant.core.hyperparameters import Hyperparameters
 from dgpt2_quant.core.quant_types import Bits, TensorType
-from dgpt2_quant.runtime.native.model_context import MAX_BATCH
+from dgpt2_quant.runtime.native.context import MAX_BATCH
 
 # The most bytes of a context: so many in any case, and so many for each byte of weights. No real model needs more
 # (GPT-2 XL at one bit a weight: 3 for each), and a file of a few kilobytes cannot claim gigabytes.

@@ -1,7 +1,7 @@
 """Messages name what the reader typed: flags on the command line, keyword arguments in the library."""
 
 import pytest
-from dgpt2_quant.cli.flags import in_flags, use_flags_of
+from dgpt2_quant.cli.flag_names import in_flags, use_flags_of
 from dgpt2_quant.core.errors import UsageError
 from dgpt2_quant.quantize.convert import convert
 

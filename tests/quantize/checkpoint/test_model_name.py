@@ -8,12 +8,12 @@ from dgpt2_quant.core.errors import UsageError
 from dgpt2_quant.core.gguf_file import read_header
 from dgpt2_quant.quantize.calibration import calibration
 from dgpt2_quant.quantize.calibration import collect as calibrate
-from dgpt2_quant.quantize.checkpoint.naming import clean_name, folder_name, name_of_file
+from dgpt2_quant.quantize.checkpoint.model_name import clean_name, folder_name, name_of_file
 from dgpt2_quant.quantize.checkpoint.resolve import resolve
 from dgpt2_quant.quantize.convert import convert
 from dgpt2_quant.quantize.converted_file import ConvertedFile
 
-from ..checkpoints import make_checkpoint
+from ...checkpoints import make_checkpoint
 
 COMMIT = "2290a62682d06624634c1f46a6ad5be0f47f38aa"
 

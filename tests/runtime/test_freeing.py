@@ -16,7 +16,7 @@ import pytest
 from dgpt2_quant.core import versions as llama_cpp_version
 from dgpt2_quant.core.errors import DgptQuantError, RuntimeFailure
 from dgpt2_quant.runtime import Completion, Model, Scheduler
-from dgpt2_quant.runtime.native import calls as native_calls
+from dgpt2_quant.runtime.native import native_thread as native_calls
 
 from .conftest import FAILING
 

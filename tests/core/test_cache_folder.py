@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from dgpt2_quant.core.cache import cache_folder, cache_version, touch
+from dgpt2_quant.core.cache_folder import cache_folder, cache_version, touch
 from dgpt2_quant.core.errors import UsageError
 from dgpt2_quant.core.sizes import parse_seconds
 from dgpt2_quant.quantize.calibration import calibration
@@ -18,9 +18,9 @@ from dgpt2_quant.quantize.calibration.calibration import Calibration
 from dgpt2_quant.quantize.checkpoint.source import open_model
 from dgpt2_quant.quantize.store.cache_entries import cache_entries, clear_cache
 from dgpt2_quant.quantize.store.conversion_lock import conversion_lock
-from dgpt2_quant.quantize.store.model_files import model_file, model_files, remembered_sha256
+from dgpt2_quant.quantize.store.converted_models import model_file, model_files, remembered_sha256
 
-from ..quantize.checkpoints import make_checkpoint
+from ..checkpoints import make_checkpoint
 
 DAY = 86_400.0
 
@@ -46,7 +46,7 @@ def test_changed_code_invalidates_entries(model: Path, tmp_path: Path) -> None:
     child = f"""
 import sys
 sys.path.insert(0, {str(tmp_path / "code")!r})
-from dgpt2_quant.quantize.store import model_files as store
+from dgpt2_quant.quantize.store import converted_models as store
 assert store.__file__.startswith({str(tmp_path)!r})
 print(store.model_file({str(model)!r}, type="q8_0")[1])
 """
@@ -164,7 +164,7 @@ def test_entry_being_written_is_not_removed(model: Path) -> None:
 def test_size_limit_removes_the_least_recently_used(
     model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from dgpt2_quant.quantize.store import model_files as store
+    from dgpt2_quant.quantize.store import converted_models as store
 
     first, second = (model_file(str(model), type=kind)[1] for kind in ("q4_0", "q8_0"))
     last_used(first, 2)
@@ -190,7 +190,7 @@ def test_size_limit_keeps_entries_in_use(model: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("limit", ["much", "-1", "10 apples"])
 def test_invalid_limit_is_refused(limit: str, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DGPT2_QUANT_CACHE_LIMIT", limit)
-    with pytest.raises(UsageError, match=f"DGPT2_QUANT_CACHE_LIMIT is '{limit}'"):
+    with pytest.raises(UsageError, match=f"DGPT2_QUANT_CACHE_LIMIT must be a size, not '{limit}'"):
         model_file(str(model), type="q8_0")
 
 

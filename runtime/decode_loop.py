@@ -16,8 +16,8 @@ from time import perf_counter
 
 import numpy as np
 from dgpt2_quant.runtime.native.batch_token import BatchToken, Logits, TokenIds
+from dgpt2_quant.runtime.native.context import NativeContext
 from dgpt2_quant.runtime.native.depth_context import DepthContext
-from dgpt2_quant.runtime.native.model_context import NativeContext
 
 from .completion import TokenLogprob
 from .sequence import Sequence, token_logprob

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dgpt2_quant.core.atomic_file import explain_errors, output_file
-from dgpt2_quant.core.cache import cache_folder, cache_version, read_entry, touch
+from dgpt2_quant.core.cache_folder import cache_folder, cache_version, read_entry, touch
 from dgpt2_quant.core.errors import OutputError, UsageError
 from dgpt2_quant.core.gguf_file import require_file
 from dgpt2_quant.core.progress import Progress
@@ -23,7 +23,7 @@ from dgpt2_quant.core.quant_types import DEFAULT_TYPE, QuantType, find_type, fin
 from dgpt2_quant.quantize.checkpoint.folder import source_files, source_sha256
 from dgpt2_quant.quantize.checkpoint.resolve import DEFAULT_MODEL, Source, is_gguf_name, resolve
 
-from .kept_files import KeptFiles
+from .file_record import KeptFiles
 
 _log = logging.getLogger(__name__)
 _in_use: set[Path] = set()  # files that this process was given: the cache's limit does not remove them

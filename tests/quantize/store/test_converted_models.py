@@ -12,20 +12,20 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from dgpt2_quant.core.cache import cache_folder
+from dgpt2_quant.core.cache_folder import cache_folder
 from dgpt2_quant.core.errors import CheckpointError, DgptQuantError, ModelNotFoundError, UsageError
 from dgpt2_quant.core.gguf_file import read_header
 from dgpt2_quant.core.quant_types import QUANT_TYPES
 from dgpt2_quant.quantize.checkpoint.folder import source_sha256
 from dgpt2_quant.quantize.store.conversion_lock import conversion_lock, free_folder, holder_of
-from dgpt2_quant.quantize.store.kept_files import record_of
-from dgpt2_quant.quantize.store.model_files import model_file, model_files, remembered_sha256
+from dgpt2_quant.quantize.store.converted_models import model_file, model_files, remembered_sha256
+from dgpt2_quant.quantize.store.file_record import record_of
 
-from ..checkpoints import make_checkpoint
+from ...checkpoints import make_checkpoint
 
 CHILD = """
 import sys
-from dgpt2_quant.quantize.store.model_files import model_file
+from dgpt2_quant.quantize.store.converted_models import model_file
 name, path = model_file(sys.argv[1], type="q4_k", announce=lambda text: print("announced"))
 print(path)
 """

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from dgpt2_quant.core.text import BUNDLED, load_text
-from dgpt2_quant.quantize.calibration.encode_text import encode_text
+from dgpt2_quant.quantize.checkpoint.encode_text import encode_text
 from dgpt2_quant.quantize.checkpoint.source import open_model
 from dgpt2_quant.quantize.checkpoint.tokenizer import Tokenizer
 from dgpt2_quant.quantize.convert import convert
@@ -16,7 +16,7 @@ from dgpt2_quant.runtime import Model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ..checkpoints import END_OF_TEXT, MERGES, TOKENS, make_checkpoint, write_json
+from ...checkpoints import END_OF_TEXT, MERGES, TOKENS, make_checkpoint, write_json
 
 SIZE = len(TOKENS)
 CHARACTERS = st.characters(exclude_categories=["Cs"])
@@ -144,7 +144,7 @@ def test_tokenizers_is_a_requirement() -> None:
     """A normal installation has only these packages."""
     root = Path(__file__).parents[3]
     imported = re.findall(
-        r"^ +from (\w+) import", (root / "quantize" / "calibration" / "encode_text.py").read_text(), re.MULTILINE
+        r"^ +from (\w+) import", (root / "quantize" / "checkpoint" / "encode_text.py").read_text(), re.MULTILINE
     )
     required = tomllib.loads((root / "pyproject.toml").read_text())["project"]["dependencies"]
     assert set(imported) <= {re.split(r"\W", requirement)[0] for requirement in required}

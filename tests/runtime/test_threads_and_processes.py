@@ -17,8 +17,8 @@ import pytest
 from dgpt2_quant.core.errors import RuntimeFailure, UsageError
 from dgpt2_quant.runtime import Model, Scheduler, pipeline
 from dgpt2_quant.runtime.native import bindings
-from dgpt2_quant.runtime.native import calls as native_calls
-from dgpt2_quant.runtime.native.model_context import NativeContext
+from dgpt2_quant.runtime.native import native_thread as native_calls
+from dgpt2_quant.runtime.native.context import NativeContext
 
 PROMPTS = ["Once upon a time", "The wolf", "A king had three sons", "“Mother,” said"]
 OPTIONS: dict[str, Any] = {"temperature": 0, "max_tokens": 40}
