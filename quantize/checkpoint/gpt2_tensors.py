@@ -45,6 +45,7 @@ class CheckpointTensor:
     name: str
     shape: tuple[int, ...]
     _key: str  # the layout's name, without prefix
+    _shown: str  # the name in the files
     _stored: StoredTensor | None  # None for a bias that the checkpoint does without
     _transposed: bool = False
     _query_scale: float = 1.0
@@ -54,7 +55,7 @@ class CheckpointTensor:
     @property
     def label(self) -> str:
         """The name in messages: the checkpoint's, and llama.cpp's."""
-        return f"{self._key!r} ({self.name})"
+        return f"{self._shown!r} ({self.name})"
 
     def read(self) -> npt.NDArray[np.floating[Any]]:
         """Reads the tensor as float16, float32 or float64, as stored; a matrix may be a transposed view."""
@@ -92,7 +93,7 @@ def model_tensors(
     """
     named = name_tensors(checkpoint.folder, checkpoint.tensors)
     _check_layers(checkpoint, named, sizes)
-    conv1d = _is_conv1d(checkpoint, named, sizes)
+    conv1d = _is_conv1d(named, sizes)
     scales = _query_scales(checkpoint.config, sizes)
     tied = _is_tied(checkpoint, named, adapters)
     tensors = []
@@ -103,10 +104,10 @@ def model_tensors(
         transposed = conv1d and name.endswith(_MATRICES)
         replaced = any(key in adapter.replacements for adapter in adapters)
         if stored is not None and not replaced:
-            _check_shape(checkpoint, named, name, source, shape, stored, transposed)
+            _check_shape(named, name, source, shape, stored, transposed)
         scale = scales[int(name.split(".")[1])] if ".attn_qkv." in name else 1.0
         changing = [adapter for adapter in adapters if adapter.changes(key)]
-        tensors.append(CheckpointTensor(name, shape, key, stored, transposed, scale, changing))
+        tensors.append(CheckpointTensor(name, shape, key, named.shown(source), stored, transposed, scale, changing))
     _check_unknown(checkpoint, named, {tensor._key for tensor in tensors})
     known = {named.layout.key(name) for name in sizes.shapes(tied=False)}
     for adapter in adapters:
@@ -129,13 +130,12 @@ def _check_layers(checkpoint: Checkpoint, named: NamedTensors, sizes: Hyperparam
         )
 
 
-def _is_conv1d(checkpoint: Checkpoint, named: NamedTensors, sizes: Hyperparameters) -> bool:
-    """Whether matrices are stored (inputs, outputs), by the fused projection, which is never square."""
-    key = named.layout.key("blk.0.attn_qkv.weight")
-    stored = named.tensors.get(key)
-    if stored is None:
-        raise _missing(checkpoint, key)
-    return stored.shape != (3 * sizes.width, sizes.width)
+def _is_conv1d(named: NamedTensors, sizes: Hyperparameters) -> bool:
+    """Whether matrices are stored (inputs, outputs), by most fused projections, which are never square."""
+    keys = [named.layout.key(f"blk.{number}.attn_qkv.weight") for number in range(sizes.layers)]
+    stored = [named.tensors[key] for key in keys if key in named.tensors]
+    linear = [tensor.shape == (3 * sizes.width, sizes.width) for tensor in stored]
+    return sum(linear) * 2 < len(linear)
 
 
 def _find(checkpoint: Checkpoint, named: NamedTensors, key: str, name: str) -> StoredTensor | None:
@@ -152,18 +152,17 @@ def _find(checkpoint: Checkpoint, named: NamedTensors, key: str, name: str) -> S
         other.endswith(".bias") and norms in f".{other}" for other in named.tensors if other not in named.layout.outside
     ):
         return None
-    raise _missing(checkpoint, key)
+    raise _missing(checkpoint, named, key)
 
 
-def _missing(checkpoint: Checkpoint, key: str) -> CheckpointError:
+def _missing(checkpoint: Checkpoint, named: NamedTensors, key: str) -> CheckpointError:
     return CheckpointError(
-        f"{checkpoint.folder} lacks the tensor {key!r}, which its config.json implies",
+        f"{checkpoint.folder} lacks the tensor {named.shown(key)!r}, which its config.json implies",
         "The weights are incomplete: download or save them again.",
     )
 
 
 def _check_shape(
-    checkpoint: Checkpoint,
     named: NamedTensors,
     name: str,
     key: str,
@@ -175,15 +174,16 @@ def _check_shape(
     if found == shape:
         return
     hint = ""
+    expected = tuple(reversed(shape)) if transposed else shape
     axes = next((axes for ending, axes in _AXES.items() if name.endswith(ending)), None)
-    if axes and len(found) == 2:
+    if len(shape) == 2 and stored.shape == tuple(reversed(expected)):
+        hint = "It is transposed compared with the model's other matrices."
+    elif axes and len(found) == 2:
         differing = [(axis, is_) for axis, is_, wanted in zip(axes, found, shape, strict=True) if is_ != wanted]
         hint = " and ".join(f"{axis} to {is_}" for axis, is_ in differing)
         hint = f"If the weights are right, set {hint} in config.json."
-    expected = tuple(reversed(shape)) if transposed else shape
     raise CheckpointError(
-        f"tensor {named.original[key]!r} of {checkpoint.folder} has the shape {list(stored.shape)}; config.json implies"
-        f" {list(expected)}",
+        f"tensor {named.shown(key)!r} has the shape {list(stored.shape)}; config.json implies {list(expected)}",
         hint,
     )
 

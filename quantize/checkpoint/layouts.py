@@ -69,6 +69,11 @@ class NamedTensors:
     layout: Layout
     tensors: Mapping[str, StoredTensor]
     original: Mapping[str, str]
+    prefix: str
+
+    def shown(self, key: str) -> str:
+        """The name in the files, or what it would be there."""
+        return self.original.get(key, key if key == self.layout.head else self.prefix + key)
 
 
 def without_wrappers(key: str) -> str:
@@ -113,4 +118,4 @@ def _without_prefix(source: Path, tensors: Mapping[str, StoredTensor], layout: L
         if short in named:
             raise CheckpointError(f"{source} has the tensor {short!r} twice, as {original[short]!r} and as {key!r}")
         named[short], original[short] = tensor, key
-    return NamedTensors(layout, named, original)
+    return NamedTensors(layout, named, original, prefix)

@@ -92,8 +92,8 @@ class Adapter:
             )
         if tied_head in names:
             raise CheckpointError(
-                f"{self.folder}: it changes {tied_head!r}, which is the embedding in this model; merged, it would change"
-                " both",
+                f"{self.folder}: it changes {tied_head!r}, which is the embedding in this model: merged, it would"
+                " change both",
                 "Merge it with PEFT, `model.merge_and_unload(safe_merge=True)`, and convert what that saves.",
             )
 
