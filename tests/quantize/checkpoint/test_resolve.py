@@ -319,7 +319,7 @@ def test_unambiguous_folder_gives_no_warning(tmp_path: Path) -> None:
 def test_storybook_needs_no_other_package(tmp_path: Path, installed: bool) -> None:
     package, demo = tmp_path / "dgpt2_quant", tmp_path / "dgpt2_quant" / "demo"
     demo.mkdir(parents=True)
-    for name in ("quantize/checkpoint/resolve", "quantize/checkpoint/naming", "core/errors"):
+    for name in ("quantize/checkpoint/resolve", "quantize/checkpoint/model_name", "core/errors"):
         (package / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(Path(__file__).parents[3] / f"{name}.py", package / f"{name}.py")
     (demo / "__init__.py").write_text("raise RuntimeError('imported')")
