@@ -5,7 +5,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from .checkpoints import printable_bytes, write_json
+from ..checkpoints import printable_bytes, write_json
 
 WORDS = ["the", "king", "queen", "lived", "in", "an", "old", "castle", "and", "said", "to", "her", "er", "ing", "Ġ", "s"]
 SPECIAL = ["<|endoftext|>", "<s>", "</s>", "<pad>", "<unk>", "<mask>", "<|user|>", "<|bot|>", "[SEP]", "<|eos|>"]

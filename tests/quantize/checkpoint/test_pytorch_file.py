@@ -18,7 +18,7 @@ import pytest
 from dgpt2_quant.core.errors import CheckpointError
 from dgpt2_quant.quantize.checkpoint.pytorch_file import is_pytorch_file, read_pytorch_file
 
-from ..checkpoints import bfloat16
+from ...checkpoints import bfloat16
 from ..pytorch_writer import Tensor, save_legacy, save_zip
 
 NUMBERS = np.random.default_rng(1).normal(0, 1, (6, 4)).astype(np.float32)
