@@ -45,7 +45,11 @@ def choose_special_tokens(
 
     Raises `CheckpointError` where nothing says which token ends a text.
     """
-    others = {role: ids[text] for role, text in files.roles.items() if text in ids and role not in ("bos", "eos")}
+    others = {
+        role: ids[text]
+        for role, text in files.roles.items()
+        if text in ids and role not in ("bos", "eos") and role not in files.by_default
+    }
     ends = _choose("eos", files, config, ids, tokens, special)
     if files.last is not None and files.last in ids and ids[files.last] != ends[0]:
         # as gguf.SpecialVocab does: the token that ends every text ends a text
@@ -76,10 +80,12 @@ def _choose(
         if otherwise is not None:
             return (otherwise,)
         raise CheckpointError(
-            f"{files.folder}: nothing says which of its {len(tokens)} tokens is {role}, and none is {END_OF_TEXT}",
-            f"Set {role}_token_id in config.json to the token that ends a text.",
+            f"{files.folder}: {role}_token_id is {config.get(f'{role}_token_id')!r} in config.json, but the vocabulary"
+            f" has {len(tokens)} tokens, and none is {END_OF_TEXT}",
+            f"Set {role}_token_id in config.json to the id of the token that ends a text.",
         )
-    sound = [claim for claim in claims if all(tokens[number] in special for number in claim.tokens)]
+    looked_for = {ids[text] for text in (*special, *files.added) if text in ids}  # unlike ordinary words
+    sound = [claim for claim in claims if looked_for.issuperset(claim.tokens)]
     chosen = (sound or claims)[0]
     against = [claim for claim in claims if not {*claim.tokens} & {*chosen.tokens}]
     if against:
@@ -105,30 +111,34 @@ def _choose(
 def _claims(
     role: str, files: TokenizerFiles, config: dict[str, Any], ids: Mapping[str, int], vocabulary: int
 ) -> list[_Claim]:
-    """What the files say of the role, the weightiest first; numbers without a row say nothing."""
+    """What the files state about the role, in order of precedence; ids without a row state nothing."""
     generation = files.folder / "generation_config.json"
     found = []
     stated = read_json(generation).get(f"{role}_token_id") if generation.is_file() else None
-    if isinstance(stated, list) and len(stated) > 1:  # who lists several means it
+    if isinstance(stated, list) and len(stated) > 1:  # a list is deliberate
         found.append(_Claim("generation_config.json", _numbers("generation_config.json", role, stated)))
         stated = None
-    if (text := files.roles.get(role)) is not None and text in ids:
-        found.append(_Claim("its tokenizer", (ids[text],)))
+    named = files.roles.get(role)
+    if named in ids and role not in files.by_default:
+        found.append(_Claim("its tokenizer", (ids[named],)))
     if stated is not None:
         found.append(_Claim("generation_config.json", _numbers("generation_config.json", role, stated)))
     if (value := config.get(f"{role}_token_id")) is not None:
         found.append(_Claim("config.json", _numbers("config.json", role, value)))
-    if not found and END_OF_TEXT in ids:
-        found.append(_Claim("its vocabulary", (ids[END_OF_TEXT],)))
     kept = [_Claim(claim.source, tuple(n for n in claim.tokens if 0 <= n < vocabulary)) for claim in found]
-    return [claim for claim in kept if claim.tokens]
+    kept = [claim for claim in kept if claim.tokens]
+    if named in ids and role in files.by_default:
+        kept.append(_Claim("GPT2Tokenizer's default", (ids[named],)))
+    elif not kept and END_OF_TEXT in ids:
+        kept.append(_Claim("its vocabulary", (ids[END_OF_TEXT],)))
+    return kept
 
 
 def _numbers(file: str, role: str, value: Any) -> tuple[int, ...]:
     values = value if isinstance(value, list) else [value]
     for number in values:
         if type(number) is not int:
-            raise CheckpointError(f"{file}: {role}_token_id is {value!r}, not a token's number")
+            raise CheckpointError(f"{file}: {role}_token_id is {value!r}, not a token id")
     return tuple(dict.fromkeys(values))
 
 

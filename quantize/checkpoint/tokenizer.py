@@ -173,7 +173,7 @@ def _with_rows(files: TokenizerFiles, ids: dict[str, int], vocabulary: int) -> t
             )
         some = ", ".join(map(repr, beyond[:_SHOWN])) + (", ..." if len(beyond) > _SHOWN else "")
         _log.warning(
-            "%s: the embedding has %d rows: %d tokens are left out (%s)", folder, vocabulary, len(beyond), some
+            "%s: the embedding has %d rows, so %d tokens are dropped (%s)", folder, vocabulary, len(beyond), some
         )
         ids = {token: number for token, number in ids.items() if number < vocabulary}
         merges = [merge for merge in merges if merge.replace(" ", "") in ids]

@@ -45,8 +45,8 @@ class AddedToken:
 class TokenizerFiles:
     """The tokenizer as its files state it.
 
-    `vocabulary` and `merges` are those of the BPE; `roles` maps `eos` and so on to the token's text; `first` and `last`
-    are the tokens that are added to every text.
+    `vocabulary` and `merges` are those of the BPE; `roles` maps `eos` and so on to the token's text, and `by_default`
+    has those that no file states; `first` and `last` are the tokens that are added to every text.
     """
 
     folder: Path
@@ -54,6 +54,7 @@ class TokenizerFiles:
     merges: list[str]
     added: dict[str, AddedToken] = field(default_factory=dict)
     roles: dict[str, str] = field(default_factory=dict)
+    by_default: set[str] = field(default_factory=set)
     named: list[str] = field(default_factory=list)  # special tokens beyond those with a role
     first: str | None = None
     last: str | None = None
@@ -115,7 +116,7 @@ def _from_fast(folder: Path, content: dict[str, Any]) -> TokenizerFiles:
     model = model if isinstance(model, dict) else {}
     kind = model.get("type", "BPE")
     if kind != "BPE":
-        raise CheckpointError(f"{path}: its model is {kind}, {_NOT_OURS}")
+        raise CheckpointError(f"{path}: it has a {kind} model, {_NOT_OURS}")
     _check_pre_tokenizer(path, content)
     for name, value in [
         ("normalizer", _unless_empty(content.get("normalizer"))),
@@ -123,7 +124,7 @@ def _from_fast(folder: Path, content: dict[str, Any]) -> TokenizerFiles:
     ]:
         if value:
             raise CheckpointError(
-                f"{path} has a {name}, which llama.cpp's GPT-2 tokenizer does not know: texts would be read differently"
+                f"{path} has a {name}, which llama.cpp's GPT-2 tokenizer lacks: texts would be read differently"
             )
     if model.get("ignore_merges"):
         _log.warning("%s: ignore_merges: a word that is a token is read by its merges all the same", path)
@@ -147,10 +148,10 @@ def _check_pre_tokenizer(path: Path, content: dict[str, Any]) -> None:
     if names != ["ByteLevel"]:
         shown = " + ".join(names) or "missing"
         raise CheckpointError(
-            f"{path}: its pre-tokenizer is {shown}; GPT-2's is ByteLevel alone, so texts would be split differently"
+            f"{path}: its pre-tokenizer is {shown}; GPT-2's is ByteLevel alone: texts would be split differently"
         )
     if found[0].get("add_prefix_space") or not found[0].get("use_regex", True):
-        raise CheckpointError(f"{path}: its ByteLevel is not GPT-2's (add_prefix_space, or no splitting at all)")
+        raise CheckpointError(f"{path}: its pre-tokenizer is not GPT-2's (add_prefix_space, or no splitting)")
 
 
 def _parts(step: Any, key: str) -> Iterator[dict[str, Any]]:
@@ -194,7 +195,7 @@ def _add(files: TokenizerFiles, entry: Any, number: Any) -> None:
     if not isinstance(entry["content"], str):
         raise TypeError("a token is not a string")
     if type(number) is not int or number < 0:
-        raise ValueError(f"{number!r} is not a token's number")
+        raise ValueError(f"its id is {number!r}, not an integer from 0 up")
     flags = tuple(name for name in ("lstrip", "rstrip", "single_word") if entry.get(name))
     files.added[entry["content"]] = AddedToken(entry["content"], number, bool(entry.get("special")), flags)
 
@@ -224,6 +225,7 @@ def _read_names(
     kind = settings.get("tokenizer_class") or config.get("tokenizer_class")
     if kind is None or kind in _GPT2_CLASSES:
         files.roles |= _OF_GPT2
+        files.by_default = {*_OF_GPT2}
     elif kind not in _PLAIN_CLASSES:
         if content is None:
             raise CheckpointError(f"{folder}: its tokenizer_class is {kind!r}; GPT-2's is GPT2Tokenizer", "")
@@ -234,6 +236,7 @@ def _read_names(
         text = _text(value)
         if (role := key.removesuffix("_token")) in ROLES:
             files.roles.pop(role, None)
+            files.by_default.discard(role)
             if text is not None:
                 files.roles[role] = text
         elif isinstance(value, str):
@@ -291,8 +294,10 @@ def _chat_templates(folder: Path, settings: dict[str, Any]) -> dict[str, str]:
 def _read_text(path: Path) -> str:
     try:
         return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not UTF-8: {error}") from error
 
 
 def _merge(merge: Any) -> str:
