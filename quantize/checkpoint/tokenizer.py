@@ -17,7 +17,7 @@ from typing import Any
 from dgpt2_quant.core.errors import CheckpointError
 from dgpt2_quant.core.gpt2_gguf import wrong_texts
 
-from .special_tokens import SpecialTokens, choose_special_tokens
+from .special_tokens import choose_special_tokens
 from .tokenizer_files import TokenizerFiles, read_tokenizer_files
 
 # llama.cpp treats these as control tokens, whatever their type in the file (src/llama-vocab.cpp: the tokens that end a
@@ -84,12 +84,6 @@ def read_tokenizer(folder: Path, config: dict[str, Any], vocabulary: int) -> Tok
     _warn_of_differences(files, ids, special)
     types = [_type(token, ids, files, special) for token in tokens]
     chosen = choose_special_tokens(files, config, ids, tokens, special)
-    return _assembled(tokens, types, merges, files, chosen)
-
-
-def _assembled(
-    tokens: list[str], types: list[TokenType], merges: list[str], files: TokenizerFiles, chosen: SpecialTokens
-) -> Tokenizer:
     return Tokenizer(
         tokens,
         types,
