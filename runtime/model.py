@@ -68,8 +68,8 @@ class Model(Scorer):
 
     `positions` is the length of the context in tokens, `vocabulary` the number of logits (the first `real_vocabulary`
     belong to real tokens, the others to pad tokens), `width` the size of a hidden state, `quant_type` the name of the
-    file's quant type (None if the file does not state it), `huge_pages` whether the weights are in private memory,
-    `first_token` the token that every text begins with (None if the file states none).
+    file's quant type or None, `huge_pages` whether the weights are in private memory, `first_token` the token that every
+    text begins with, or None.
     """
 
     def __init__(
@@ -244,8 +244,7 @@ class Model(Scorer):
         """The text's token ids. With `special`, `<|endoftext|>` in it is the control token of that name.
 
         With `add_special` (default: the value of `special`) the beginning-of-text token comes first and the end-of-text
-        token last if the file states so (`add_bos_token`, `add_eos_token`), as in a prompt. Raises `UsageError` for
-        anything but a str.
+        token last if the file states so (`add_bos_token`, `add_eos_token`), as in a prompt.
         """
         if not isinstance(text, str):
             raise UsageError(f"`text` must be a str, not {reprlib.repr(text)}", "Decode bytes first.")

@@ -20,7 +20,7 @@ from dgpt2_quant.core.quant_types import TensorType
 from dgpt2_quant.core.read_at import read_at
 
 from .folder import file_sha256
-from .metadata import CHAT_TEMPLATE, ROLE_KEYS, is_quant_type_key
+from .metadata import ROLE_KEYS, chat_templates, is_quant_type_key
 from .model_name import name_of_file
 from .rows import BlockReader, RowReader, from_bfloat16
 from .tokenizer import Tokenizer, TokenType
@@ -151,7 +151,7 @@ class GGUFModel:
             {role: number for role, number in others.items() if number is not None},
             add_bos,
             add_eos,
-            _chat_templates(metadata),
+            chat_templates(metadata),
         )
 
     @cached_property
@@ -188,13 +188,6 @@ def open_gguf_model(
             "Convert the original checkpoint, or an F32 or F16 file of it; or set `allow_requantize`.",
         )
     return model
-
-
-def _chat_templates(metadata: dict[str, Any]) -> dict[str, str]:
-    """The chat templates by name."""
-    stated = {name: metadata.get(f"{CHAT_TEMPLATE}.{name}") for name in metadata.get("tokenizer.chat_templates", [])}
-    stated["default"] = metadata.get(CHAT_TEMPLATE)
-    return {name: text for name, text in stated.items() if isinstance(text, str)}
 
 
 def _same(head: GGUFTensor, embedding: GGUFTensor) -> bool:

@@ -26,7 +26,7 @@ ROLE_KEYS = {
     "pad": "padding",
     "mask": "mask",
 }
-CHAT_TEMPLATE = "tokenizer.chat_template"
+_CHAT_TEMPLATE = "tokenizer.chat_template"
 _SCORES, _VOCABULARY = "tokenizer.ggml.scores", "gpt2.vocab_size"
 _QUANT_TYPE_KEYS = {f"general.{name}" for name in ("quantized_by", "file_type", "quantization_version")}
 _QUANT_TYPE_PREFIXES = ("dgpt2_quant.imatrix.", "dgpt2_quant.lean.", "dgpt2_quant.padding", "quantize.imatrix.")
@@ -110,11 +110,19 @@ def tokenizer_metadata(tokenizer: Tokenizer) -> dict[str, EncodedValue]:
     # as gguf.GGUFWriter.add_chat_template writes them
     named = {re.sub(r"[^a-zA-Z0-9]", "_", name): text for name, text in tokenizer.chat_templates.items() if name}
     if (default := named.pop("default", None)) is not None:
-        values[CHAT_TEMPLATE] = default
+        values[_CHAT_TEMPLATE] = default
     if named:
-        values |= {f"{CHAT_TEMPLATE}.{name}": text for name, text in named.items()}
+        values |= {f"{_CHAT_TEMPLATE}.{name}": text for name, text in named.items()}
         values["tokenizer.chat_templates"] = list(named)
     return {key: encode_value(value) for key, value in values.items()}
+
+
+def chat_templates(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """The chat templates of a file by name, the default one first."""
+    found = {"default": metadata.get(_CHAT_TEMPLATE)}
+    prefix = f"{_CHAT_TEMPLATE}."
+    found |= {key.removeprefix(prefix): text for key, text in metadata.items() if key.startswith(prefix)}
+    return {name: text for name, text in found.items() if isinstance(text, str)}
 
 
 def with_pad_tokens(metadata: Mapping[str, Any], count: int) -> dict[str, Any]:

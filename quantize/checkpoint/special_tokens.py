@@ -45,11 +45,9 @@ def choose_special_tokens(
 
     Raises `CheckpointError` where nothing says which token ends a text.
     """
-    others = {
-        role: ids[text]
-        for role, text in files.roles.items()
-        if text in ids and role not in ("bos", "eos") and role not in files.by_default
-    }
+    others = {role: ids[text] for role, text in files.roles.items() if text in ids and role not in ("bos", "eos")}
+    if others.get("unk") == ids.get(END_OF_TEXT):
+        others.pop("unk", None)  # GPT2Tokenizer's default, which says nothing: bytes are never unknown
     ends = _choose("eos", files, config, ids, tokens, special)
     if files.last is not None and files.last in ids and ids[files.last] != ends[0]:
         # as gguf.SpecialVocab does: the token that ends every text ends a text

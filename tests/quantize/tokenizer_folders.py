@@ -1,16 +1,45 @@
 """Random tokenizer folders: the kinds that checkpoints on the Hub have, combined at random by a seed."""
 
-import json
 import random
 from pathlib import Path
 from typing import Any
 
 from ..checkpoints import printable_bytes, write_json
 
-WORDS = ["the", "king", "queen", "lived", "in", "an", "old", "castle", "and", "said", "to", "her", "er", "ing", "Ġ", "s"]
+WORDS = [
+    "the",
+    "king",
+    "queen",
+    "lived",
+    "in",
+    "an",
+    "old",
+    "castle",
+    "and",
+    "said",
+    "to",
+    "her",
+    "er",
+    "ing",
+    "Ġ",
+    "s",
+]
 SPECIAL = ["<|endoftext|>", "<s>", "</s>", "<pad>", "<unk>", "<mask>", "<|user|>", "<|bot|>", "[SEP]", "<|eos|>"]
 PLAIN = ["<url>", "@name", "two words", "日本", "#tag"]
-TEXTS = ["", " ", "\n", "  \n\n  ", "\t", "It's 10,000 o'clock; don't!", "naïve café 日本語 🙂", "<", "<|", "|>", "</", "<s"]
+TEXTS = [
+    "",
+    " ",
+    "\n",
+    "  \n\n  ",
+    "\t",
+    "It's 10,000 o'clock; don't!",
+    "naïve café 日本語 🙂",
+    "<",
+    "<|",
+    "|>",
+    "</",
+    "<s",
+]
 
 
 def random_bpe(chance: random.Random) -> tuple[list[str], list[str]]:
@@ -55,7 +84,9 @@ def make_folder(folder: Path, seed: int) -> tuple[dict[str, Any], int]:
     if kind == "pair" and settings.get("tokenizer_class") == "PreTrainedTokenizerFast":
         settings["tokenizer_class"] = "GPT2Tokenizer"
     if kind != "pair":
-        write_json(folder / "tokenizer.json", fast(chance, vocabulary, merges, numbers, flags, special, plain, inside, roles))
+        write_json(
+            folder / "tokenizer.json", fast(chance, vocabulary, merges, numbers, flags, special, plain, inside, roles)
+        )
     if kind == "stale":
         write_json(folder / "vocab.json", {text: number for number, text in enumerate(reversed(printable_bytes()))})
         (folder / "merges.txt").write_text("#version: 0.2\na b\n", "utf-8")

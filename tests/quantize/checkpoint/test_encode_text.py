@@ -16,8 +16,8 @@ from dgpt2_quant.runtime import Model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ...runtime.gguf_edit import rewrite
 from ...checkpoints import END_OF_TEXT, MERGES, TOKENS, make_checkpoint, write_json
+from ...runtime.gguf_edit import rewrite
 
 SIZE = len(TOKENS)
 CHARACTERS = st.characters(exclude_categories=["Cs"])

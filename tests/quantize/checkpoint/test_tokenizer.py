@@ -229,9 +229,7 @@ def test_added_tokens_are_plain_text(text: str, special: bool, tmp_path: Path) -
         assert model.detokenize([SIZE]) == ("" if special else text)
 
 
-def test_a_special_token_wins_over_an_ordinary_one_of_the_config(
-    files: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_special_token_wins_over_an_ordinary_one_of_the_config(files: Path, caplog: pytest.LogCaptureFixture) -> None:
     """GPT2Config's default of 50256 is an ordinary word in a larger vocabulary."""
     tokenizer = read(files, bos_token_id=END, eos_token_id=5)
     assert (tokenizer.bos, tokenizer.eos) == (END, END)
