@@ -77,9 +77,15 @@ def _choose(
     if not claims:
         if otherwise is not None:
             return (otherwise,)
+        stated = config.get(f"{role}_token_id")
         raise CheckpointError(
-            f"{files.folder}: {role}_token_id is {config.get(f'{role}_token_id')!r} in config.json, but the vocabulary"
-            f" has {len(tokens)} tokens, and none is {END_OF_TEXT}",
+            f"{files.folder}: "
+            + (
+                f"{role}_token_id is {stated!r} in config.json"
+                if stated is not None
+                else f"no file names its {role} token"
+            )
+            + f", but the vocabulary has {len(tokens)} tokens, and none is {END_OF_TEXT}",
             f"Set {role}_token_id in config.json to the id of the token that ends a text.",
         )
     looked_for = {ids[text] for text in (*special, *files.added) if text in ids}  # unlike ordinary words

@@ -18,7 +18,7 @@ from dgpt2_quant.core.errors import CheckpointError
 from dgpt2_quant.core.gpt2_gguf import wrong_texts
 
 from .special_tokens import choose_special_tokens
-from .tokenizer_files import TokenizerFiles, read_tokenizer_files
+from .tokenizer_files import TokenizerFiles, byte_letters, read_tokenizer_files
 
 # llama.cpp treats these as control tokens, whatever their type in the file (src/llama-vocab.cpp: the tokens that end a
 # text or a turn, and those for "fill in the middle", one of each kind)
@@ -109,16 +109,37 @@ def _numbered(files: TokenizerFiles) -> tuple[dict[str, int], set[str]]:
     for text, number in ids.items():  # the empty one too
         if type(number) is not int or number < 0:
             raise CheckpointError(f"{files.folder}: the id of token {text!r} is {number!r}, not an integer from 0 up")
+    following = len(ids)  # the tokenizers library counts, whatever the files state
+    renumbered = []
     for added in files.added.values():
-        if added.number is not None and ids.setdefault(added.text, added.number) != added.number:
+        if added.number is None:
+            continue
+        if ids.get(added.text, added.number) != added.number:
             raise CheckpointError(
                 f"{files.folder}: {added.text!r} has two numbers, {ids[added.text]} in the vocabulary and"
                 f" {added.number} as an added token",
                 "Are all of the tokenizer's files of the same checkpoint?",
             )
+        if added.text not in ids:
+            if added.number != following:
+                renumbered.append(f"{added.text!r} ({added.number}, not {following})")
+            following += 1
+        ids[added.text] = added.number
     named = [*files.roles.values(), *files.named]
     for text in named:
-        ids.setdefault(text, max(ids.values(), default=-1) + 1)
+        if text not in ids:
+            ids[text] = max(ids.values(), default=-1) + 1
+            if ids[text] != following:
+                renumbered.append(f"{text!r} ({ids[text]}, not {following})")
+            following += 1
+    if renumbered:
+        _log.warning(
+            "%s: added tokens have the ids that the files state, and not those of Transformers 5, which counts on from"
+            " the vocabulary's %d tokens: %s",
+            files.folder,
+            len(files.vocabulary),
+            _some(renumbered),
+        )
     return ids, {added.text for added in files.added.values() if added.special} | set(named)
 
 
@@ -127,13 +148,6 @@ def _check_texts(folder: Path, ids: Mapping[str, int], merges: Sequence[str]) ->
         "".join([*ids, *merges]).encode("utf-8")
     except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair, UTF-8 cannot
         raise CheckpointError(f"{folder}: a token is not valid Unicode ({error.reason})") from error
-
-
-def byte_letters() -> list[str]:
-    """The 256 bytes as GPT-2 spells them: a printable one stands for itself, the others begin at U+0100."""
-    itself = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-    others = iter(range(256, 512))
-    return [chr(byte) if byte in itself else chr(next(others)) for byte in range(256)]
 
 
 def _check_bpe(folder: Path, files: TokenizerFiles) -> None:
@@ -165,9 +179,12 @@ def _with_rows(files: TokenizerFiles, ids: dict[str, int], vocabulary: int) -> t
                 " would lose this byte",
                 "Do tokenizer and model belong to the same checkpoint?",
             )
-        some = ", ".join(map(repr, beyond[:_SHOWN])) + (", ..." if len(beyond) > _SHOWN else "")
         _log.warning(
-            "%s: the embedding has %d rows, so %d tokens are dropped (%s)", folder, vocabulary, len(beyond), some
+            "%s: the embedding has %d rows, so %d tokens are dropped (%s)",
+            folder,
+            vocabulary,
+            len(beyond),
+            _some([*map(repr, beyond)]),
         )
         ids = {token: number for token, number in ids.items() if number < vocabulary}
         merges = [merge for merge in merges if merge.replace(" ", "") in ids]
@@ -177,29 +194,29 @@ def _with_rows(files: TokenizerFiles, ids: dict[str, int], vocabulary: int) -> t
 def _warn_of_differences(files: TokenizerFiles, ids: Mapping[str, int], special: set[str]) -> None:
     """llama.cpp's GPT-2 looks for added tokens without regard to what stands around them."""
     flagged = [f"{token.text!r} ({', '.join(token.flags)})" for token in files.added.values() if token.flags]
-    if flagged := [text for text in flagged if text]:
-        some = ", ".join(flagged[:_SHOWN]) + (", ..." if len(flagged) > _SHOWN else "")
+    if flagged:
         _log.warning(
-            "%s: llama.cpp does not know these flags of added tokens, next to which texts differ: %s",
+            "%s: llama.cpp ignores these flags of added tokens, next to which texts differ: %s",
             files.folder,
-            some,
+            _some(flagged),
         )
-    if forced := [text for text in ids if text in CONTROL_NAMES and text not in special]:
-        _log.warning("%s: llama.cpp reads %s as a special token, Transformers does not", files.folder, repr(forced[0]))
+    if forced := [repr(text) for text in ids if text in CONTROL_NAMES and text not in special]:
+        _log.warning(
+            "%s: llama.cpp reads as special tokens, and Transformers does not: %s", files.folder, _some(forced)
+        )
     texts = sorted({text for text in (*files.added, *files.roles.values(), *files.named) if text in ids})
     starts = {text[:length]: text for text in texts for length in range(1, len(text))}
-    for text in texts:
-        for length in range(1, len(text)):
-            other = starts.get(text[-length:])
-            if other is not None:
-                _log.warning(
-                    "%s: the added tokens %r and %r overlap; where a text has both in one another, llama.cpp takes the"
-                    " longer one",
-                    files.folder,
-                    text,
-                    other,
-                )
-                return
+    ends = [(text, starts.get(text[-length:])) for text in texts for length in range(1, len(text))]
+    if overlapping := [f"{text!r} with {other!r}" for text, other in ends if other is not None]:
+        _log.warning(
+            "%s: where added tokens overlap in a text, llama.cpp takes the longer one, Transformers the first: %s",
+            files.folder,
+            _some(overlapping),
+        )
+
+
+def _some(texts: Sequence[str]) -> str:
+    return ", ".join(texts[:_SHOWN]) + (", ..." if len(texts) > _SHOWN else "")
 
 
 def _by_number(folder: Path, ids: Mapping[str, int], vocabulary: int) -> list[str]:

@@ -126,6 +126,14 @@ def _from_fast(folder: Path, content: dict[str, Any]) -> TokenizerFiles:
             raise CheckpointError(
                 f"{path} has a {name}, which llama.cpp's GPT-2 tokenizer lacks: texts would be read differently"
             )
+    if model.get("unk_token") and (missing := [text for text in byte_letters() if text not in model.get("vocab", ())]):
+        _log.warning(
+            "%s: %d bytes are no tokens (%s); they are left out of a text, and not read as %r",
+            path,
+            len(missing),
+            ", ".join(map(repr, missing[:_SHOWN])),
+            model["unk_token"],
+        )
     if model.get("ignore_merges"):
         _log.warning("%s: ignore_merges: a word that is a token is read by its merges all the same", path)
     if model.get("dropout"):
@@ -140,6 +148,13 @@ def _from_fast(folder: Path, content: dict[str, Any]) -> TokenizerFiles:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path} is not a valid tokenizer.json: {error!r}") from error
     return files
+
+
+def byte_letters() -> list[str]:
+    """The 256 bytes as GPT-2 spells them: a printable one stands for itself, the others begin at U+0100."""
+    itself = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = iter(range(256, 512))
+    return [chr(byte) if byte in itself else chr(next(others)) for byte in range(256)]
 
 
 def _check_pre_tokenizer(path: Path, content: dict[str, Any]) -> None:
