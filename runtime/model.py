@@ -68,8 +68,8 @@ class Model(Scorer):
 
     `positions` is the length of the context in tokens, `vocabulary` the number of logits (the first `real_vocabulary`
     belong to real tokens, the others to pad tokens), `width` the size of a hidden state, `quant_type` the name of the
-    file's quant type or None, `huge_pages` whether the weights are in private memory, `first_token` the token before each
-    text, or None."""
+    file's quant type or None, `huge_pages` whether the weights are in private memory, and `first_token` the token that
+    begins each text, or None."""
 
     def __init__(
         self,

@@ -57,6 +57,9 @@ def choose_special_tokens(
     if files.first is not None and files.first in ids and ids[files.first] != bos:
         _log.warning("%s: texts begin with %r, so that is bos, and not %r", files.folder, files.first, tokens[bos])
         bos = ids[files.first]
+    for text in dict.fromkeys((files.first, files.last)):
+        if text is not None and text not in ids:
+            _log.warning("%s: %r is not added to texts: the embedding has no row for it", files.folder, text)
     others |= dict(zip(_FURTHER_ENDS, ends[1:], strict=False))
     if dropped := ends[1 + len(_FURTHER_ENDS) :]:
         _log.warning("%s: GGUF has room for three ends of a text; left out: %s", files.folder, _shown(dropped, tokens))
