@@ -130,6 +130,8 @@ def check_keys(file: str, content: Mapping[str, Any]) -> None:
             raise CheckpointError(f"{file} has {key}: {why}", hint)
         if key.endswith("_token") and file == "tokenizer_config.json":
             continue  # a special token with a role of its own
-        lost.append(f"{key} {shown} ({WARNED[file].get(key, 'unknown here')})")
+        lost.append(
+            f"{key} {shown} ({WARNED[file].get(key, 'unknown here')})".encode("utf-8", "backslashreplace").decode()
+        )
     if lost:
         _log.warning("%s: not carried over: %s", file, "; ".join(lost))

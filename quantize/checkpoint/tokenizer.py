@@ -207,6 +207,8 @@ def _warn_of_differences(files: TokenizerFiles, ids: Mapping[str, int], special:
     texts = sorted({text for text in (*files.added, *files.roles.values(), *files.named) if text in ids})
     starts = {text[:length]: text for text in texts for length in range(1, len(text))}
     ends = [(text, starts.get(text[-length:])) for text in texts for length in range(1, len(text))]
+    # Transformers looks for special tokens first
+    ends += [(other, text) for text in special for other in texts if other not in special and text in other]
     if overlapping := [f"{text!r} with {other!r}" for text, other in ends if other is not None]:
         _log.warning(
             "%s: where added tokens overlap in a text, llama.cpp takes the longer one, Transformers the first: %s",

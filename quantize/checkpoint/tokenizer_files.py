@@ -13,6 +13,7 @@ from typing import Any
 from dgpt2_quant.core.errors import CheckpointError
 
 from .json_file import read_json
+from .known_keys import check_keys
 
 END_OF_TEXT = "<|endoftext|>"
 # the names of Transformers' `SPECIAL_TOKENS_ATTRIBUTES`, in the order in which it adds them
@@ -67,7 +68,9 @@ def read_tokenizer_files(folder: Path, config: dict[str, Any]) -> TokenizerFiles
     fast = folder / "tokenizer.json"
     pair = folder / "vocab.json", folder / "merges.txt"
     content = read_json(fast) if fast.is_file() else None
+    check_keys("tokenizer_config.json", settings)
     if content is not None:
+        check_keys("tokenizer.json", content)
         files = _from_fast(folder, content)
         if all(path.is_file() for path in pair):
             _warn_of_another_pair(files, *pair)
@@ -234,9 +237,10 @@ def _read_names(
             raise CheckpointError(
                 f"{folder / 'tokenizer_config.json'}: invalid added_tokens_decoder ({error})"
             ) from error
-        names = settings
+        mapped: dict[str, Any] = {}
     else:
-        names = {**settings, **_optional(folder / "special_tokens_map.json")}
+        mapped = _optional(folder / "special_tokens_map.json")
+    names = {**settings, **mapped}
     kind = settings.get("tokenizer_class") or config.get("tokenizer_class")
     if kind is None or kind in _GPT2_CLASSES:
         files.roles |= _OF_GPT2
@@ -258,10 +262,7 @@ def _read_names(
             files.named.append(value)
         if text is not None and isinstance(value, dict):
             _note_flags(files, text, value)
-    more = names.get("extra_special_tokens") or names.get("additional_special_tokens") or []
-    for value in more.values() if isinstance(more, dict) else more if isinstance(more, list) else []:
-        if (text := _text(value)) is not None:
-            files.named.append(text)
+    files.named += _extra_tokens(settings, mapped)
     if decoder is None and content is None:
         special = {*files.roles.values(), *files.named}
         for text, number in _optional(folder / "added_tokens.json").items():
@@ -270,6 +271,30 @@ def _read_names(
             except (TypeError, ValueError) as error:
                 raise CheckpointError(f"{folder / 'added_tokens.json'}: {text!r}: {error}") from error
     files.roles = {role: files.roles[role] for role in ROLES if role in files.roles}
+
+
+def _extra_tokens(settings: dict[str, Any], mapped: dict[str, Any]) -> list[str]:
+    """The special tokens without a role. The older key counts only where the newer one is absent, as in Transformers 5.
+
+    `settings` are those of tokenizer_config.json, `mapped` those of special_tokens_map.json.
+    """
+    old, new = "additional_special_tokens", "extra_special_tokens"
+    extra, additional = settings.get(new), settings.get(old)
+    if not extra and old in settings:
+        extra, additional = additional, None
+    specific = settings.get("model_specific_special_tokens")
+    values: list[Any] = [*specific.values()] if isinstance(specific, dict) else []
+    if isinstance(extra, dict):
+        values += extra.values()
+        extra = None
+    if isinstance(mapped.get(new), list):
+        extra = [*(extra or []), *mapped[new]]
+    elif isinstance(mapped.get(new), dict):
+        values += mapped[new].values()
+    if extra is None:
+        extra = mapped.get(old, additional)
+    values += extra if isinstance(extra, list) else []
+    return [text for value in values if (text := _text(value)) is not None]
 
 
 def _text(value: Any) -> str | None:

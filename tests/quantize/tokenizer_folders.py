@@ -290,6 +290,7 @@ def _settings(it: Folder) -> None:
         {"do_lower_case": True},
         {"extra_special_tokens": {"image_token": name}},
         {"extra_special_tokens": ["<new>"]},
+        {"model_specific_special_tokens": {"image_token": "<new>"}},
         {"additional_special_tokens": ["the", "<new>"]},
         {"image_token": "<new>"},
         {"pad_token": "[PAD]"},

@@ -19,7 +19,7 @@ from dgpt2_quant.quantize.checkpoint.metadata import tokenizer_metadata
 from dgpt2_quant.quantize.checkpoint.tokenizer import Tokenizer, TokenType, read_tokenizer
 from gguf.constants import Keys
 
-from ..tokenizer_folders import Folder, random_folder, random_texts
+from ..tokenizer_folders import Folder, byte_spelling, random_folder, random_texts
 
 SEEDS, MORE_SEEDS = range(200), range(5000)
 # A warning about all texts, or, with the names of tokens, about the texts that have one of them
@@ -29,12 +29,12 @@ ABOUT_ALL = [
     "its tokenizer_class is",
     "ignore_merges",
     "are left out of a text",
+    "have the ids that the files state",  # others take the ids of tokens of the vocabulary
 ]
 ABOUT_TOKENS = [
     "llama.cpp ignores these flags of added tokens",
     "llama.cpp reads as special tokens",
     "where added tokens overlap",
-    "have the ids that the files state",
     "tokens are dropped",
 ]
 
@@ -63,7 +63,9 @@ def is_explained(text: str, messages: list[str], tokens: list[str]) -> bool:
     for message in messages:
         if any(words in message for words in ABOUT_ALL):
             return True
-        named = message.endswith(("...", "...)")) or any(repr(token) in message and token in text for token in tokens)
+        named = message.endswith(("...", "...)")) or any(
+            repr(token) in message and (token in text or token in byte_spelling(text)) for token in tokens
+        )
         if named and any(words in message for words in ABOUT_TOKENS):
             return True
     return False
