@@ -125,7 +125,7 @@ def _claims(
     if isinstance(stated, list) and len(stated) > 1:  # a list is deliberate
         found.append(_Claim("generation_config.json", _numbers("generation_config.json", role, stated)))
         stated = None
-    named = files.roles.get(role)
+    named = files.roles.get(role, "")  # no token is empty
     if named in ids and role not in files.by_default:
         found.append(_Claim("its tokenizer", (ids[named],)))
     if stated is not None:

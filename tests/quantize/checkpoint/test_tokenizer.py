@@ -127,7 +127,7 @@ def test_token_without_a_row_is_dropped_with_a_warning(
 
 
 def test_warning_names_only_some_dropped_tokens(files: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write_json(files / "added_tokens.json", {f"<{number}>": SIZE + 3 * number for number in range(6)})
+    write_json(files / "added_tokens.json", {f"<{number}>": SIZE + number for number in range(6)})
     assert read(files).tokens == TOKENS
     (record,) = caplog.records
     assert record.getMessage().endswith("6 tokens are dropped ('<0>', '<1>', '<2>', '<3>', ...)")
