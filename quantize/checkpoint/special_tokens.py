@@ -45,7 +45,9 @@ def choose_special_tokens(
 
     Raises `CheckpointError` where nothing says which token ends a text.
     """
-    others = {role: ids[text] for role, text in files.roles.items() if text in ids and role not in ("bos", "eos")}
+    others = {
+        role: ids[text] for role, text in files.roles.items() if text in ids and role not in ("bos", "eos", "cls")
+    }
     if others.get("unk") == ids.get(END_OF_TEXT):
         others.pop("unk", None)  # GPT2Tokenizer's default, which says nothing: bytes are never unknown
     ends = _choose("eos", files, config, ids, tokens, special)
@@ -60,6 +62,13 @@ def choose_special_tokens(
     for text in dict.fromkeys((files.first, files.last)):
         if text is not None and text not in ids:
             _log.warning("%s: %r is not added to texts: the embedding has no row for it", files.folder, text)
+    if files.last in ids:
+        _log.warning(
+            "%s: each text ends with %r, prompts too, as in Transformers; llama-cli and llama-perplexity abort on such a"
+            " file",
+            files.folder,
+            files.last,
+        )
     others |= dict(zip(_FURTHER_ENDS, ends[1:], strict=False))
     if dropped := ends[1 + len(_FURTHER_ENDS) :]:
         _log.warning("%s: GGUF has room for three ends of a text; left out: %s", files.folder, _shown(dropped, tokens))

@@ -17,8 +17,11 @@ from dgpt2_quant.core.gguf_file import read_header
 from dgpt2_quant.quantize.checkpoint.encode_text import encode_text
 from dgpt2_quant.quantize.checkpoint.metadata import tokenizer_metadata
 from dgpt2_quant.quantize.checkpoint.tokenizer import Tokenizer, TokenType, read_tokenizer
+from dgpt2_quant.quantize.convert import convert
+from dgpt2_quant.runtime import Model
 from gguf.constants import Keys
 
+from ...checkpoints import make_checkpoint
 from ..tokenizer_folders import Folder, byte_spelling, random_folder, random_texts
 
 SEEDS, MORE_SEEDS = range(200), range(5000)
@@ -186,3 +189,26 @@ def test_the_keys_are_those_of_gguf(tmp_path: Path) -> None:
     names = Keys.Tokenizer.CHAT_TEMPLATES  # a set there, in any order
     assert sorted(read_header(tmp_path / "it.gguf").metadata[names]) == ["rag", "tool_use"]
     assert {**ours, names: b""} == {**{k: v for k, v in theirs.items() if k.startswith("tokenizer.")}, names: b""}
+
+
+def test_converted_files_give_the_ids_of_transformers(tmp_path: Path, auto_tokenizer: Any) -> None:
+    """The whole way: the folder is converted, and llama.cpp reads the texts."""
+    compared = 0
+    for seed in range(60):
+        it = random_folder(seed)
+        folder = tmp_path / str(seed)
+        it.write(folder)
+        config = {"bos_token_id": None, "eos_token_id": None, **it.config}
+        make_checkpoint(folder, layers=1, width=32, heads=2, vocabulary=it.rows, tokenizer=None, config=config)
+        try:
+            (file,) = convert(str(folder), type="F16", output=folder)
+        except CheckpointError:
+            continue
+        tokenizer = read_tokenizer(folder, it.config, it.rows)
+        theirs = auto_tokenizer.from_pretrained(folder)
+        with Model.load(file.path, threads=1) as model:
+            for text in random_texts(seed, 20):
+                found = model.tokenize(text)
+                assert found == ids(tokenizer, text)
+                compared += found == theirs(text)["input_ids"]
+    assert compared > 400
