@@ -45,9 +45,9 @@ def choose_special_tokens(
 
     Raises `CheckpointError` where nothing says which token ends a text.
     """
-    others = {
-        role: ids[text] for role, text in files.roles.items() if text in ids and role not in ("bos", "eos", "cls")
-    }
+    others = {role: ids[text] for role, text in files.roles.items() if text in ids}
+    for role in ("bos", "eos", "cls"):  # llama.cpp's GPT-2 has no cls
+        others.pop(role, None)
     if others.get("unk") == ids.get(END_OF_TEXT):
         others.pop("unk", None)  # GPT2Tokenizer's default, which says nothing: bytes are never unknown
     ends = _choose("eos", files, config, ids, tokens, special)
@@ -64,8 +64,7 @@ def choose_special_tokens(
             _log.warning("%s: %r is not added to texts: the embedding has no row for it", files.folder, text)
     if files.last in ids:
         _log.warning(
-            "%s: each text ends with %r, prompts too, as in Transformers; llama-cli and llama-perplexity abort on such a"
-            " file",
+            "%s: each text ends with %r, prompts too, as in Transformers; llama-cli and llama-perplexity abort there",
             files.folder,
             files.last,
         )
