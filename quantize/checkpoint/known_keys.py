@@ -33,6 +33,7 @@ _NEUTRAL: Mapping[str, Any] = {
     **{"temperature": 1.0, "top_k": 50, "top_p": 1.0, "typical_p": 1.0, "repetition_penalty": 1.0},
     **{"encoder_repetition_penalty": 1.0, "length_penalty": 1.0, "max_length": 20, "num_beams": 1},
     **{"num_beam_groups": 1, "num_return_sequences": 1, "guidance_scale": 1.0},
+    "do_sample": True,  # as a request does by default
 }
 _GENERATION_HAS_NO_EFFECT = _keys(
     """_from_model_config transformers_version use_cache cache_implementation cache_config max_cache_len low_memory
