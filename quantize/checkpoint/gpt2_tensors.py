@@ -19,7 +19,7 @@ from dgpt2_quant.core.quant_types import TensorType
 
 from .config import switch
 from .folder import Checkpoint
-from .layouts import NamedTensors, name_tensors
+from .layouts import NamedTensors, missing_tensor, name_tensors
 from .lora import Adapter
 from .rows import BlockReader, RowReader
 from .safetensors_file import StoredTensor
@@ -121,9 +121,9 @@ def _check_layers(checkpoint: Checkpoint, named: NamedTensors, sizes: Hyperparam
     layers = 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
     if layers != sizes.layers:
         what = "more" if layers > sizes.layers else "fewer"
-        hint = f"Set n_layer to {layers} in config.json if the weights are right."
+        hint = f"If the weights are right, set n_layer to {layers} in config.json."
         if layers < sizes.layers:
-            hint = f"Check that all shards are there; if they are, set n_layer to {layers} in config.json."
+            hint = f"Save the weights again if blocks are missing; if not, set n_layer to {layers} in config.json."
         raise CheckpointError(
             f"{checkpoint.folder} has {layers} blocks of tensors, {what} than n_layer {sizes.layers} in config.json",
             hint,
@@ -131,11 +131,16 @@ def _check_layers(checkpoint: Checkpoint, named: NamedTensors, sizes: Hyperparam
 
 
 def _is_conv1d(named: NamedTensors, sizes: Hyperparameters) -> bool:
-    """Whether matrices are stored (inputs, outputs), by most fused projections, which are never square."""
-    keys = [named.layout.key(f"blk.{number}.attn_qkv.weight") for number in range(sizes.layers)]
-    stored = [named.tensors[key] for key in keys if key in named.tensors]
-    linear = [tensor.shape == (3 * sizes.width, sizes.width) for tensor in stored]
-    return sum(linear) * 2 < len(linear)
+    """Whether matrices are stored (inputs, outputs), by most of those that are not square.
+
+    The fused projections never are. A matrix that disagrees is refused later.
+    """
+    votes = 0
+    for name, shape in sizes.shapes(tied=True).items():
+        stored = named.tensors.get(named.layout.key(name))
+        if name.endswith(_MATRICES) and stored is not None and shape != shape[::-1]:
+            votes += (stored.shape == shape[::-1]) - (stored.shape == shape)
+    return votes >= 0
 
 
 def _find(checkpoint: Checkpoint, named: NamedTensors, key: str, name: str) -> StoredTensor | None:
@@ -152,14 +157,7 @@ def _find(checkpoint: Checkpoint, named: NamedTensors, key: str, name: str) -> S
         other.endswith(".bias") and norms in f".{other}" for other in named.tensors if other not in named.layout.outside
     ):
         return None
-    raise _missing(checkpoint, named, key)
-
-
-def _missing(checkpoint: Checkpoint, named: NamedTensors, key: str) -> CheckpointError:
-    return CheckpointError(
-        f"{checkpoint.folder} lacks the tensor {named.shown(key)!r}, which its config.json implies",
-        "The weights are incomplete: download or save them again.",
-    )
+    raise missing_tensor(checkpoint.folder, named.shown(key))
 
 
 def _check_shape(
