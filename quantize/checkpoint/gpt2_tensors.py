@@ -20,7 +20,7 @@ from dgpt2_quant.core.quant_types import TensorType
 from .config import switch
 from .folder import Checkpoint
 from .layouts import NamedTensors, missing_tensor, name_tensors
-from .lora import Adapter
+from .lora import MERGE, Adapter
 from .rows import BlockReader, RowReader
 from .safetensors_file import StoredTensor
 
@@ -88,6 +88,7 @@ def model_tensors(
 ) -> list[CheckpointTensor]:
     """The model's tensors in file order, with the adapters merged in their order.
 
+    With adapters, embedding and output matrix differ as soon as one of the two is changed, as PEFT computes them.
     Mask buffers are skipped, and so is an output matrix equal to the embedding (41 MB in DistilGPT2).
     Raises `CheckpointError` that names a missing, misshapen or unknown tensor.
     """
@@ -95,24 +96,40 @@ def model_tensors(
     _check_layers(checkpoint, named, sizes)
     conv1d = _is_conv1d(named, sizes)
     scales = _query_scales(checkpoint.config, sizes)
+    by_key = {named.layout.key(name): shape for name, shape in sizes.shapes(tied=False).items()}
+    for adapter in adapters:
+        adapter.check(by_key)
     tied = _is_tied(checkpoint, named, adapters)
     tensors = []
     for name, shape in sizes.shapes(tied=tied).items():
         key = named.layout.key(name)
         source = named.layout.key("token_embd.weight") if name == "output.weight" and key not in named.tensors else key
-        stored = _find(checkpoint, named, source, name)
         transposed = conv1d and name.endswith(_MATRICES)
-        replaced = any(key in adapter.replacements for adapter in adapters)
-        if stored is not None and not replaced:
+        stored = _replacement(adapters, key)
+        if stored is not None and stored.shape != (shape[::-1] if transposed else shape):
+            raise CheckpointError(
+                f"{stored.path} replaces {key!r} by a tensor of the shape {list(stored.shape)}; config.json of the base"
+                f" model implies {list(shape[::-1] if transposed else shape)}",
+                MERGE,
+            )
+        if stored is None and (stored := _find(checkpoint, named, source, name)) is not None:
             _check_shape(named, name, source, shape, stored, transposed)
         scale = scales[int(name.split(".")[1])] if ".attn_qkv." in name else 1.0
-        changing = [adapter for adapter in adapters if adapter.changes(key)]
+        changing = [adapter for adapter in adapters if adapter.updates_tensor(key)]
         tensors.append(CheckpointTensor(name, shape, key, named.shown(source), stored, transposed, scale, changing))
     _check_unknown(checkpoint, named, {tensor._key for tensor in tensors})
-    known = {named.layout.key(name) for name in sizes.shapes(tied=False)}
-    for adapter in adapters:
-        adapter.check(known, tied_head=named.layout.head if tied else None)
     return tensors
+
+
+def _replacement(adapters: Sequence[Adapter], key: str) -> StoredTensor | None:
+    """The tensor that an adapter was saved with in the place of `key`."""
+    replacing = [adapter for adapter in adapters if key in adapter.replacements]
+    if replacing and (other := next((a for a in adapters if a is not replacing[0] and a.changes(key)), None)):
+        raise CheckpointError(
+            f"{replacing[0].folder} replaces {key!r}, which {other.folder} changes as well",
+            "Merge one of them with PEFT, `model.merge_and_unload()`, and the other here.",
+        )
+    return replacing[0].replacements[key] if replacing else None
 
 
 def _check_layers(checkpoint: Checkpoint, named: NamedTensors, sizes: Hyperparameters) -> None:
@@ -188,14 +205,17 @@ def _check_shape(
 
 def _is_tied(checkpoint: Checkpoint, named: NamedTensors, adapters: Sequence[Adapter]) -> bool:
     head_key, embedding_key = named.layout.head, named.layout.key("token_embd.weight")
-    if any({head_key, embedding_key} & adapter.replacements.keys() for adapter in adapters):
-        return False  # a copy of one of the two has been trained
     head, embedding = named.tensors.get(head_key), named.tensors.get(embedding_key)
     if head is None and not switch(checkpoint.config, "tie_word_embeddings", True):
         raise CheckpointError(
             f"config.json says tie_word_embeddings false, but {checkpoint.folder} lacks the tensor {head_key!r}",
             "Check that all shards exist, or set tie_word_embeddings to true if the output matrix is the embedding.",
         )
+    if any(adapter.updates_tensor(key) for adapter in adapters for key in (head_key, embedding_key)):
+        return False
+    if any(adapter.changes(key) for adapter in adapters for key in (head_key, embedding_key)):
+        head = _replacement(adapters, head_key) or head or embedding
+        embedding = _replacement(adapters, embedding_key) or embedding
     if head is None or embedding is None:
         return True
     if (head.dtype, head.shape) != (embedding.dtype, embedding.shape):
