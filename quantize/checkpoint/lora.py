@@ -20,6 +20,7 @@ from dgpt2_quant.core.errors import CheckpointError, UsageError
 from .folder import file_sha256
 from .json_file import read_json
 from .layouts import without_wrappers
+from .model_name import folder_name
 from .safetensors_file import StoredTensor
 from .weight_files import read_weights
 
@@ -93,6 +94,11 @@ class Adapter:
     def files(self) -> list[Path]:
         """The files that decide what it does."""
         return [self.folder / CONFIG, _weights_of(self.folder)]
+
+    def label(self) -> str:
+        """Its name, weight and content, for metadata."""
+        hashes = [file_sha256(path) for path in self.files()]
+        return f"{folder_name(self.folder.resolve())}={self.weight:g} sha256:{','.join(hashes)}"
 
     def updates_tensor(self, name: str) -> bool:
         """Whether something is added to the tensor `name`, such as `h.0.attn.c_attn.weight`."""

@@ -39,6 +39,7 @@ _TRAINING_ONLY = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "scaler.pt")
 _GENERIC_NAMES = ("ckpt", "checkpoint", "model", "pytorch_model")
 _SMALL_FILES = ["README.md", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
 _SMALL_FILES += ["vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"]
+_SMALL_FILES += ["additional_chat_templates/*.jinja"]
 _log = logging.getLogger(__name__)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _KINDS = f"`model` is a Hub name (distilgpt2, owner/name), a folder or file (./my-model), or the bundled {BUNDLED}."
@@ -115,7 +116,10 @@ def with_adapters(source: Source, adapters: Sequence[tuple[Path, float]]) -> Sou
 
 def _with_base(source: Source, *, offline: bool, prefer_cache: bool) -> Source:
     """The base model with the adapter, if the folder holds an adapter and no model."""
-    if not (source.folder / _ADAPTER).is_file() or (source.folder / "config.json").is_file():
+    if not (source.folder / _ADAPTER).is_file():
+        return source
+    if any((source.folder / name).is_file() for name in _ALL_WEIGHTS):
+        _log.warning("%s has %s next to a model: the adapter is not merged", source.folder, _ADAPTER)
         return source
     from .json_file import read_json
 
@@ -222,7 +226,7 @@ def _cached(repository: str, revision: str) -> Path | None:
         commit = revision if _COMMIT.fullmatch(revision) else (storage / "refs" / revision).read_text()
         snapshot = storage / "snapshots" / commit
         present = {path.name for path in snapshot.iterdir()}
-        if _ADAPTER in present and "config.json" not in present:
+        if _ADAPTER in present and present.isdisjoint(_ALL_WEIGHTS):
             needed = [next(name for name in _ADAPTER_WEIGHTS if name in present)]
         else:
             needed = ["config.json"]
@@ -260,15 +264,15 @@ def _download(repository: str, revision: str) -> Path:
 
 def _wanted_files(repository: str, files: set[str]) -> list[str]:
     """Selects the files of a checkpoint. Raises `CheckpointError` if some are missing."""
-    if _ADAPTER in files and "config.json" not in files:
-        if weights := next((name for name in _ADAPTER_WEIGHTS if name in files), None):
-            return [_ADAPTER, weights, "README.md"]
     # some repositories have the same weights several times
     weights = next((name for name in _ALL_WEIGHTS if name in files), None)
+    adapter = next((name for name in _ADAPTER_WEIGHTS if name in files), None)
+    if _ADAPTER in files and adapter and not weights:
+        return [_ADAPTER, adapter, "README.md"]
     if weights and "config.json" in files:
-        shards = re.compile(r"(model-.*\.safetensors|pytorch_model-.*\.bin)") if weights.endswith(".json") else None
-        ending = ".safetensors" if "safetensors" in weights else ".bin"
-        return [*_SMALL_FILES, weights, *(n for n in files if shards and shards.fullmatch(n) and n.endswith(ending))]
+        ending = weights.removesuffix(".index.json").rpartition(".")[2]
+        shards = [name for name in files if name.endswith(f".{ending}") and "/" not in name]
+        return [*_SMALL_FILES, weights, *(shards if weights.endswith(".json") else [])]
     missing = _ALL_WEIGHTS[0] if "config.json" in files else "config.json"
     other = [name for name in sorted(files) if name.endswith((".bin", ".h5", ".msgpack", ".gguf", ".safetensors"))]
     what = f"{repository} has no {missing}" + (f", only {other[0]}" if other else "")
