@@ -62,9 +62,9 @@ def convert(
 ) -> list[ConvertedFile]:
     """Writes a GGUF file for each quant type and returns their descriptions, in that order.
 
-    `model` is `storybook`, a Hub name, a folder, a file of weights, or a GGUF file (of F32, F16 or BF16; of other types with
-    `allow_requantize`). `output` is a folder (default: here) or, for one type, a file name that ends in `.gguf`. `name`
-    replaces the model's name in file names and metadata.
+    `model` is `storybook`, a Hub name, a folder, a file of weights, or a GGUF file (of F32, F16 or BF16; of other
+    types with `allow_requantize`). `output` is a folder (default: here) or, for one type, a file name that ends in
+    `.gguf`. `name` replaces the model's name in file names and metadata.
 
     `lora` has folders of PEFT adapters, each `FOLDER` or `FOLDER=WEIGHT`, which are merged in this order.
 

@@ -116,7 +116,8 @@ def open_model(
 ) -> ModelSource:
     """Opens a model: `storybook`, a Hub name, a checkpoint folder or file of weights, or a `.gguf` file.
 
-    `lora` has folders of PEFT adapters to merge in this order, each `FOLDER` or `FOLDER=WEIGHT`. `name` replaces the model's own name; `allow_requantize` allows GGUF files that are already quantized.
+    `lora` has folders of PEFT adapters to merge in this order, each `FOLDER` or `FOLDER=WEIGHT`. `name` replaces the
+    model's own name; `allow_requantize` allows GGUF files that are already quantized.
     Raises `DgptQuantError`.
     """
     if name is not None and not (name.strip() and name.isprintable()):
