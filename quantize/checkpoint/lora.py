@@ -59,6 +59,7 @@ _USED = {
     *("rank_pattern", "use_dora", "use_rslora"),
 }
 # a regular expression without nested repetition, which can take exponential time
+_MOST_REPETITIONS = 4
 _PLAIN_PATTERN = re.compile(r"(?:[\w.|()^$-]|\\.|\.\*|\.\+|\\d\+|\[[\w-]+\])*")
 
 
@@ -134,7 +135,7 @@ class Adapter:
             return data.astype(wide) + self.weight * update.scaling * update.b_bias.read().astype(wide)
         a, b = (part.read().astype(wide) for part in (update.a, update.b))
         delta = (b @ a).T if update.of_embedding else b @ a
-        changed = data.astype(wide) + (self.weight * update.scaling) * delta
+        changed: Weights = data.astype(wide) + (self.weight * update.scaling) * delta
         if update.magnitude is not None:
             length = np.linalg.norm(changed, axis=1, keepdims=True)
             changed *= update.magnitude.read().astype(wide).reshape(-1, 1) / length
@@ -255,10 +256,16 @@ def _by_pattern(folder: Path, config: dict[str, Any], key: str, module: str, oth
     """As PEFT's `get_pattern_key`: the first pattern that the module's name ends with, at a dot."""
     patterns = config.get(key) or {}
     if not isinstance(patterns, dict):
-        raise CheckpointError(f"{folder / CONFIG}: {key} is not a table of layers")
+        raise CheckpointError(f"{folder / CONFIG}: {key} is not a table of layers", MERGE)
     for pattern, value in patterns.items():
-        if not _PLAIN_PATTERN.fullmatch(pattern):
-            raise CheckpointError(f"{folder / CONFIG}: {key} has the pattern {pattern!r}, which is not a layer's name")
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        try:
+            plain = _PLAIN_PATTERN.fullmatch(pattern) and sum(map(pattern.count, "*+")) <= _MOST_REPETITIONS
+            found = plain and re.match(rf"(.*\.)?({pattern})$", module)
+        except re.error:
+            plain = None
+        if not plain:
+            what = f"{key} has the pattern {pattern!r}, which is not a layer's name"
+            raise CheckpointError(f"{folder / CONFIG}: {what}", MERGE)
+        if found:
             return value
     return otherwise

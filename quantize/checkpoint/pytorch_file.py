@@ -132,7 +132,7 @@ def _read_zip(path: Path, file: BinaryIO) -> Any:
         local = file.read(30)
         if len(local) < 30 or not local.startswith(b"PK\x03\x04"):
             raise _broken(path, f"data/{storage.key} has no header")
-        start = entry.header_offset + 30 + sum(struct.unpack("<HH", local[26:30]))
+        start: int = entry.header_offset + 30 + sum(struct.unpack("<HH", local[26:30]))
         end = start + entry.file_size
         if end > size:
             raise _broken(path, f"data/{storage.key} ends after the file")

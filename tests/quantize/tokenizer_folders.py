@@ -1,6 +1,5 @@
 """Random tokenizer folders: the kinds that checkpoints on the Hub have, combined at random by a seed."""
 
-import json
 import random
 from pathlib import Path
 from typing import Any
