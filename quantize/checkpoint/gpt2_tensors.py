@@ -34,6 +34,8 @@ _AXES = {
     "position_embd.weight": ("n_positions", "n_embd"),
     "ffn_up.weight": ("n_inner", "n_embd"),
     "ffn_down.weight": ("n_embd", "n_inner"),
+    "norm.weight": ("n_embd",),
+    "norm.bias": ("n_embd",),
 }
 _log = logging.getLogger(__name__)
 
@@ -193,7 +195,7 @@ def _check_shape(
     axes = next((axes for ending, axes in _AXES.items() if name.endswith(ending)), None)
     if len(shape) == 2 and stored.shape == tuple(reversed(expected)):
         hint = "It is transposed compared with the model's other matrices."
-    elif axes and len(found) == 2:
+    elif axes and len(found) == len(axes):
         differing = [(axis, is_) for axis, is_, wanted in zip(axes, found, shape, strict=True) if is_ != wanted]
         hint = " and ".join(f"{axis} to {is_}" for axis, is_ in differing)
         hint = f"If the weights are right, set {hint} in config.json."

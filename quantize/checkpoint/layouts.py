@@ -98,7 +98,10 @@ def name_tensors(source: Path, tensors: Mapping[str, StoredTensor]) -> NamedTens
     for layout in LAYOUTS:
         found = [key for key in map(without_wrappers, tensors) if f".{key}".endswith(f".{layout.embedding}")]
         if len(found) > 1:
-            raise CheckpointError(f"{source} has two embeddings, {found[0]!r} and {found[1]!r}: two models in one file")
+            raise CheckpointError(
+                f"{source} has two embeddings, {found[0]!r} and {found[1]!r}: two models in one file",
+                "Save one of them alone.",
+            )
         if found:
             return _without_prefix(source, tensors, layout, found[0].removesuffix(layout.embedding))
         if (prefix := _prefix_without_embedding(layout, tensors)) is not None:

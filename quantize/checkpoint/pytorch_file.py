@@ -31,7 +31,7 @@ _STORAGES = {
     **{"CharStorage": ("I8", 1), "ByteStorage": ("U8", 1), "BoolStorage": ("BOOL", 1)},
 }
 _DTYPES = {f"torch.{name}" for name in ("float32", "float16", "bfloat16", "float64", "int64", "int32", "bool", "uint8")}
-_HINT = "Save the weights alone: `torch.save(model.state_dict(), 'pytorch_model.bin')`, or as safetensors."
+SAVE_STATE = "Save the weights alone: `torch.save(model.state_dict(), 'pytorch_model.bin')`, or as safetensors."
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def read_pytorch_file(path: Path) -> Any:
             return _read_legacy(path, file)
     except RefusedPickleError as error:
         raise CheckpointError(
-            f"{path} asks for {error.message}, which no tensor needs; nothing of it was executed", _HINT
+            f"{path} asks for {error.message}, which no tensor needs; nothing of it was executed", SAVE_STATE
         ) from error
     except MalformedPickleError as error:
         raise _broken(path, error.message) from error
@@ -109,7 +109,7 @@ def _read_zip(path: Path, file: BinaryIO) -> Any:
                 raise _broken(path, "two entries of its ZIP have the same name")
             pickled = entries.get("data.pkl")
             if pickled is None:
-                raise CheckpointError(f"{path} is a ZIP without data.pkl: torch.save did not write it", _HINT)
+                raise CheckpointError(f"{path} is a ZIP without data.pkl: torch.save did not write it", SAVE_STATE)
             if compressed := [name for name, entry in entries.items() if entry.compress_type != zipfile.ZIP_STORED]:
                 raise _broken(path, f"{compressed[0]} is compressed, which torch.save does not do")
             if pickled.file_size > _LARGEST_PICKLE:
@@ -149,7 +149,7 @@ def _read_zip(path: Path, file: BinaryIO) -> Any:
 def _read_legacy(path: Path, file: BinaryIO) -> Any:
     """Pickles of a magic number, a version, the machine, the object and the storages' keys; then the storages."""
     if _plain(file) != _MAGIC:
-        raise CheckpointError(f"{path} was not written by torch.save", _HINT)
+        raise CheckpointError(f"{path} was not written by torch.save", SAVE_STATE)
     version, machine = _plain(file), _plain(file)
     if version != 1001 or not isinstance(machine, dict):
         raise _broken(path, f"protocol version {str(version)[:40]}")

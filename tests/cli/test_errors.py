@@ -130,7 +130,7 @@ CHECKPOINTS = {
     "no config": Bad(file("config.json", None), ("config.json",)),
     "a config that is garbage": Bad(file("config.json", b"\x80garbage"), ("config.json is not valid JSON",)),
     "another architecture": Bad(config(model_type="llama"), ("'llama'", "gpt2"), "llama.cpp"),
-    "no weights": Bad(file("model.safetensors", None), ("has no model.safetensors",)),
+    "no weights": Bad(file("model.safetensors", None), ("has neither model.safetensors nor pytorch_model.bin",)),
     "only pytorch's weights": Bad(only_pytorch, ("only pytorch_model.bin",), "save_pretrained"),
     "a missing shard": Bad(shard_missing, ("'model-00002-of-00002.safetensors'",)),
 }
