@@ -143,6 +143,6 @@ def _state_of(path: Path, saved: Any) -> tuple[dict[str, StoredTensor], dict[str
     inside = next((saved[key] for key in _STATE_KEYS if isinstance(saved.get(key), dict)), saved)
     tensors = {name: tensor for name, tensor in inside.items() if isinstance(tensor, StoredTensor)}
     if not tensors:
-        names = ", ".join(str(name)[:40] for name in list(saved)[:6])
-        raise CheckpointError(f"{path} holds no tensors under the names {names}", SAVE_STATE)
+        names = ", ".join(name[:40] for name in saved if isinstance(name, str))[:200]
+        raise CheckpointError(f"{path} holds no tensors, but {names or 'nothing'}", SAVE_STATE)
     return tensors, arguments if isinstance(arguments, dict) else {}

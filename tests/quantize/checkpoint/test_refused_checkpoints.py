@@ -120,7 +120,7 @@ CASES: list[tuple[str, Callable[[Path], None], str, str]] = [
     ("empty", in_place(b""), "0 bytes are too short", "again"),
     ("a whole object", whole_object, "asks for pickle.Pickler", "state_dict()"),
     ("a list", list_of_tensors, "holds a list, not a dictionary of tensors", "state_dict()"),
-    ("no tensors", no_tensors, "holds no tensors under the names epoch, history", "state_dict()"),
+    ("no tensors", no_tensors, "holds no tensors, but epoch, history", "state_dict()"),
     ("two models", two_models, "two models in one file", "alone"),
     ("Llama", configured(model_type="llama"), "model_type 'llama'", "convert_hf_to_gguf.py"),
     ("no type", configured(model_type=None, architectures=["OPTForCausalLM"]), "OPTForCausalLM", "convert_hf_to_gguf"),
