@@ -23,7 +23,7 @@ ModelOption = Annotated[
         "--model",
         "-m",
         metavar="MODEL",
-        help="storybook (bundled), a Hub name, a checkpoint folder, or a .gguf file.",
+        help="storybook (bundled), a Hub name, a checkpoint folder or file of weights, or a .gguf file.",
     ),
 ]
 CheckpointOption = Annotated[

@@ -224,9 +224,7 @@ def _check_config(folder: Path, config: dict[str, Any], weight: float) -> None:
         raise CheckpointError(f"{path}: {key} {why}, so it cannot be merged exactly", MERGE)
     whole = [key for key in ("use_dora", "modules_to_save", "bias") if config.get(key) not in (None, False, [], "none")]
     if weight != 1 and whole:
-        raise UsageError(
-            f"{folder}: an adapter with {whole[0]} has no weight but 1", f"Name it alone: `lora` {folder}."
-        )
+        raise UsageError(f"{folder}: an adapter with {whole[0]} has no weight but 1", "Leave out its weight.")
 
 
 def _finish(folder: Path, config: dict[str, Any], layer: str, update: _Update) -> None:

@@ -126,7 +126,7 @@ def _with_base(source: Source, *, offline: bool, prefer_cache: bool) -> Source:
     config = read_json(source.folder / _ADAPTER)
     base, revision = config.get("base_model_name_or_path"), config.get("revision")
     adapter = f"{source.folder} is a PEFT adapter, without the model that it adapts"
-    hint = f"Name the base model as `model`, and {source.folder} as `lora`; or convert what `merge_and_unload()` gives."
+    hint = f"Name its base: `dgpt2-quant convert BASE --lora {source.folder}`. Or save it merged: `merge_and_unload()`."
     if not isinstance(base, str) or not base:
         raise CheckpointError(f"{adapter}; its {_ADAPTER} names none", hint)
     if not isinstance(revision, str) or not revision or Path(base).expanduser().is_dir():

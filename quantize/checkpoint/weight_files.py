@@ -95,11 +95,6 @@ def _no_weights(folder: Path) -> CheckpointError:
     names = {path.name for path in folder.iterdir()}
     what = f"{folder} has no model.safetensors"
     save = "Save the weights with `model.save_pretrained(folder)`: it writes safetensors."
-    if "adapter_config.json" in names:
-        return CheckpointError(
-            f"{folder} is a PEFT adapter, without the model that it adapts",
-            f"Name the base model, and the adapter with `lora` {folder}; or save it merged: `merge_and_unload()`.",
-        )
     if zero := next((name for name in sorted(names) if name.startswith("global_step")), None):
         return CheckpointError(
             f"{what}, only DeepSpeed's {zero}", f"Put it together: `python zero_to_fp32.py {folder} {folder}`."

@@ -465,7 +465,7 @@ def test_an_adapter_leads_to_its_base(tmp_path: Path, caplog: pytest.LogCaptureF
         with pytest.raises(DgptQuantError, match="without the model that it adapts") as caught:
             resolve(str(adapter))
         assert words in caught.value.message
-        assert "`lora`" in caught.value.hint
+        assert f"convert BASE --lora {adapter}" in caught.value.hint
     (adapter / "model.safetensors").touch()
     (adapter / "config.json").touch()
     assert resolve(str(adapter)).adapters == ()
