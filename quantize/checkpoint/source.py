@@ -126,7 +126,8 @@ def open_model(
         if lora:
             raise UsageError(f"`lora` is for checkpoints; {model} is a GGUF file", "Name the original checkpoint.")
         return open_gguf_model(Path(model), revision=revision, allow_requantize=allow_requantize, name=name)
+    adapters = [parse_lora(str(text)) for text in lora]
     source = resolve(model, revision=revision, offline=offline)
-    if lora:
-        source = with_adapters(source, [parse_lora(str(text)) for text in lora])
+    if adapters:
+        source = with_adapters(source, adapters)
     return CheckpointModel(replace(source, name=name or source.name))

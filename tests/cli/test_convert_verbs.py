@@ -50,7 +50,7 @@ def test_adapters_and_files_of_weights(folder: Path, tmp_path: Path) -> None:
     adapter = save_adapter(tmp_path / "poet", lora_of("h.0.attn.c_attn"))
     [file] = document("convert", inner, "--lora", f"{adapter}=0.5", "-t", "f16", "-o", tmp_path)
     assert (file["model"], Path(file["path"]).name) == ("base-poet", "base-poet.F16.gguf")
-    refused = dgpt2("convert", inner, "--lora", f"{adapter}=half")
+    refused = dgpt2("convert", inner, "--lora", f"{adapter}=half", "-t", "f16")
     assert refused.returncode == 2
     assert "--lora is" in refused.stderr
     (inner / "model.safetensors").rename(inner / "verse.bin")
