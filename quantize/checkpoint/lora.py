@@ -60,6 +60,7 @@ _USED = {
 }
 # a regular expression without nested repetition, which can take exponential time
 _MOST_REPETITIONS = 4
+_LARGEST_ALPHA = 1e9
 _PLAIN_PATTERN = re.compile(r"(?:[\w.|()^$-]|\\.|\.\*|\.\+|\\d\+|\[[\w-]+\])*")
 
 
@@ -122,6 +123,7 @@ class Adapter:
                 what = f"its update of {layer} has the shape {list(update.shape)}, the weights {list(shape)}"
                 raise CheckpointError(f"{self.folder}: {what}", _OTHER_MODEL)
 
+    @np.errstate(all="ignore")  # `quantize` refuses an infinity, with the tensor's name
     def merged(self, name: str, data: Weights) -> Weights:
         """The tensor `name` with the update added; a matrix has the shape (outputs, inputs)."""
         layer, _, kind = name.rpartition(".")
@@ -241,7 +243,7 @@ def _finish(folder: Path, config: dict[str, Any], layer: str, update: _Update) -
         raise CheckpointError(f"{folder}: the bias of {layer} has the shape {list(update.b_bias.shape)}")
     rank = _by_pattern(folder, config, "rank_pattern", update.module, config.get("r"))
     alpha = _by_pattern(folder, config, "alpha_pattern", update.module, config.get("lora_alpha"))
-    if not rank or rank != shapes[0][0] or not isinstance(alpha, int | float) or not np.isfinite(alpha):
+    if not rank or rank != shapes[0][0] or not isinstance(alpha, int | float) or not abs(alpha) < _LARGEST_ALPHA:
         raise CheckpointError(
             f"{folder}: adapter_config.json states rank {rank!r} and alpha {alpha!r} for {layer}, whose matrices have"
             f" rank {shapes[0][0]}",

@@ -13,6 +13,7 @@ from dgpt2_quant.core.errors import CheckpointError
 
 _LARGEST_READ = 1 << 22  # bytes of one text or number, and of one line
 LARGEST_PICKLE = 100_000_000  # bytes, as of a safetensors header
+_LARGEST_NUMBER = 1024  # bits
 _MOST_OPCODES = 2_000_000  # the weights and the optimizer state of GPT-2 XL take 50,000
 _VALUES = {
     *("NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT"),
@@ -97,6 +98,8 @@ class _Reader:
     def _step(self, opcode: str, argument: Any) -> None:
         stack = self._stack
         if opcode in _VALUES:
+            if isinstance(argument, int) and argument.bit_length() > _LARGEST_NUMBER:
+                raise MalformedPickleError(f"a number of {argument.bit_length()} bits")
             stack.append(_CONSTANTS.get(opcode, argument))
         elif opcode in _TUPLES:
             self._replace(_TUPLES[opcode], tuple)
