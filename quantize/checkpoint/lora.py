@@ -97,6 +97,10 @@ class Adapter:
         """The files that decide what it does."""
         return [self.folder / CONFIG, _weights_of(self.folder)]
 
+    def has_tokenizer(self) -> bool:
+        """Whether the folder also has a whole tokenizer, as trainers save it."""
+        return any((self.folder / name).is_file() for name in ("tokenizer.json", "vocab.json"))
+
     def label(self) -> str:
         """Its name, weight and content, for metadata."""
         hashes = [file_sha256(path) for path in self.files()]

@@ -1,7 +1,9 @@
 """Opens a model for conversion: a checkpoint or a GGUF file, both as a GPT-2 with llama.cpp's tensor names."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +23,8 @@ from .metadata import model_metadata, tokenizer_metadata
 from .resolve import DEFAULT_MODEL, Source, is_gguf_name, resolve, with_adapters
 from .rows import BlockReader, RowReader
 from .tokenizer import Tokenizer, read_tokenizer
+
+_log = logging.getLogger(__name__)
 
 
 class ModelTensor(Protocol):
@@ -101,7 +105,11 @@ class CheckpointModel:
     def tokenizer(self) -> Tokenizer:
         if self._tokenizer is None:  # once, because it warns
             self._checkpoint.check_tokenizer(self.sizes.vocabulary)
-            self._tokenizer = read_tokenizer(self._source.folder, self._checkpoint.config, self.sizes.vocabulary)
+            read = partial(read_tokenizer, config=self._checkpoint.config, vocabulary=self.sizes.vocabulary)
+            self._tokenizer = read(self._source.folder)
+            for adapter in self._adapters:
+                if adapter.has_tokenizer() and read(adapter.folder) != self._tokenizer:
+                    _log.warning("%s has a tokenizer or chat template of its own: the base's is used", adapter.folder)
         return self._tokenizer
 
 

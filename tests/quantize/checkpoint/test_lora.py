@@ -14,6 +14,7 @@ from dgpt2_quant.core.errors import CheckpointError, UsageError
 from dgpt2_quant.core.gguf_file import read_header
 from dgpt2_quant.quantize.calibration.numpy_gpt2 import from_gguf
 from dgpt2_quant.quantize.checkpoint.lora import parse_lora
+from dgpt2_quant.quantize.checkpoint.source import open_model
 from dgpt2_quant.quantize.convert import convert
 from dgpt2_quant.quantize.store.converted_models import model_file
 from safetensors.numpy import load_file, save_file
@@ -335,6 +336,21 @@ def test_broken_adapters_are_refused(words: str, base: Path, tmp_path: Path) -> 
         convert_with(base, adapter, output=tmp_path / "out", dry_run=True)
     assert words in caught.value.message
     assert str(adapter) in caught.value.message
+
+
+def test_another_tokenizer_is_named_in_one_warning(
+    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    adapter = save_adapter(tmp_path / "poet", lora_of("h.0.attn.c_attn"))
+    for name in ("vocab.json", "merges.txt"):
+        (adapter / name).write_bytes((base / name).read_bytes())
+    convert_with(base, adapter, output=tmp_path / "same")
+    assert not caplog.records
+    write_json(adapter / "tokenizer_config.json", {"chat_template": "{{ messages }}"})
+    model = open_model(str(base), lora=[adapter])
+    assert model.tokenizer() is model.tokenizer()
+    [warning] = [record.getMessage() for record in caplog.records]
+    assert f"{adapter} has a tokenizer or chat template of its own" in warning
 
 
 def test_adapters_that_exclude_each_other_are_refused(base: Path, tmp_path: Path) -> None:

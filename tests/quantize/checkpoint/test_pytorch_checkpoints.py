@@ -142,7 +142,9 @@ def test_nanogpt_without_a_tokenizer_is_refused(vocabulary: int, words: str, tmp
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "_orig_mod.module.", "model.", "base.model.module."])
+@pytest.mark.parametrize(
+    "prefix", ["_orig_mod.", "module.", "_module.", "_orig_mod.module.", "model.", "base.model.module."]
+)
 def test_prefixes_of_wrappers_are_removed(prefix: str, tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "model", head="untied")
     expected = data_of(written(folder, tmp_path / "expected")[0])
