@@ -74,9 +74,8 @@ class CheckpointTensor:
 
     def reader(self) -> RowReader:
         """Reads rows, called with (first row, number of rows). What must be changed is read as a whole, at once."""
-        as_stored = self._stored and not self._transposed and not self._adapters and self._query_scale == 1.0
-        if len(self.shape) == 2 and as_stored:
-            assert self._stored
+        changed = self._transposed or self._adapters or self._query_scale != 1.0
+        if len(self.shape) == 2 and not changed and type(self._stored) is StoredTensor:  # not a strided one
             return self._stored.read
         data = self.read().reshape(-1, self.shape[-1])
         return lambda first, rows: data[first : first + rows]
