@@ -204,8 +204,9 @@ def _local_path(model: str) -> Path | None:
     spelled_as_path = model.startswith((".", "/", "~")) or model.endswith("/")
     if is_folder and (spelled_as_path or "/" not in model):
         raise CheckpointError(f"{model} has no config.json", "Name the folder that save_pretrained() wrote.")
-    if spelled_as_path or model.count("/") > 1:
-        raise ModelNotFoundError(f"the folder {model} does not exist", _KINDS)
+    named_as_file = path.suffix in (*_SAVED, ".bin", ".safetensors")
+    if spelled_as_path or model.count("/") > 1 or (named_as_file and "/" not in model):
+        raise ModelNotFoundError(f"the {'file' if named_as_file else 'folder'} {model} does not exist", _KINDS)
     return None
 
 

@@ -408,6 +408,8 @@ def test_local_folder_takes_precedence_over_a_hub_name(tmp_path: Path, monkeypat
         ("/nowhere/at/all", ModelNotFoundError, "the folder /nowhere/at/all"),
         ("../nowhere", ModelNotFoundError, "the folder ../nowhere"),
         ("nowhere/", ModelNotFoundError, "the folder nowhere/"),
+        ("ckpt.pt", ModelNotFoundError, "the file ckpt.pt"),
+        ("out/of/here/model.bin", ModelNotFoundError, "the file out/of/here/model.bin"),
         ("out/models/nowhere", ModelNotFoundError, "the folder out/models/nowhere"),
         ("https://huggingface.co/distilbert/distilgpt2", ModelNotFoundError, "the folder https:"),
         ("~nobody-of-that-name/model", ModelNotFoundError, "cannot read ~nobody-of-that-name/model"),
