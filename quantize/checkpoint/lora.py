@@ -89,7 +89,6 @@ class Adapter:
 
     folder: Path
     weight: float
-    base: str | None
     updates: Mapping[str, _Update] = field(default_factory=dict)
     replacements: Mapping[str, StoredTensor] = field(default_factory=dict)
 
@@ -158,11 +157,6 @@ def merged_sha256(sha256: str, adapters: Sequence[Adapter]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def is_adapter(folder: Path) -> bool:
-    """Whether the folder holds an adapter of PEFT."""
-    return (folder / CONFIG).is_file()
-
-
 def parse_lora(text: str) -> tuple[Path, float]:
     """`FOLDER` or `FOLDER=WEIGHT`. Raises `UsageError`."""
     folder, separator, weight = text.rpartition("=")
@@ -179,7 +173,7 @@ def parse_lora(text: str) -> tuple[Path, float]:
 
 def read_adapter(folder: Path, weight: float = 1.0) -> Adapter:
     """Raises `CheckpointError` for a folder without a sound adapter, or with one that cannot be merged exactly."""
-    if not is_adapter(folder):
+    if not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder} has no {CONFIG}", "Name the folder that PEFT has saved.")
     config = read_json(folder / CONFIG)
     _check_config(folder, config, weight)
@@ -205,8 +199,7 @@ def read_adapter(folder: Path, weight: float = 1.0) -> Adapter:
         _finish(folder, config, layer, update)
     if not updates and not replacements:
         raise CheckpointError(f"{folder}: its adapter has no tensors")
-    base = config.get("base_model_name_or_path")
-    return Adapter(folder, weight, base if isinstance(base, str) and base else None, updates, replacements)
+    return Adapter(folder, weight, updates, replacements)
 
 
 def _weights_of(folder: Path) -> Path:

@@ -62,9 +62,28 @@ def resolve(model: str, *, revision: str | None = None, offline: bool = False, p
     """Finds the checkpoint of `model`, and downloads it from the Hub if necessary.
 
     `revision` is a branch, tag or commit on the Hub (default: main). `offline`, like HF_HUB_OFFLINE=1, disables the
-    network. `prefer_cache` uses a cached revision without asking for a newer commit. Raises `ModelNotFoundError`,
-    `CheckpointError`, `UsageError` or `OutputError`.
+    network. `prefer_cache` uses a cached revision without asking for a newer commit. For a LoRA adapter alone it finds
+    the base model. Raises `ModelNotFoundError`, `CheckpointError`, `UsageError` or `OutputError`.
     """
+    source = _find(model, revision, offline, prefer_cache)
+    if source.weights or not (source.folder / _ADAPTER).is_file():
+        return source
+    if not _is_adapter_alone(source.folder):
+        _log.warning("%s has %s next to a model: the adapter is not merged", source.folder, _ADAPTER)
+        return source
+    return _with_base(source, offline, prefer_cache)
+
+
+def with_adapters(source: Source, adapters: Sequence[tuple[Path, float]]) -> Source:
+    """The source with further adapters; they are part of its name."""
+    from .model_name import folder_name
+
+    names = [source.name, *(folder_name(folder.resolve()) for folder, _ in adapters)]
+    return replace(source, name="-".join(names), adapters=(*source.adapters, *adapters))
+
+
+def _find(model: str, revision: str | None, offline: bool, prefer_cache: bool) -> Source:
+    """The folder or file that `model` means, which can be an adapter."""
     path = _local_path(model)
     if path and (other := _also_means(model)):
         if revision is not None and model != BUNDLED:  # a folder has none
@@ -85,8 +104,7 @@ def resolve(model: str, *, revision: str | None = None, offline: bool = False, p
         if path.is_file():
             name = folder_name(written.parent) if path.stem in _GENERIC_NAMES else clean_name(path.stem)
             return Source(name, written.parent, None, None, weights=written)
-        source = Source(folder_name(written), path.resolve(), None, None)
-        return _with_base(source, offline=offline, prefer_cache=prefer_cache)
+        return Source(folder_name(written), path.resolve(), None, None)
     if revision == "":  # for example from `--revision "$REV"`
         raise UsageError("`revision` is empty", "Give a branch, tag or commit, or leave out `revision`.")
 
@@ -102,25 +120,15 @@ def resolve(model: str, *, revision: str | None = None, offline: bool = False, p
             f"{_WORKS_OFFLINE} Or run once without `offline`, `dry_run` and HF_HUB_OFFLINE.",
         )
     snapshot = snapshot or _download(repository, wanted)
-    source = Source(repository.split("/")[-1], snapshot, repository, snapshot.name)
-    return _with_base(source, offline=offline, prefer_cache=prefer_cache)
+    return Source(repository.split("/")[-1], snapshot, repository, snapshot.name)
 
 
-def with_adapters(source: Source, adapters: Sequence[tuple[Path, float]]) -> Source:
-    """The source with further adapters; they are part of its name."""
-    from .model_name import folder_name
-
-    names = [source.name, *(folder_name(folder.resolve()) for folder, _ in adapters)]
-    return replace(source, name="-".join(names), adapters=(*source.adapters, *adapters))
+def _is_adapter_alone(folder: Path) -> bool:
+    return (folder / _ADAPTER).is_file() and not any((folder / name).is_file() for name in _ALL_WEIGHTS)
 
 
-def _with_base(source: Source, *, offline: bool, prefer_cache: bool) -> Source:
-    """The base model with the adapter, if the folder holds an adapter and no model."""
-    if not (source.folder / _ADAPTER).is_file():
-        return source
-    if any((source.folder / name).is_file() for name in _ALL_WEIGHTS):
-        _log.warning("%s has %s next to a model: the adapter is not merged", source.folder, _ADAPTER)
-        return source
+def _with_base(source: Source, offline: bool, prefer_cache: bool) -> Source:
+    """The base model that an adapter names, with the adapter."""
     from .json_file import read_json
 
     config = read_json(source.folder / _ADAPTER)
@@ -132,12 +140,11 @@ def _with_base(source: Source, *, offline: bool, prefer_cache: bool) -> Source:
     if not isinstance(revision, str) or not revision or Path(base).expanduser().is_dir():
         revision = None
     try:
-        found = resolve(base, revision=revision, offline=offline, prefer_cache=prefer_cache)
+        found = _find(base, revision, offline, prefer_cache)
     except (ModelNotFoundError, UsageError) as error:
         raise type(error)(f"{adapter}; its {_ADAPTER} names {base!r}: {error.message}", hint) from error
-    if found.adapters:
+    if _is_adapter_alone(found.folder):
         raise CheckpointError(f"{adapter}; its {_ADAPTER} names {base!r}, which is an adapter too", hint)
-    _log.info("%s is an adapter of %s", source.name, base)
     return replace(found, name=source.name, adapters=((source.folder, 1.0),))
 
 

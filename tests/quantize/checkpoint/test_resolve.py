@@ -462,7 +462,12 @@ def test_an_adapter_leads_to_its_base(tmp_path: Path, caplog: pytest.LogCaptureF
     states(base_model_name_or_path=str(base), revision=None)
     source = resolve(str(adapter))
     assert (source.name, source.folder, source.adapters) == ("poet", base.resolve(), ((adapter.resolve(), 1.0),))
-    for stated, words in [(None, "names none"), ("", "names none"), (str(tmp_path / "lost"), "does not exist")]:
+    for stated, words in [
+        (None, "names none"),
+        ("", "names none"),
+        (str(tmp_path / "lost"), "does not exist"),
+        (str(adapter), "which is an adapter too"),
+    ]:
         states(base_model_name_or_path=stated)
         with pytest.raises(DgptQuantError, match="without the model that it adapts") as caught:
             resolve(str(adapter))
