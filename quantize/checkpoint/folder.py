@@ -29,6 +29,7 @@ _TEXT_FILES = (
     "chat_template.jinja",
 )
 
+_NANOGPT_GPT2 = (50257, 50304)  # sizes of GPT-2's vocabulary in nanoGPT, which pads it to a multiple of 64
 _HASHED_AT_ONCE = 1 << 18  # bytes
 
 
@@ -39,10 +40,26 @@ class Checkpoint:
     folder: Path
     config: dict[str, Any]
     tensors: dict[str, StoredTensor]
+    of_nanogpt: bool = False
 
     def license(self) -> str | None:
         """The SPDX identifier in the model card."""
         return card_license(self.folder)
+
+    def check_tokenizer(self, vocabulary: int) -> None:
+        """Raises `CheckpointError` for a model of nanoGPT without tokenizer, which nanoGPT does not save."""
+        if not self.of_nanogpt or any((self.folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+            return
+        if vocabulary in _NANOGPT_GPT2:
+            raise CheckpointError(
+                f"{self.folder} has no tokenizer; nanoGPT uses GPT-2's",
+                f"Fetch it: `hf download openai-community/gpt2 vocab.json merges.txt --local-dir {self.folder}`.",
+            )
+        raise CheckpointError(
+            f"{self.folder} has no tokenizer; nanoGPT's vocabulary of {vocabulary} is of a data set's own, such as"
+            " characters (meta.pkl), which GGUF's gpt2 tokenizer is not",
+            "Only models with GPT-2's tokenizer, or another byte-level BPE as tokenizer.json, can be converted.",
+        )
 
 
 def open_checkpoint(folder: Path, weights: Path | None = None) -> Checkpoint:
@@ -56,7 +73,9 @@ def open_checkpoint(folder: Path, weights: Path | None = None) -> Checkpoint:
     check_keys("config.json", config)
     if (folder / "generation_config.json").is_file():
         check_keys("generation_config.json", read_json(folder / "generation_config.json"))
-    return Checkpoint(folder, config | (config_of_nanogpt(found.arguments) if found.arguments else {}), found.tensors)
+    if found.arguments:
+        config |= config_of_nanogpt(found.arguments)
+    return Checkpoint(folder, config, found.tensors, of_nanogpt=bool(found.arguments))
 
 
 def source_files(folder: Path, weights: Path | None = None) -> list[Path]:

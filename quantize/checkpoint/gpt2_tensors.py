@@ -19,8 +19,8 @@ from dgpt2_quant.core.quant_types import TensorType
 
 from .config import switch
 from .folder import Checkpoint
-from .layouts import NamedTensors, name_tensors
-from .lora import Adapter
+from .layouts import NamedTensors, missing_tensor, name_tensors
+from .lora import MERGE, Adapter
 from .rows import BlockReader, RowReader
 from .safetensors_file import StoredTensor
 
@@ -34,6 +34,8 @@ _AXES = {
     "position_embd.weight": ("n_positions", "n_embd"),
     "ffn_up.weight": ("n_inner", "n_embd"),
     "ffn_down.weight": ("n_embd", "n_inner"),
+    "norm.weight": ("n_embd",),
+    "norm.bias": ("n_embd",),
 }
 _log = logging.getLogger(__name__)
 
@@ -72,9 +74,8 @@ class CheckpointTensor:
 
     def reader(self) -> RowReader:
         """Reads rows, called with (first row, number of rows). What must be changed is read as a whole, at once."""
-        as_stored = self._stored and not self._transposed and not self._adapters and self._query_scale == 1.0
-        if len(self.shape) == 2 and as_stored:
-            assert self._stored
+        changed = self._transposed or self._adapters or self._query_scale != 1.0
+        if len(self.shape) == 2 and not changed and type(self._stored) is StoredTensor:  # not a strided one
             return self._stored.read
         data = self.read().reshape(-1, self.shape[-1])
         return lambda first, rows: data[first : first + rows]
@@ -88,6 +89,7 @@ def model_tensors(
 ) -> list[CheckpointTensor]:
     """The model's tensors in file order, with the adapters merged in their order.
 
+    With adapters, embedding and output matrix differ as soon as one of the two is changed, as PEFT computes them.
     Mask buffers are skipped, and so is an output matrix equal to the embedding (41 MB in DistilGPT2).
     Raises `CheckpointError` that names a missing, misshapen or unknown tensor.
     """
@@ -95,24 +97,40 @@ def model_tensors(
     _check_layers(checkpoint, named, sizes)
     conv1d = _is_conv1d(named, sizes)
     scales = _query_scales(checkpoint.config, sizes)
+    by_key = {named.layout.key(name): shape for name, shape in sizes.shapes(tied=False).items()}
+    for adapter in adapters:
+        adapter.check(by_key)
     tied = _is_tied(checkpoint, named, adapters)
     tensors = []
     for name, shape in sizes.shapes(tied=tied).items():
         key = named.layout.key(name)
         source = named.layout.key("token_embd.weight") if name == "output.weight" and key not in named.tensors else key
-        stored = _find(checkpoint, named, source, name)
         transposed = conv1d and name.endswith(_MATRICES)
-        replaced = any(key in adapter.replacements for adapter in adapters)
-        if stored is not None and not replaced:
+        stored = _replacement(adapters, key)
+        if stored is not None and stored.shape != (shape[::-1] if transposed else shape):
+            raise CheckpointError(
+                f"{stored.path} replaces {key!r} by a tensor of the shape {list(stored.shape)}; config.json of the base"
+                f" model implies {list(shape[::-1] if transposed else shape)}",
+                MERGE,
+            )
+        if stored is None and (stored := _find(checkpoint, named, source, name)) is not None:
             _check_shape(named, name, source, shape, stored, transposed)
         scale = scales[int(name.split(".")[1])] if ".attn_qkv." in name else 1.0
-        changing = [adapter for adapter in adapters if adapter.changes(key)]
+        changing = [adapter for adapter in adapters if adapter.updates_tensor(key)]
         tensors.append(CheckpointTensor(name, shape, key, named.shown(source), stored, transposed, scale, changing))
     _check_unknown(checkpoint, named, {tensor._key for tensor in tensors})
-    known = {named.layout.key(name) for name in sizes.shapes(tied=False)}
-    for adapter in adapters:
-        adapter.check(known, tied_head=named.layout.head if tied else None)
     return tensors
+
+
+def _replacement(adapters: Sequence[Adapter], key: str) -> StoredTensor | None:
+    """The tensor that an adapter was saved with in the place of `key`."""
+    replacing = [adapter for adapter in adapters if key in adapter.replacements]
+    if replacing and (other := next((a for a in adapters if a is not replacing[0] and a.changes(key)), None)):
+        raise CheckpointError(
+            f"{replacing[0].folder} replaces {key!r}, which {other.folder} changes as well",
+            "Merge one of them with PEFT, `model.merge_and_unload()`, and the other here.",
+        )
+    return replacing[0].replacements[key] if replacing else None
 
 
 def _check_layers(checkpoint: Checkpoint, named: NamedTensors, sizes: Hyperparameters) -> None:
@@ -121,9 +139,9 @@ def _check_layers(checkpoint: Checkpoint, named: NamedTensors, sizes: Hyperparam
     layers = 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
     if layers != sizes.layers:
         what = "more" if layers > sizes.layers else "fewer"
-        hint = f"Set n_layer to {layers} in config.json if the weights are right."
+        hint = f"If the weights are right, set n_layer to {layers} in config.json."
         if layers < sizes.layers:
-            hint = f"Check that all shards are there; if they are, set n_layer to {layers} in config.json."
+            hint = f"Save the weights again if blocks are missing; if not, set n_layer to {layers} in config.json."
         raise CheckpointError(
             f"{checkpoint.folder} has {layers} blocks of tensors, {what} than n_layer {sizes.layers} in config.json",
             hint,
@@ -131,11 +149,16 @@ def _check_layers(checkpoint: Checkpoint, named: NamedTensors, sizes: Hyperparam
 
 
 def _is_conv1d(named: NamedTensors, sizes: Hyperparameters) -> bool:
-    """Whether matrices are stored (inputs, outputs), by most fused projections, which are never square."""
-    keys = [named.layout.key(f"blk.{number}.attn_qkv.weight") for number in range(sizes.layers)]
-    stored = [named.tensors[key] for key in keys if key in named.tensors]
-    linear = [tensor.shape == (3 * sizes.width, sizes.width) for tensor in stored]
-    return sum(linear) * 2 < len(linear)
+    """Whether matrices are stored (inputs, outputs), by most of those that are not square.
+
+    The fused projections never are. A matrix that disagrees is refused later.
+    """
+    votes = 0
+    for name, shape in sizes.shapes(tied=True).items():
+        stored = named.tensors.get(named.layout.key(name))
+        if name.endswith(_MATRICES) and stored is not None and shape != shape[::-1]:
+            votes += (stored.shape == shape[::-1]) - (stored.shape == shape)
+    return votes >= 0
 
 
 def _find(checkpoint: Checkpoint, named: NamedTensors, key: str, name: str) -> StoredTensor | None:
@@ -152,14 +175,7 @@ def _find(checkpoint: Checkpoint, named: NamedTensors, key: str, name: str) -> S
         other.endswith(".bias") and norms in f".{other}" for other in named.tensors if other not in named.layout.outside
     ):
         return None
-    raise _missing(checkpoint, named, key)
-
-
-def _missing(checkpoint: Checkpoint, named: NamedTensors, key: str) -> CheckpointError:
-    return CheckpointError(
-        f"{checkpoint.folder} lacks the tensor {named.shown(key)!r}, which its config.json implies",
-        "The weights are incomplete: download or save them again.",
-    )
+    raise missing_tensor(checkpoint.folder, named.shown(key))
 
 
 def _check_shape(
@@ -178,7 +194,7 @@ def _check_shape(
     axes = next((axes for ending, axes in _AXES.items() if name.endswith(ending)), None)
     if len(shape) == 2 and stored.shape == tuple(reversed(expected)):
         hint = "It is transposed compared with the model's other matrices."
-    elif axes and len(found) == 2:
+    elif axes and len(found) == len(axes):
         differing = [(axis, is_) for axis, is_, wanted in zip(axes, found, shape, strict=True) if is_ != wanted]
         hint = " and ".join(f"{axis} to {is_}" for axis, is_ in differing)
         hint = f"If the weights are right, set {hint} in config.json."
@@ -190,14 +206,17 @@ def _check_shape(
 
 def _is_tied(checkpoint: Checkpoint, named: NamedTensors, adapters: Sequence[Adapter]) -> bool:
     head_key, embedding_key = named.layout.head, named.layout.key("token_embd.weight")
-    if any({head_key, embedding_key} & adapter.replacements.keys() for adapter in adapters):
-        return False  # a copy of one of the two has been trained
     head, embedding = named.tensors.get(head_key), named.tensors.get(embedding_key)
     if head is None and not switch(checkpoint.config, "tie_word_embeddings", True):
         raise CheckpointError(
             f"config.json says tie_word_embeddings false, but {checkpoint.folder} lacks the tensor {head_key!r}",
             "Check that all shards exist, or set tie_word_embeddings to true if the output matrix is the embedding.",
         )
+    if any(adapter.updates_tensor(key) for adapter in adapters for key in (head_key, embedding_key)):
+        return False
+    if any(adapter.changes(key) for adapter in adapters for key in (head_key, embedding_key)):
+        head = _replacement(adapters, head_key) or head or embedding
+        embedding = _replacement(adapters, embedding_key) or embedding
     if head is None or embedding is None:
         return True
     if (head.dtype, head.shape) != (embedding.dtype, embedding.shape):

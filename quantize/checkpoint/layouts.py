@@ -98,14 +98,37 @@ def name_tensors(source: Path, tensors: Mapping[str, StoredTensor]) -> NamedTens
     for layout in LAYOUTS:
         found = [key for key in map(without_wrappers, tensors) if f".{key}".endswith(f".{layout.embedding}")]
         if len(found) > 1:
-            raise CheckpointError(f"{source} has two embeddings, {found[0]!r} and {found[1]!r}: two models in one file")
+            raise CheckpointError(
+                f"{source} has two embeddings, {found[0]!r} and {found[1]!r}: two models in one file",
+                "Save one of them alone.",
+            )
         if found:
             return _without_prefix(source, tensors, layout, found[0].removesuffix(layout.embedding))
+        if (prefix := _prefix_without_embedding(layout, tensors)) is not None:
+            raise missing_tensor(source, prefix + layout.embedding)
     shown = ", ".join(list(tensors)[:3])
     raise CheckpointError(
         f"{source} has none of the tensors that a GPT-2 has; it begins with {shown}",
         "For other architectures use llama.cpp's convert_hf_to_gguf.py.",
     )
+
+
+def missing_tensor(source: Path, name: str) -> CheckpointError:
+    """The error for a tensor that every GPT-2 of these sizes has."""
+    return CheckpointError(
+        f"{source} lacks the tensor {name!r}, which its config.json implies",
+        "The weights are incomplete: download or save them again.",
+    )
+
+
+def _prefix_without_embedding(layout: Layout, tensors: Mapping[str, StoredTensor]) -> str | None:
+    """The prefix of another tensor of the layout; None if there is none."""
+    endings = [*layout.outside.values(), layout.key("blk.0.attn_qkv.weight")]
+    for key in map(without_wrappers, tensors):
+        for ending in endings:
+            if f".{key}".endswith(f".{ending}"):
+                return key.removesuffix(ending)
+    return None
 
 
 def _without_prefix(source: Path, tensors: Mapping[str, StoredTensor], layout: Layout, prefix: str) -> NamedTensors:

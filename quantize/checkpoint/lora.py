@@ -5,8 +5,9 @@ W' = W + weight * scaling * B A, with scaling alpha / r, or alpha / sqrt(r) for 
 is refused by name. Formats: peft/tuners/lora/config.py and layer.py, peft/utils/save_and_load.py.
 """
 
+import hashlib
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
 from pathlib import Path
@@ -16,19 +17,27 @@ import numpy as np
 import numpy.typing as npt
 from dgpt2_quant.core.errors import CheckpointError, UsageError
 
+from .folder import file_sha256
 from .json_file import read_json
+from .layouts import without_wrappers
+from .model_name import folder_name
 from .safetensors_file import StoredTensor
 from .weight_files import read_weights
 
 Weights = npt.NDArray[np.floating[Any]]
 
+CONFIG = "adapter_config.json"
 _FILES = ("adapter_model.safetensors", "adapter_model.bin")
-_PREFIXES = ("base_model.model.", "_orig_mod.", "module.", "transformer.")
-_PART = re.compile(r"(.+)\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector)(?:\.(weight|bias))?")
+_PREFIX = "base_model.model."
+_PART = re.compile(r"(.+)\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector)(?:\.default)?(?:\.(weight|bias))?")
+_COPY = re.compile(r"\.modules_to_save(?:\.default)?\b|\.base_layer\b")
+MERGE = "Merge it with PEFT, `model.merge_and_unload().save_pretrained(folder)`, and convert that folder."
+_OTHER_MODEL = "Check that it is an adapter of this model."
 # initializations that change the weights of the base as well
 _CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga", "lora-ga")
 _REFUSED = {
     "alora_invocation_tokens": "works from an invocation token on",
+    "ensure_weight_tying": "ties copies that are saved once",
     "arrow_config": "routes between adapters for each token",
     "kasa_config": "changes the weights of the base",
     "layer_replication": "makes layers anew",
@@ -40,7 +49,7 @@ _REFUSED = {
     "use_qalora": "pools its inputs",
 }
 _WITHOUT_EFFECT = {
-    *("auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config"),
+    *("auto_mapping", "base_model_name_or_path", "corda_config", "eva_config"),
     *("exclude_modules", "fan_in_fan_out", "inference_mode", "layers_pattern", "layers_to_transform"),
     *("loftq_config", "lora_dropout", "lora_ga_config", "megatron_core", "peft_version", "qalora_group_size"),
     *("revision", "runtime_config", "target_modules", "task_type", "velora_config", "_custom_modules"),
@@ -50,6 +59,8 @@ _USED = {
     *("rank_pattern", "use_dora", "use_rslora"),
 }
 # a regular expression without nested repetition, which can take exponential time
+_MOST_REPETITIONS = 4
+_LARGEST_ALPHA = 1e9
 _PLAIN_PATTERN = re.compile(r"(?:[\w.|()^$-]|\\.|\.\*|\.\+|\\d\+|\[[\w-]+\])*")
 
 
@@ -62,7 +73,14 @@ class _Update:
     b_bias: StoredTensor | None = None
     magnitude: StoredTensor | None = None
     of_embedding: bool = False
+    module: str = ""  # the name in the model that was trained: transformer.h.0.attn.c_attn
     scaling: float = 0.0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the weights that it is for, as (outputs, inputs)."""
+        shape = (self.b.shape[0], self.a.shape[1]) if self.a and self.b else ()
+        return shape[::-1] if self.of_embedding else shape
 
 
 @dataclass(frozen=True)
@@ -71,36 +89,46 @@ class Adapter:
 
     folder: Path
     weight: float
-    base: str | None
     updates: Mapping[str, _Update] = field(default_factory=dict)
     replacements: Mapping[str, StoredTensor] = field(default_factory=dict)
 
     def files(self) -> list[Path]:
         """The files that decide what it does."""
-        return [self.folder / "adapter_config.json", _weights_of(self.folder)]
+        return [self.folder / CONFIG, _weights_of(self.folder)]
+
+    def has_tokenizer(self) -> bool:
+        """Whether the folder also has a whole tokenizer, as trainers save it."""
+        return any((self.folder / name).is_file() for name in ("tokenizer.json", "vocab.json"))
+
+    def label(self) -> str:
+        """Its name, weight and content, for metadata."""
+        hashes = [file_sha256(path) for path in self.files()]
+        return f"{folder_name(self.folder.resolve())}={self.weight:g} sha256:{','.join(hashes)}"
+
+    def updates_tensor(self, name: str) -> bool:
+        """Whether something is added to the tensor `name`, such as `h.0.attn.c_attn.weight`."""
+        layer, _, kind = name.rpartition(".")
+        update = self.updates.get(layer)
+        return update is not None and (kind == "weight" or update.b_bias is not None)
 
     def changes(self, name: str) -> bool:
-        """Whether it changes the tensor `name`, such as `h.0.attn.c_attn.weight`."""
-        return name in self.replacements or name.rpartition(".")[0] in self.updates
+        """Whether it replaces the tensor `name`, or adds to it."""
+        return name in self.replacements or self.updates_tensor(name)
 
-    def check(self, known: Collection[str], tied_head: str | None) -> None:
-        """Raises `CheckpointError` if it changes tensors that the model lacks, or an output matrix that is tied."""
-        names = [*self.replacements, *(f"{layer}.weight" for layer in self.updates)]
-        if unknown := [name for name in names if name not in known]:
-            raise CheckpointError(
-                f"{self.folder}: it changes {unknown[0]!r}, which the model lacks", "Is it an adapter of this model?"
-            )
-        if tied_head in names:
-            raise CheckpointError(
-                f"{self.folder}: it changes {tied_head!r}, which is the embedding in this model: merged, it would"
-                " change both",
-                "Merge it with PEFT, `model.merge_and_unload(safe_merge=True)`, and convert what that saves.",
-            )
+    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Raises `CheckpointError` if it changes tensors that a model lacks, or has in other `shapes`."""
+        for name in [*self.replacements, *(f"{layer}.weight" for layer in self.updates)]:
+            if name not in shapes:
+                raise CheckpointError(f"{self.folder}: it changes {name!r}, which the model lacks", _OTHER_MODEL)
+        for layer, update in self.updates.items():
+            shape = shapes[f"{layer}.weight"]
+            if update.shape != shape:
+                what = f"its update of {layer} has the shape {list(update.shape)}, the weights {list(shape)}"
+                raise CheckpointError(f"{self.folder}: {what}", _OTHER_MODEL)
 
+    @np.errstate(all="ignore")  # `quantize` refuses an infinity, with the tensor's name
     def merged(self, name: str, data: Weights) -> Weights:
-        """The tensor `name` with the adapter merged; a matrix has the shape (outputs, inputs)."""
-        if (replacement := self.replacements.get(name)) is not None:
-            return replacement.read()
+        """The tensor `name` with the update added; a matrix has the shape (outputs, inputs)."""
         layer, _, kind = name.rpartition(".")
         update = self.updates.get(layer)
         if update is None or update.a is None or update.b is None:
@@ -112,22 +140,21 @@ class Adapter:
             return data.astype(wide) + self.weight * update.scaling * update.b_bias.read().astype(wide)
         a, b = (part.read().astype(wide) for part in (update.a, update.b))
         delta = (b @ a).T if update.of_embedding else b @ a
-        if delta.shape != data.shape:
-            raise CheckpointError(
-                f"{self.folder}: its update of {layer} has the shape {list(delta.shape)}, the weights"
-                f" {list(data.shape)}",
-                "Is it an adapter of this model?",
-            )
-        changed = data.astype(wide) + (self.weight * update.scaling) * delta
+        changed: Weights = data.astype(wide) + (self.weight * update.scaling) * delta
         if update.magnitude is not None:
             length = np.linalg.norm(changed, axis=1, keepdims=True)
             changed *= update.magnitude.read().astype(wide).reshape(-1, 1) / length
         return changed
 
 
-def is_adapter(folder: Path) -> bool:
-    """Whether the folder holds an adapter of PEFT."""
-    return (folder / "adapter_config.json").is_file()
+def merged_sha256(sha256: str, adapters: Sequence[Adapter]) -> str:
+    """The hash of a model with adapters, from the hash of the model; the same one without adapters."""
+    if not adapters:
+        return sha256
+    lines = [sha256]
+    for adapter in adapters:
+        lines += [f"{adapter.weight!r}", *(file_sha256(path) for path in adapter.files())]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def parse_lora(text: str) -> tuple[Path, float]:
@@ -146,19 +173,19 @@ def parse_lora(text: str) -> tuple[Path, float]:
 
 def read_adapter(folder: Path, weight: float = 1.0) -> Adapter:
     """Raises `CheckpointError` for a folder without a sound adapter, or with one that cannot be merged exactly."""
-    if not is_adapter(folder):
-        raise CheckpointError(f"{folder} has no adapter_config.json", "Name the folder that PEFT has saved.")
-    config = read_json(folder / "adapter_config.json")
+    if not (folder / CONFIG).is_file():
+        raise CheckpointError(f"{folder} has no {CONFIG}", "Name the folder that PEFT has saved.")
+    config = read_json(folder / CONFIG)
     _check_config(folder, config, weight)
     updates: dict[str, _Update] = {}
     replacements: dict[str, StoredTensor] = {}
     for key, tensor in read_weights([_weights_of(folder)]).tensors.items():
-        name = _without_prefixes(key)
+        name = without_wrappers(key).removeprefix(_PREFIX)
         if (part := _PART.fullmatch(name)) is None:
-            replacements[name.replace(".modules_to_save", "").replace(".base_layer", "")] = tensor
+            replacements[_COPY.sub("", name).removeprefix("transformer.")] = tensor
             continue
-        layer, kind, which = part.groups()
-        update = updates.setdefault(layer, _Update())
+        module, kind, which = part.groups()
+        update = updates.setdefault(module.removeprefix("transformer."), _Update(module=module))
         if kind == "lora_magnitude_vector":
             update.magnitude = tensor
         elif which == "bias":
@@ -172,8 +199,7 @@ def read_adapter(folder: Path, weight: float = 1.0) -> Adapter:
         _finish(folder, config, layer, update)
     if not updates and not replacements:
         raise CheckpointError(f"{folder}: its adapter has no tensors")
-    base = config.get("base_model_name_or_path")
-    return Adapter(folder, weight, base if isinstance(base, str) and base else None, updates, replacements)
+    return Adapter(folder, weight, updates, replacements)
 
 
 def _weights_of(folder: Path) -> Path:
@@ -184,23 +210,20 @@ def _weights_of(folder: Path) -> Path:
 
 
 def _check_config(folder: Path, config: dict[str, Any], weight: float) -> None:
-    path = folder / "adapter_config.json"
-    merge = "Merge it with PEFT, `model.merge_and_unload().save_pretrained(folder)`, and convert that folder."
+    path = folder / CONFIG
     if (kind := config.get("peft_type")) != "LORA":
-        raise CheckpointError(f"{path}: its peft_type is {kind!r}; only LORA is merged here", merge)
+        raise CheckpointError(f"{path}: its peft_type is {kind!r}; only LORA is merged here", MERGE)
     init = config.get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(_CHANGING_INITS):
-        raise CheckpointError(f"{path}: init_lora_weights {init!r} has changed the weights of the base as well", merge)
+        raise CheckpointError(f"{path}: init_lora_weights {init!r} has changed the weights of the base as well", MERGE)
     for key, value in config.items():
         if key in _USED or key in _WITHOUT_EFFECT or not value:
             continue
         why = _REFUSED.get(key, "is not known here")
-        raise CheckpointError(f"{path}: {key} {why}, so it cannot be merged exactly", merge)
+        raise CheckpointError(f"{path}: {key} {why}, so it cannot be merged exactly", MERGE)
     whole = [key for key in ("use_dora", "modules_to_save", "bias") if config.get(key) not in (None, False, [], "none")]
     if weight != 1 and whole:
-        raise UsageError(
-            f"{folder}: an adapter with {whole[0]} has no weight but 1", f"Name it alone: `lora` {folder}."
-        )
+        raise UsageError(f"{folder}: an adapter with {whole[0]} has no weight but 1", "Leave out its weight.")
 
 
 def _finish(folder: Path, config: dict[str, Any], layer: str, update: _Update) -> None:
@@ -209,29 +232,37 @@ def _finish(folder: Path, config: dict[str, Any], layer: str, update: _Update) -
     shapes = update.a.shape, update.b.shape
     if any(len(shape) != 2 for shape in shapes) or shapes[0][0] != shapes[1][1]:
         raise CheckpointError(f"{folder}: its update of {layer} has matrices of the shapes {shapes[0]} and {shapes[1]}")
-    rank = _by_pattern(config.get("rank_pattern"), layer, config.get("r"))
-    alpha = _by_pattern(config.get("alpha_pattern"), layer, config.get("lora_alpha"))
-    if rank != shapes[0][0] or not isinstance(alpha, int | float):
+    if update.of_embedding and update.magnitude is not None:
+        raise CheckpointError(f"{folder}: DoRA of the embedding {layer} cannot be merged exactly", MERGE)
+    if update.magnitude is not None and update.magnitude.shape != (shapes[1][0],):
+        raise CheckpointError(f"{folder}: the magnitudes of {layer} have the shape {list(update.magnitude.shape)}")
+    if update.b_bias is not None and update.b_bias.shape != (shapes[1][0],):
+        raise CheckpointError(f"{folder}: the bias of {layer} has the shape {list(update.b_bias.shape)}")
+    rank = _by_pattern(folder, config, "rank_pattern", update.module, config.get("r"))
+    alpha = _by_pattern(folder, config, "alpha_pattern", update.module, config.get("lora_alpha"))
+    if not rank or rank != shapes[0][0] or not isinstance(alpha, int | float) or not abs(alpha) < _LARGEST_ALPHA:
         raise CheckpointError(
             f"{folder}: adapter_config.json states rank {rank!r} and alpha {alpha!r} for {layer}, whose matrices have"
             f" rank {shapes[0][0]}",
-            "Are adapter_config.json and the weights of the same adapter?",
+            "Check that adapter_config.json and the weights are of the same adapter.",
         )
     update.scaling = alpha / (sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _by_pattern(patterns: Any, layer: str, otherwise: Any) -> Any:
-    """As PEFT's `get_pattern_key`: the first pattern that the layer's name ends with, at a dot."""
-    for pattern, value in (patterns or {}).items():
-        if not _PLAIN_PATTERN.fullmatch(pattern):
-            raise CheckpointError(f"adapter_config.json has the pattern {pattern!r}, which is not a layer's name")
-        if re.match(rf"(.*\.)?({pattern})$", f"base_model.model.transformer.{layer}"):
+def _by_pattern(folder: Path, config: dict[str, Any], key: str, module: str, otherwise: Any) -> Any:
+    """As PEFT's `get_pattern_key`: the first pattern that the module's name ends with, at a dot."""
+    patterns = config.get(key) or {}
+    if not isinstance(patterns, dict):
+        raise CheckpointError(f"{folder / CONFIG}: {key} is not a table of layers", MERGE)
+    for pattern, value in patterns.items():
+        try:
+            plain = _PLAIN_PATTERN.fullmatch(pattern) and sum(map(pattern.count, "*+")) <= _MOST_REPETITIONS
+            found = plain and re.match(rf"(.*\.)?({pattern})$", module)
+        except re.error:
+            plain = None
+        if not plain:
+            what = f"{key} has the pattern {pattern!r}, which is not a layer's name"
+            raise CheckpointError(f"{folder / CONFIG}: {what}", MERGE)
+        if found:
             return value
     return otherwise
-
-
-def _without_prefixes(key: str) -> str:
-    """The name in the checkpoint, without what PEFT and other wrappers put before it."""
-    while prefix := next((prefix for prefix in _PREFIXES if key.startswith(prefix)), None):
-        key = key.removeprefix(prefix)
-    return key

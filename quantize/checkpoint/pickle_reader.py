@@ -12,6 +12,8 @@ from typing import Any, BinaryIO
 from dgpt2_quant.core.errors import CheckpointError
 
 _LARGEST_READ = 1 << 22  # bytes of one text or number, and of one line
+LARGEST_PICKLE = 100_000_000  # bytes, as of a safetensors header
+_LARGEST_NUMBER = 1024  # bits
 _MOST_OPCODES = 2_000_000  # the weights and the optimizer state of GPT-2 XL take 50,000
 _VALUES = {
     *("NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT"),
@@ -43,14 +45,17 @@ class Name:
 
 
 class _Bounded:
-    """A file that gives no more at once than a pickle of tensors needs."""
+    """A file that gives no more, at once and in all, than a pickle of tensors needs."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
+        self._end = file.tell() + LARGEST_PICKLE
 
     def read(self, count: int) -> bytes:
         if count > _LARGEST_READ:
             raise MalformedPickleError(f"a text or number of {count} bytes")
+        if self._file.tell() > self._end:
+            raise MalformedPickleError(f"more than {LARGEST_PICKLE} bytes")
         return self._file.read(count)
 
     def readline(self) -> bytes:
@@ -93,6 +98,8 @@ class _Reader:
     def _step(self, opcode: str, argument: Any) -> None:
         stack = self._stack
         if opcode in _VALUES:
+            if isinstance(argument, int) and argument.bit_length() > _LARGEST_NUMBER:
+                raise MalformedPickleError(f"a number of {argument.bit_length()} bits")
             stack.append(_CONSTANTS.get(opcode, argument))
         elif opcode in _TUPLES:
             self._replace(_TUPLES[opcode], tuple)
@@ -165,19 +172,19 @@ class _Reader:
             case "REDUCE":
                 arguments, function = stack.pop(), stack.pop()
                 if not isinstance(function, Name) or str(function) not in self._functions:
-                    raise RefusedPickleError(f"a call of {_shown(function)}")
+                    raise RefusedPickleError(f"a call of {shown(function)}")
                 if not isinstance(arguments, tuple):
-                    raise MalformedPickleError(f"{function} is called with {_shown(arguments)}")
+                    raise MalformedPickleError(f"{function} is called with {shown(arguments)}")
                 stack.append(self._functions[str(function)](*arguments))
             case "BUILD":  # of an OrderedDict: PyTorch hangs `_metadata` on it
                 state = stack.pop()
                 if not isinstance(stack[-1], dict) or not isinstance(state, dict):
-                    raise RefusedPickleError(f"attributes of {_shown(stack[-1])}")
+                    raise RefusedPickleError(f"attributes of {shown(stack[-1])}")
             case "BINPERSID":
                 stack.append(self._persistent(stack.pop()))
             case "INST" | "OBJ" | "NEWOBJ" | "NEWOBJ_EX":
                 named = Name(*argument.split(" ", 1)) if opcode == "INST" else _first_name(stack)
-                raise RefusedPickleError(f"an object of {_shown(named)}")
+                raise RefusedPickleError(f"an object of {shown(named)}")
             case _:
                 return False
         return True
@@ -203,7 +210,7 @@ class _Reader:
 
     def _top(self, kind: type) -> Any:
         if not isinstance(self._stack[-1], kind):
-            raise MalformedPickleError(f"items for {_shown(self._stack[-1])}")
+            raise MalformedPickleError(f"items for {shown(self._stack[-1])}")
         return self._stack[-1]
 
 
@@ -225,7 +232,7 @@ def read_pickle(
 def check_key(key: Any) -> Any:
     """The key itself, if it is a text or a number: the hash of nested tuples can take exponential time."""
     if not isinstance(key, str | int | float | bytes | None):
-        raise MalformedPickleError(f"the key {_shown(key)}")
+        raise MalformedPickleError(f"the key {shown(key)}")
     return key
 
 
@@ -237,5 +244,6 @@ def _first_name(stack: list[Any]) -> Any:
     return next((item for item in reversed(stack) if isinstance(item, Name)), "an unnamed class")
 
 
-def _shown(what: Any) -> str:
+def shown(what: Any) -> str:
+    """For messages; the text of nested containers can take exponential memory."""
     return str(what)[:200] if isinstance(what, Name | str) else f"a {type(what).__name__}"

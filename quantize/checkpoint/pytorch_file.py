@@ -19,19 +19,19 @@ import numpy as np
 import numpy.typing as npt
 from dgpt2_quant.core.errors import CheckpointError
 
-from .pickle_reader import MalformedPickleError, Name, RefusedPickleError, check_key, read_pickle
+from .pickle_reader import LARGEST_PICKLE, MalformedPickleError, Name, RefusedPickleError, check_key, read_pickle, shown
 from .safetensors_file import StoredTensor
 
 _MAGIC = 0x1950A86A20F9469CFC6C
-_LARGEST_PICKLE = 100_000_000  # bytes, as of a safetensors header
 _DEEPEST = 50  # containers within one another
+_MOST_AXES = 32
 _STORAGES = {
     **{"FloatStorage": ("F32", 4), "HalfStorage": ("F16", 2), "BFloat16Storage": ("BF16", 2)},
     **{"DoubleStorage": ("F64", 8), "LongStorage": ("I64", 8), "IntStorage": ("I32", 4), "ShortStorage": ("I16", 2)},
     **{"CharStorage": ("I8", 1), "ByteStorage": ("U8", 1), "BoolStorage": ("BOOL", 1)},
 }
 _DTYPES = {f"torch.{name}" for name in ("float32", "float16", "bfloat16", "float64", "int64", "int32", "bool", "uint8")}
-_HINT = "Save the weights alone: `torch.save(model.state_dict(), 'pytorch_model.bin')`, or as safetensors."
+SAVE_STATE = "Save the weights alone: `torch.save(model.state_dict(), 'pytorch_model.bin')`, or as safetensors."
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def read_pytorch_file(path: Path) -> Any:
             return _read_legacy(path, file)
     except RefusedPickleError as error:
         raise CheckpointError(
-            f"{path} asks for {error.message}, which no tensor needs; nothing of it was executed", _HINT
+            f"{path} asks for {error.message}, which no tensor needs; nothing of it was executed", SAVE_STATE
         ) from error
     except MalformedPickleError as error:
         raise _broken(path, error.message) from error
@@ -109,10 +109,10 @@ def _read_zip(path: Path, file: BinaryIO) -> Any:
                 raise _broken(path, "two entries of its ZIP have the same name")
             pickled = entries.get("data.pkl")
             if pickled is None:
-                raise CheckpointError(f"{path} is a ZIP without data.pkl: torch.save did not write it", _HINT)
+                raise CheckpointError(f"{path} is a ZIP without data.pkl: torch.save did not write it", SAVE_STATE)
             if compressed := [name for name, entry in entries.items() if entry.compress_type != zipfile.ZIP_STORED]:
                 raise _broken(path, f"{compressed[0]} is compressed, which torch.save does not do")
-            if pickled.file_size > _LARGEST_PICKLE:
+            if pickled.file_size > LARGEST_PICKLE:
                 raise _broken(path, f"data.pkl has {pickled.file_size} bytes")
             if (order := entries.get("byteorder")) and order.file_size < 64 and archive.read(order) != b"little":
                 raise CheckpointError(f"{path} has big-endian numbers", "Save it on a little-endian machine.")
@@ -128,11 +128,13 @@ def _read_zip(path: Path, file: BinaryIO) -> Any:
             raise _broken(path, f"it has no entry data/{storage.key}")
         if entry.file_size != storage.numel * storage.item_bytes:
             raise _broken(path, f"data/{storage.key} has {entry.file_size} bytes, its tensors need another number")
+        if not 0 <= entry.header_offset < size:
+            raise _broken(path, f"data/{storage.key} begins after the file")
         file.seek(entry.header_offset)
         local = file.read(30)
         if len(local) < 30 or not local.startswith(b"PK\x03\x04"):
             raise _broken(path, f"data/{storage.key} has no header")
-        start = entry.header_offset + 30 + sum(struct.unpack("<HH", local[26:30]))
+        start: int = entry.header_offset + 30 + sum(struct.unpack("<HH", local[26:30]))
         end = start + entry.file_size
         if end > size:
             raise _broken(path, f"data/{storage.key} ends after the file")
@@ -149,24 +151,22 @@ def _read_zip(path: Path, file: BinaryIO) -> Any:
 def _read_legacy(path: Path, file: BinaryIO) -> Any:
     """Pickles of a magic number, a version, the machine, the object and the storages' keys; then the storages."""
     if _plain(file) != _MAGIC:
-        raise CheckpointError(f"{path} was not written by torch.save", _HINT)
+        raise CheckpointError(f"{path} was not written by torch.save", SAVE_STATE)
     version, machine = _plain(file), _plain(file)
     if version != 1001 or not isinstance(machine, dict):
-        raise _broken(path, f"protocol version {str(version)[:40]}")
+        raise _broken(path, "its protocol version is not 1001")
     if machine.get("little_endian") is not True:
         raise CheckpointError(f"{path} has big-endian numbers", "Save it on a little-endian machine.")
     storages: dict[str, _Storage] = {}
     found = _unpickle(file, storages)
     keys = _plain(file)
-    if not isinstance(keys, list) or not {*storages} <= {key for key in keys if isinstance(key, str)}:
-        raise _broken(path, "its list of storages lacks some")
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or {*storages} != {*keys}:
+        raise _broken(path, "its list of storages is not that of its tensors")
     starts: dict[str, int] = {}
     at, size = file.tell(), path.stat().st_size
     for key in keys:
         file.seek(at)
         numel = int.from_bytes(file.read(8), "little", signed=True)
-        if key not in storages:  # of what was left out
-            raise _broken(path, f"storage {str(key)[:40]} belongs to no tensor")
         storage = storages[key]
         starts[key], at = at + 8, at + 8 + numel * storage.item_bytes
         if numel != storage.numel or at > size:
@@ -215,7 +215,7 @@ def _view(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> _V
     sizes = (*shape, *strides) if isinstance(shape, tuple) and isinstance(strides, tuple) else (None,)
     if not isinstance(storage, _Storage) or not all(type(n) is int and 0 <= n <= 1 << 48 for n in (offset, *sizes)):
         raise MalformedPickleError("a tensor without sound shape and strides")
-    if len(shape) != len(strides) or len(shape) > 32:
+    if len(shape) != len(strides) or len(shape) > _MOST_AXES:
         raise MalformedPickleError(f"a tensor of {len(shape)} axes with {len(strides)} strides")
     if 0 not in shape:
         last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
@@ -228,20 +228,31 @@ def _first(tensor: Any, *rest: Any) -> Any:
     return tensor
 
 
-def _ordered(pairs: Any = ()) -> dict[Any, Any]:
-    return {check_key(key): value for key, value in pairs}
+def _ordered(pairs: Any = None) -> dict[Any, Any]:
+    """`collections.OrderedDict`, which Python 2 calls with a list of pairs."""
+    found = {check_key(key): value for key, value in pairs or ()}
+    if pairs:
+        pairs.clear()  # a pickle that copies a list again and again would take unbounded memory
+    return found
+
+
+def _size(sizes: Any) -> tuple[Any, ...]:
+    """`torch.Size`."""
+    if not isinstance(sizes, list | tuple) or len(sizes) > _MOST_AXES:
+        raise MalformedPickleError("a shape that is none")
+    return tuple(sizes)
 
 
 def _subclass(function: Any, kind: Any, arguments: Any, *state: Any) -> Any:
     """`torch._tensor._rebuild_from_type_v2`: a tensor with attributes."""
     if not isinstance(function, Name) or str(function) not in _FUNCTIONS or not isinstance(arguments, tuple):
-        raise RefusedPickleError(str(function)[:200])
+        raise RefusedPickleError(shown(function))
     return _FUNCTIONS[str(function)](*arguments)
 
 
 _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "collections.OrderedDict": _ordered,
-    "torch.Size": tuple,
+    "torch.Size": _size,
     "torch._utils._rebuild_tensor": _view,
     "torch._utils._rebuild_tensor_v2": _view,
     "torch._utils._rebuild_parameter": _first,

@@ -11,7 +11,7 @@ from typing import Any
 from dgpt2_quant.core.errors import CheckpointError
 
 from .json_file import read_json
-from .pytorch_file import is_pytorch_file, read_pytorch_file
+from .pytorch_file import SAVE_STATE, is_pytorch_file, read_pytorch_file
 from .safetensors_file import StoredTensor, read_header
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # the first that is there; or its index, for shards
@@ -70,7 +70,10 @@ def read_weights(files: list[Path]) -> Weights:
     for path in files:
         found, arguments = _read_file(path)
         if twice := sorted(tensors.keys() & found.keys()):
-            raise CheckpointError(f"tensor {twice[0]!r} is in {tensors[twice[0]].path.name} and in {path.name}")
+            raise CheckpointError(
+                f"tensor {twice[0]!r} is in {tensors[twice[0]].path.name} and in {path.name}",
+                "Fetch or save the shards again, with their index.",
+            )
         tensors |= found
     return Weights(tensors, arguments)
 
@@ -82,7 +85,9 @@ def _shards(folder: Path, index: Path) -> list[Path]:
     names, present = sorted(set(shards.values())), {path.name for path in folder.iterdir() if path.is_file()}
     for name in names:
         if name not in present:
-            raise CheckpointError(f"{index.name} names the shard {name[:255]!r}, which is not in {folder}")
+            raise CheckpointError(
+                f"{index.name} names the shard {name[:255]!r}, which is not in {folder}", "Fetch or save it again."
+            )
     return [folder / name for name in names]
 
 
@@ -90,11 +95,6 @@ def _no_weights(folder: Path) -> CheckpointError:
     names = {path.name for path in folder.iterdir()}
     what = f"{folder} has no model.safetensors"
     save = "Save the weights with `model.save_pretrained(folder)`: it writes safetensors."
-    if "adapter_config.json" in names:
-        return CheckpointError(
-            f"{folder} is a PEFT adapter, without the model that it adapts",
-            f"Name the base model, and the adapter with `lora` {folder}; or save it merged: `merge_and_unload()`.",
-        )
     if zero := next((name for name in sorted(names) if name.startswith("global_step")), None):
         return CheckpointError(
             f"{what}, only DeepSpeed's {zero}", f"Put it together: `python zero_to_fp32.py {folder} {folder}`."
@@ -106,7 +106,7 @@ def _no_weights(folder: Path) -> CheckpointError:
         return CheckpointError(f"{what}, only files of its training ({training})", save)
     if gguf := next((name for name in sorted(names) if name.endswith(".gguf")), None):
         return CheckpointError(what, f"Name the GGUF file: {folder / gguf}")
-    return CheckpointError(what, save)
+    return CheckpointError(f"{folder} has neither model.safetensors nor pytorch_model.bin", save)
 
 
 def _read_file(path: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
@@ -120,21 +120,24 @@ def _read_file(path: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
             raise CheckpointError(f"{path} is {kind}", hint)
     if is_pytorch_file(path):
         return _state_of(path, read_pytorch_file(path))
-    if path.name.endswith(".safetensors") or head[8:9] == b"{":
+    if head[8:9] == b"{":
         return read_header(path), {}
-    raise CheckpointError(
-        f"{path} is neither a PyTorch nor a safetensors file",
-        "Fetch or save it again; it may be truncated.",
-    )
+    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        raise CheckpointError(f"{path} is a pickle that torch.save did not write", SAVE_STATE)
+    if path.name.endswith(".safetensors"):
+        return read_header(path), {}
+    what = "neither a PyTorch nor a safetensors file" if head else "empty"
+    raise CheckpointError(f"{path} is {what}", "Fetch or save it again; it may be truncated.")
 
 
 def _state_of(path: Path, saved: Any) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
     """The tensors of what was saved: a state dict, or a dictionary that has one in it."""
     if not isinstance(saved, dict):
-        raise CheckpointError(f"{path} holds a {type(saved).__name__}, not a dictionary of tensors")
+        raise CheckpointError(f"{path} holds a {type(saved).__name__}, not a dictionary of tensors", SAVE_STATE)
     arguments = saved.get("model_args")
     inside = next((saved[key] for key in _STATE_KEYS if isinstance(saved.get(key), dict)), saved)
     tensors = {name: tensor for name, tensor in inside.items() if isinstance(tensor, StoredTensor)}
     if not tensors:
-        raise CheckpointError(f"{path} holds no tensors under the names {', '.join(map(str, list(saved)[:6]))}")
+        names = ", ".join(name[:40] for name in saved if isinstance(name, str))[:200]
+        raise CheckpointError(f"{path} holds no tensors, but {names or 'nothing'}", SAVE_STATE)
     return tensors, arguments if isinstance(arguments, dict) else {}

@@ -130,6 +130,53 @@ def test_shared_containers_are_looked_at_once(tmp_path: Path) -> None:
     assert read_pytorch_file(zipped(tmp_path / "model.bin", b"\x80\x02)" + b"2\x86" * 45 + b".")) is not None
 
 
+NESTED = b")" + b"2\x86" * 60  # its text, and its hash, take exponential time
+SIZE = b"\x80\x02ctorch\nSize\nq\x00X\x00\x00\x10\x00" + b"a" * (1 << 20) + b"\x85q\x01"
+BOMBS = {
+    "a version": b"\x80\x02" + NESTED + b".",
+    "keys": b"\x80\x02M\xe9\x03."
+    + b"\x80\x02}X\x0d\x00\x00\x00little_endian\x88s."
+    + b"\x80\x02}.\x80\x02]"
+    + NESTED
+    + b"a.",
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_nested_values_in_old_files_are_refused_at_once(bomb: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.bin"
+    path.write_bytes(pickle.dumps(0x1950A86A20F9469CFC6C, 2) + BOMBS[bomb] + b"\x80\x02}." * 3)
+    with pytest.raises(CheckpointError):
+        read_pytorch_file(path)
+
+
+@pytest.mark.parametrize(
+    ("pickled", "why"),
+    [
+        (b"\x80\x02ctorch._tensor\n_rebuild_from_type_v2\n(" + NESTED + b"NNNtR.", "asks for a tuple"),
+        (SIZE + b"R0" + b"h\x00h\x01R0" * 10_000 + b"N.", "a shape that is none"),
+        (
+            b"\x80\x02ccollections\nOrderedDict\nq\x00]("
+            + b"K\x01K\x02\x86" * 1000
+            + b"e\x85q\x01R"
+            + b"h\x00h\x01R" * 50_000
+            + b".",
+            "",
+        ),
+    ],
+    ids=["nested", "copies of a text", "copies of pairs"],
+)
+def test_pickles_that_copy_again_and_again_take_little_memory(pickled: bytes, why: str, tmp_path: Path) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    path = zipped(tmp_path / "model.bin", pickled)
+    if why:
+        with pytest.raises(CheckpointError, match=why):
+            read_pytorch_file(path)
+    else:
+        assert read_pytorch_file(path) == {}
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+
+
 def longs(*numbers: int) -> bytes:
     return b"".join(b"J" + struct.pack("<i", number) for number in numbers)
 
