@@ -112,8 +112,10 @@ def bench(
     files = [*(stored.files[quant_type] for quant_type in quant_types), *given]
     others = []
     if peers:
-        folder = resolve(model, revision=revision, offline=offline, prefer_cache=True).folder
-        others += peers_for(folder, files)
+        source = resolve(model, revision=revision, offline=offline, prefer_cache=True)
+        if source.weights or source.adapters:
+            raise UsageError(f"`peers` needs a checkpoint folder, not {model}", "Leave out `peers`.")
+        others += peers_for(source.folder, files)
     if llama_cpp_bin is not None:
         others += llama_bench_for(files, Path(llama_cpp_bin))
     source_text = noting_special(source_text, stored.files[base], announce)

@@ -58,8 +58,8 @@ def perplexity(
     source = noting_special(source, path, announce)
     with Model.load(path, ctx_size=windowing.context, threads=count) as loaded, rows.on_threads(count) as for_blocks:
         windowing = windowing.fitted(loaded.positions)
-        tokens = loaded.tokenize(source.text, special=source.parse_special)
-        windows = windowing.windows(tokens)
+        tokens = loaded.tokenize(source.text, special=source.parse_special, add_special=True)
+        windows = windowing.windows(tokens, loaded.first_token)
         loaded.score(windows[0].tokens[:1])  # creates the context, which is not timed
         parts: list[FloatArray] = []
         seconds = 0.0

@@ -43,6 +43,14 @@ def convert(
         str | None,
         typer.Option("--name", metavar="NAME", help="Name of the model in file names and metadata."),
     ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--lora",
+            metavar="FOLDER[=WEIGHT]",
+            help="Merge this LoRA adapter, as PEFT saves them; repeat for several, in order.",
+        ),
+    ] = None,
     recipe: Annotated[
         str,
         typer.Option(
@@ -132,6 +140,7 @@ def convert(
             type=every if all else type or [],
             output=output,
             name=name,
+            lora=lora or [],
             recipe=recipe,
             prefer=prefer,
             without=without or [],

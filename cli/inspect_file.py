@@ -60,12 +60,26 @@ def _model_rows(described: "Description") -> list[list[str]]:
         ["recipe", described.recipe or "not recorded"],
         ["context", f"{described.context} positions"],
         ["vocabulary", f"{described.vocabulary} tokens"],
+        *_token_rows(described),
         ["license", str(metadata.get("general.license", "not recorded"))],
     ]
     for label, key in _WHERE_FROM.items():
         if (value := metadata.get(key)) is not None:
             rows.append([label, ", ".join(map(str, value)) if isinstance(value, list) else str(value)])
     return rows
+
+
+def _token_rows(described: "Description") -> list[list[str]]:
+    if described.vocabulary is None:
+        return []
+    ends = {"bos": "before", "eos": "after"}
+    added = [f"{role} {ends[role]} each text" for role in described.added_tokens]
+    rows = [[role, f"{token.text!r} ({token.id})"] for role, token in described.special_tokens.items()]
+    return [
+        *rows,
+        ["added", " and ".join(added) or "no tokens"],
+        ["chat template", ", ".join(described.chat_templates) or "none"],
+    ]
 
 
 def _importance_rows(described: "Description") -> list[list[str]]:

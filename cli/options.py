@@ -13,7 +13,7 @@ ConvertibleArgument = Annotated[
     typer.Argument(
         metavar="MODEL",
         help="storybook (bundled, works offline), a Hub name (distilgpt2, gpt2-medium, owner/name), a folder with"
-        " config.json, safetensors and tokenizer, or a .gguf file.",
+        " config.json, weights and tokenizer, a file of weights such as ckpt.pt, or a .gguf file.",
         show_default=True,
     ),
 ]
@@ -23,7 +23,7 @@ ModelOption = Annotated[
         "--model",
         "-m",
         metavar="MODEL",
-        help="storybook (bundled), a Hub name, a checkpoint folder, or a .gguf file.",
+        help="storybook (bundled), a Hub name, a checkpoint folder or file of weights, or a .gguf file.",
     ),
 ]
 CheckpointOption = Annotated[

@@ -56,14 +56,17 @@ def convert(
     overwrite: bool = False,
     dry_run: bool = False,
     name: str | None = None,
+    lora: Sequence[str | Path] = (),
     progress: Progress | None = None,
     announce: Announce | None = None,
 ) -> list[ConvertedFile]:
     """Writes a GGUF file for each quant type and returns their descriptions, in that order.
 
-    `model` is `storybook`, a Hub name, a folder, or a GGUF file (of F32, F16 or BF16; of other types with
-    `allow_requantize`). `output` is a folder (default: here) or, for one type, a file name that ends in `.gguf`. `name`
-    replaces the model's name in file names and metadata.
+    `model` is `storybook`, a Hub name, a folder, a file of weights, or a GGUF file (of F32, F16 or BF16; of other
+    types with `allow_requantize`). `output` is a folder (default: here) or, for one type, a file name that ends in
+    `.gguf`. `name` replaces the model's name in file names and metadata.
+
+    `lora` has folders of PEFT adapters, each `FOLDER` or `FOLDER=WEIGHT`, which are merged in this order.
 
     `recipe` is `stock` (types and bytes of llama-quantize), `lean` (less loss in the same formats), or a file that a
     search wrote. `prefer` (`quality`, `speed` or `size`, for the embedding's type) and `without` (steps to skip,
@@ -96,7 +99,7 @@ def convert(
     )
     text = read_given(imatrix, calibrate, parse_special=parse_special, keep_crlf=keep_crlf, announce=announce)
     source = open_model(
-        model, revision=revision, offline=offline or dry_run, allow_requantize=allow_requantize, name=name
+        model, revision=revision, offline=offline or dry_run, allow_requantize=allow_requantize, name=name, lora=lora
     )
     paths = request.paths(source.name)
     if not dry_run:

@@ -7,6 +7,8 @@ from typing import Any
 
 from dgpt2_quant.core.gguf_file import read_header, require_file
 
+from .checkpoint.metadata import ROLE_KEYS, chat_templates
+
 
 @dataclass(frozen=True)
 class DescribedTensor:
@@ -19,8 +21,20 @@ class DescribedTensor:
 
 
 @dataclass(frozen=True)
+class DescribedToken:
+    """A special token; `text` is None where the file has no such token."""
+
+    id: int
+    text: str | None
+
+
+@dataclass(frozen=True)
 class Description:
-    """One `inspect --json`. `type`, `recipe`, `context` and `vocabulary` are None where the file does not say."""
+    """One `inspect --json`. `type`, `recipe`, `context` and `vocabulary` are None where the file does not say.
+
+    `special_tokens` maps roles (`bos`, `eos`, `eot`, ...) to tokens, `added_tokens` has the roles of those that every
+    text gets, and `chat_templates` their names.
+    """
 
     path: str
     bytes: int
@@ -31,6 +45,9 @@ class Description:
     recipe: str | None
     context: int | None
     vocabulary: int | None
+    special_tokens: dict[str, DescribedToken]
+    added_tokens: list[str]
+    chat_templates: list[str]
     metadata: dict[str, Any]
     tensors: list[DescribedTensor]
 
@@ -49,6 +66,7 @@ def describe(path: str | Path) -> Description:
     metadata = header.metadata
     architecture = metadata.get("general.architecture")
     tokens = metadata.get("tokenizer.ggml.tokens")
+    tokens = tokens if isinstance(tokens, list) else None
     return Description(
         path=str(path),
         bytes=header.file_bytes,
@@ -58,7 +76,19 @@ def describe(path: str | Path) -> Description:
         type=header.quant_type,
         recipe=metadata.get("dgpt2_quant.recipe"),
         context=metadata.get(f"{architecture}.context_length"),
-        vocabulary=len(tokens) if isinstance(tokens, list) else None,
+        vocabulary=None if tokens is None else len(tokens),
+        special_tokens=_special_tokens(metadata, tokens or []),
+        added_tokens=[role for role in ("bos", "eos") if metadata.get(f"tokenizer.ggml.add_{role}_token") is True],
+        chat_templates=[*chat_templates(metadata)],
         metadata=metadata,
         tensors=[DescribedTensor(t.name, t.type.name, list(t.shape), t.nbytes) for t in header.tensors.values()],
     )
+
+
+def _special_tokens(metadata: dict[str, Any], tokens: list[str]) -> dict[str, DescribedToken]:
+    found = {}
+    for role, name in {"bos": "bos", "eos": "eos", **ROLE_KEYS}.items():
+        number = metadata.get(f"tokenizer.ggml.{name}_token_id")
+        if isinstance(number, int):
+            found[role] = DescribedToken(number, tokens[number] if 0 <= number < len(tokens) else None)
+    return found

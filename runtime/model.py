@@ -68,8 +68,8 @@ class Model(Scorer):
 
     `positions` is the length of the context in tokens, `vocabulary` the number of logits (the first `real_vocabulary`
     belong to real tokens, the others to pad tokens), `width` the size of a hidden state, `quant_type` the name of the
-    file's quant type (None if the file does not state it), `huge_pages` whether the weights are in private memory.
-    """
+    file's quant type or None, `huge_pages` whether the weights are in private memory, and `first_token` the token that
+    begins each text, or None."""
 
     def __init__(
         self,
@@ -91,6 +91,7 @@ class Model(Scorer):
         self.vocabulary = native.vocabulary
         self.real_vocabulary = native.real_vocabulary
         self.width = native.width
+        self.first_token = native.bos if native.adds_bos else None
         self._threads = threads
         self._flash_attention = flash_attention
         self._kv_type = kv_type
@@ -241,8 +242,8 @@ class Model(Scorer):
     def tokenize(self, text: str, *, special: bool = True, add_special: bool | None = None) -> list[int]:
         """The text's token ids. With `special`, `<|endoftext|>` in it is the control token of that name.
 
-        With `add_special` (default: the value of `special`) the beginning-of-text token comes first if the file states
-        so (`tokenizer.ggml.add_bos_token`), as in a prompt. Raises `UsageError` for anything but a str.
+        With `add_special` (default: the value of `special`) the beginning-of-text token comes first and the end-of-text
+        token last if the file states so (`add_bos_token`, `add_eos_token`), as in a prompt.
         """
         if not isinstance(text, str):
             raise UsageError(f"`text` must be a str, not {reprlib.repr(text)}", "Decode bytes first.")

@@ -50,6 +50,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "max_length": None,
     "min_length": None,
     "min_new_tokens": None,
+    "add_special_tokens": None,  # None and True: as the file states
 }
 _OTHER_NAMES: Mapping[str, str] = {"stop_sequence": "stop_strings"}
 # for the other options None means off
@@ -91,7 +92,6 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "diversity_penalty": (0.0,),
     "use_cache": (True,),
     "clean_up_tokenization_spaces": (False,),
-    "add_special_tokens": (True, False),  # GPT-2 adds none
     "no_repeat_ngram_size": (0,),
     "encoder_no_repeat_ngram_size": (0,),
     "encoder_repetition_penalty": (1.0,),
@@ -226,7 +226,11 @@ class TextGenerationPipeline(Closing):
         return [records[start : start + count] for start in range(0, len(records), count)]
 
     def _sequence(self, text: str, settings: Mapping[str, Any]) -> Sequence:
-        prompt = self.model.tokenize(settings["prefix"] + text)
+        with_special = settings["add_special_tokens"]
+        prompt = self.model.tokenize(
+            settings["prefix"] + text,
+            add_special=None if with_special is None else check_flag("add_special_tokens", with_special),
+        )
         length = len(prompt) or 1
         if settings["max_new_tokens"] is not None:
             max_tokens = check_count("max_new_tokens", settings["max_new_tokens"])

@@ -3,6 +3,7 @@
 usage: time_conversion.py convert --convert-script SCRIPT --llama-cpp-bin DIR --tokenizer FOLDER [--peer-python PYTHON]
        time_conversion.py quantize MODEL.F32.gguf [--type TYPE ...] [--imatrix FILE]
        time_conversion.py large FOLDER [--type TYPE ...]
+       time_conversion.py pytorch [--type TYPE ...] [--peer-python PYTHON]
 
 - convert: a DistilGPT2-size F32 checkpoint to F16, Q8_0, Q5_K_M and Q4_0 in one `convert`, compared with llama.cpp's
   convert_hf_to_gguf.py to F16 (from a copy without mask buffers, on which it stops) and llama-quantize three times.
@@ -13,6 +14,8 @@ usage: time_conversion.py convert --convert-script SCRIPT --llama-cpp-bin DIR --
 - large: a large checkpoint to several types in one `convert`, compared with reading the source and with llama.cpp's
   quantizer alone on weights in memory. A checkpoint of GPT-2 XL's shape, 6.2 GB, is written by
   `random_distilgpt2.py xl --layers 48 --width 1600 --heads 25 --shards 4 --without-buffers`.
+- pytorch: `pytorch_model.bin` of DistilGPT2's size, which PyTorch writes, compared with the same weights as
+  safetensors. PYTHON needs torch and safetensors.
 
 The page cache is warm for all. Ratios are the median of the rounds' own. The last line is JSON.
 """
@@ -64,6 +67,11 @@ def main() -> None:
     part.add_argument("--type", action="append", help="q4_k_m and q8_0 by default")
     part.set_defaults(measure=large)
     add_turns(part, rounds=3)
+    part = parts.add_parser("pytorch")
+    part.add_argument("--type", action="append", help="q4_0 by default")
+    part.add_argument("--peer-python", default=sys.executable, help="a Python with torch and safetensors")
+    part.set_defaults(measure=pytorch)
+    add_turns(part, rounds=5)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         print_document(arguments, arguments.measure(arguments, Path(scratch)))
@@ -183,6 +191,37 @@ def seconds_to_quantize(folder: Path, types: list[str], threads: int) -> float:
             quantized = partial(quantize_rows, tensor.name, tensor_types=formats)
             total += seconds_of(lambda pieces=pieces, quantized=quantized: list(pool.map(quantized, pieces)))
     return total
+
+
+def pytorch(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+    run(sys.executable, Path(__file__).with_name("random_distilgpt2.py"), scratch / "safetensors")
+    shutil.copytree(scratch / "safetensors", scratch / "pytorch")
+    weights = scratch / "pytorch" / "model.safetensors"
+    save = "from sys import argv; import torch; from safetensors.torch import load_file;"
+    run(
+        arguments.peer_python,
+        "-c",
+        f"{save} torch.save(load_file(argv[1]), argv[2])",
+        weights,
+        weights.with_name("pytorch_model.bin"),
+    )
+    weights.unlink()
+    peaks = []
+
+    def converted(folder: str, _number: int) -> float:
+        types = [flag for name in arguments.type or ["q4_0"] for flag in ("-t", name)]
+        command = [PROGRAM, "convert", scratch / folder, *types, "-o", empty(scratch / "out")]
+        seconds, peak = run(*command, "--threads", arguments.threads)
+        if folder == "pytorch":
+            peaks.append(peak)
+        return seconds
+
+    seconds = in_turns({name: partial(converted, name) for name in ("pytorch", "safetensors")}, arguments.rounds)
+    return {
+        **{f"{name}_s": spread(values, 2) for name, values in seconds.items()},
+        "ratio": median_ratio(seconds["pytorch"], seconds["safetensors"]),
+        "pytorch_peak_mb": round(max(peaks) / 1e6),
+    }
 
 
 if __name__ == "__main__":

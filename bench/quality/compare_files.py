@@ -79,11 +79,12 @@ def compare_files(
         base, compared = opened[reference], [opened[path] for path in files]
         count = base.threads
         windowing = windowing.fitted(min(model.positions for model in (base, *compared)))
-        tokens = base.tokenize(text, special=parse_special)
+        tokens = base.tokenize(text, special=parse_special, add_special=True)
         for path, model in zip(files, compared, strict=True):
-            if model.real_vocabulary != base.real_vocabulary or model.tokenize(text, special=parse_special) != tokens:
+            theirs = model.tokenize(text, special=parse_special, add_special=True)
+            if model.real_vocabulary != base.real_vocabulary or theirs != tokens:
                 raise UsageError(f"{path} lacks the vocabulary of {reference}", "Compare files of one model.")
-        windows = windowing.windows(tokens)
+        windows = windowing.windows(tokens, base.first_token)
         noisy = min(len(windows), _NOISE_WINDOWS)
         for_blocks = stack.enter_context(rows.on_threads(count))
         expected: list[TokenScores] = []

@@ -63,8 +63,12 @@ class Windowing:
             raise UsageError(f"`stride` must be 1-{context} for a context of {context}, not {stride}")
         return Windowing(self.method, context, stride)
 
-    def windows(self, tokens: Sequence[int]) -> list[Window]:
-        """The windows of a text; the windowing must be `fitted`. Raises `UsageError` for a text that is too short."""
+    def windows(self, tokens: Sequence[int], begin: int | None = None) -> list[Window]:
+        """The windows of a text; the windowing must be `fitted`. Raises `UsageError` for a text that is too short.
+
+        As in llama-perplexity, `begin`, the token that every text of the model begins with, replaces the first token of
+        each chunk.
+        """
         if self.method == "strided":
             if len(tokens) <= _FEWEST_SCORED:
                 message = f"the text has {len(tokens)} tokens, and needs at least {_FEWEST_SCORED + 1}"
@@ -80,7 +84,10 @@ class Windowing:
             raise UsageError(
                 f"one chunk of {self.context} tokens is too short to score", "Use a longer text, or a `stride`."
             )
-        return [Window(tokens[start : start + self.context], self.context // 2) for start in starts]
+        chunks = [tokens[start : start + self.context] for start in starts]
+        if begin is not None:
+            chunks = [[begin, *chunk[1:]] for chunk in chunks]
+        return [Window(chunk, self.context // 2) for chunk in chunks]
 
 
 LLAMA_CPP = Windowing()  # the method of published figures

@@ -69,7 +69,7 @@ class CardPrompts:
 
 def next_token_probabilities(model: Model, prompt: str) -> FloatArray:
     """The probability of each real token, shape (real vocabulary,)."""
-    tokens = model.tokenize(prompt, special=False)
+    tokens = model.tokenize(prompt, special=False, add_special=True)
     row = model.logits(tokens, len(tokens) - 1)[0, : model.real_vocabulary].astype(np.float64)
     weights = np.exp(row - row.max())
     return np.asarray(weights / weights.sum())

@@ -64,8 +64,12 @@ class Lambada:
 
 
 def split_passage(model: Model, passage: str, *, parse_special: bool = True) -> tuple[list[int], list[int]]:
-    """The tokens before the last word, and those of the word with its leading white space."""
+    """The tokens before the last word, and those of the word with its leading white space.
+
+    Those before begin with the token that every text begins with, if the file states one.
+    """
     before = passage.rpartition(" ")[0].rstrip()
-    tokens = model.tokenize(passage, special=parse_special)
-    length = len(model.tokenize(before, special=parse_special)) if before else 0
-    return tokens[:length], tokens[length:]
+    tokens = model.tokenize(passage, special=parse_special, add_special=False)
+    length = len(model.tokenize(before, special=parse_special, add_special=False)) if before else 0
+    first = [] if model.first_token is None else [model.first_token]
+    return [*first, *tokens[:length]], tokens[length:]

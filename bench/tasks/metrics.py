@@ -84,7 +84,12 @@ class Probe(Protocol):
 
 
 def first_token(model: Model) -> int:
-    """The token before a text: `<|endoftext|>`. Raises `UsageError` for a model without it."""
+    """The token before a text: that of the file if it states one, else `<|endoftext|>`.
+
+    Raises `UsageError` for a model without it.
+    """
+    if model.first_token is not None:
+        return model.first_token
     tokens = model.tokenize(END_OF_TEXT, add_special=False)
     if len(tokens) != 1:
         raise UsageError(f"{model.path} lacks the token {END_OF_TEXT}, after which texts are scored", "Use a GPT-2.")
@@ -109,7 +114,7 @@ def common_prefix(texts: Sequence[Sequence[int]]) -> int:
 
 def relative_log_probs(model: Model, begin: int, texts: Sequence[str], *, parse_special: bool = True) -> FloatArray:
     """The log-probability of each text after the token `begin`, in nats, without the tokens that all begin with."""
-    tokens = [[begin, *model.tokenize(text, special=parse_special)] for text in texts]
+    tokens = [[begin, *model.tokenize(text, special=parse_special, add_special=False)] for text in texts]
     shared = common_prefix(tokens)
     endings = [text[shared:] for text in tokens]
     prefix = fit(model, tokens[0][:shared], max(map(len, endings)))

@@ -88,7 +88,7 @@ def score_text(
 
     Raises `UsageError` for an empty text or impossible windows.
     """
-    tokens = model.tokenize(text, special=settings.parse_special)
+    tokens = model.tokenize(text, special=settings.parse_special, add_special=False)
     if not tokens:
         raise UsageError("the text is empty", "Use a longer text.")
     windowing = text_windowing(model, settings)

@@ -154,6 +154,9 @@ def cut(
     tokenizer = source.tokenizer()
     text = text.noting(special_note(text, tokenizer.tokens, tokenizer.types), announce)
     tokens = encode_text(tokenizer, text.text, parse_special=text.parse_special)
+    if tokenizer.add_bos:  # as in llama-imatrix, before the text, and then in place of each chunk's first token
+        tokens = [tokenizer.bos, *tokens]
+        tokens[::size] = [tokenizer.bos] * len(tokens[::size])
     count = min(len(tokens) // size, chunks or len(tokens))
     if not count:
         raise UsageError(

@@ -7,17 +7,9 @@ that token, otherwise as letters.
 from collections.abc import Iterable, Sequence
 
 from dgpt2_quant.core.text import NamedText
-from dgpt2_quant.quantize.checkpoint.tokenizer import Tokenizer, TokenType
+from dgpt2_quant.quantize.checkpoint.tokenizer import CONTROL_NAMES, Tokenizer, TokenType
 
 _UNKNOWN = 2  # llama.cpp's LLAMA_TOKEN_TYPE_UNKNOWN, which it parses like control tokens
-# llama.cpp treats these as control tokens, whatever their type in the file (src/llama-vocab.cpp: the tokens that end a
-# text or a turn, and those for "fill in the middle", one of each kind)
-_NAMES = """<|endoftext|> <|end_of_text|> <|im_end|> <|eot_id|> <|eom_id|> <|end|> <|return|> <|call|> <|calls|>
-<|flush|> <|tool_response> <turn|> <end_of_turn> <end_of_utterance> <eos> </s> <EOT> _<EOT> [EOT] [EOS] [e~[
-<|fim_prefix|> <|fim_suffix|> <|fim_middle|> <|fim_pad|> <|fim_repo|> <|file_sep|> <|repo_name|>
-<fim_prefix> <fim_suffix> <fim_middle> <fim_pad> <fim-prefix> <fim-suffix> <fim-middle> <fim-pad> <fim-repo> <reponame>
-<|code_prefix|> <|code_suffix|> <|code_middle|> <|prefix|> <|suffix|> <|middle|> <PRE> <SUF> <MID> <PAD> <REPO>"""
-_CONTROL_NAMES = frozenset(_NAMES.split())
 _SHOWN = 5  # special tokens listed in a note
 
 
@@ -51,7 +43,7 @@ def encode_text(tokenizer: Tokenizer, text: str, *, parse_special: bool = True) 
 def special_tokens(tokens: Sequence[str], types: Sequence[int]) -> list[str]:
     """The tokens of a vocabulary that are recognized in a text only with `parse_special`."""
     kinds = (TokenType.CONTROL, _UNKNOWN)
-    return [t for t, kind in zip(tokens, types, strict=False) if kind in kinds or t in _CONTROL_NAMES]
+    return [t for t, kind in zip(tokens, types, strict=False) if kind in kinds or t in CONTROL_NAMES]
 
 
 def special_note(text: NamedText, tokens: Sequence[str], types: Sequence[int]) -> str | None:

@@ -1,7 +1,6 @@
-"""Reads a checkpoint folder in Hugging Face layout: `config.json`, safetensors (one file or shards), tokenizer."""
+"""Opens a checkpoint: a folder in Hugging Face layout, or a single file of weights such as nanoGPT's `ckpt.pt`."""
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,21 +8,28 @@ from typing import Any
 from dgpt2_quant.core.errors import CheckpointError
 from dgpt2_quant.core.workers import check_cancelled
 
+from .config import config_of_nanogpt
+from .json_file import read_json
+from .known_keys import check_keys
 from .model_card import card_license
-from .safetensors_file import StoredTensor, read_header
+from .safetensors_file import StoredTensor
+from .weight_files import read_weights, weight_files
 
 # The files that affect a converted file, in addition to the weights; all but the config are optional.
 _TEXT_FILES = (
     "README.md",
     "config.json",
+    "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
+    "chat_template.jinja",
 )
 
+_NANOGPT_GPT2 = (50257, 50304)  # sizes of GPT-2's vocabulary in nanoGPT, which pads it to a multiple of 64
 _HASHED_AT_ONCE = 1 << 18  # bytes
 
 
@@ -34,53 +40,55 @@ class Checkpoint:
     folder: Path
     config: dict[str, Any]
     tensors: dict[str, StoredTensor]
+    of_nanogpt: bool = False
 
     def license(self) -> str | None:
         """The SPDX identifier in the model card."""
         return card_license(self.folder)
 
+    def check_tokenizer(self, vocabulary: int) -> None:
+        """Raises `CheckpointError` for a model of nanoGPT without tokenizer, which nanoGPT does not save."""
+        if not self.of_nanogpt or any((self.folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+            return
+        if vocabulary in _NANOGPT_GPT2:
+            raise CheckpointError(
+                f"{self.folder} has no tokenizer; nanoGPT uses GPT-2's",
+                f"Fetch it: `hf download openai-community/gpt2 vocab.json merges.txt --local-dir {self.folder}`.",
+            )
+        raise CheckpointError(
+            f"{self.folder} has no tokenizer; nanoGPT's vocabulary of {vocabulary} is of a data set's own, such as"
+            " characters (meta.pkl), which GGUF's gpt2 tokenizer is not",
+            "Only models with GPT-2's tokenizer, or another byte-level BPE as tokenizer.json, can be converted.",
+        )
 
-def open_checkpoint(folder: Path) -> Checkpoint:
-    """Reads the config and the headers of the weight files.
+
+def open_checkpoint(folder: Path, weights: Path | None = None) -> Checkpoint:
+    """Reads the config and the tables of the weight files: those of the folder, or the one file `weights`.
 
     Raises `CheckpointError` if one is missing or broken.
     """
-    config = read_json(folder / "config.json")
-    tensors: dict[str, StoredTensor] = {}
-    for path in _weight_files(folder):
-        found = read_header(path)
-        if twice := sorted(tensors.keys() & found.keys()):
-            raise CheckpointError(f"tensor {twice[0]!r} is in {tensors[twice[0]].path.name} and in {path.name}")
-        tensors |= found
-    return Checkpoint(folder, config, tensors)
+    found = read_weights([weights] if weights else weight_files(folder))
+    has_config = (folder / "config.json").is_file()
+    config = read_json(folder / "config.json") if has_config or not found.arguments else {}
+    check_keys("config.json", config)
+    if (folder / "generation_config.json").is_file():
+        check_keys("generation_config.json", read_json(folder / "generation_config.json"))
+    if found.arguments:
+        config |= config_of_nanogpt(found.arguments)
+    return Checkpoint(folder, config, found.tensors, of_nanogpt=bool(found.arguments))
 
 
-def source_files(folder: Path) -> list[Path]:
+def source_files(folder: Path, weights: Path | None = None) -> list[Path]:
     """All files that affect a conversion, in a fixed order. Raises `CheckpointError` if there are no weights."""
-    return [path for name in _TEXT_FILES if (path := folder / name).is_file()] + _weight_files(folder)
+    texts = [path for name in _TEXT_FILES if (path := folder / name).is_file()]
+    texts += sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    return texts + ([weights] if weights else weight_files(folder))
 
 
-def source_sha256(folder: Path) -> str:
+def source_sha256(folder: Path, weights: Path | None = None) -> str:
     """A hash of the folder's content, independent of its name: of the names and hashes of `source_files`."""
-    lines = [f"{file_sha256(path)}  {path.name}\n" for path in source_files(folder)]
+    lines = [f"{file_sha256(path)}  {path.name}\n" for path in source_files(folder, weights)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object. Raises `CheckpointError` that names the file."""
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{path} is missing", "A checkpoint folder contains config, weights and tokenizer."
-        ) from None
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is not a JSON object")
-    return content
 
 
 def file_sha256(path: Path) -> str:
@@ -94,23 +102,3 @@ def file_sha256(path: Path) -> str:
         return digest.hexdigest()
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file():
-        return [single]
-    if not index.is_file():
-        other = next((p.name for p in sorted(folder.glob("*.bin")) + sorted(folder.glob("*.h5"))), None)
-        raise CheckpointError(
-            f"{folder} has no model.safetensors" + (f", only {other}" if other else ""),
-            "Save the weights with `model.save_pretrained(folder)`: it writes safetensors." if other else "",
-        )
-    shards = read_json(index).get("weight_map")
-    if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
-        raise CheckpointError(f"{index} has no valid weight_map")
-    names, present = sorted(set(shards.values())), {path.name for path in folder.iterdir() if path.is_file()}
-    for name in names:
-        if name not in present:
-            raise CheckpointError(f"{index.name} lists the shard {name[:255]!r}, which is not in {folder}")
-    return [folder / name for name in names]

@@ -20,7 +20,7 @@ from dgpt2_quant.core.quant_types import TensorType
 from dgpt2_quant.core.read_at import read_at
 
 from .folder import file_sha256
-from .metadata import is_quant_type_key
+from .metadata import ROLE_KEYS, chat_templates, is_quant_type_key
 from .model_name import name_of_file
 from .rows import BlockReader, RowReader, from_bfloat16
 from .tokenizer import Tokenizer, TokenType
@@ -140,7 +140,19 @@ class GGUFModel:
         tokens = metadata["tokenizer.ggml.tokens"]
         types = metadata.get("tokenizer.ggml.token_type", [TokenType.NORMAL] * len(tokens))
         bos, eos = (metadata.get(f"tokenizer.ggml.{name}_token_id", 0) for name in ("bos", "eos"))
-        return Tokenizer(tokens, types, metadata["tokenizer.ggml.merges"], bos, eos)
+        others = {role: metadata.get(f"tokenizer.ggml.{name}_token_id") for role, name in ROLE_KEYS.items()}
+        add_bos, add_eos = (bool(metadata.get(f"tokenizer.ggml.add_{name}_token")) for name in ("bos", "eos"))
+        return Tokenizer(
+            tokens,
+            types,
+            metadata["tokenizer.ggml.merges"],
+            bos,
+            eos,
+            {role: number for role, number in others.items() if number is not None},
+            add_bos,
+            add_eos,
+            chat_templates(metadata),
+        )
 
     @cached_property
     def _quantized_as(self) -> str | None:

@@ -1,11 +1,12 @@
-"""Maps a GPT-2 checkpoint to llama.cpp: hyperparameters from `config.json`, tensor names and layout.
+"""A GPT-2 checkpoint in llama.cpp's terms: where each tensor is, and what must be done to it.
 
-llama.cpp's GPT-2 graph has a fixed tanh GELU and attention scale 1/sqrt(head width). Both of Transformers' attention
-scale switches fold exactly into the query third of the fused QKV matrix; other activations are refused. `Conv1D`
-weights are stored as (inputs, outputs), and are transposed as views, without a copy.
+llama.cpp's GPT-2 graph has a tanh GELU and a 1/sqrt(head width) built in. Both of Transformers' attention scale
+switches fold exactly into the query third of the fused projection. `Conv1D` weights are stored (inputs, outputs) and
+transposed, as views; nanoGPT's `Linear` ones are stored (outputs, inputs), and its biases can be absent.
 """
 
-import re
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any
@@ -13,38 +14,30 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from dgpt2_quant.core.errors import CheckpointError
-from dgpt2_quant.core.hyperparameters import LARGEST, Hyperparameters
+from dgpt2_quant.core.hyperparameters import Hyperparameters
 from dgpt2_quant.core.quant_types import TensorType
 
+from .config import switch
 from .folder import Checkpoint
+from .layouts import NamedTensors, missing_tensor, name_tensors
+from .lora import MERGE, Adapter
 from .rows import BlockReader, RowReader
 from .safetensors_file import StoredTensor
 
-_TANH_GELU = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_accurate", "gelu_python_tanh")
-# Transformers' generic names (`GPT2Config.attribute_map`), which take precedence there
-_ALIASES = {
-    "n_embd": "hidden_size",
-    "n_head": "num_attention_heads",
-    "n_layer": "num_hidden_layers",
-    "n_positions": "max_position_embeddings",
+_MATRICES = ("attn_output.weight", "attn_qkv.weight", "ffn_down.weight", "ffn_up.weight")
+# heads of training that a language model does not need: TRL's value heads
+_TRAINING_HEADS = ("v_head.", "value_head.", "q_head.", "reward_head.")
+# which key of config.json states an axis of a tensor; axes as in (outputs, inputs)
+_AXES = {
+    "token_embd.weight": ("vocab_size", "n_embd"),
+    "output.weight": ("vocab_size", "n_embd"),
+    "position_embd.weight": ("n_positions", "n_embd"),
+    "ffn_up.weight": ("n_inner", "n_embd"),
+    "ffn_down.weight": ("n_embd", "n_inner"),
+    "norm.weight": ("n_embd",),
+    "norm.bias": ("n_embd",),
 }
-_BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # causal masks; `h.0.attn.c_attn.bias` is a weight
-_OUTPUT = "lm_head.weight"
-_OUTSIDE = {
-    "output_norm.bias": "ln_f.bias",
-    "output_norm.weight": "ln_f.weight",
-    "position_embd.weight": "wpe.weight",
-    "token_embd.weight": "wte.weight",
-}
-_IN_BLOCK = {
-    "attn_norm": "ln_1",
-    "attn_output": "attn.c_proj",
-    "attn_qkv": "attn.c_attn",
-    "ffn_down": "mlp.c_proj",
-    "ffn_norm": "ln_2",
-    "ffn_up": "mlp.c_fc",
-}
-_CONV1D = ("attn_output.weight", "attn_qkv.weight", "ffn_down.weight", "ffn_up.weight")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,21 +46,26 @@ class CheckpointTensor:
 
     name: str
     shape: tuple[int, ...]
-    _checkpoint: Checkpoint
-    _key: str
+    _key: str  # the layout's name, without prefix
+    _shown: str  # the name in the files
+    _stored: StoredTensor | None  # None for a bias that the checkpoint does without
+    _transposed: bool = False
     _query_scale: float = 1.0
+    _adapters: Sequence[Adapter] = ()
     stored: TensorType | None = None  # no blocks that could be copied
 
     @property
     def label(self) -> str:
         """The name in messages: the checkpoint's, and llama.cpp's."""
-        return f"{self._key!r} ({self.name})"
+        return f"{self._shown!r} ({self.name})"
 
     def read(self) -> npt.NDArray[np.floating[Any]]:
         """Reads the tensor as float16, float32 or float64, as stored; a matrix may be a transposed view."""
-        data = self._stored.read()
-        if self.name.endswith(_CONV1D):
+        data = np.zeros(self.shape, np.float32) if self._stored is None else self._stored.read()
+        if self._transposed:
             data = data.T
+        for adapter in self._adapters:
+            data = adapter.merged(self._key, data)
         if self._query_scale != 1.0:
             data = data.astype(np.float32 if data.dtype == np.float16 else data.dtype)
             with np.errstate(over="ignore"):  # `quantize` refuses an infinity, with the tensor's name
@@ -75,132 +73,177 @@ class CheckpointTensor:
         return data
 
     def reader(self) -> RowReader:
-        """Reads rows, called with (first row, number of rows). A transposed matrix is read as a whole, at once."""
-        if len(self.shape) == 2 and not self.name.endswith(_CONV1D):
+        """Reads rows, called with (first row, number of rows). What must be changed is read as a whole, at once."""
+        changed = self._transposed or self._adapters or self._query_scale != 1.0
+        if len(self.shape) == 2 and not changed and type(self._stored) is StoredTensor:  # not a strided one
             return self._stored.read
         data = self.read().reshape(-1, self.shape[-1])
         return lambda first, rows: data[first : first + rows]
-
-    @property
-    def _stored(self) -> StoredTensor:
-        return self._checkpoint.tensors[self._key]
 
     def block_reader(self) -> BlockReader:
         raise TypeError(f"{self.label} is not stored in blocks")
 
 
-def read_hyperparameters(config: dict[str, Any]) -> Hyperparameters:
-    """Reads `config.json`. Raises `CheckpointError` if it is not a GPT-2, or not possible in GGUF."""
-    kind = config.get("model_type")
-    if kind != "gpt2":
-        raise CheckpointError(
-            f"config.json says model_type {kind!r}; this tool converts GPT-2 models (model_type 'gpt2')",
-            "For other architectures use llama.cpp's convert_hf_to_gguf.py.",
-        )
-    activation = config.get("activation_function", "gelu_new")
-    if activation not in _TANH_GELU:
-        raise CheckpointError(
-            f"config.json says activation_function {activation!r}; llama.cpp's GPT-2 computes only a tanh GELU "
-            f"({', '.join(_TANH_GELU)}), so the converted model would be wrong"
-        )
-    if _switch(config, "add_cross_attention", False):
-        raise CheckpointError("config.json says add_cross_attention, which llama.cpp's GPT-2 lacks")
-    width = _size(config, "n_embd", 768, LARGEST["width"])
-    heads = _size(config, "n_head", 12, LARGEST["heads"])
-    if width % heads:
-        raise CheckpointError(f"config.json: n_embd {width} is not a multiple of n_head {heads}")
-    epsilon = config.get("layer_norm_epsilon", 1e-5)
-    if not isinstance(epsilon, int | float) or not 0 < np.float32(epsilon) < 1:  # float32 as in the file
-        raise CheckpointError(f"config.json: layer_norm_epsilon is {epsilon!r}, not between 0 and 1")
-    return Hyperparameters(
-        layers=_size(config, "n_layer", 12, LARGEST["layers"]),
-        width=width,
-        heads=heads,
-        inner=4 * width if config.get("n_inner") is None else _size(config, "n_inner", 0, LARGEST["inner"]),
-        context=_size(config, "n_positions", config.get("n_ctx", 1024), LARGEST["context"]),
-        vocabulary=_size(config, "vocab_size", 50257, LARGEST["vocabulary"]),
-        norm_epsilon=float(epsilon),
-    )
+def model_tensors(
+    checkpoint: Checkpoint, sizes: Hyperparameters, adapters: Sequence[Adapter] = ()
+) -> list[CheckpointTensor]:
+    """The model's tensors in file order, with the adapters merged in their order.
 
-
-def model_tensors(checkpoint: Checkpoint, sizes: Hyperparameters) -> list[CheckpointTensor]:
-    """The model's tensors in file order; each must exist in the checkpoint, with the expected shape.
-
+    With adapters, embedding and output matrix differ as soon as one of the two is changed, as PEFT computes them.
     Mask buffers are skipped, and so is an output matrix equal to the embedding (41 MB in DistilGPT2).
     Raises `CheckpointError` that names a missing, misshapen or unknown tensor.
     """
-    prefix = "transformer." if any(key.startswith("transformer.") for key in checkpoint.tensors) else ""
-    tied = _is_tied(checkpoint, f"{prefix}wte.weight")
+    named = name_tensors(checkpoint.folder, checkpoint.tensors)
+    _check_layers(checkpoint, named, sizes)
+    conv1d = _is_conv1d(named, sizes)
     scales = _query_scales(checkpoint.config, sizes)
+    by_key = {named.layout.key(name): shape for name, shape in sizes.shapes(tied=False).items()}
+    for adapter in adapters:
+        adapter.check(by_key)
+    tied = _is_tied(checkpoint, named, adapters)
     tensors = []
     for name, shape in sizes.shapes(tied=tied).items():
-        key = _checkpoint_key(name, prefix)
-        stored = checkpoint.tensors.get(key)
-        if stored is None:
+        key = named.layout.key(name)
+        source = named.layout.key("token_embd.weight") if name == "output.weight" and key not in named.tensors else key
+        transposed = conv1d and name.endswith(_MATRICES)
+        stored = _replacement(adapters, key)
+        if stored is not None and stored.shape != (shape[::-1] if transposed else shape):
             raise CheckpointError(
-                f"{checkpoint.folder} lacks the tensor {key!r}, which its config.json implies",
-                "Check n_layer, and that all shards exist.",
+                f"{stored.path} replaces {key!r} by a tensor of the shape {list(stored.shape)}; config.json of the base"
+                f" model implies {list(shape[::-1] if transposed else shape)}",
+                MERGE,
             )
-        expected = tuple(reversed(shape)) if name.endswith(_CONV1D) else shape
-        if stored.shape != expected:
-            raise CheckpointError(
-                f"tensor {key!r} has the shape {list(stored.shape)}; config.json implies {list(expected)}"
-            )
+        if stored is None and (stored := _find(checkpoint, named, source, name)) is not None:
+            _check_shape(named, name, source, shape, stored, transposed)
         scale = scales[int(name.split(".")[1])] if ".attn_qkv." in name else 1.0
-        tensors.append(CheckpointTensor(name, shape, checkpoint, key, scale))
-    _refuse_unknown(checkpoint, {tensor._key for tensor in tensors}, prefix)
+        changing = [adapter for adapter in adapters if adapter.updates_tensor(key)]
+        tensors.append(CheckpointTensor(name, shape, key, named.shown(source), stored, transposed, scale, changing))
+    _check_unknown(checkpoint, named, {tensor._key for tensor in tensors})
     return tensors
 
 
-def _checkpoint_key(name: str, prefix: str) -> str:
-    if name == "output.weight":
-        return _OUTPUT
-    if name in _OUTSIDE:
-        return prefix + _OUTSIDE[name]
-    _, number, part, kind = name.split(".")
-    return f"{prefix}h.{number}.{_IN_BLOCK[part]}.{kind}"
-
-
-def _is_tied(checkpoint: Checkpoint, embedding_key: str) -> bool:
-    head, embedding = checkpoint.tensors.get(_OUTPUT), checkpoint.tensors.get(embedding_key)
-    if head is None and not _switch(checkpoint.config, "tie_word_embeddings", True):
+def _replacement(adapters: Sequence[Adapter], key: str) -> StoredTensor | None:
+    """The tensor that an adapter was saved with in the place of `key`."""
+    replacing = [adapter for adapter in adapters if key in adapter.replacements]
+    if replacing and (other := next((a for a in adapters if a is not replacing[0] and a.changes(key)), None)):
         raise CheckpointError(
-            f"config.json says tie_word_embeddings false, but {checkpoint.folder} lacks the tensor {_OUTPUT!r}",
+            f"{replacing[0].folder} replaces {key!r}, which {other.folder} changes as well",
+            "Merge one of them with PEFT, `model.merge_and_unload()`, and the other here.",
+        )
+    return replacing[0].replacements[key] if replacing else None
+
+
+def _check_layers(checkpoint: Checkpoint, named: NamedTensors, sizes: Hyperparameters) -> None:
+    start, _, _ = named.layout.block.partition("{}")
+    numbers = [key.removeprefix(start).split(".")[0] for key in named.tensors if key.startswith(start)]
+    layers = 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
+    if layers != sizes.layers:
+        what = "more" if layers > sizes.layers else "fewer"
+        hint = f"If the weights are right, set n_layer to {layers} in config.json."
+        if layers < sizes.layers:
+            hint = f"Save the weights again if blocks are missing; if not, set n_layer to {layers} in config.json."
+        raise CheckpointError(
+            f"{checkpoint.folder} has {layers} blocks of tensors, {what} than n_layer {sizes.layers} in config.json",
+            hint,
+        )
+
+
+def _is_conv1d(named: NamedTensors, sizes: Hyperparameters) -> bool:
+    """Whether matrices are stored (inputs, outputs), by most of those that are not square.
+
+    The fused projections never are. A matrix that disagrees is refused later.
+    """
+    votes = 0
+    for name, shape in sizes.shapes(tied=True).items():
+        stored = named.tensors.get(named.layout.key(name))
+        if name.endswith(_MATRICES) and stored is not None and shape != shape[::-1]:
+            votes += (stored.shape == shape[::-1]) - (stored.shape == shape)
+    return votes >= 0
+
+
+def _find(checkpoint: Checkpoint, named: NamedTensors, key: str, name: str) -> StoredTensor | None:
+    """The tensor; None for a bias that no layer of its kind has."""
+    if (stored := named.tensors.get(key)) is not None:
+        if 0 in stored.shape:
+            raise CheckpointError(
+                f"tensor {named.original[key]!r} of {checkpoint.folder} is empty: DeepSpeed's ZeRO-3 has its weights",
+                f"Put them together: `python zero_to_fp32.py {checkpoint.folder} {checkpoint.folder}`.",
+            )
+        return stored
+    norms = ".ln_" if "norm" in name else ".c_"
+    if name.endswith(".bias") and not any(
+        other.endswith(".bias") and norms in f".{other}" for other in named.tensors if other not in named.layout.outside
+    ):
+        return None
+    raise missing_tensor(checkpoint.folder, named.shown(key))
+
+
+def _check_shape(
+    named: NamedTensors,
+    name: str,
+    key: str,
+    shape: tuple[int, ...],
+    stored: StoredTensor,
+    transposed: bool,
+) -> None:
+    found = tuple(reversed(stored.shape)) if transposed else stored.shape
+    if found == shape:
+        return
+    hint = ""
+    expected = tuple(reversed(shape)) if transposed else shape
+    axes = next((axes for ending, axes in _AXES.items() if name.endswith(ending)), None)
+    if len(shape) == 2 and stored.shape == tuple(reversed(expected)):
+        hint = "It is transposed compared with the model's other matrices."
+    elif axes and len(found) == len(axes):
+        differing = [(axis, is_) for axis, is_, wanted in zip(axes, found, shape, strict=True) if is_ != wanted]
+        hint = " and ".join(f"{axis} to {is_}" for axis, is_ in differing)
+        hint = f"If the weights are right, set {hint} in config.json."
+    raise CheckpointError(
+        f"tensor {named.shown(key)!r} has the shape {list(stored.shape)}; config.json implies {list(expected)}",
+        hint,
+    )
+
+
+def _is_tied(checkpoint: Checkpoint, named: NamedTensors, adapters: Sequence[Adapter]) -> bool:
+    head_key, embedding_key = named.layout.head, named.layout.key("token_embd.weight")
+    head, embedding = named.tensors.get(head_key), named.tensors.get(embedding_key)
+    if head is None and not switch(checkpoint.config, "tie_word_embeddings", True):
+        raise CheckpointError(
+            f"config.json says tie_word_embeddings false, but {checkpoint.folder} lacks the tensor {head_key!r}",
             "Check that all shards exist, or set tie_word_embeddings to true if the output matrix is the embedding.",
         )
+    if any(adapter.updates_tensor(key) for adapter in adapters for key in (head_key, embedding_key)):
+        return False
+    if any(adapter.changes(key) for adapter in adapters for key in (head_key, embedding_key)):
+        head = _replacement(adapters, head_key) or head or embedding
+        embedding = _replacement(adapters, embedding_key) or embedding
     if head is None or embedding is None:
         return True
     if (head.dtype, head.shape) != (embedding.dtype, embedding.shape):
         return False
+    if (head.path, head.start) == (embedding.path, embedding.start):
+        return True
     return bool(np.array_equal(head.read(), embedding.read()))
 
 
 def _query_scales(config: dict[str, Any], sizes: Hyperparameters) -> list[float]:
     """The factor for each layer's queries that makes llama.cpp's fixed 1/sqrt(head width) correct."""
-    unscaled = 1.0 if _switch(config, "scale_attn_weights", True) else sqrt(sizes.width // sizes.heads)
-    by_layer = _switch(config, "scale_attn_by_inverse_layer_idx", False)
+    unscaled = 1.0 if switch(config, "scale_attn_weights", True) else sqrt(sizes.width // sizes.heads)
+    by_layer = switch(config, "scale_attn_by_inverse_layer_idx", False)
     return [unscaled / (layer + 1 if by_layer else 1) for layer in range(sizes.layers)]
 
 
-def _refuse_unknown(checkpoint: Checkpoint, used: set[str], prefix: str) -> None:
-    for key in checkpoint.tensors:
-        if key not in used and key != _OUTPUT and not _BUFFERS.fullmatch(key.removeprefix(prefix)):
-            raise CheckpointError(
-                f"{checkpoint.folder} has the tensor {key!r}, which a GPT-2 language model lacks",
-                "The weights of a classifier or an adapter cannot be converted.",
-            )
-
-
-def _size(config: dict[str, Any], key: str, default: Any, largest: int) -> int:
-    key = alias if (alias := _ALIASES.get(key, "")) in config else key
-    value = config.get(key, default)
-    if type(value) is not int or not 0 < value <= largest:
-        raise CheckpointError(f"config.json: {key} is {value!r}, not an integer from 1 to {largest}")
-    return value
-
-
-def _switch(config: dict[str, Any], key: str, default: bool) -> bool:
-    value = config.get(key, default)
-    if not isinstance(value, bool):
-        raise CheckpointError(f"config.json: {key} is {value!r}, not true or false")
-    return value
+def _check_unknown(checkpoint: Checkpoint, named: NamedTensors, used: set[str]) -> None:
+    dropped = []
+    for key in named.tensors:
+        if key in used or key == named.layout.head or named.layout.buffers.fullmatch(key):
+            continue
+        if key.startswith(_TRAINING_HEADS):
+            dropped.append(key)
+            continue
+        raise CheckpointError(
+            f"{checkpoint.folder} has the tensor {named.original[key]!r}, which a GPT-2 language model lacks",
+            "The weights of a classifier or an adapter cannot be converted.",
+        )
+    if dropped:
+        _log.warning("%s: a head of its training is dropped: %s", checkpoint.folder, ", ".join(dropped))

@@ -3,6 +3,7 @@
 Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; this project's own begin with `dgpt2_quant.`.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -16,6 +17,16 @@ from .resolve import Source
 from .tokenizer import Tokenizer, TokenType, pad_texts
 
 _QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION in ggml.h: of the block formats
+# the roles of tokens other than bos and eos, by llama.cpp's names (it spells seperator so)
+ROLE_KEYS = {
+    "eot": "eot",
+    "eom": "eom",
+    "unk": "unknown",
+    "sep": "seperator",
+    "pad": "padding",
+    "mask": "mask",
+}
+_CHAT_TEMPLATE = "tokenizer.chat_template"
 _SCORES, _VOCABULARY = "tokenizer.ggml.scores", "gpt2.vocab_size"
 _QUANT_TYPE_KEYS = {f"general.{name}" for name in ("quantized_by", "file_type", "quantization_version")}
 _QUANT_TYPE_PREFIXES = ("dgpt2_quant.imatrix.", "dgpt2_quant.lean.", "dgpt2_quant.padding", "quantize.imatrix.")
@@ -81,7 +92,7 @@ def is_quant_type_key(key: str) -> bool:
 
 def tokenizer_metadata(tokenizer: Tokenizer) -> dict[str, EncodedValue]:
     """The token tables, encoded once for all quant types: 100,000 strings in a GPT-2."""
-    values = {
+    values: dict[str, Any] = {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "gpt-2",
         "tokenizer.ggml.tokens": tokenizer.tokens,
@@ -89,9 +100,29 @@ def tokenizer_metadata(tokenizer: Tokenizer) -> dict[str, EncodedValue]:
         "tokenizer.ggml.merges": tokenizer.merges,
         "tokenizer.ggml.bos_token_id": tokenizer.bos,
         "tokenizer.ggml.eos_token_id": tokenizer.eos,
-        "tokenizer.ggml.add_bos_token": False,
+        "tokenizer.ggml.add_bos_token": tokenizer.add_bos,
     }
+    if tokenizer.add_eos:
+        values["tokenizer.ggml.add_eos_token"] = True
+    for role, name in ROLE_KEYS.items():
+        if role in tokenizer.others:
+            values[f"tokenizer.ggml.{name}_token_id"] = tokenizer.others[role]
+    # as gguf.GGUFWriter.add_chat_template writes them
+    named = {re.sub(r"[^a-zA-Z0-9]", "_", name): text for name, text in tokenizer.chat_templates.items() if name}
+    if (default := named.pop("default", None)) is not None:
+        values[_CHAT_TEMPLATE] = default
+    if named:
+        values |= {f"{_CHAT_TEMPLATE}.{name}": text for name, text in named.items()}
+        values["tokenizer.chat_templates"] = list(named)
     return {key: encode_value(value) for key, value in values.items()}
+
+
+def chat_templates(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """The chat templates of a file by name, the default one first."""
+    found = {"default": metadata.get(_CHAT_TEMPLATE)}
+    prefix = f"{_CHAT_TEMPLATE}."
+    found |= {key.removeprefix(prefix): text for key, text in metadata.items() if key.startswith(prefix)}
+    return {name: text for name, text in found.items() if isinstance(text, str)}
 
 
 def with_pad_tokens(metadata: Mapping[str, Any], count: int) -> dict[str, Any]:

@@ -9,7 +9,8 @@ import importlib.util
 import json
 import logging
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -25,12 +26,23 @@ SHORT_NAMES = {
     "gpt2-xl": "openai-community/gpt2-xl",
 }
 
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+# the first that is there
+_ALL_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_ADAPTER, _ADAPTER_WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
+_SAVED = (".pt", ".pth", ".ckpt")  # files that programs save in training, with everything in one
+_TRAINING_ONLY = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "scaler.pt")
+_GENERIC_NAMES = ("ckpt", "checkpoint", "model", "pytorch_model")
 _SMALL_FILES = ["README.md", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
-_SMALL_FILES += ["vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json"]
+_SMALL_FILES += ["vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"]
+_SMALL_FILES += ["additional_chat_templates/*.jinja"]
 _log = logging.getLogger(__name__)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_KINDS = f"`model` is a Hub name (distilgpt2, owner/name), a folder (./my-model), or the bundled {BUNDLED}."
+_KINDS = f"`model` is a Hub name (distilgpt2, owner/name), a folder or file (./my-model), or the bundled {BUNDLED}."
 _WORKS_OFFLINE = f"The bundled checkpoint works offline: {BUNDLED}."
 
 
@@ -42,16 +54,37 @@ class Source:
     folder: Path  # contains config.json, weights and tokenizer
     repository: str | None  # "distilbert/distilgpt2"; None for a folder
     commit: str | None  # the commit, 40 hexadecimal digits; None for a folder
+    weights: Path | None = None  # the file that was named, such as nanoGPT's ckpt.pt; None for the folder's
+    adapters: tuple[tuple[Path, float], ...] = ()  # folders of LoRA adapters to merge, with their weights
 
 
 def resolve(model: str, *, revision: str | None = None, offline: bool = False, prefer_cache: bool = False) -> Source:
     """Finds the checkpoint of `model`, and downloads it from the Hub if necessary.
 
     `revision` is a branch, tag or commit on the Hub (default: main). `offline`, like HF_HUB_OFFLINE=1, disables the
-    network. `prefer_cache` uses a cached revision without asking for a newer commit. Raises `ModelNotFoundError`,
-    `CheckpointError`, `UsageError` or `OutputError`.
+    network. `prefer_cache` uses a cached revision without asking for a newer commit. For a LoRA adapter alone it finds
+    the base model. Raises `ModelNotFoundError`, `CheckpointError`, `UsageError` or `OutputError`.
     """
-    path = _local_folder(model)
+    source = _find(model, revision, offline, prefer_cache)
+    if source.weights or not (source.folder / _ADAPTER).is_file():
+        return source
+    if not _is_adapter_alone(source.folder):
+        _log.warning("%s has %s next to a model: the adapter is not merged", source.folder, _ADAPTER)
+        return source
+    return _with_base(source, offline, prefer_cache)
+
+
+def with_adapters(source: Source, adapters: Sequence[tuple[Path, float]]) -> Source:
+    """The source with further adapters; they are part of its name."""
+    from .model_name import folder_name
+
+    names = [source.name, *(folder_name(folder.resolve()) for folder, _ in adapters)]
+    return replace(source, name="-".join(names), adapters=(*source.adapters, *adapters))
+
+
+def _find(model: str, revision: str | None, offline: bool, prefer_cache: bool) -> Source:
+    """The folder or file that `model` means, which can be an adapter."""
+    path = _local_path(model)
     if path and (other := _also_means(model)):
         if revision is not None and model != BUNDLED:  # a folder has none
             _log.warning("%s is a folder here, but `revision` is given: using %s", model, other)
@@ -60,13 +93,17 @@ def resolve(model: str, *, revision: str | None = None, offline: bool = False, p
             _log.warning("%s is a folder here: using it, not %s", model, other)
     if path or model == BUNDLED:
         if revision is not None:
-            raise UsageError(f"`revision` needs a Hub name; {model} is a folder", "Omit `revision`.")
+            what = "file" if path and path.is_file() else "folder"
+            raise UsageError(f"`revision` needs a Hub name; {model} is a {what}", "Omit `revision`.")
         if path is None:
             return Source(BUNDLED, _bundled_folder(), None, None)
-        from .model_name import folder_name  # not needed for the bundled checkpoint
+        from .model_name import clean_name, folder_name  # not needed for the bundled checkpoint
 
         # the name as written, not the target of a symbolic link
         written = path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
+        if path.is_file():
+            name = folder_name(written.parent) if path.stem in _GENERIC_NAMES else clean_name(path.stem)
+            return Source(name, written.parent, None, None, weights=written)
         return Source(folder_name(written), path.resolve(), None, None)
     if revision == "":  # for example from `--revision "$REV"`
         raise UsageError("`revision` is empty", "Give a branch, tag or commit, or omit `revision`.")
@@ -84,6 +121,31 @@ def resolve(model: str, *, revision: str | None = None, offline: bool = False, p
         )
     snapshot = snapshot or _download(repository, wanted)
     return Source(repository.split("/")[-1], snapshot, repository, snapshot.name)
+
+
+def _is_adapter_alone(folder: Path) -> bool:
+    return (folder / _ADAPTER).is_file() and not any((folder / name).is_file() for name in _ALL_WEIGHTS)
+
+
+def _with_base(source: Source, offline: bool, prefer_cache: bool) -> Source:
+    """The base model that an adapter names, with the adapter."""
+    from .json_file import read_json
+
+    config = read_json(source.folder / _ADAPTER)
+    base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    adapter = f"{source.folder} is a PEFT adapter, without the model that it adapts"
+    hint = f"Name its base: `dgpt2-quant convert BASE --lora {source.folder}`. Or save it merged: `merge_and_unload()`."
+    if not isinstance(base, str) or not base:
+        raise CheckpointError(f"{adapter}; its {_ADAPTER} names none", hint)
+    if not isinstance(revision, str) or not revision or Path(base).expanduser().is_dir():
+        revision = None
+    try:
+        found = _find(base, revision, offline, prefer_cache)
+    except (ModelNotFoundError, UsageError) as error:
+        raise type(error)(f"{adapter}; its {_ADAPTER} names {base!r}: {error.message}", hint) from error
+    if _is_adapter_alone(found.folder):
+        raise CheckpointError(f"{adapter}; its {_ADAPTER} names {base!r}, which is an adapter too", hint)
+    return replace(found, name=source.name, adapters=((source.folder, 1.0),))
 
 
 def is_gguf_name(name: str) -> bool:
@@ -117,8 +179,8 @@ def _also_means(model: str) -> str | None:
     return None
 
 
-def _local_folder(model: str) -> Path | None:
-    """The checkpoint folder of that path; None if `model` is another kind of name."""
+def _local_path(model: str) -> Path | None:
+    """The checkpoint folder or file of weights at that path; None if `model` is another kind of name."""
     if is_gguf_name(model):
         raise UsageError(f"{model} is a GGUF file, not a checkpoint", f"{_KINDS} Or: `dgpt2-quant inspect {model}`.")
     if not model:
@@ -127,7 +189,7 @@ def _local_folder(model: str) -> Path | None:
         raise UsageError("a model cannot be read from stdin (`-`)", _KINDS)
     try:
         path = Path(model).expanduser()
-        if (path / "config.json").is_file():
+        if any((path / name).is_file() for name in ("config.json", _ADAPTER)) or (path.is_dir() and _saved(path)):
             return path
         is_file, is_folder = path.is_file(), path.is_dir()
         if path.exists() and not (is_file or is_folder):
@@ -139,13 +201,25 @@ def _local_folder(model: str) -> Path | None:
             _log.warning("ignoring the folder %s here: it has no config.json", model)
         return None
     if is_file:
-        raise CheckpointError(f"{model} is a file, not a folder", f"Try its folder: {path.parent}/")
+        if path.suffix not in (*_SAVED, ".bin", ".safetensors"):
+            raise CheckpointError(f"{model} is a file, but not one of weights", f"Try its folder: {path.parent}/")
+        if re.search(r"-\d{5}-of-\d{5}$", path.stem):
+            raise CheckpointError(f"{model} is one of several shards", f"Name their folder: {path.parent}/")
+        if path.stem == "adapter_model":
+            raise CheckpointError(f"{model} is a PEFT adapter, not a model", f"Name its folder: {path.parent}/")
+        return path
     spelled_as_path = model.startswith((".", "/", "~")) or model.endswith("/")
     if is_folder and (spelled_as_path or "/" not in model):
         raise CheckpointError(f"{model} has no config.json", "Name the folder that save_pretrained() wrote.")
-    if spelled_as_path or model.count("/") > 1:
-        raise ModelNotFoundError(f"the folder {model} does not exist", _KINDS)
+    named_as_file = path.suffix in (*_SAVED, ".bin", ".safetensors")
+    if spelled_as_path or model.count("/") > 1 or (named_as_file and "/" not in model):
+        raise ModelNotFoundError(f"the {'file' if named_as_file else 'folder'} {model} does not exist", _KINDS)
     return None
+
+
+def _saved(folder: Path) -> bool:
+    """Whether the folder has a file as programs save it in training, such as nanoGPT's `ckpt.pt`."""
+    return any(path.suffix in _SAVED and path.name not in _TRAINING_ONLY for path in folder.iterdir())
 
 
 def _cached(repository: str, revision: str) -> Path | None:
@@ -159,13 +233,18 @@ def _cached(repository: str, revision: str) -> Path | None:
     try:
         commit = revision if _COMMIT.fullmatch(revision) else (storage / "refs" / revision).read_text()
         snapshot = storage / "snapshots" / commit
-        needed = ["config.json", _WEIGHTS, "tokenizer.json"]
-        if not (snapshot / "tokenizer.json").is_file():
-            needed[2:] = ["vocab.json", "merges.txt"]
-        if not (snapshot / _WEIGHTS).is_file():
-            needed[1:2] = json.loads((snapshot / _INDEX).read_bytes())["weight_map"].values()
+        present = {path.name for path in snapshot.iterdir()}
+        if _ADAPTER in present and present.isdisjoint(_ALL_WEIGHTS):
+            needed = [next(name for name in _ADAPTER_WEIGHTS if name in present)]
+        else:
+            needed = ["config.json"]
+            needed += ["tokenizer.json"] if "tokenizer.json" in present else ["vocab.json", "merges.txt"]
+            weights = next(name for name in _ALL_WEIGHTS if name in present)
+            needed.append(weights)
+            if weights.endswith(".json"):
+                needed += json.loads((snapshot / weights).read_bytes())["weight_map"].values()
         complete = all((snapshot / name).is_file() for name in needed)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not cached, or a broken index
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):  # not cached, or a broken index
         return None
     return snapshot if complete and _COMMIT.fullmatch(commit) else None
 
@@ -193,13 +272,17 @@ def _download(repository: str, revision: str) -> Path:
 
 def _wanted_files(repository: str, files: set[str]) -> list[str]:
     """Selects the files of a checkpoint. Raises `CheckpointError` if some are missing."""
-    weights = [_WEIGHTS]  # some repositories also have the same weights in shards
-    if _WEIGHTS not in files:
-        weights = [_INDEX, *(name for name in files if name.endswith(".safetensors") and "/" not in name)]
-    if {"config.json", weights[0]} <= files:
-        return _SMALL_FILES + weights
-    missing = _WEIGHTS if "config.json" in files else "config.json"
-    other = [name for name in sorted(files) if name.endswith((".bin", ".h5", ".gguf", ".safetensors"))]
+    # some repositories have the same weights several times
+    weights = next((name for name in _ALL_WEIGHTS if name in files), None)
+    adapter = next((name for name in _ADAPTER_WEIGHTS if name in files), None)
+    if _ADAPTER in files and adapter and not weights:
+        return [_ADAPTER, adapter, "README.md"]
+    if weights and "config.json" in files:
+        ending = weights.removesuffix(".index.json").rpartition(".")[2]
+        shards = [name for name in files if name.endswith(f".{ending}") and "/" not in name]
+        return [*_SMALL_FILES, weights, *(shards if weights.endswith(".json") else [])]
+    missing = _ALL_WEIGHTS[0] if "config.json" in files else "config.json"
+    other = [name for name in sorted(files) if name.endswith((".bin", ".h5", ".msgpack", ".gguf", ".safetensors"))]
     what = f"{repository} has no {missing}" + (f", only {other[0]}" if other else "")
     raise CheckpointError(what, "Name the original model, or a folder written by `save_pretrained()`.")
 

@@ -1,7 +1,9 @@
 """Opens a model for conversion: a checkpoint or a GGUF file, both as a GPT-2 with llama.cpp's tensor names."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,13 +14,17 @@ from dgpt2_quant.core.errors import UsageError
 from dgpt2_quant.core.hyperparameters import Hyperparameters
 from dgpt2_quant.core.quant_types import TensorType
 
+from .config import read_hyperparameters
 from .folder import open_checkpoint, source_sha256
 from .gguf_model import open_gguf_model
-from .gpt2_tensors import model_tensors, read_hyperparameters
+from .gpt2_tensors import model_tensors
+from .lora import merged_sha256, parse_lora, read_adapter
 from .metadata import model_metadata, tokenizer_metadata
-from .resolve import DEFAULT_MODEL, Source, is_gguf_name, resolve
+from .resolve import DEFAULT_MODEL, Source, is_gguf_name, resolve, with_adapters
 from .rows import BlockReader, RowReader
 from .tokenizer import Tokenizer, read_tokenizer
+
+_log = logging.getLogger(__name__)
 
 
 class ModelTensor(Protocol):
@@ -65,22 +71,24 @@ class ModelSource(Protocol):
         """All metadata of a converted file, including those of its quant type (`type_metadata`)."""
 
     def tokenizer(self) -> Tokenizer:
-        """Reads the tokenizer, at each call."""
+        """The tokenizer."""
 
 
 class CheckpointModel:
-    """A checkpoint folder as a source. Raises `CheckpointError` if it is broken, or not a GPT-2."""
+    """A checkpoint as a source, with the adapters merged. Raises `CheckpointError` if it is broken, or not a GPT-2."""
 
     def __init__(self, source: Source) -> None:
         self.name = source.name
         self._source = source
-        self._checkpoint = open_checkpoint(source.folder)
+        self._checkpoint = open_checkpoint(source.folder, source.weights)
+        self._adapters = [read_adapter(folder, weight) for folder, weight in source.adapters]
         self.sizes = read_hyperparameters(self._checkpoint.config)
-        self.tensors = model_tensors(self._checkpoint, self.sizes)
+        self.tensors = model_tensors(self._checkpoint, self.sizes, self._adapters)
+        self._tokenizer: Tokenizer | None = None
         self._tokens: dict[str, Any] | None = None
 
     def sha256(self) -> str:
-        return source_sha256(self._source.folder)
+        return merged_sha256(source_sha256(self._source.folder, self._source.weights), self._adapters)
 
     def origin(self) -> str:
         return self.sha256()
@@ -90,10 +98,19 @@ class CheckpointModel:
             self._tokens = tokenizer_metadata(self.tokenizer())
         parameters = sum(prod(tensor.shape) for tensor in self.tensors)
         common = model_metadata(self._source, sha256, self._checkpoint.license(), self.sizes, parameters)
+        if self._adapters:
+            common["dgpt2_quant.adapters"] = [adapter.label() for adapter in self._adapters]
         return {**common, **type_metadata, **self._tokens}
 
     def tokenizer(self) -> Tokenizer:
-        return read_tokenizer(self._source.folder, self._checkpoint.config, self.sizes.vocabulary)
+        if self._tokenizer is None:  # once, because it warns
+            self._checkpoint.check_tokenizer(self.sizes.vocabulary)
+            read = partial(read_tokenizer, config=self._checkpoint.config, vocabulary=self.sizes.vocabulary)
+            self._tokenizer = read(self._source.folder)
+            for adapter in self._adapters:
+                if adapter.has_tokenizer() and read(adapter.folder) != self._tokenizer:
+                    _log.warning("%s has a tokenizer or chat template of its own: the base's is used", adapter.folder)
+        return self._tokenizer
 
 
 def open_model(
@@ -103,15 +120,22 @@ def open_model(
     offline: bool = False,
     allow_requantize: bool = False,
     name: str | None = None,
+    lora: Sequence[str | Path] = (),
 ) -> ModelSource:
-    """Opens a model: `storybook`, a Hub name, a checkpoint folder, or a `.gguf` file.
+    """Opens a model: `storybook`, a Hub name, a checkpoint folder or file of weights, or a `.gguf` file.
 
-    `name` replaces the model's own name; `allow_requantize` allows GGUF files that are already quantized.
+    `lora` has folders of PEFT adapters to merge in this order, each `FOLDER` or `FOLDER=WEIGHT`. `name` replaces the
+    model's own name; `allow_requantize` allows GGUF files that are already quantized.
     Raises `DgptQuantError`.
     """
     if name is not None and not (name.strip() and name.isprintable()):
         raise UsageError(f"`name` cannot be {name!r}", "Give printable characters, such as my-gpt2.")
     if is_gguf_name(model):
+        if lora:
+            raise UsageError(f"`lora` is for checkpoints; {model} is a GGUF file", "Name the original checkpoint.")
         return open_gguf_model(Path(model), revision=revision, allow_requantize=allow_requantize, name=name)
+    adapters = [parse_lora(str(text)) for text in lora]
     source = resolve(model, revision=revision, offline=offline)
+    if adapters:
+        source = with_adapters(source, adapters)
     return CheckpointModel(replace(source, name=name or source.name))

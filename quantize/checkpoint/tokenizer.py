@@ -1,16 +1,15 @@
-"""Reads GPT-2's byte-level BPE for llama.cpp: tokens, token types and merges.
+"""GPT-2's byte-level BPE as llama.cpp wants it: a list of tokens, their types, the merges, and the special tokens.
 
-The source is `vocab.json` + `merges.txt`, or else `tokenizer.json`; added tokens come from `added_tokens.json`,
-`tokenizer.json` and `tokenizer_config.json`. llama.cpp encodes and decodes (`pre = gpt-2`); a tokenizer that its
-pre-tokenizer cannot reproduce is refused.
+The numbers are those that Transformers gives (tokenizer_files.py reads the files). Encoding and decoding are
+llama.cpp's business (`pre = gpt-2`).
 
-The number of tokens can differ from the embedding's rows: some fine-tuners pad the embedding, others add tokens without
-resizing it. Rows without a token get an unused one; tokens without a row, which the model never saw, are dropped.
+A tokenizer need not have as many tokens as the embedding has rows: fine-tuners pad the one, and add tokens to the other
+without resizing. Rows without a token get an unused one; tokens without a row, which the model never saw, are left out.
 """
 
 import logging
-from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,18 @@ from typing import Any
 from dgpt2_quant.core.errors import CheckpointError
 from dgpt2_quant.core.gpt2_gguf import wrong_texts
 
-from .folder import read_json
+from .special_tokens import choose_special_tokens
+from .tokenizer_files import TokenizerFiles, byte_letters, read_tokenizer_files
 
-END_OF_TEXT = "<|endoftext|>"
+# llama.cpp treats these as control tokens, whatever their type in the file (src/llama-vocab.cpp: the tokens that end a
+# text or a turn, and those for "fill in the middle", one of each kind)
+_NAMES = """<|endoftext|> <|end_of_text|> <|im_end|> <|eot_id|> <|eom_id|> <|end|> <|return|> <|call|> <|calls|>
+<|flush|> <|tool_response> <turn|> <end_of_turn> <end_of_utterance> <eos> </s> <EOT> _<EOT> [EOT] [EOS] [e~[
+<|fim_prefix|> <|fim_suffix|> <|fim_middle|> <|fim_pad|> <|fim_repo|> <|file_sep|> <|repo_name|>
+<fim_prefix> <fim_suffix> <fim_middle> <fim_pad> <fim-prefix> <fim-suffix> <fim-middle> <fim-pad> <fim-repo> <reponame>
+<|code_prefix|> <|code_suffix|> <|code_middle|> <|prefix|> <|suffix|> <|middle|> <PRE> <SUF> <MID> <PAD> <REPO>"""
+CONTROL_NAMES = frozenset(_NAMES.split())
+_SHOWN = 4  # tokens that a warning names
 _log = logging.getLogger(__name__)
 
 
@@ -35,51 +43,58 @@ class TokenType(IntEnum):
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """`tokens[i]` is token i in GPT-2's byte-to-Unicode spelling; `merges` are "left right", by priority."""
+    """`tokens[i]` is token i's text in GPT-2's printable-bytes spelling; `merges` are "left right", best first.
+
+    `others` maps further roles (`eot`, `pad`, ...) to tokens; `add_bos` and `add_eos` are of every text.
+    """
 
     tokens: list[str]
     types: list[TokenType]
     merges: list[str]
     bos: int
     eos: int
+    others: Mapping[str, int] = field(default_factory=dict)
+    add_bos: bool = False
+    add_eos: bool = False
+    chat_templates: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_tokenizer(folder: Path, config: dict[str, Any], vocabulary: int) -> Tokenizer:
-    """Reads the tokenizer of a checkpoint folder, one token for each of the `vocabulary` rows of the embedding.
+    """The tokenizer of a checkpoint folder, with a token for each of the `vocabulary` rows of the embedding.
 
-    Raises `CheckpointError` if it is missing or broken.
+    Raises `CheckpointError` when it is missing or broken, or of a kind that llama.cpp's GPT-2 cannot reproduce.
     """
-    settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
-    ids, merges, added = _read_files(folder, settings)
-    try:
-        "".join([*ids, *merges]).encode("utf-8")
-    except UnicodeEncodeError as error:  # JSON can contain a lone surrogate, UTF-8 cannot
-        raise CheckpointError(f"{folder}: a token is not valid Unicode ({error.reason})") from error
-    if beyond := [token for token, number in ids.items() if number >= vocabulary]:
-        if letter := next((token for token in beyond if len(token) == 1), None):
-            raise CheckpointError(
-                f"{folder}: token {letter!r} has the id {ids[letter]}, but the embedding has {vocabulary} rows: texts"
-                " would lose this byte",
-                "Do tokenizer and model belong to the same checkpoint?",
-            )
-        some = ", ".join(map(repr, beyond[:4])) + (", ..." if len(beyond) > 4 else "")
-        _log.warning(
-            "%s: the embedding has %d rows, so %d tokens are dropped (%s)", folder, vocabulary, len(beyond), some
-        )
-        ids = {token: number for token, number in ids.items() if number < vocabulary}
-        merges = [merge for merge in merges if merge.replace(" ", "") in ids]
+    files = read_tokenizer_files(folder, config)
+    ids, special = _numbered(files)
+    _check_texts(folder, ids, files.merges)
+    _check_bpe(folder, files)
+    ids, merges = _with_rows(files, ids, vocabulary)
     if not merges or not any(len(token) == 1 for token in ids):
         what = "tokens for bytes" if merges else "merges"
         raise CheckpointError(
             f"{folder}: its tokenizer has no {what}", "Download or save it again; it may be truncated."
         )
     tokens = _by_number(folder, ids, vocabulary)
-    special = {text for text, is_special in added.items() if is_special} | {END_OF_TEXT}
-    types = [_type(token, added, special) if token in ids else TokenType.UNUSED for token in tokens]
+    if (rows := vocabulary - len(ids)) > 0:
+        _log.warning(
+            "%s: %d of the %d rows of the embedding have no token; they get unused ones", folder, rows, vocabulary
+        )
     if why := wrong_texts(tokens):
         raise CheckpointError(f"{folder}: {why}")
-    bos, eos = (_special_id(config, settings, name, ids, vocabulary) for name in ("bos_token", "eos_token"))
-    return Tokenizer(tokens, types, merges, bos, eos)
+    _warn_of_differences(files, ids, special)
+    types = [_type(token, ids, files, special) for token in tokens]
+    chosen = choose_special_tokens(files, config, ids, tokens, special)
+    return Tokenizer(
+        tokens,
+        types,
+        merges,
+        chosen.bos,
+        chosen.eos,
+        chosen.others,
+        chosen.add_bos,
+        chosen.add_eos,
+        files.chat_templates,
+    )
 
 
 def pad_texts(tokens: Sequence[str], count: int) -> list[str]:
@@ -88,112 +103,125 @@ def pad_texts(tokens: Sequence[str], count: int) -> list[str]:
     return [_unused(number, there) for number in range(len(tokens), len(tokens) + count)]
 
 
-def _read_files(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, int], list[str], dict[str, bool]]:
-    """Returns (token -> id, merges, added token -> whether it is special)."""
-    if settings.get("add_prefix_space"):
-        raise CheckpointError(
-            f"{folder / 'tokenizer_config.json'} says add_prefix_space: llama.cpp's GPT-2 tokenizer adds no space, so"
-            " every prompt would be read differently"
-        )
-    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        ids, merges = read_json(folder / "vocab.json"), _read_merges(folder / "merges.txt")
-        extra = read_json(folder / "added_tokens.json") if (folder / "added_tokens.json").is_file() else {}
-        added = {text: text == END_OF_TEXT for text in extra}
-        if (folder / "tokenizer.json").is_file():  # states the kinds of added tokens, and the pre-tokenizer
-            _, _, more, kinds = _read_fast_tokenizer(folder / "tokenizer.json")
-            extra, added = {**more, **extra}, {**added, **kinds}
-    elif (folder / "tokenizer.json").is_file():
-        ids, merges, extra, added = _read_fast_tokenizer(folder / "tokenizer.json")
-    else:
-        raise CheckpointError(f"{folder} has no tokenizer: neither vocab.json with merges.txt nor tokenizer.json")
-    ids = {**ids, **extra}
-    try:
-        for number, entry in settings.get("added_tokens_decoder", {}).items():
-            if not isinstance(entry["content"], str):
-                raise TypeError("a token is not a string")
-            if int(number) < 0:
-                raise ValueError(f"{number} is not a token id")
-            ids.setdefault(entry["content"], int(number))
-            added[entry["content"]] = bool(entry.get("special"))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder / 'tokenizer_config.json'}: invalid added_tokens_decoder ({error})") from error
-    for text, number in ids.items():  # including the empty token
+def _numbered(files: TokenizerFiles) -> tuple[dict[str, int], set[str]]:
+    """(token -> number, the special ones). A token that no file numbers gets the next number, as in Transformers."""
+    ids = dict(files.vocabulary)
+    for text, number in ids.items():  # the empty one too
         if type(number) is not int or number < 0:
-            raise CheckpointError(f"{folder}: the id of token {text!r} is {number!r}, not an integer from 0 up")
-    named = read_json(folder / "special_tokens_map.json") if (folder / "special_tokens_map.json").is_file() else {}
-    for text in added.keys() & (_named_tokens(named) | _named_tokens(settings)):
-        added[text] = True
-    return ids, merges, added
-
-
-def _named_tokens(settings: dict[str, Any]) -> set[str]:
-    """The texts of `eos_token`, `pad_token` and so on, and of `additional_special_tokens`."""
-    values = [value for key, value in settings.items() if key.endswith("_token")]
-    more = settings.get("additional_special_tokens")
-    values += more if isinstance(more, list) else []
-    texts = [value.get("content") if isinstance(value, dict) else value for value in values]
-    return {text for text in texts if isinstance(text, str)}
-
-
-def _read_fast_tokenizer(path: Path) -> tuple[dict[str, int], list[str], dict[str, int], dict[str, bool]]:
-    content = read_json(path)
-    model, pre = (value if isinstance(value := content.get(key), dict) else {} for key in ("model", "pre_tokenizer"))
-    if model.get("type", "BPE") != "BPE" or pre.get("type") != "ByteLevel":
-        raise CheckpointError(
-            f"{path}: a {model.get('type')} model with a {pre.get('type')} pre-tokenizer;"
-            " GPT-2 has a BPE with ByteLevel"
+            raise CheckpointError(f"{files.folder}: the id of token {text!r} is {number!r}, not an integer from 0 up")
+    following = len(ids)  # the tokenizers library counts, whatever the files state
+    renumbered = []
+    for added in files.added.values():
+        if added.number is None:
+            continue
+        if ids.get(added.text, added.number) != added.number:
+            raise CheckpointError(
+                f"{files.folder}: {added.text!r} has two numbers, {ids[added.text]} in the vocabulary and"
+                f" {added.number} as an added token",
+                "Are all of the tokenizer's files of the same checkpoint?",
+            )
+        if added.text not in ids:
+            if added.number != following:
+                renumbered.append(f"{added.text!r} ({added.number}, not {following})")
+            following += 1
+        ids[added.text] = added.number
+    named = [*files.roles.values(), *files.named]
+    for text in named:
+        if text not in ids:
+            ids[text] = max(ids.values(), default=-1) + 1
+            if ids[text] != following:
+                renumbered.append(f"{text!r} ({ids[text]}, not {following})")
+            following += 1
+    if renumbered:
+        _log.warning(
+            "%s: added tokens have the ids that the files state, and not those of Transformers 5, which counts on from"
+            " the vocabulary's %d tokens: %s",
+            files.folder,
+            len(files.vocabulary),
+            _some(renumbered),
         )
-    changing = [
-        name
-        for name, value in (
-            ("normalizer", content.get("normalizer")),
-            *((key, model.get(key)) for key in ("end_of_word_suffix", "continuing_subword_prefix")),
-        )
-        if value
-    ]
-    if changing:
-        raise CheckpointError(
-            f"{path} has a {changing[0]}, which llama.cpp's GPT-2 tokenizer lacks: texts would be read differently"
-        )
-    if pre.get("add_prefix_space") or not pre.get("use_regex", True):
-        raise CheckpointError(f"{path}: its pre-tokenizer is not GPT-2's (add_prefix_space, or no splitting)")
+    return ids, {added.text for added in files.added.values() if added.special} | set(named)
+
+
+def _check_texts(folder: Path, ids: Mapping[str, int], merges: Sequence[str]) -> None:
     try:
-        if not isinstance(model["merges"], list):
-            raise TypeError("merges is not a list")
-        merges = [_merge(merge) for merge in model["merges"]]
-        extra = {entry["content"]: entry["id"] for entry in content.get("added_tokens", [])}
-        added = {entry["content"]: bool(entry.get("special")) for entry in content.get("added_tokens", [])}
-        ids = dict(model["vocab"])
-        if not all(isinstance(text, str) for text in (*ids, *extra)):
-            raise TypeError("a token is not a string")
-        return ids, merges, extra, added
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path} is not a valid tokenizer.json: {error!r}") from error
+        "".join([*ids, *merges]).encode("utf-8")
+    except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair, UTF-8 cannot
+        raise CheckpointError(f"{folder}: a token is not valid Unicode ({error.reason})") from error
 
 
-def _merge(merge: Any) -> str:
-    """A merge in the form of merges.txt, from a string or a pair."""
-    parts = merge.split(" ") if isinstance(merge, str) else merge
-    if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) and part for part in parts):
-        raise TypeError(f"{merge!r} is not a merge of two tokens")
-    return " ".join(parts)
+def _check_bpe(folder: Path, files: TokenizerFiles) -> None:
+    """Refuses merges of another alphabet than GPT-2's bytes, and merges of or into texts that are not tokens."""
+    letters, results = set(byte_letters()), {merge.replace(" ", "") for merge in files.merges}
+    for merge in files.merges:
+        for part in merge.split(" "):
+            if part not in results and (part.endswith("</w>") or (len(part) == 1 and part not in letters)):
+                raise CheckpointError(
+                    f"{folder}: its merge {merge!r} is of a BPE of {'words' if '</w>' in part else 'characters'}, and"
+                    " GPT-2's is one of bytes",
+                    "This model cannot be converted with its own tokenizer.",
+                )
+        for text in (*merge.split(" "), merge.replace(" ", "")):
+            if text not in files.vocabulary:
+                raise CheckpointError(
+                    f"{folder}: its merge {merge!r} needs the token {text!r}, which its vocabulary lacks",
+                    "Are vocab.json and merges.txt of the same tokenizer? Save it again.",
+                )
 
 
-def _read_merges(path: Path) -> list[str]:
-    try:
-        lines = path.read_text("utf-8").split("\n")
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path} is not UTF-8: {error}") from error
-    merges = [line for line in lines if line and not line.startswith("#version")]
-    for line in merges:
-        if len(line.split(" ")) != 2:
-            raise CheckpointError(f"{path}: {line!r} is not a merge of two tokens")
-    return merges
+def _with_rows(files: TokenizerFiles, ids: dict[str, int], vocabulary: int) -> tuple[dict[str, int], list[str]]:
+    """The tokens with a row of the embedding, and the merges between them."""
+    folder, merges = files.folder, files.merges
+    if beyond := [token for token, number in ids.items() if number >= vocabulary]:
+        if letter := next((token for token in beyond if len(token) == 1), None):
+            raise CheckpointError(
+                f"{folder}: token {letter!r} has the id {ids[letter]}, but the embedding has {vocabulary} rows: texts"
+                " would lose this byte",
+                "Do tokenizer and model belong to the same checkpoint?",
+            )
+        _log.warning(
+            "%s: the embedding has %d rows, so %d tokens are dropped (%s)",
+            folder,
+            vocabulary,
+            len(beyond),
+            _some([*map(repr, beyond)]),
+        )
+        ids = {token: number for token, number in ids.items() if number < vocabulary}
+        merges = [merge for merge in merges if merge.replace(" ", "") in ids]
+    return ids, merges
 
 
-def _by_number(folder: Path, ids: dict[str, int], vocabulary: int) -> list[str]:
+def _warn_of_differences(files: TokenizerFiles, ids: Mapping[str, int], special: set[str]) -> None:
+    """llama.cpp's GPT-2 looks for added tokens without regard to what stands around them."""
+    flagged = [f"{token.text!r} ({', '.join(token.flags)})" for token in files.added.values() if token.flags]
+    if flagged:
+        _log.warning(
+            "%s: llama.cpp ignores these flags of added tokens, next to which texts differ: %s",
+            files.folder,
+            _some(flagged),
+        )
+    if forced := [repr(text) for text in ids if text in CONTROL_NAMES and text not in special]:
+        _log.warning(
+            "%s: llama.cpp reads as special tokens, and Transformers does not: %s", files.folder, _some(forced)
+        )
+    texts = sorted({text for text in (*files.added, *files.roles.values(), *files.named) if text in ids})
+    starts = {text[:length]: text for text in texts for length in range(1, len(text))}
+    ends = [(text, starts.get(text[-length:])) for text in texts for length in range(1, len(text))]
+    # Transformers looks for special tokens first
+    ends += [(other, text) for text in special for other in texts if other not in special and text in other]
+    if overlapping := [f"{text!r} with {other!r}" for text, other in ends if other is not None]:
+        _log.warning(
+            "%s: where added tokens overlap in a text, llama.cpp takes the longer one, Transformers the first: %s",
+            files.folder,
+            _some(overlapping),
+        )
+
+
+def _some(texts: Sequence[str]) -> str:
+    return ", ".join(texts[:_SHOWN]) + (", ..." if len(texts) > _SHOWN else "")
+
+
+def _by_number(folder: Path, ids: Mapping[str, int], vocabulary: int) -> list[str]:
     tokens: list[str | None] = [None] * vocabulary
     for token, number in ids.items():
         if (other := tokens[number]) is not None:
@@ -203,39 +231,16 @@ def _by_number(folder: Path, ids: dict[str, int], vocabulary: int) -> list[str]:
 
 
 def _unused(number: int, ids: Container[str]) -> str:
-    """A unique text for a row without a token: llama.cpp aborts if two tokens have the same text."""
+    """A text for a row without a token: llama.cpp aborts if two tokens have the same text."""
     text = f"[PAD{number}]"
     while text in ids:
         text += "_"
     return text
 
 
-def _type(token: str, added: dict[str, bool], special: set[str]) -> TokenType:
+def _type(token: str, ids: Mapping[str, int], files: TokenizerFiles, special: set[str]) -> TokenType:
+    if token not in ids:
+        return TokenType.UNUSED
     if token in special:
         return TokenType.CONTROL
-    return TokenType.USER_DEFINED if token in added else TokenType.NORMAL
-
-
-def _special_id(
-    config: dict[str, Any], settings: dict[str, Any], name: str, ids: dict[str, int], vocabulary: int
-) -> int:
-    """The id in the config; else in the tokenizer's settings; else that of `<|endoftext|>`.
-
-    A config's id can be out of range: 50256 is the default for every vocabulary.
-    """
-    value = config.get(f"{name}_id")
-    if isinstance(value, list) and value:
-        value = value[0]
-    if value is not None and type(value) is not int:
-        raise CheckpointError(f"config.json: {name}_id is {value!r}, not a token id")
-    if value is not None and 0 <= value < vocabulary:
-        return value
-    text = settings.get(name)
-    text = text.get("content") if isinstance(text, dict) else text
-    for candidate in (text, END_OF_TEXT):
-        if isinstance(candidate, str) and candidate in ids:
-            return ids[candidate]
-    raise CheckpointError(
-        f"config.json: {name}_id is {value!r}, but the vocabulary has {vocabulary} tokens, and none is {END_OF_TEXT}",
-        f"Set {name}_id in config.json to the id of the token that ends a text.",
-    )
+    return TokenType.USER_DEFINED if token in files.added else TokenType.NORMAL

@@ -94,7 +94,11 @@ def model_files(
                 f"Convert it first, with `dgpt2-quant convert -t {quant_type.name.lower()} --calibrate TEXTFILE`.",
             )
     source = resolve(model, revision=revision, offline=offline, prefer_cache=True)
-    sha256 = remembered_sha256(source.folder)
+    sha256 = remembered_sha256(source.folder, source.weights)
+    if source.adapters:
+        from dgpt2_quant.quantize.checkpoint.lora import merged_sha256, read_adapter
+
+        sha256 = merged_sha256(sha256, [read_adapter(folder, weight) for folder, weight in source.adapters])
     key = "-".join(filter(None, [source.name, sha256[:16], source.commit and source.commit[:12]]))
     folder = cache_folder() / "models" / key / f"stock-{cache_version()}"
     files = {quant_type: folder / quant_type.file_name(source.name) for quant_type in wanted}
@@ -113,11 +117,12 @@ def model_files(
     return StoredModel(source.name, sha256, files)
 
 
-def remembered_sha256(folder: Path) -> str:
-    """`source_sha256` of a checkpoint folder, stored for as long as its files do not change."""
+def remembered_sha256(folder: Path, weights: Path | None = None) -> str:
+    """`source_sha256` of a checkpoint, stored for as long as its files do not change."""
     folder = folder.resolve()
-    stamp = [[path.name, (status := path.stat()).st_size, status.st_mtime_ns] for path in source_files(folder)]
-    memo = cache_folder() / "sources" / f"{hashlib.sha256(os.fsencode(folder)).hexdigest()[:32]}.json"
+    files = source_files(folder, weights)
+    stamp = [[path.name, (status := path.stat()).st_size, status.st_mtime_ns] for path in files]
+    memo = cache_folder() / "sources" / f"{hashlib.sha256(os.fsencode(weights or folder)).hexdigest()[:32]}.json"
 
     def parse(path: Path) -> str | None:
         known = json.loads(path.read_bytes())
@@ -128,7 +133,7 @@ def remembered_sha256(folder: Path) -> str:
 
     if found := read_entry(memo, parse):
         return found
-    sha256 = source_sha256(folder)
+    sha256 = source_sha256(folder, weights)
     document = {"folder": str(folder), "files": stamp, "cache_version": cache_version(), "sha256": sha256}
     with suppress(OutputError), output_file(memo, overwrite=True) as file:  # it only saves time
         file.write(json.dumps(document).encode())

@@ -50,6 +50,7 @@ class NativeModel:
         self.bos: int = lib.llama_vocab_bos(self.vocab)
         self.eos: int = lib.llama_vocab_eos(self.vocab)
         self.adds_bos: bool = lib.llama_vocab_get_add_bos(self.vocab)
+        self.adds_eos: bool = lib.llama_vocab_get_add_eos(self.vocab)
         self.real_vocabulary: int = self._without_padding()
 
     def _load(self) -> None:
@@ -106,7 +107,8 @@ class NativeModel:
     def tokenize(self, text: str, special: bool, add_special: bool = False) -> list[int]:
         """Token ids. With `special`, texts such as `<|endoftext|>` become the tokens that they name.
 
-        With `add_special` the beginning-of-text token comes first, if the file states so (`add_bos_token`).
+        With `add_special` the beginning-of-text token comes first, and the end-of-text token last, if the file states
+        so (`add_bos_token`, `add_eos_token`).
         """
         try:
             data = text.encode("utf-8")
@@ -123,7 +125,9 @@ class NativeModel:
         if count < 0:
             raise RuntimeFailure(f"llama.cpp cannot tokenize a text of {len(data)} bytes")
         # not by C, which takes token 11, a comma, for a file that names no such token
-        return [self.bos, *tokens[:count]] if add_special and self.adds_bos else tokens[:count]
+        first = [self.bos] if add_special and self.adds_bos else []
+        last = [self.eos] if add_special and self.adds_eos else []
+        return [*first, *tokens[:count], *last]
 
     def detokenize(self, tokens: TokenIds) -> str:
         """The tokens' text. Control tokens have none; bytes that are not UTF-8 become U+FFFD."""

@@ -12,6 +12,7 @@ from dgpt2_quant.quantize.calibration.imatrix_file import ImportanceMatrix, Stat
 from dgpt2_quant.quantize.convert import convert
 
 from ..checkpoints import make_checkpoint
+from ..quantize.checkpoint.test_lora import lora_of, save_adapter
 from ..runtime.gguf_edit import rewrite
 from .program import run_text as dgpt2
 
@@ -42,6 +43,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     convert(str(folder / "tiny"), type=["F32", "Q8_0"], output=folder)
     succeeded("imatrix", folder / "tiny", "--text", folder / "text.txt", "-o", folder / "imatrix.gguf")
     return folder
+
+
+def test_adapters_and_files_of_weights(folder: Path, tmp_path: Path) -> None:
+    inner = make_checkpoint(tmp_path / "base", layers=1)
+    adapter = save_adapter(tmp_path / "poet", lora_of("h.0.attn.c_attn"))
+    [file] = document("convert", inner, "--lora", f"{adapter}=0.5", "-t", "f16", "-o", tmp_path)
+    assert (file["model"], Path(file["path"]).name) == ("base-poet", "base-poet.F16.gguf")
+    refused = dgpt2("convert", inner, "--lora", f"{adapter}=half", "-t", "f16")
+    assert refused.returncode == 2
+    assert "--lora is" in refused.stderr
+    (inner / "model.safetensors").rename(inner / "verse.bin")
+    [file] = document("convert", inner / "verse.bin", "-t", "f16", "-o", tmp_path)
+    assert Path(file["path"]).name == "verse.F16.gguf"
+    text = succeeded("run", "-m", inner / "verse.bin", "-t", "f16", "-n", "4", "the")
+    assert "Converting verse to F16" in text.stderr
 
 
 def test_a_dry_run_shows_every_tensor_and_the_exact_size(folder: Path, tmp_path: Path) -> None:

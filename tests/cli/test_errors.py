@@ -93,8 +93,8 @@ def file(name: str, content: bytes | None) -> Prepare:
     return prepare
 
 
-def only_pytorch(model: Path) -> None:
-    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+def only_flax(model: Path) -> None:
+    (model / "model.safetensors").rename(model / "flax_model.msgpack")
 
 
 def shard_missing(model: Path) -> None:
@@ -126,12 +126,12 @@ CHECKPOINTS = {
     ),
     "a tensor twice": Bad(weights(twice), ("transformer.wte.weight", "occurs twice")),
     "a wrong shape": Bad(header(lambda h: h[SECOND]["shape"].reverse()), (SECOND, "shape", "implies")),
-    "a missing tensor": Bad(header(lambda h: h.pop(FIRST)), (FIRST,), "n_layer"),
+    "a missing tensor": Bad(header(lambda h: h.pop(FIRST)), (FIRST,), "download or save them again"),
     "no config": Bad(file("config.json", None), ("config.json",)),
     "a config that is garbage": Bad(file("config.json", b"\x80garbage"), ("config.json is not valid JSON",)),
     "another architecture": Bad(config(model_type="llama"), ("'llama'", "gpt2"), "llama.cpp"),
-    "no weights": Bad(file("model.safetensors", None), ("has no model.safetensors",)),
-    "only pytorch's weights": Bad(only_pytorch, ("only pytorch_model.bin",), "save_pretrained"),
+    "no weights": Bad(file("model.safetensors", None), ("has neither model.safetensors nor pytorch_model.bin",)),
+    "only Flax's weights": Bad(only_flax, ("only Flax weights (flax_model.msgpack)",), "save_pretrained"),
     "a missing shard": Bad(shard_missing, ("'model-00002-of-00002.safetensors'",)),
 }
 

@@ -6,11 +6,13 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from dgpt2_quant.cli.main import app
 from dgpt2_quant.core.errors import GGUFError, ModelNotFoundError
 from dgpt2_quant.quantize.convert import convert
-from dgpt2_quant.quantize.describe import DescribedTensor, describe
+from dgpt2_quant.quantize.describe import DescribedTensor, DescribedToken, describe
+from typer.testing import CliRunner
 
-from ..checkpoints import TOKENS, make_checkpoint
+from ..checkpoints import TOKENS, make_checkpoint, write_json
 
 
 def test_a_file_of_ours_is_described(storybook_files: dict[str, Path]) -> None:
@@ -19,6 +21,8 @@ def test_a_file_of_ours_is_described(storybook_files: dict[str, Path]) -> None:
     assert (found.path, found.bytes) == (str(path), path.stat().st_size)
     assert (found.architecture, found.type, found.recipe) == ("gpt2", "Q4_K_M", "stock")
     assert (found.context, found.vocabulary) == (512, 8189)
+    end = DescribedToken(0, "<|endoftext|>")
+    assert (found.special_tokens, found.added_tokens, found.chat_templates) == ({"bos": end, "eos": end}, [], [])
     assert found.parameters == 6_966_528
     assert 4.5 < found.bits_per_weight < 7
     assert found.counts() == {"F32": 51, "Q4_K": 20, "Q6_K": 5}
@@ -41,6 +45,25 @@ def test_bits_per_weight_equal_those_of_convert(tmp_path: Path) -> None:
         found = describe(file.path)
         assert (found.bits_per_weight, found.parameters) == (file.bits_per_weight, file.parameters)
         assert found.counts() == file.tensors
+
+
+def test_special_tokens_added_ones_and_chat_templates_are_shown(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "tiny", layers=1, vocabulary=len(TOKENS) + 3)
+    settings = {"bos_token": "<s>", "pad_token": "<pad>", "add_bos_token": True, "chat_template": "{{ messages }}"}
+    write_json(folder / "tokenizer_config.json", settings)
+    write_json(folder / "added_tokens.json", {"<s>": len(TOKENS), "<pad>": len(TOKENS) + 1, "<e>": len(TOKENS) + 2})
+    write_json(folder / "generation_config.json", {"eos_token_id": [len(TOKENS) - 1, len(TOKENS) + 2]})
+    (file,) = convert(str(folder), type="Q8_0", output=tmp_path)
+    found = describe(file.path)
+    assert {role: token.text for role, token in found.special_tokens.items()} == {
+        **{"bos": "<s>", "eos": "<|endoftext|>", "eot": "<e>", "pad": "<pad>"}
+    }
+    assert (found.added_tokens, found.chat_templates) == (["bos"], ["default"])
+    shown = CliRunner().invoke(app, ["inspect", file.path]).stdout
+    assert f"bos            '<s>' ({len(TOKENS)})\n" in shown
+    assert f"eot            '<e>' ({len(TOKENS) + 2})\n" in shown
+    assert "added          bos before each text\n" in shown
+    assert "chat template  default\n" in shown
 
 
 def test_the_description_is_json(storybook_files: dict[str, Path]) -> None:

@@ -110,6 +110,22 @@ class TestBeginning:
         assert special.tokenize("The king", special=False) == plain
         assert storybook.tokenize("The king", add_special=True) == plain
 
+    def test_the_end_of_text_token_is_added_if_the_file_states_so(
+        self, storybook: Model, storybook_files: dict[str, Path], tmp_path: Path
+    ) -> None:
+        path = tmp_path / "ends.gguf"
+        rewrite(storybook_files["Q8_0"], path, metadata={"tokenizer.ggml.add_eos_token": True})
+        with Model.load(path, threads=1) as model:
+            plain = storybook.tokenize("The king")
+            assert model.tokenize("The king") == [*plain, *storybook.tokenize("<|endoftext|>")]
+            assert model.tokenize("The king", add_special=False) == plain
+
+    def test_the_pipeline_can_leave_it_out(self, special: Model) -> None:
+        generator = TextGenerationPipeline(special, do_sample=False, max_new_tokens=2, return_tensors=True)
+        (begin,) = special.tokenize("")
+        found = [generator("The king", add_special_tokens=given)[0] for given in (None, True, False)]
+        assert [ids["generated_token_ids"][0] == begin for ids in found] == [True, True, False]
+
     def test_texts_and_scores_begin_with_it(self, special: Model, storybook_files: dict[str, Path]) -> None:
         with Model.load(storybook_files["Q8_0"], threads=1) as plain:
             begun = "<|endoftext|>The king"

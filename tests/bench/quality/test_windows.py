@@ -101,3 +101,14 @@ def test_one_short_window_by_the_strided_method() -> None:
 def test_windows_compare_by_value() -> None:
     options: dict[str, Any] = {"method": "strided", "context": 8, "stride": 2}
     assert Windowing(**options).windows(range(20)) == Windowing(**options).windows(range(20))
+
+
+def test_the_token_that_begins_every_text_is_the_first_of_each_chunk() -> None:
+    """As in llama-perplexity; a strided window has it only where the text has it."""
+    tokens = list(range(40))
+    found = Windowing("llama.cpp", 16).windows(tokens, 99)
+    assert [list(window.tokens) for window in found] == [[99, *tokens[1:16]], [99, *tokens[17:32]]]
+    strided = Windowing("strided", 16, 8).windows(tokens, 99)
+    assert [list(window.tokens) for window in strided] == [
+        list(window.tokens) for window in Windowing("strided", 16, 8).windows(tokens)
+    ]

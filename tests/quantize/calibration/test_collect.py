@@ -13,12 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from dgpt2_quant.core.errors import DgptQuantError, GGUFError, ModelNotFoundError, OutputError, UsageError
-from dgpt2_quant.quantize.calibration.collect import imatrix
+from dgpt2_quant.core.text import NamedText
+from dgpt2_quant.quantize.calibration.collect import cut, imatrix
 from dgpt2_quant.quantize.calibration.imatrix_file import ImportanceMatrix, merged, read_importance
+from dgpt2_quant.quantize.checkpoint.source import open_model
 from dgpt2_quant.quantize.convert import convert
 from safetensors.numpy import load_file
 
-from ...checkpoints import TOKENS, make_checkpoint
+from ...checkpoints import TOKENS, make_checkpoint, write_json
 from ...runtime.gguf_edit import rewrite
 from ..oracle import assert_same_tensors, contents, llama_quantize
 
@@ -363,3 +365,18 @@ def test_token_types_must_be_a_list(checkpoint: Path, text: Path, tmp_path: Path
     rewrite(Path(base.path), tmp_path / "odd.gguf", metadata={"tokenizer.ggml.token_type": 5})
     with pytest.raises(GGUFError, match="token_type"):
         imatrix(str(tmp_path / "odd.gguf"), text=text, output=tmp_path / "it.gguf")
+
+
+def test_each_chunk_begins_with_the_token_that_every_text_begins_with(tmp_path: Path) -> None:
+    """As in llama-imatrix."""
+    folder = make_checkpoint(tmp_path / "model", context=SIZE)
+    write_json(folder / "tokenizer_config.json", {"add_bos_token": True})
+    text = NamedText("digits", "", digits(1))
+    tokens, plain = (
+        cut(open_model(str(path)), text, SIZE).tokens
+        for path in (folder, make_checkpoint(tmp_path / "plain", context=SIZE))
+    )
+    end = len(TOKENS) - 1
+    assert len(tokens) == SIZE * CHUNKS
+    assert tokens[:3] == [end, *plain[:2]]
+    assert [place for place, token in enumerate(tokens) if token == end] == list(range(0, SIZE * CHUNKS, SIZE))

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ...checkpoints import END_OF_TEXT, MERGES, TOKENS, make_checkpoint, write_json
+from ...runtime.gguf_edit import rewrite
 
 SIZE = len(TOKENS)
 CHARACTERS = st.characters(exclude_categories=["Cs"])
@@ -76,7 +77,12 @@ def agrees(folder: Path, *texts: str) -> list[list[str]]:
     (file,) = convert(str(folder), type="Q8_0", output=folder)
     tokenizer = open_model(str(folder)).tokenizer()
     assert open_model(file.path, allow_requantize=True).tokenizer() == tokenizer
-    with Model.load(file.path, threads=1) as model:
+    return file_agrees(Path(file.path), *texts)
+
+
+def file_agrees(path: Path, *texts: str) -> list[list[str]]:
+    tokenizer = open_model(str(path), allow_requantize=True).tokenizer()
+    with Model.load(path, threads=1) as model:
         for parse_special in (False, True):
             theirs = [model.tokenize(text, special=parse_special) for text in texts]
             assert [encode_text(tokenizer, text, parse_special=parse_special) for text in texts] == theirs
@@ -125,19 +131,15 @@ def test_unused_tokens_are_never_produced(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "merges",
-    [["zz y", "z zzz"], ["qq qq"], ["Ġ Ġtt"]],
-    ids=["left and right", "both", "right"],
+    [["zz y", "z zzz"], ["qq qq"], ["Ġ Ġtt"], ["t h"]],
+    ids=["left and right", "both", "right", "result"],
 )
-def test_merges_of_unknown_parts(merges: list[str], tmp_path: Path) -> None:
+def test_merges_of_or_into_unknown_tokens_in_a_gguf_file(merges: list[str], tmp_path: Path) -> None:
+    """A checkpoint with such merges is refused; llama.cpp runs GGUF files with them."""
     folder = make_checkpoint(tmp_path / "model", layers=1)
-    (folder / "merges.txt").write_text("\n".join([*merges, *MERGES, ""]), "utf-8")
-    agrees(folder, "then zzzzyyy qqqq in the  tt")
-
-
-def test_merge_with_unknown_result(tmp_path: Path) -> None:
-    folder = make_checkpoint(tmp_path / "model", layers=1)
-    (folder / "merges.txt").write_text("\n".join(["t h", *MERGES, ""]), "utf-8")
-    agrees(folder, "then the other")
+    (file,) = convert(str(folder), type="Q8_0", output=folder)
+    rewrite(Path(file.path), tmp_path / "odd.gguf", metadata={"tokenizer.ggml.merges": [*merges, *MERGES]})
+    file_agrees(tmp_path / "odd.gguf", "then zzzzyyy qqqq in the  tt other")
 
 
 def test_tokenizers_is_a_requirement() -> None:

@@ -143,6 +143,49 @@ def test_incomplete_snapshot_is_not_used(hub: FakeHub, tmp_path: Path) -> None:
         assert content(source["folder"]) == SHARDED
 
 
+PYTORCH = {name: content for name, content in CHECKPOINT.items() if name != "model.safetensors"}
+PYTORCH_SHARDS = {
+    "pytorch_model-00001-of-00002.bin": b"first",
+    "pytorch_model-00002-of-00002.bin": b"second",
+    "pytorch_model.bin.index.json": SHARDS["model.safetensors.index.json"]
+    .replace(b"model-", b"pytorch_model-")
+    .replace(b".safetensors", b".bin"),
+}
+ADAPTER = {"adapter_config.json": b'{"base_model_name_or_path": "owner/base"}', "adapter_model.safetensors": b"a"}
+OTHERS = {"training_args.bin": b"-", "flax_model.msgpack": b"-"}
+
+
+@pytest.mark.parametrize(
+    ("files", "others"),
+    [
+        (PYTORCH | {"pytorch_model.bin": b"weights", "chat_template.jinja": b"{}"}, OTHERS | PYTORCH_SHARDS),
+        (PYTORCH | PYTORCH_SHARDS, {"optimizer.pt": b"-"}),
+        (CHECKPOINT | {"generation_config.json": b"{}"}, {"pytorch_model.bin": b"-"}),
+    ],
+)
+def test_the_first_kind_of_weights_is_downloaded(
+    hub: FakeHub, tmp_path: Path, files: dict[str, bytes], others: dict[str, bytes]
+) -> None:
+    hub.repositories["owner/torch"] = Repository(files | others)
+    home = tmp_path / "home"
+    [source, kept] = run(home, hub.url, {"model": "owner/torch"}, {"model": "owner/torch", "offline": True})
+    assert content(source["folder"]) == files
+    assert kept["folder"] == source["folder"]
+    lost = Path(source["folder"], sorted(name for name in files if name.endswith((".bin", ".safetensors")))[-1])
+    lost.unlink()
+    [offline] = run(home, hub.url, {"model": "owner/torch", "offline": True})
+    assert "not completely" in offline["message"]
+
+
+def test_an_adapter_on_the_hub_is_downloaded_with_its_base(hub: FakeHub, tmp_path: Path) -> None:
+    hub.repositories |= {"owner/poet": Repository(ADAPTER | OTHERS), "owner/base": Repository(CHECKPOINT)}
+    call = {"model": "owner/poet"}
+    for answer in run(tmp_path / "home", hub.url, call, call | {"offline": True}):
+        assert (answer["name"], answer["repository"]) == ("poet", "owner/base")
+        assert content(answer["folder"]) == CHECKPOINT
+        assert "models--owner--poet" in answer["adapters"]
+
+
 def test_interrupted_download_resumes(hub: FakeHub, tmp_path: Path) -> None:
     """huggingface_hub keeps whole blocks of 10 MiB within one call, and requests the rest of a block again."""
     block, weights = 10 * 2**20, bytes(range(256)) * (11 * 2**12)
@@ -169,7 +212,7 @@ def failures(hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         "owner/no-list": Repository(CHECKPOINT, tree_refusal=Refusal(403, message="not from here")),
         "owner/lost-file": Repository(CHECKPOINT, file_refusal=Refusal(404, "EntryNotFound")),
         "owner/silent": Repository(CHECKPOINT, silent=True),
-        "owner/old": Repository({"config.json": b"{}", "vocab.json": b"{}", "pytorch_model.bin": b"-"}),
+        "owner/old": Repository({"config.json": b"{}", "vocab.json": b"{}", "tf_model.h5": b"-"}),
         "owner/gguf": Repository({"README.md": b"-", "it.Q4_K_M.gguf": b"-"}),
     }
     asked = ["owner/missing", "owner/distilgtp2", "owner/good@nope", *hub.repositories]
@@ -197,7 +240,7 @@ def failures(hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         ("owner/no-list", "ModelNotFoundError", "answers 403 for owner/no-list: not from here", "storybook"),
         ("owner/lost-file", "ModelNotFoundError", "answers 404 for owner/lost-file", "Try again later"),
         ("owner/silent", "ModelNotFoundError", "Timeout", "storybook"),
-        ("owner/old", "CheckpointError", "no model.safetensors, only pytorch_model.bin", "save_pretrained()"),
+        ("owner/old", "CheckpointError", "no model.safetensors, only tf_model.h5", "save_pretrained()"),
         ("owner/gguf", "CheckpointError", "no config.json, only it.Q4_K_M.gguf", "original model"),
         ("bad name", "ModelNotFoundError", "'bad name' is neither a folder nor a Hub name", "storybook"),
         ("a--b", "ModelNotFoundError", "'a--b' is neither a folder nor a Hub name", "storybook"),
@@ -213,7 +256,7 @@ def test_hub_failures_are_explained(
 
 
 @pytest.mark.usefixtures("failures")
-def test_repository_without_safetensors_is_refused(hub: FakeHub) -> None:
+def test_repository_without_readable_weights_is_refused(hub: FakeHub) -> None:
     assert hub.downloads("owner/old") == []
 
 
@@ -365,13 +408,17 @@ def test_local_folder_takes_precedence_over_a_hub_name(tmp_path: Path, monkeypat
         ("/nowhere/at/all", ModelNotFoundError, "the folder /nowhere/at/all"),
         ("../nowhere", ModelNotFoundError, "the folder ../nowhere"),
         ("nowhere/", ModelNotFoundError, "the folder nowhere/"),
+        ("ckpt.pt", ModelNotFoundError, "the file ckpt.pt"),
+        ("out/of/here/model.bin", ModelNotFoundError, "the file out/of/here/model.bin"),
         ("out/models/nowhere", ModelNotFoundError, "the folder out/models/nowhere"),
         ("https://huggingface.co/distilbert/distilgpt2", ModelNotFoundError, "the folder https:"),
         ("~nobody-of-that-name/model", ModelNotFoundError, "cannot read ~nobody-of-that-name/model"),
         ("x" * 5000, ModelNotFoundError, "File name too long"),
         ("empty", CheckpointError, "empty has no config.json"),
         ("./empty", CheckpointError, "./empty has no config.json"),
-        ("weights/model.safetensors", CheckpointError, "is a file, not a folder"),
+        ("weights/notes.txt", CheckpointError, "is a file, but not one of weights"),
+        ("weights/model-00001-of-00002.safetensors", CheckpointError, "is one of several shards"),
+        ("weights/adapter_model.safetensors", CheckpointError, "is a PEFT adapter, not a model"),
     ],
 )
 def test_invalid_models_are_refused(
@@ -379,12 +426,57 @@ def test_invalid_models_are_refused(
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "weights").mkdir()
-    (tmp_path / "weights" / "model.safetensors").touch()
+    for name in ("notes.txt", "model-00001-of-00002.safetensors", "adapter_model.safetensors"):
+        (tmp_path / "weights" / name).touch()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error) as raised:
         resolve(model)
     assert message in raised.value.message
     assert raised.value.hint
+
+
+def test_a_file_of_weights_is_a_model(tmp_path: Path) -> None:
+    """Its name is the model's, unless it says nothing; the folder of nanoGPT has no config.json."""
+    folder = tmp_path / "out-novels"
+    folder.mkdir()
+    for file, name in [("ckpt.pt", "out-novels"), ("model.pth", "out-novels"), ("poems.bin", "poems")]:
+        (folder / file).touch()
+        source = resolve(str(folder / file))
+        assert (source.name, source.folder, source.weights) == (name, folder.resolve(), folder.resolve() / file)
+    for extra in ("model.pth", "poems.bin"):
+        (folder / extra).unlink()
+    assert (resolve(str(folder)).folder, resolve(str(folder)).weights) == (folder.resolve(), None)
+    with pytest.raises(UsageError, match=r"ckpt\.pt is a file"):
+        resolve(str(folder / "ckpt.pt"), revision="main")
+
+
+def test_an_adapter_leads_to_its_base(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    base, adapter = tmp_path / "base", tmp_path / "poet"
+    for folder in (base, adapter):
+        folder.mkdir()
+    (base / "config.json").write_text("{}")
+
+    def states(**config: Any) -> None:
+        (adapter / "adapter_config.json").write_text(json.dumps(config))
+
+    states(base_model_name_or_path=str(base), revision=None)
+    source = resolve(str(adapter))
+    assert (source.name, source.folder, source.adapters) == ("poet", base.resolve(), ((adapter.resolve(), 1.0),))
+    for stated, words in [
+        (None, "names none"),
+        ("", "names none"),
+        (str(tmp_path / "lost"), "does not exist"),
+        (str(adapter), "which is an adapter too"),
+    ]:
+        states(base_model_name_or_path=stated)
+        with pytest.raises(DgptQuantError, match="without the model that it adapts") as caught:
+            resolve(str(adapter))
+        assert words in caught.value.message
+        assert f"convert BASE --lora {adapter}" in caught.value.hint
+    (adapter / "model.safetensors").touch()
+    (adapter / "config.json").touch()
+    assert resolve(str(adapter)).adapters == ()
+    assert "the adapter is not merged" in caplog.text
 
 
 def test_revision_needs_a_hub_name(tmp_path: Path) -> None:

@@ -60,8 +60,9 @@ def test_merges_as_strings(fast: Path) -> None:
 
 def test_tokenizer_json_adds_its_added_tokens(files: Path) -> None:
     number = len(TOKENS)
-    added = [{"id": number, "content": "<|user|>", "special": False}]
-    write_json(files / "tokenizer.json", fast_tokenizer() | {"added_tokens": added})
+    content = fast_tokenizer()
+    content["added_tokens"].append({"id": number, "content": "<|user|>", "special": False})
+    write_json(files / "tokenizer.json", content)
     tokenizer = read_tokenizer(files, {}, number + 1)
     assert tokenizer.tokens == [*TOKENS, "<|user|>"]
     assert tokenizer.types[number] is TokenType.USER_DEFINED
@@ -110,7 +111,8 @@ def test_token_without_a_row_is_dropped_with_a_warning(
     else:
         content: dict[str, Any] = {
             "added_tokens.json": {"extra": SIZE},
-            "tokenizer.json": fast_tokenizer() | {"added_tokens": [entry]},
+            "tokenizer.json": fast_tokenizer()
+            | {"added_tokens": [{"id": END, "content": END_OF_TEXT, "special": True}, entry]},
             "tokenizer_config.json": {"added_tokens_decoder": {str(SIZE): entry}},
         }
         write_json(files / kind, content[kind])
@@ -125,7 +127,7 @@ def test_token_without_a_row_is_dropped_with_a_warning(
 
 
 def test_warning_names_only_some_dropped_tokens(files: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write_json(files / "added_tokens.json", {f"<{number}>": SIZE + 3 * number for number in range(6)})
+    write_json(files / "added_tokens.json", {f"<{number}>": SIZE + number for number in range(6)})
     assert read(files).tokens == TOKENS
     (record,) = caplog.records
     assert record.getMessage().endswith("6 tokens are dropped ('<0>', '<1>', '<2>', '<3>', ...)")
@@ -158,10 +160,10 @@ def test_dropped_special_token_falls_back_to_end_of_text(settings: dict[str, Any
 
 def test_dropped_end_of_text_is_an_error(files: Path) -> None:
     with pytest.raises(
-        CheckpointError, match=f"eos_token_id is {END}, but the vocabulary has {END} tokens, and none is"
+        CheckpointError, match=f"eos_token_id is {END} in config.json, but the vocabulary has {END} tokens, and none is"
     ):
         read(files, END, bos_token_id=0, eos_token_id=END)
-    with pytest.raises(CheckpointError, match="bos_token_id is None"):
+    with pytest.raises(CheckpointError, match="no file names its eos token"):
         read(files, END)
     write_json(files / "tokenizer_config.json", {"eos_token": "!"})
     assert read(files, END, bos_token_id=0, eos_token_id=END).eos == TOKENS.index("!")
@@ -227,9 +229,18 @@ def test_added_tokens_are_plain_text(text: str, special: bool, tmp_path: Path) -
         assert model.detokenize([SIZE]) == ("" if special else text)
 
 
-def test_special_tokens_from_the_config(files: Path) -> None:
-    tokenizer = read(files, bos_token_id=3, eos_token_id=[5, 6])
-    assert (tokenizer.bos, tokenizer.eos) == (3, 5)
+def test_a_special_token_wins_over_an_ordinary_one_of_the_config(files: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """GPT2Config's default of 50256 is an ordinary word in a larger vocabulary."""
+    tokenizer = read(files, bos_token_id=END, eos_token_id=5)
+    assert (tokenizer.bos, tokenizer.eos) == (END, END)
+    (warning,) = caplog.messages
+    assert f"eos is {END_OF_TEXT!r} ({END}) by GPT2Tokenizer's default, and {TOKENS[5]!r} (5) by config.json" in warning
+
+
+def test_ends_listed_in_the_config_are_eos_and_eot(files: Path) -> None:
+    write_json(files / "added_tokens.json", {"<a>": SIZE, "<b>": SIZE + 1})
+    tokenizer = read(files, SIZE + 2, eos_token_id=[SIZE + 1, SIZE])
+    assert (tokenizer.eos, tokenizer.others) == (SIZE + 1, {"eot": SIZE})
 
 
 def test_llama_cpp_round_trip(tmp_path: Path) -> None:
@@ -311,8 +322,8 @@ def test_invalid_vocab_and_merges_are_reported(damage: str, files: Path) -> None
 
 FAST: dict[str, tuple[dict[str, Any], str]] = {
     "another model": ({"model": {"type": "Unigram", "vocab": [["a", 0.1]]}}, "a Unigram model"),
-    "another pre-tokenizer": ({"pre_tokenizer": {"type": "Metaspace"}}, "with a Metaspace"),
-    "no pre-tokenizer": ({"pre_tokenizer": None}, "with a None"),
+    "another pre-tokenizer": ({"pre_tokenizer": {"type": "Metaspace"}}, "its pre-tokenizer is Metaspace"),
+    "no pre-tokenizer": ({"pre_tokenizer": None}, "its pre-tokenizer is missing"),
     "a prefix space": ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "add_prefix_space"),
     "no splitting": ({"pre_tokenizer": {"type": "ByteLevel", "use_regex": False}}, "no splitting"),
     # "THE" would be encoded as "THE", which the model never saw
@@ -369,7 +380,7 @@ def test_vocabulary_without_end_of_text_is_refused(files: Path) -> None:
     vocabulary = json.loads((files / "vocab.json").read_text("utf-8"))
     vocabulary["other"] = vocabulary.pop("<|endoftext|>")
     write_json(files / "vocab.json", vocabulary)
-    with pytest.raises(CheckpointError, match=f"eos_token_id is 99999, but the vocabulary has {SIZE} tokens"):
+    with pytest.raises(CheckpointError, match=f"eos_token_id is 99999 in config.json, but the vocabulary has {SIZE}"):
         read(files, bos_token_id=0, eos_token_id=99999)
 
 

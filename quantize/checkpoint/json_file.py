@@ -1,0 +1,24 @@
+"""Reads a JSON object from a file of a checkpoint."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dgpt2_quant.core.errors import CheckpointError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in the file. Raises `CheckpointError` that names the file."""
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path} is missing", "A checkpoint folder contains config, weights and tokenizer."
+        ) from None
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is not a JSON object")
+    return content

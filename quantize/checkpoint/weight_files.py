@@ -1,0 +1,143 @@
+"""Finds the files that hold a checkpoint's weights, and reads their tables of tensors, by content and not by name.
+
+safetensors (one file or shards), PyTorch files (one or shards), and nanoGPT's `.pt`. What is something else is refused
+by the name of what it is.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dgpt2_quant.core.errors import CheckpointError
+
+from .json_file import read_json
+from .pytorch_file import SAVE_STATE, is_pytorch_file, read_pytorch_file
+from .safetensors_file import StoredTensor, read_header
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # the first that is there; or its index, for shards
+TRAINING_SUFFIXES = (".pt", ".pth", ".ckpt")
+# where programs that train put the weights in what they save
+_STATE_KEYS = ("model", "state_dict", "model_state_dict", "module")
+_TRAINING_ONLY = ("optimizer.pt", "optimizer.bin", "scheduler.pt", "rng_state.pth", "training_args.bin", "scaler.pt")
+_OLD_GGML = ("a file of ggml before GGUF", "Convert the original checkpoint.")
+_MAGICS = {
+    b"version https://git-lfs": ("a Git LFS pointer, not the weights", "Fetch the file itself: `git lfs pull`."),
+    b"GGUF": ("a GGUF file", "Give it a name that ends in .gguf, and name the file."),
+    b"\x89HDF": ("a TensorFlow or Keras file", "Load it with `from_tf=True` in Transformers 4 and save it again."),
+    **dict.fromkeys((b"lmgg", b"fmgg", b"tjgg", b"algg", b"ggml"), _OLD_GGML),
+    b"<!DOCTYPE": ("a web page, not the weights", "Fetch the file again; the download needs a login, or failed."),
+    b"<html": ("a web page, not the weights", "Fetch the file again; the download needs a login, or failed."),
+}
+_OTHERS = {  # files of weights that are not read
+    "tf_model.h5": "TensorFlow weights",
+    "flax_model.msgpack": "Flax weights",
+    "rust_model.ot": "weights for Rust",
+    "model.ckpt.index": "TensorFlow weights",
+    "openvino_model.xml": "an OpenVINO model",
+    "coreml": "a Core ML model",
+    "onnx": "an ONNX model",
+}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The tensors by their names in the files; `arguments` are nanoGPT's `model_args`."""
+
+    tensors: dict[str, StoredTensor]
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files with the folder's weights. Raises `CheckpointError` where there are none."""
+    for name in WEIGHT_FILES:
+        if (folder / name).is_file():
+            return [folder / name]
+        if (index := folder / f"{name}.index.json").is_file():
+            return _shards(folder, index)
+    saved = [p for p in sorted(folder.iterdir()) if p.suffix in TRAINING_SUFFIXES and p.name not in _TRAINING_ONLY]
+    if len(saved) == 1:
+        return saved
+    if saved:
+        names = ", ".join(path.name for path in saved[:4])
+        raise CheckpointError(f"{folder} has {len(saved)} files of weights ({names})", "Name the one that you want.")
+    raise _no_weights(folder)
+
+
+def read_weights(files: list[Path]) -> Weights:
+    """Raises `CheckpointError` for a file that is broken, or is something else."""
+    tensors: dict[str, StoredTensor] = {}
+    arguments: dict[str, Any] = {}
+    for path in files:
+        found, arguments = _read_file(path)
+        if twice := sorted(tensors.keys() & found.keys()):
+            raise CheckpointError(
+                f"tensor {twice[0]!r} is in {tensors[twice[0]].path.name} and in {path.name}",
+                "Fetch or save the shards again, with their index.",
+            )
+        tensors |= found
+    return Weights(tensors, arguments)
+
+
+def _shards(folder: Path, index: Path) -> list[Path]:
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
+        raise CheckpointError(f"{index} has no sound weight_map")
+    names, present = sorted(set(shards.values())), {path.name for path in folder.iterdir() if path.is_file()}
+    for name in names:
+        if name not in present:
+            raise CheckpointError(
+                f"{index.name} names the shard {name[:255]!r}, which is not in {folder}", "Fetch or save it again."
+            )
+    return [folder / name for name in names]
+
+
+def _no_weights(folder: Path) -> CheckpointError:
+    names = {path.name for path in folder.iterdir()}
+    what = f"{folder} has no model.safetensors"
+    save = "Save the weights with `model.save_pretrained(folder)`: it writes safetensors."
+    if zero := next((name for name in sorted(names) if name.startswith("global_step")), None):
+        return CheckpointError(
+            f"{what}, only DeepSpeed's {zero}", f"Put it together: `python zero_to_fp32.py {folder} {folder}`."
+        )
+    for name, kind in _OTHERS.items():
+        if name in names:
+            return CheckpointError(f"{what}, only {kind} ({name})", save)
+    if training := next((name for name in _TRAINING_ONLY if name in names), None):
+        return CheckpointError(f"{what}, only files of its training ({training})", save)
+    if gguf := next((name for name in sorted(names) if name.endswith(".gguf")), None):
+        return CheckpointError(what, f"Name the GGUF file: {folder / gguf}")
+    return CheckpointError(f"{folder} has neither model.safetensors nor pytorch_model.bin", save)
+
+
+def _read_file(path: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
+    try:
+        with path.open("rb") as file:
+            head = file.read(32)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    for magic, (kind, hint) in _MAGICS.items():
+        if head.startswith(magic):
+            raise CheckpointError(f"{path} is {kind}", hint)
+    if is_pytorch_file(path):
+        return _state_of(path, read_pytorch_file(path))
+    if head[8:9] == b"{":
+        return read_header(path), {}
+    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        raise CheckpointError(f"{path} is a pickle that torch.save did not write", SAVE_STATE)
+    if path.name.endswith(".safetensors"):
+        return read_header(path), {}
+    what = "neither a PyTorch nor a safetensors file" if head else "empty"
+    raise CheckpointError(f"{path} is {what}", "Fetch or save it again; it may be truncated.")
+
+
+def _state_of(path: Path, saved: Any) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
+    """The tensors of what was saved: a state dict, or a dictionary that has one in it."""
+    if not isinstance(saved, dict):
+        raise CheckpointError(f"{path} holds a {type(saved).__name__}, not a dictionary of tensors", SAVE_STATE)
+    arguments = saved.get("model_args")
+    inside = next((saved[key] for key in _STATE_KEYS if isinstance(saved.get(key), dict)), saved)
+    tensors = {name: tensor for name, tensor in inside.items() if isinstance(tensor, StoredTensor)}
+    if not tensors:
+        names = ", ".join(name[:40] for name in saved if isinstance(name, str))[:200]
+        raise CheckpointError(f"{path} holds no tensors, but {names or 'nothing'}", SAVE_STATE)
+    return tensors, arguments if isinstance(arguments, dict) else {}
