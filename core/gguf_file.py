@@ -21,7 +21,7 @@ from .quant_types import TensorType, name_of_file_type
 
 MAGIC = b"GGUF"
 VERSION = 3
-ALIGNMENT = 32
+ALIGNMENT = 32  # of files that this project writes; others state theirs as `general.alignment`
 _MAX_DIMENSIONS = 4
 _MAX_NAME_BYTES = 63  # ggml's GGML_MAX_NAME includes the final zero
 _USUAL_HEAD, _LARGEST_HEAD = 4 << 20, 64 << 20  # bytes
@@ -65,9 +65,6 @@ _FORMATS = {
 
 class EncodedValue(bytes):
     """An encoded metadata value, for one that several files share (the token tables)."""
-
-
-_ALIGNED = EncodedValue(struct.pack("<II", ValueType.UINT32, ALIGNMENT))
 
 
 @dataclass(frozen=True)
@@ -122,9 +119,9 @@ def require_file(path: Path, hint: str = "Create one with `dgpt2-quant convert`.
     raise ModelNotFoundError(f"there is no file {path}{why}", hint)
 
 
-def padded(nbytes: int) -> int:
-    """Rounds up to the alignment of tensor data (32 bytes)."""
-    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+def padded(nbytes: int, alignment: int = ALIGNMENT) -> int:
+    """Rounds up to the alignment of tensor data (32 bytes in files that this project writes)."""
+    return -(-nbytes // alignment) * alignment
 
 
 def tensor_bytes(shape: Sequence[int], tensor_type: TensorType) -> int:
@@ -217,20 +214,18 @@ class _Reader:
             begin = self.at
             metadata[key] = self.value()
             encoded[key] = EncodedValue(self.data[begin : self.at])
-        alignment = metadata.get("general.alignment", ALIGNMENT)
-        if alignment != ALIGNMENT or encoded.get("general.alignment", _ALIGNED) != _ALIGNED:
-            raise self._broken(f"its alignment is {alignment!r}, not {ALIGNMENT} (UINT32)")
+        alignment = self._alignment(encoded.get("general.alignment"))
         entries = [self._tensor_entry() for _ in range(tensor_count)]
-        data_start = padded(self.at)
+        data_start = padded(self.at, alignment)
         tensors: dict[str, TensorInfo] = {}
         end = data_start
         for name, shape, tensor_type, offset in entries:
             if name in tensors:
                 raise self._broken(f"the tensor {name!r} occurs twice")
             start, nbytes = data_start + offset, tensor_bytes(shape, tensor_type)
-            if start != padded(end):
+            if start != (expected := padded(end, alignment)):
                 raise self._broken(
-                    f"tensor {name!r} begins at byte {start}, not at {padded(end)} after the previous tensor"
+                    f"tensor {name!r} begins at byte {start}, not at {expected} after the previous tensor"
                 )
             end = start + nbytes
             if end > self.file_bytes:
@@ -246,6 +241,16 @@ class _Reader:
         if value_type is ValueType.ARRAY:
             return self._array()
         return self._number(_FORMATS[value_type])
+
+    def _alignment(self, encoded: EncodedValue | None) -> int:
+        """The alignment of tensor data. llama.cpp aborts the process if its type is not UINT32."""
+        if encoded is None:
+            return ALIGNMENT
+        alignment = decode_value(encoded)
+        is_power_of_2 = type(alignment) is int and alignment >= 8 and not alignment & (alignment - 1)
+        if not is_power_of_2 or encoded[:4] != struct.pack("<I", ValueType.UINT32):
+            raise self._broken(f"its alignment is {alignment!r}, not a power of 2 from 8 up (UINT32)")
+        return alignment
 
     def _tensor_entry(self) -> tuple[str, tuple[int, ...], TensorType, int]:
         name = self._string()

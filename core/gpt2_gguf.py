@@ -48,6 +48,8 @@ SPLIT_AS_GPT2 = {
     *("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "roberta-bpe", "gigachat", "a.x-4.0", "mellum"),
     *("modern-bert", "granite-docling", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de"),
 }
+# what old converters wrote for GPT-2, and llama.cpp splits in another way or refuses
+MEANS_GPT2 = ("", "default", "gpt2")
 _LONGEST_TOKEN = 4096  # characters; GPT-2's longest has 128
 # (item type, required)
 _TABLES = {

@@ -1,5 +1,7 @@
 """Checks a GGUF file before llama.cpp loads it, because a malformed one can end the process."""
 
+import logging
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from dgpt2_quant.core.errors import GGUFError
 from dgpt2_quant.core.gguf_file import GGUFHeader, read_header
-from dgpt2_quant.core.gpt2_gguf import SPLIT_AS_GPT2, check_begin_and_end, check_gpt2, check_tokens
+from dgpt2_quant.core.gpt2_gguf import MEANS_GPT2, SPLIT_AS_GPT2, check_begin_and_end, check_gpt2, check_tokens
 from dgpt2_quant.core.hyperparameters import Hyperparameters
-from dgpt2_quant.core.quant_types import Bits, TensorType
+from dgpt2_quant.core.quant_types import QUANT_TYPES, Bits, TensorType
 from dgpt2_quant.runtime.native.context import MAX_BATCH
 
 # The byte limit of a context: a fixed limit, and a limit for each byte of weights. No real model needs more
@@ -17,6 +19,8 @@ from dgpt2_quant.runtime.native.context import MAX_BATCH
 _ALWAYS_ALLOWED, _ALLOWED_PER_BYTE = 256 << 20, 8
 _MAX_PADDING = 1 << 16  # bytes after the last tensor
 _PIECE = 1 << 19  # bytes read and checked at a time: they fit the processor's cache
+_ORIGINAL = "Convert the original checkpoint instead."
+_log = logging.getLogger(__name__)
 
 
 def check_model_file(path: Path) -> GGUFHeader:
@@ -42,17 +46,45 @@ def check_model_file(path: Path) -> GGUFHeader:
     return header
 
 
+def lacks_pre_tokenizer(header: GGUFHeader) -> bool:
+    """Whether the file does not say how texts are split, as files from before May 2024.
+
+    llama.cpp splits them with a pattern that is not GPT-2's, and overflows its stack on a long run of punctuation.
+    """
+    return not header.metadata.get("tokenizer.ggml.pre")
+
+
 def _check_tokenizer(header: GGUFHeader) -> None:
     """Refuses other tokenizers, for which llama.cpp has defaults that are not GPT-2's."""
+    quant_type = header.quant_type if header.quant_type in QUANT_TYPES else "TYPE"
+    again = f"dgpt2-quant convert {shlex.quote(str(header.path))} -t {quant_type.lower()} -o NEW.gguf"
+    if any(tensor.type.is_quantized for tensor in header.tensors.values()):
+        again += " --allow-requantize"
     pre = header.metadata.get("tokenizer.ggml.pre")
-    if pre not in SPLIT_AS_GPT2:
-        again = f"`dgpt2-quant convert {header.path.name} --type ...` writes a file that can."
-        raise _refused(header.path, f"its tokenizer.ggml.pre is {pre!r}, not gpt-2", again)
+    if lacks_pre_tokenizer(header):
+        _log.warning(
+            "%s has no tokenizer.ggml.pre: texts are split as GPT-2 splits them, but llama.cpp's programs split them"
+            " otherwise; `%s` adds the key",
+            header.path,
+            again,
+        )
+    elif pre not in SPLIT_AS_GPT2:
+        hint = f"If it is a GPT-2's, write it with the key: `{again}`." if pre in MEANS_GPT2 else _ORIGINAL
+        raise _refused(header.path, f"its tokenizer.ggml.pre is {pre!r}, not gpt-2", hint)
 
 
 def _check_end(header: GGUFHeader) -> None:
-    """Refuses data after the last tensor: llama.cpp maps and reads all of a file."""
-    end = max(tensor.start + tensor.nbytes for tensor in header.tensors.values())
+    """Refuses data after the last tensor, and large gaps: llama.cpp maps and reads all of a file."""
+    tensors = header.tensors.values()
+    end, weights = max(tensor.start + tensor.nbytes for tensor in tensors), sum(tensor.nbytes for tensor in tensors)
+    if end - weights > (most := _ALWAYS_ALLOWED + _ALLOWED_PER_BYTE * weights):
+        alignment = header.metadata.get("general.alignment")
+        raise _refused(
+            header.path,
+            f"with its alignment of {alignment}, {end - weights} bytes lie before and between its tensors, at most"
+            f" {most} may",
+            "Check that it is the right file, or convert it again with `dgpt2-quant convert`.",
+        )
     if header.file_bytes > end + _MAX_PADDING:
         raise _refused(
             header.path,

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Literal, NoReturn, Protocol, Self, Unpack
 
 from dgpt2_quant.core.errors import RuntimeFailure, UsageError
-from dgpt2_quant.core.gguf_file import require_file
+from dgpt2_quant.core.gguf_file import ALIGNMENT, require_file
 from dgpt2_quant.core.workers import require_threads
 from dgpt2_quant.runtime.native.batch_token import TokenIds, token_ids
 from dgpt2_quant.runtime.native.context import F16, F32, KV_TYPES, NativeContext
@@ -36,7 +36,7 @@ from dgpt2_quant.runtime.native.depth_context import DepthContext
 from dgpt2_quant.runtime.native.model import NativeModel
 from dgpt2_quant.runtime.native.native_thread import flush
 
-from .check_gguf import check_model_file
+from .check_gguf import check_model_file, lacks_pre_tokenizer
 from .completion import Completion, Event
 from .decode_loop import CHUNK, Engine
 from .generation import Batch, Generation
@@ -156,8 +156,11 @@ class Model(Scorer):
         header = check_model_file(path)
         trained: int = header.metadata["gpt2.context_length"]
         bos, quant_type = header.metadata.get("tokenizer.ggml.bos_token_id"), header.quant_type
+        # llama.cpp aborts on a mapped file with another alignment than its own
+        private = options.pop("huge_pages") or any(tensor.start % ALIGNMENT for tensor in header.tensors.values())
+        pre_tokenizer = "gpt-2" if lacks_pre_tokenizer(header) else None
         del header  # a large vocabulary takes memory that llama.cpp needs now
-        native = NativeModel(path, huge_pages=options.pop("huge_pages"))
+        native = NativeModel(path, huge_pages=private, pre_tokenizer=pre_tokenizer)
         # llama.cpp takes token 11, a comma, if the file names none; GPT-2 has one token for both
         native.bos = native.eos if bos is None else bos
         try:

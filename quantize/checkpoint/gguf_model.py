@@ -14,7 +14,7 @@ import numpy.typing as npt
 from dgpt2_quant.core.errors import GGUFError, UsageError
 from dgpt2_quant.core.ggml import dequantize
 from dgpt2_quant.core.gguf_file import GGUFHeader, TensorInfo, encode_value, read_header, require_file
-from dgpt2_quant.core.gpt2_gguf import SPLIT_AS_GPT2, check_begin_and_end, check_gpt2, check_tokens
+from dgpt2_quant.core.gpt2_gguf import MEANS_GPT2, SPLIT_AS_GPT2, check_begin_and_end, check_gpt2, check_tokens
 from dgpt2_quant.core.hyperparameters import Hyperparameters
 from dgpt2_quant.core.quant_types import TensorType
 from dgpt2_quant.core.read_at import read_at
@@ -27,8 +27,6 @@ from .tokenizer import Tokenizer, TokenType
 
 _SOURCE = "dgpt2_quant.source.sha256"
 _PRE = "tokenizer.ggml.pre"
-# what old converters wrote; llama.cpp would split texts in another way, as for a missing key
-_SAME_AS_GPT2 = ("", "default", "gpt2", "gpt-2")
 _COMPARED_AT_ONCE = 1 << 24  # bytes
 
 
@@ -111,23 +109,24 @@ class GGUFModel:
     def metadata(self, sha256: str, type_metadata: dict[str, Any]) -> dict[str, Any]:
         """The file's metadata, in order, with `type_metadata` in place of the former quant type's."""
         kept = {key: value for key, value in self._header.encoded.items() if not is_quant_type_key(key)}
+        kept.pop("general.alignment", None)  # of this file; written ones have the usual one
         if was := self._quantized_as:
             type_metadata = {**type_metadata, "dgpt2_quant.requantized_from": was}
         if _SOURCE not in kept:
             type_metadata = {**type_metadata, _SOURCE: sha256}
-        keys = list(self._header.encoded)
+        keys = [key for key in self._header.encoded if key in kept or is_quant_type_key(key)]
         place = next((key for key in keys if is_quant_type_key(key)), None)
         before = keys[: keys.index(place)] if place else [key for key in kept if not key.startswith("tokenizer.")]
         first = {key: kept[key] for key in before}
         found = first | type_metadata | {key: value for key, value in kept.items() if key not in first}
         found |= self._names
         # without the key llama.cpp would split texts in another way
-        return found if self.pre_tokenizer() not in _SAME_AS_GPT2 else {**found, _PRE: "gpt-2"}
+        return {**found, _PRE: "gpt-2"} if self.pre_tokenizer() in MEANS_GPT2 else found
 
     def pre_tokenizer(self) -> str:
-        """The name of the pre-tokenizer. Raises `GGUFError` if it differs from GPT-2's."""
-        pre = self._header.metadata.get(_PRE, "gpt-2")
-        if pre not in SPLIT_AS_GPT2 and pre not in _SAME_AS_GPT2:
+        """The name of the pre-tokenizer, empty without one. Raises `GGUFError` if it differs from GPT-2's."""
+        pre = self._header.metadata.get(_PRE, "")
+        if pre not in SPLIT_AS_GPT2 and pre not in MEANS_GPT2:
             raise GGUFError(
                 f"{self._header.path}: tokenizer.ggml.pre is {pre!r}, which does not split texts as GPT-2 does",
                 "Convert the original checkpoint instead.",

@@ -23,12 +23,16 @@ WITH_VOCABULARY = ("dry", "grammar")  # samplers whose first argument is the voc
 
 
 class NativeModel:
-    """A loaded model and its vocabulary. Without `huge_pages` the file is mapped, and processes share its memory."""
+    """A loaded model and its vocabulary. Without `huge_pages` the file is mapped, and processes share its memory.
 
-    def __init__(self, path: Path, *, huge_pages: bool = True) -> None:
+    `pre_tokenizer` replaces the file's `tokenizer.ggml.pre`.
+    """
+
+    def __init__(self, path: Path, *, huge_pages: bool = True, pre_tokenizer: str | None = None) -> None:
         check_fork()
         self.path = path
         self.huge_pages = huge_pages
+        self.pre_tokenizer = pre_tokenizer
         self.wants_huge_pages = huge_pages and path.is_file() and path.stat().st_size >= LARGE
         self._lock = threading.Lock()
         self._dry: tuple[tuple[Any, ...], Owned] | None = None
@@ -61,6 +65,11 @@ class NativeModel:
         params.devices = ctypes.cast(no_devices, ctypes.c_void_p)
         params.n_gpu_layers = 0
         params.load_mode = lib.LLAMA_LOAD_MODE_NONE if self.huge_pages else lib.LLAMA_LOAD_MODE_MMAP
+        overrides = (lib.llama_model_kv_override * 2)()  # the last one ends the list
+        if self.pre_tokenizer is not None:
+            overrides[0].tag, overrides[0].key = lib.LLAMA_KV_OVERRIDE_TYPE_STR, b"tokenizer.ggml.pre"
+            overrides[0].value.val_str = self.pre_tokenizer.encode()
+            params.kv_overrides = overrides
         params.progress_callback = goes_on = lib.llama_progress_callback(lambda _done, _data: not self._cancelled)
         name, load = os.fsencode(self.path), lib.llama_model_load_from_file
         self._owner = own(lambda: load(name, params), lib.llama_model_free, huge_pages=self.wants_huge_pages)

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 from dgpt2_quant.core.gguf_file import ValueType, encode_header, padded, read_header
 from dgpt2_quant.core.quant_types import TensorType
 
@@ -41,4 +43,25 @@ def retype(source: Path, target: Path, key: str, value_type: ValueType, layout: 
     at = data.index(name) + len(name)
     data[at : at + 8] = struct.pack("<I", value_type) + struct.pack(layout, value)
     target.write_bytes(data)
+    return target
+
+
+def realign(source: Path, target: Path, alignment: int) -> Path:
+    """Copies a file with another alignment, by gguf's writer."""
+    header, data = read_header(source), source.read_bytes()
+    writer = gguf.GGUFWriter(target, header.metadata["general.architecture"])
+    writer.add_custom_alignment(alignment)
+    for key, value in header.metadata.items():
+        if key != "general.architecture":
+            kind, item = struct.unpack_from("<II", header.encoded[key].ljust(8, b"\0"))
+            is_array = kind == ValueType.ARRAY
+            writer.add_key_value(key, value, gguf.GGUFValueType(kind), gguf.GGUFValueType(item) if is_array else None)
+    for tensor in header.tensors.values():
+        content = np.frombuffer(data, np.uint8, tensor.nbytes, tensor.start)
+        rows = content.reshape(*tensor.shape[:-1], tensor.type.row_bytes(tensor.shape[-1]))
+        writer.add_tensor(tensor.name, rows, raw_dtype=gguf.GGMLQuantizationType(tensor.type))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
     return target

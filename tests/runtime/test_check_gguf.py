@@ -2,6 +2,8 @@
 
 import os
 import random
+import re
+import shlex
 import struct
 from math import prod
 from pathlib import Path
@@ -9,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dgpt2_quant.cli.main import app
 from dgpt2_quant.core.errors import GGUFError, ModelNotFoundError, RuntimeFailure
 from dgpt2_quant.core.ggml import library
-from dgpt2_quant.core.gguf_file import EncodedValue, ValueType, read_header
+from dgpt2_quant.core.gguf_file import EncodedValue, ValueType, encode_header, read_header
 from dgpt2_quant.core.gpt2_gguf import SPLIT_AS_GPT2
 from dgpt2_quant.core.hyperparameters import Hyperparameters
 from dgpt2_quant.core.quant_types import TensorType
@@ -21,7 +24,7 @@ from dgpt2_quant.runtime import check_gguf as validate
 from dgpt2_quant.runtime.check_gguf import all_finite, check_model_file, context_bytes
 
 from ..checkpoints import make_checkpoint
-from .gguf_edit import Tensor, retype, rewrite
+from .gguf_edit import Tensor, realign, retype, rewrite
 from .mutations import Draft, other_model, random_blocks, take_apart
 
 WIDTH, VOCABULARY = 256, 262
@@ -108,7 +111,6 @@ def test_every_level_of_the_bundled_checkpoint_is_accepted(short_files: dict[str
         ("tokenizer.ggml.merges", ["a b"] * 600_000, "it has 600000 merges"),
         ("tokenizer.ggml.token_type", [1] * 261 + [6], "token_type has 6, not 1 to 5"),
         ("tokenizer.ggml.token_type", [1] * 261 + [-1], "token_type has -1, not 1 to 5"),
-        ("tokenizer.ggml.pre", None, "tokenizer.ggml.pre is None, not gpt-2"),
         ("tokenizer.ggml.pre", "default", "tokenizer.ggml.pre is 'default', not gpt-2"),
         ("tokenizer.ggml.pre", "llama-bpe", "tokenizer.ggml.pre is 'llama-bpe', not gpt-2"),
         ("tokenizer.ggml.pre", ["gpt-2"], "tokenizer.ggml.pre has the type ARRAY, not STRING"),
@@ -129,8 +131,14 @@ def test_every_level_of_the_bundled_checkpoint_is_accepted(short_files: dict[str
         # it reads a key up to the zero, and finds this one first
         ("gpt2.block_count\0", 2**31, r"the key 'gpt2.block_count\\x00'"),
         ("", 1, "the key ''"),
-        ("general.alignment", 64, "alignment is 64"),
-        ("general.alignment", 32.0, r"alignment is 32\.0, not 32"),
+        # llama.cpp aborts if it has another type
+        ("general.alignment", 32.0, r"alignment is 32\.0, not a power of 2 from 8 up \(UINT32\)"),
+        ("general.alignment", 2**40, r"alignment is 1099511627776, not a power of 2 from 8 up \(UINT32\)"),
+        ("general.alignment", [64], r"alignment is \[64\], not a power of 2"),
+        ("general.alignment", True, r"alignment is True, not a power of 2"),
+        ("general.alignment", 0, "alignment is 0, not a power of 2"),
+        ("general.alignment", 1, "alignment is 1, not a power of 2"),
+        ("general.alignment", 48, "alignment is 48, not a power of 2"),
     ],
 )
 def test_inconsistent_metadata_is_refused(good: Path, tmp_path: Path, key: str, value: Any, message: str) -> None:
@@ -352,6 +360,54 @@ def test_every_name_of_the_pre_tokenizer_splits_as_gpt2_does(pre: str, tiny: Pat
         assert other.tokenize(text) == one.tokenize(text)
         assert other.detokenize(other.tokenize(text)) == text.replace("<|endoftext|>", "")
         assert len(other.tokenize("a" * 300_000 + " " * 300_000)) == 600_000
+
+
+def greedy(path: Path, **options: Any) -> tuple[int, ...]:
+    with Model.load(path, threads=1, **options) as model:
+        return tuple(model.generate("the in", max_tokens=12, temperature=0)[0][0].token_ids)
+
+
+@pytest.mark.parametrize("alignment", [8, 16, 64, 4096])
+def test_files_of_other_alignments_run_the_same(alignment: int, good: Path, tmp_path: Path) -> None:
+    file = realign(good, tmp_path / "aligned.gguf", alignment)
+    assert any(tensor.start % 64 for tensor in read_header(file).tensors.values()) == (alignment < 64)
+    # llama.cpp aborts where it maps a file of a smaller alignment than 32
+    assert greedy(file) == greedy(file, huge_pages=False) == greedy(good)
+
+
+def test_tensors_far_apart_are_refused(tiny: Path, tmp_path: Path) -> None:
+    """Holes take no room on the disk, but llama.cpp would read them."""
+    header, far = read_header(tiny), 1 << 28
+    keys = {**header.metadata, "general.alignment": far, "last": "key"}
+    head = bytearray(encode_header(keys, {}).rstrip(b"\0"))
+    struct.pack_into("<Q", head, 8, len(header.tensors))
+    for number, tensor in enumerate(header.tensors.values()):
+        sizes = struct.pack(f"<I{len(tensor.shape)}Q", len(tensor.shape), *reversed(tensor.shape))
+        name = struct.pack("<Q", len(tensor.name)) + tensor.name.encode()
+        head += name + sizes + struct.pack("<IQ", tensor.type, number * far)
+    with (tmp_path / "far.gguf").open("wb") as file:
+        file.write(head)
+        file.truncate(far * len(header.tensors) + tensor.nbytes)
+    with pytest.raises(GGUFError, match=r"with its alignment of 268435456, \d+ bytes lie before and between"):
+        check_model_file(tmp_path / "far.gguf")
+
+
+@pytest.mark.parametrize("pre", [None, ""])
+def test_a_file_without_a_pre_tokenizer_splits_as_gpt2_does_and_warns(
+    pre: str | None, tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = "It's 2026, in the end\r\n\n  I'Ve the   tab\t漢字 été 1234567 ...!? <|endoftext|>the\u00a0an "
+    file = rewrite(tiny, tmp_path / "an older.gguf", metadata={"tokenizer.ggml.pre": pre})
+    with Model.load(file, threads=1) as older, Model.load(tiny, threads=1) as newer:
+        assert older.tokenize(text) == newer.tokenize(text)
+        assert len(older.tokenize("!" * 300_000)) == 300_000  # with llama.cpp's own pattern the stack overflows
+    [warning] = [record.getMessage() for record in caplog.records if record.name == validate.__name__]
+    assert "an older.gguf has no tokenizer.ggml.pre: texts are split as GPT-2 splits them" in warning
+    [command] = re.findall("`(.+)`", warning)
+    arguments = shlex.split(command.replace("NEW.gguf", str(tmp_path / "new.gguf")))
+    assert arguments[:2] == ["dgpt2-quant", "convert"]
+    app(arguments[1:], standalone_mode=False)
+    assert read_header(tmp_path / "new.gguf").metadata["tokenizer.ggml.pre"] == "gpt-2"
 
 
 def test_a_token_as_long_as_it_may_be(good: Path, tmp_path: Path) -> None:

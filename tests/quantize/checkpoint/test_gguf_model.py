@@ -19,7 +19,7 @@ from dgpt2_quant.quantize.convert import convert
 from dgpt2_quant.runtime import Model
 
 from ...checkpoints import TOKENS, bfloat16, make_checkpoint
-from ...runtime.gguf_edit import Tensor, rewrite
+from ...runtime.gguf_edit import Tensor, realign, rewrite
 from ..oracle import assert_same_tensors, contents, llama_quantize
 
 SHAPE: dict[str, Any] = {"layers": 1, "width": 256, "inner": 256, "context": 8}
@@ -290,6 +290,15 @@ def test_position_table_keeps_its_type(kind: str, made: dict[str, Path], tmp_pat
         assert tensor(Path(file.path), POSITIONS) == table[POSITIONS]
         assert llama_quantize(source, file.type, tmp_path / "theirs.gguf", allow_requantize=True)
         assert_same_tensors(Path(file.path), tmp_path / "theirs.gguf")
+
+
+@pytest.mark.parametrize("alignment", [8, 64, 4096])
+def test_the_alignment_of_a_source_does_not_matter(alignment: int, made: dict[str, Path], tmp_path: Path) -> None:
+    source = realign(made["F16"], tmp_path / "it.F16.gguf", alignment)
+    for kind in ("F16", "Q4_K_M"):
+        result = converted(source, kind, tmp_path / "out")
+        assert result.read_bytes() == converted(made["F16"], kind, tmp_path / "expected").read_bytes()
+        assert "general.alignment" not in read_header(result).metadata
 
 
 def test_missing_pre_tokenizer_is_added(made: dict[str, Path], tmp_path: Path) -> None:
