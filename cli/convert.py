@@ -47,8 +47,8 @@ def convert(
         list[str] | None,
         typer.Option(
             "--lora",
-            metavar="FOLDER[=WEIGHT]",
-            help="Merge this LoRA adapter, as PEFT saves them; repeat for several, in order.",
+            metavar="ADAPTER[=WEIGHT]",
+            help="Merge this LoRA adapter of PEFT, a folder or a Hub name; repeat for several, in order.",
         ),
     ] = None,
     recipe: Annotated[

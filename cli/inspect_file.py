@@ -63,6 +63,8 @@ def _model_rows(described: "Description") -> list[list[str]]:
         *_token_rows(described),
         ["license", str(metadata.get("general.license", "not recorded"))],
     ]
+    if described.adapters:
+        rows.append(["adapters", ", ".join(f"{one.name}={one.weight:g}" for one in described.adapters)])
     for label, key in _WHERE_FROM.items():
         if (value := metadata.get(key)) is not None:
             rows.append([label, ", ".join(map(str, value)) if isinstance(value, list) else str(value)])

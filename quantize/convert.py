@@ -66,7 +66,7 @@ def convert(
     types with `allow_requantize`). `output` is a folder (default: here) or, for one type, a file name that ends in
     `.gguf`. `name` replaces the model's name in file names and metadata.
 
-    `lora` has folders of PEFT adapters, each `FOLDER` or `FOLDER=WEIGHT`, which are merged in this order.
+    `lora` has PEFT adapters, folders or Hub names, each `NAME` or `NAME=WEIGHT`, which are merged in this order.
 
     `recipe` is `stock` (types and bytes of llama-quantize), `lean` (less loss in the same formats), or a file that a
     search wrote. `prefer` (`quality`, `speed` or `size`, for the embedding's type) and `without` (steps to skip,

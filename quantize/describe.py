@@ -1,6 +1,7 @@
 """`inspect`: the contents of a GGUF file, for people and scripts."""
 
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,19 @@ class DescribedToken:
 
 
 @dataclass(frozen=True)
+class DescribedAdapter:
+    """A LoRA adapter that was merged."""
+
+    name: str
+    weight: float
+
+
+@dataclass(frozen=True)
 class Description:
     """One `inspect --json`. `type`, `recipe`, `context` and `vocabulary` are None where the file does not say.
 
     `special_tokens` maps roles (`bos`, `eos`, `eot`, ...) to tokens, `added_tokens` has the roles of those that every
-    text gets, and `chat_templates` their names.
+    text gets, `chat_templates` their names, and `adapters` those that were merged.
     """
 
     path: str
@@ -48,6 +57,7 @@ class Description:
     special_tokens: dict[str, DescribedToken]
     added_tokens: list[str]
     chat_templates: list[str]
+    adapters: list[DescribedAdapter]
     metadata: dict[str, Any]
     tensors: list[DescribedTensor]
 
@@ -80,9 +90,20 @@ def describe(path: str | Path) -> Description:
         special_tokens=_special_tokens(metadata, tokens or []),
         added_tokens=[role for role in ("bos", "eos") if metadata.get(f"tokenizer.ggml.add_{role}_token") is True],
         chat_templates=[*chat_templates(metadata)],
+        adapters=_adapters(metadata.get("dgpt2_quant.adapters")),
         metadata=metadata,
         tensors=[DescribedTensor(t.name, t.type.name, list(t.shape), t.nbytes) for t in header.tensors.values()],
     )
+
+
+def _adapters(labels: Any) -> list[DescribedAdapter]:
+    """From `Adapter.label`: NAME=WEIGHT, and the hashes of its files."""
+    found = []
+    for label in labels if isinstance(labels, list) else []:
+        name, _, weight = str(label).partition(" sha256:")[0].rpartition("=")
+        with suppress(ValueError):
+            found.append(DescribedAdapter(name, float(weight)))
+    return found
 
 
 def _special_tokens(metadata: dict[str, Any], tokens: list[str]) -> dict[str, DescribedToken]:

@@ -17,6 +17,7 @@ _ALIASES = {
     "n_layer": "num_hidden_layers",
     "n_positions": "max_position_embeddings",
 }
+CONFIG = "config.json"
 _CONVERTERS = "For other architectures use llama.cpp's convert_hf_to_gguf.py."
 _log = logging.getLogger(__name__)
 
@@ -29,33 +30,36 @@ def config_of_nanogpt(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {"model_type": "gpt2", "activation_function": "gelu", **config}
 
 
-def read_hyperparameters(config: dict[str, Any]) -> Hyperparameters:
-    """Raises `CheckpointError` if the config is not of a GPT-2, or not possible in GGUF."""
+def read_hyperparameters(config: dict[str, Any], where: str = CONFIG) -> Hyperparameters:
+    """`where` is what states the config, for messages.
+
+    Raises `CheckpointError` if it is not of a GPT-2, or not possible in GGUF.
+    """
     _check_architecture(config)
     activation = config.get("activation_function", "gelu_new")
     if activation in _EXACT_GELU:
-        _log.warning("config.json: activation_function %s: llama.cpp computes its tanh approximation", activation)
+        _log.warning("%s: exact GELU (%s): llama.cpp computes its tanh approximation", where, activation)
     elif activation not in _TANH_GELU:
         raise CheckpointError(
-            f"config.json says activation_function {activation!r}; llama.cpp's GPT-2 computes only a tanh GELU "
+            f"{where} says activation_function {activation!r}; llama.cpp's GPT-2 computes only a tanh GELU "
             f"({', '.join(_TANH_GELU)}), so the converted model would be wrong"
         )
     if switch(config, "add_cross_attention", False):
-        raise CheckpointError("config.json says add_cross_attention, which llama.cpp's GPT-2 lacks")
-    width = _size(config, "n_embd", 768, LARGEST["width"])
-    heads = _size(config, "n_head", 12, LARGEST["heads"])
+        raise CheckpointError(f"{where} says add_cross_attention, which llama.cpp's GPT-2 lacks")
+    width = _size(config, where, "n_embd", 768, LARGEST["width"])
+    heads = _size(config, where, "n_head", 12, LARGEST["heads"])
     if width % heads:
-        raise CheckpointError(f"config.json: n_embd {width} is not a multiple of n_head {heads}")
+        raise CheckpointError(f"{where}: n_embd {width} is not a multiple of n_head {heads}")
     epsilon = config.get("layer_norm_epsilon", 1e-5)
     if not isinstance(epsilon, int | float) or not 0 < np.float32(epsilon) < 1:  # float32 as in the file
-        raise CheckpointError(f"config.json: layer_norm_epsilon is {epsilon!r}, not between 0 and 1")
+        raise CheckpointError(f"{where}: layer_norm_epsilon is {epsilon!r}, not between 0 and 1")
     return Hyperparameters(
-        layers=_size(config, "n_layer", 12, LARGEST["layers"]),
+        layers=_size(config, where, "n_layer", 12, LARGEST["layers"]),
         width=width,
         heads=heads,
-        inner=4 * width if config.get("n_inner") is None else _size(config, "n_inner", 0, LARGEST["inner"]),
-        context=_size(config, "n_positions", config.get("n_ctx", 1024), LARGEST["context"]),
-        vocabulary=_size(config, "vocab_size", 50257, LARGEST["vocabulary"]),
+        inner=4 * width if config.get("n_inner") is None else _size(config, where, "n_inner", 0, LARGEST["inner"]),
+        context=_size(config, where, "n_positions", config.get("n_ctx", 1024), LARGEST["context"]),
+        vocabulary=_size(config, where, "vocab_size", 50257, LARGEST["vocabulary"]),
         norm_epsilon=float(epsilon),
     )
 
@@ -80,9 +84,9 @@ def _check_architecture(config: dict[str, Any]) -> None:
         )
 
 
-def _size(config: dict[str, Any], key: str, default: Any, largest: int) -> int:
+def _size(config: dict[str, Any], where: str, key: str, default: Any, largest: int) -> int:
     key = alias if (alias := _ALIASES.get(key, "")) in config else key
     value = config.get(key, default)
     if type(value) is not int or not 0 < value <= largest:
-        raise CheckpointError(f"config.json: {key} is {value!r}, not an integer from 1 to {largest}")
+        raise CheckpointError(f"{where}: {key} is {value!r}, not an integer from 1 to {largest}")
     return value

@@ -8,7 +8,7 @@ from typing import Any
 from dgpt2_quant.core.errors import CheckpointError
 from dgpt2_quant.core.workers import check_cancelled
 
-from .config import config_of_nanogpt
+from .config import CONFIG, config_of_nanogpt
 from .json_file import read_json
 from .known_keys import check_keys
 from .model_card import card_license
@@ -35,12 +35,12 @@ _HASHED_AT_ONCE = 1 << 18  # bytes
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint: its config, and the location of each tensor."""
+    """An opened checkpoint: its config, what states it, and the location of each tensor."""
 
     folder: Path
     config: dict[str, Any]
     tensors: dict[str, StoredTensor]
-    of_nanogpt: bool = False
+    stated_in: str = CONFIG
 
     def license(self) -> str | None:
         """The SPDX identifier in the model card."""
@@ -48,7 +48,7 @@ class Checkpoint:
 
     def check_tokenizer(self, vocabulary: int) -> None:
         """Raises `CheckpointError` for a model of nanoGPT without tokenizer, which nanoGPT does not save."""
-        if not self.of_nanogpt or any((self.folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        if self.stated_in == CONFIG or any((self.folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
             return
         if vocabulary in _NANOGPT_GPT2:
             raise CheckpointError(
@@ -67,7 +67,8 @@ def open_checkpoint(folder: Path, weights: Path | None = None) -> Checkpoint:
 
     Raises `CheckpointError` if one is missing or broken.
     """
-    found = read_weights([weights] if weights else weight_files(folder))
+    files = [weights] if weights else weight_files(folder)
+    found, stated_in = read_weights(files), CONFIG
     has_config = (folder / "config.json").is_file()
     config = read_json(folder / "config.json") if has_config or not found.arguments else {}
     check_keys("config.json", config)
@@ -75,7 +76,8 @@ def open_checkpoint(folder: Path, weights: Path | None = None) -> Checkpoint:
         check_keys("generation_config.json", read_json(folder / "generation_config.json"))
     if found.arguments:
         config |= config_of_nanogpt(found.arguments)
-    return Checkpoint(folder, config, found.tensors, of_nanogpt=bool(found.arguments))
+        stated_in = f"model_args in {files[0].name}"
+    return Checkpoint(folder, config, found.tensors, stated_in)
 
 
 def source_files(folder: Path, weights: Path | None = None) -> list[Path]:

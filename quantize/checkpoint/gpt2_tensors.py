@@ -114,7 +114,7 @@ def model_tensors(
                 MERGE,
             )
         if stored is None and (stored := _find(checkpoint, named, source, name)) is not None:
-            _check_shape(named, name, source, shape, stored, transposed)
+            _check_shape(named, name, source, shape, stored, transposed, checkpoint.stated_in)
         scale = scales[int(name.split(".")[1])] if ".attn_qkv." in name else 1.0
         changing = [adapter for adapter in adapters if adapter.updates_tensor(key)]
         tensors.append(CheckpointTensor(name, shape, key, named.shown(source), stored, transposed, scale, changing))
@@ -138,12 +138,13 @@ def _check_layers(checkpoint: Checkpoint, named: NamedTensors, sizes: Hyperparam
     numbers = [key.removeprefix(start).split(".")[0] for key in named.tensors if key.startswith(start)]
     layers = 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
     if layers != sizes.layers:
+        where = checkpoint.stated_in
         what = "more" if layers > sizes.layers else "fewer"
-        hint = f"If the weights are right, set n_layer to {layers} in config.json."
+        hint = f"If the weights are right, set n_layer to {layers} in {where}."
         if layers < sizes.layers:
-            hint = f"Save the weights again if blocks are missing; if not, set n_layer to {layers} in config.json."
+            hint = f"Save the weights again if blocks are missing; if not, set n_layer to {layers} in {where}."
         raise CheckpointError(
-            f"{checkpoint.folder} has {layers} blocks of tensors, {what} than n_layer {sizes.layers} in config.json",
+            f"{checkpoint.folder} has {layers} blocks of tensors, {what} than n_layer {sizes.layers} in {where}",
             hint,
         )
 
@@ -185,6 +186,7 @@ def _check_shape(
     shape: tuple[int, ...],
     stored: StoredTensor,
     transposed: bool,
+    where: str,
 ) -> None:
     found = tuple(reversed(stored.shape)) if transposed else stored.shape
     if found == shape:
@@ -197,9 +199,9 @@ def _check_shape(
     elif axes and len(found) == len(axes):
         differing = [(axis, is_) for axis, is_, wanted in zip(axes, found, shape, strict=True) if is_ != wanted]
         hint = " and ".join(f"{axis} to {is_}" for axis, is_ in differing)
-        hint = f"If the weights are right, set {hint} in config.json."
+        hint = f"If the weights are right, set {hint} in {where}."
     raise CheckpointError(
-        f"tensor {named.shown(key)!r} has the shape {list(stored.shape)}; config.json implies {list(expected)}",
+        f"tensor {named.shown(key)!r} has the shape {list(stored.shape)}; {where} implies {list(expected)}",
         hint,
     )
 

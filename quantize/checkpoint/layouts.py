@@ -116,7 +116,7 @@ def name_tensors(source: Path, tensors: Mapping[str, StoredTensor]) -> NamedTens
 def missing_tensor(source: Path, name: str) -> CheckpointError:
     """The error for a tensor that every GPT-2 of these sizes has."""
     return CheckpointError(
-        f"{source} lacks the tensor {name!r}, which its config.json implies",
+        f"{source} lacks the tensor {name!r}, which its sizes imply",
         "The weights are incomplete: download or save them again.",
     )
 

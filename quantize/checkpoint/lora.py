@@ -120,6 +120,18 @@ class Adapter:
         for name in [*self.replacements, *(f"{layer}.weight" for layer in self.updates)]:
             if name not in shapes:
                 raise CheckpointError(f"{self.folder}: it changes {name!r}, which the model lacks", _OTHER_MODEL)
+        for name in ("wte.weight", "lm_head.weight"):
+            rows, width = shapes[name]
+            replacement, update = self.replacements.get(name), self.updates.get(name.removesuffix(".weight"))
+            found = replacement.shape if replacement else update.shape if update else ()
+            if found[1:] == (width,) and found[0] != rows:
+                raise CheckpointError(
+                    f"{self.folder}: it was trained with {found[0]} tokens ({name}), and the model has {rows}: the"
+                    " embedding was resized before",
+                    f"Merge it with PEFT: `base.resize_token_embeddings({found[0]})`, `PeftModel.from_pretrained(base,"
+                    " adapter).merge_and_unload().save_pretrained(folder)`, save its tokenizer there too, and convert"
+                    " that folder.",
+                )
         for layer, update in self.updates.items():
             shape = shapes[f"{layer}.weight"]
             if update.shape != shape:
@@ -158,7 +170,7 @@ def merged_sha256(sha256: str, adapters: Sequence[Adapter]) -> str:
 
 
 def parse_lora(text: str) -> tuple[Path, float]:
-    """`FOLDER` or `FOLDER=WEIGHT`. Raises `UsageError`."""
+    """`NAME` or `NAME=WEIGHT`, of a folder or on the Hub. Raises `UsageError`."""
     folder, separator, weight = text.rpartition("=")
     if not separator or Path(text).is_dir():
         return Path(text).expanduser(), 1.0
@@ -167,14 +179,15 @@ def parse_lora(text: str) -> tuple[Path, float]:
     except ValueError:
         value = float("nan")
     if not np.isfinite(value):
-        raise UsageError(f"`lora` is {text!r}: {weight!r} is not a number", "Write FOLDER=0.5.")
+        raise UsageError(f"`lora` is {text!r}: {weight!r} is not a number", "Write NAME=0.5.")
     return Path(folder).expanduser(), value
 
 
 def read_adapter(folder: Path, weight: float = 1.0) -> Adapter:
     """Raises `CheckpointError` for a folder without a sound adapter, or with one that cannot be merged exactly."""
     if not (folder / CONFIG).is_file():
-        raise CheckpointError(f"{folder} has no {CONFIG}", "Name the folder that PEFT has saved.")
+        what = f"{folder} has no {CONFIG}" if folder.is_dir() else f"there is no folder {folder}"
+        raise CheckpointError(what, "Name a folder that PEFT has saved, or an adapter on the Hub (owner/name).")
     config = read_json(folder / CONFIG)
     _check_config(folder, config, weight)
     updates: dict[str, _Update] = {}

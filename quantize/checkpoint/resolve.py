@@ -42,6 +42,7 @@ _SMALL_FILES += ["vocab.json", "merges.txt", "special_tokens_map.json", "added_t
 _SMALL_FILES += ["additional_chat_templates/*.jinja"]
 _log = logging.getLogger(__name__)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 _KINDS = f"`model` is a Hub name (distilgpt2, owner/name), a folder or file (./my-model), or the bundled {BUNDLED}."
 _WORKS_OFFLINE = f"The bundled checkpoint works offline: {BUNDLED}."
 
@@ -107,20 +108,41 @@ def _find(model: str, revision: str | None, offline: bool, prefer_cache: bool) -
         return Source(folder_name(written), path.resolve(), None, None)
     if revision == "":  # for example from `--revision "$REV"`
         raise UsageError("`revision` is empty", "Give a branch, tag or commit, or omit `revision`.")
+    repository = SHORT_NAMES.get(model, model)
+    snapshot = _snapshot(repository, revision, offline, prefer_cache)
+    return Source(repository.split("/")[-1], snapshot, repository, snapshot.name)
 
+
+def find_adapter(folder: Path, *, offline: bool = False) -> Path:
+    """The folder of a LoRA adapter, downloaded if `folder` is not one but a name on the Hub (owner/name).
+
+    Raises `ModelNotFoundError`, `CheckpointError` or `OutputError`.
+    """
+    if folder.exists() or not _HUB_NAME.fullmatch(str(folder)):
+        return folder
+    try:
+        return _snapshot(str(folder), None, offline, adapter=True)
+    except ModelNotFoundError as error:
+        raise ModelNotFoundError(f"there is no folder {folder}, and: {error.message}", error.hint) from error
+
+
+def _snapshot(
+    repository: str, revision: str | None, offline: bool, prefer_cache: bool = False, *, adapter: bool = False
+) -> Path:
+    """The folder of a revision in the Hub cache: of a model or an adapter, or with `adapter` only of an adapter."""
     from huggingface_hub import constants  # cheap, unlike the rest of the library
 
-    repository, wanted = SHORT_NAMES.get(model, model), revision or constants.DEFAULT_REVISION
+    wanted = revision or constants.DEFAULT_REVISION
     offline = offline or constants.is_offline_mode()
     cache_will_do = offline or prefer_cache or _COMMIT.fullmatch(wanted)  # a commit never changes
-    snapshot = _cached(repository, wanted) if cache_will_do else None
+    snapshot = _cached(repository, wanted, adapter) if cache_will_do else None
     if snapshot is None and offline:
+        instead = "" if adapter else f"{_WORKS_OFFLINE} Or r"
         raise ModelNotFoundError(
             f"offline, and {repository} (revision {wanted}) is not completely in the Hub cache",
-            f"{_WORKS_OFFLINE} Or run once without `offline`, `dry_run` and HF_HUB_OFFLINE.",
+            f"{instead or 'R'}un once without `offline`, `dry_run` and HF_HUB_OFFLINE.",
         )
-    snapshot = snapshot or _download(repository, wanted)
-    return Source(repository.split("/")[-1], snapshot, repository, snapshot.name)
+    return snapshot or _download(repository, wanted, adapter)
 
 
 def _is_adapter_alone(folder: Path) -> bool:
@@ -222,7 +244,7 @@ def _saved(folder: Path) -> bool:
     return any(path.suffix in _SAVED and path.name not in _TRAINING_ONLY for path in folder.iterdir())
 
 
-def _cached(repository: str, revision: str) -> Path | None:
+def _cached(repository: str, revision: str, adapter: bool) -> Path | None:
     """The revision's folder in the Hub cache, if complete: an interrupted download leaves a part.
 
     Layout: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
@@ -234,8 +256,8 @@ def _cached(repository: str, revision: str) -> Path | None:
         commit = revision if _COMMIT.fullmatch(revision) else (storage / "refs" / revision).read_text()
         snapshot = storage / "snapshots" / commit
         present = {path.name for path in snapshot.iterdir()}
-        if _ADAPTER in present and present.isdisjoint(_ALL_WEIGHTS):
-            needed = [next(name for name in _ADAPTER_WEIGHTS if name in present)]
+        if adapter or (_ADAPTER in present and present.isdisjoint(_ALL_WEIGHTS)):
+            needed = [_ADAPTER, next(name for name in _ADAPTER_WEIGHTS if name in present)]
         else:
             needed = ["config.json"]
             needed += ["tokenizer.json"] if "tokenizer.json" in present else ["vocab.json", "merges.txt"]
@@ -249,7 +271,7 @@ def _cached(repository: str, revision: str) -> Path | None:
     return snapshot if complete and _COMMIT.fullmatch(commit) else None
 
 
-def _download(repository: str, revision: str) -> Path:
+def _download(repository: str, revision: str, adapter: bool) -> Path:
     """Downloads the revision into the Hub cache, and returns its folder."""
     from importlib.metadata import version
 
@@ -260,23 +282,26 @@ def _download(repository: str, revision: str) -> Path:
     try:
         # snapshot_download asks again, but without a timeout: it would wait forever for a silent server
         info = hub.model_info(repository, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-        files = _wanted_files(repository, {file.rfilename for file in info.siblings or []})
+        files = _wanted_files(repository, {file.rfilename for file in info.siblings or []}, adapter)
         return Path(hub.snapshot_download(repository, revision=revision, allow_patterns=files))
     except (HTTPError, OSError, ValueError, RuntimeError) as error:
         answered = isinstance(error, errors.HfHubHTTPError) and error.response.status_code < 500
-        if isinstance(error, HTTPError) and not answered and (snapshot := _cached(repository, revision)):
+        if isinstance(error, HTTPError) and not answered and (snapshot := _cached(repository, revision, adapter)):
             _log.warning("%s: the Hub is not reachable, using commit %s from the cache", repository, snapshot.name)
             return snapshot
         raise _explain(error, repository, revision) from error
 
 
-def _wanted_files(repository: str, files: set[str]) -> list[str]:
-    """Selects the files of a checkpoint. Raises `CheckpointError` if some are missing."""
+def _wanted_files(repository: str, files: set[str], adapter: bool) -> list[str]:
+    """Selects the files of a checkpoint or an adapter. Raises `CheckpointError` if some are missing."""
     # some repositories have the same weights several times
     weights = next((name for name in _ALL_WEIGHTS if name in files), None)
-    adapter = next((name for name in _ADAPTER_WEIGHTS if name in files), None)
-    if _ADAPTER in files and adapter and not weights:
-        return [_ADAPTER, adapter, "README.md"]
+    of_adapter = next((name for name in _ADAPTER_WEIGHTS if name in files), None)
+    if _ADAPTER in files and of_adapter and (adapter or not weights):
+        return [_ADAPTER, of_adapter, *(name for name in _SMALL_FILES if name != "config.json")]
+    if adapter:
+        lost = _ADAPTER if _ADAPTER not in files else _ADAPTER_WEIGHTS[0]
+        raise CheckpointError(f"{repository} on the Hub has no {lost}", "Name an adapter that PEFT has saved.")
     if weights and "config.json" in files:
         ending = weights.removesuffix(".index.json").rpartition(".")[2]
         shards = [name for name in files if name.endswith(f".{ending}") and "/" not in name]

@@ -20,7 +20,7 @@ from .gguf_model import open_gguf_model
 from .gpt2_tensors import model_tensors
 from .lora import merged_sha256, parse_lora, read_adapter
 from .metadata import model_metadata, tokenizer_metadata
-from .resolve import DEFAULT_MODEL, Source, is_gguf_name, resolve, with_adapters
+from .resolve import DEFAULT_MODEL, Source, find_adapter, is_gguf_name, resolve, with_adapters
 from .rows import BlockReader, RowReader
 from .tokenizer import Tokenizer, read_tokenizer
 
@@ -82,7 +82,7 @@ class CheckpointModel:
         self._source = source
         self._checkpoint = open_checkpoint(source.folder, source.weights)
         self._adapters = [read_adapter(folder, weight) for folder, weight in source.adapters]
-        self.sizes = read_hyperparameters(self._checkpoint.config)
+        self.sizes = read_hyperparameters(self._checkpoint.config, self._checkpoint.stated_in)
         self.tensors = model_tensors(self._checkpoint, self.sizes, self._adapters)
         self._tokenizer: Tokenizer | None = None
         self._tokens: dict[str, Any] | None = None
@@ -124,8 +124,8 @@ def open_model(
 ) -> ModelSource:
     """Opens a model: `storybook`, a Hub name, a checkpoint folder or file of weights, or a `.gguf` file.
 
-    `lora` has folders of PEFT adapters to merge in this order, each `FOLDER` or `FOLDER=WEIGHT`. `name` replaces the
-    model's own name; `allow_requantize` allows GGUF files that are already quantized.
+    `lora` has PEFT adapters to merge in this order, folders or Hub names, each `NAME` or `NAME=WEIGHT`. `name` replaces
+    the model's own name; `allow_requantize` allows GGUF files that are already quantized.
     Raises `DgptQuantError`.
     """
     if name is not None and not (name.strip() and name.isprintable()):
@@ -137,5 +137,6 @@ def open_model(
     adapters = [parse_lora(str(text)) for text in lora]
     source = resolve(model, revision=revision, offline=offline)
     if adapters:
-        source = with_adapters(source, adapters)
+        folders = [(find_adapter(folder, offline=offline), weight) for folder, weight in adapters]
+        source = with_adapters(source, folders)
     return CheckpointModel(replace(source, name=name or source.name))

@@ -3,6 +3,9 @@
 The adapters are generated in PEFT's format, and applied to the base's weights here in plain NumPy.
 """
 
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,16 +13,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from dgpt2_quant.cli.main import app
 from dgpt2_quant.core.errors import CheckpointError, UsageError
 from dgpt2_quant.core.gguf_file import read_header
 from dgpt2_quant.quantize.calibration.numpy_gpt2 import from_gguf
 from dgpt2_quant.quantize.checkpoint.lora import parse_lora
 from dgpt2_quant.quantize.checkpoint.source import open_model
 from dgpt2_quant.quantize.convert import convert
+from dgpt2_quant.quantize.describe import DescribedAdapter, describe
 from dgpt2_quant.quantize.store.converted_models import model_file
 from safetensors.numpy import load_file, save_file
+from typer.testing import CliRunner
 
 from ...checkpoints import TOKENS, make_checkpoint, write_json, write_weights
+from ..fake_hub import Repository, serve
 from ..forward import forward
 from ..pytorch_writer import Tensor, save_zip
 from .test_layouts import TEXT, relative
@@ -245,6 +252,8 @@ def test_several_adapters_with_weights(base: Path, tmp_path: Path) -> None:
 
     merged = updated(base, tmp_path / "merged", {"h.0.attn.c_attn.weight": changed})
     assert relative(from_gguf(path, np.float64).logits(TEXT), forward(merged, TEXT).logits) < 2e-6
+    assert describe(path).adapters == [DescribedAdapter("one", 0.5), DescribedAdapter("two", -2)]
+    assert "adapters       one=0.5, two=-2\n" in CliRunner().invoke(app, ["inspect", str(path)]).output
     other = convert_with(base, f"{one}=0.25", two, output=tmp_path / "other")
     hashes = {read_header(file).metadata["dgpt2_quant.source.sha256"] for file in (path, other)}
     assert len(hashes) == 2
@@ -261,6 +270,37 @@ def test_an_adapter_alone_is_converted_with_its_base(base: Path, tmp_path: Path)
     np.testing.assert_array_equal(from_gguf(cached).logits(TEXT), from_gguf(named).logits(TEXT))
     save_adapter(adapter, lora_of("h.0.mlp.c_proj", seed=90), base_model_name_or_path=str(base))
     assert model_file(str(adapter), type="F32", threads=1)[1] != cached
+
+
+def test_an_adapter_on_the_hub_is_merged(base: Path, tmp_path: Path) -> None:
+    """The download runs in a child process: huggingface_hub reads its environment when it is imported."""
+    adapter = save_adapter(tmp_path / "poet", lora_of("h.0.mlp.c_proj"))
+    files = {path.name: path.read_bytes() for path in adapter.iterdir()}
+    code = "import sys; from dgpt2_quant.cli.main import main; main()"
+    command = [sys.executable, "-c", code, "convert", base, "-t", "f32", "--lora", "owner/poet=0.5", "--overwrite"]
+    with serve() as hub:
+        hub.repositories |= {
+            "owner/poet": Repository(files | {"model.safetensors": b"-", "optimizer.pt": b"-"}),
+            "owner/model": Repository({"config.json": b"{}", "model.safetensors": b"-"}),
+        }
+        environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+
+        def program(*arguments: str) -> "subprocess.CompletedProcess[str]":
+            whole = [*map(str, command), *arguments]
+            return subprocess.run(whole, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+
+        assert "there is no folder owner/poet, and: offline" in program("--offline").stderr
+        fresh = program()
+        assert fresh.returncode == 0, fresh.stderr
+        assert {Path(request.path).name for request in hub.downloads("owner/poet")} == set(files)
+        found = (tmp_path / "base-poet.F32.gguf").read_bytes()
+        convert_with(base, f"{adapter}=0.5", output=tmp_path / "expected")
+        assert found == (tmp_path / "expected" / "base-poet.F32.gguf").read_bytes()
+        seen = len(hub.requests)
+        assert program("--offline").returncode == 0
+        assert len(hub.requests) == seen
+        other = program("--lora", "owner/model").stderr
+        assert "owner/model on the Hub has no adapter_config.json" in other
 
 
 def test_weights_of_nanogpt_take_an_adapter(base: Path, tmp_path: Path) -> None:
@@ -324,7 +364,7 @@ BROKEN: dict[str, State] = {
     "the magnitudes of h.0.attn.c_attn": C_ATTN | {f"{PREFIX}h.0.attn.c_attn.lora_magnitude_vector": normal(1, 5)},
     "the bias of h.0.attn.c_attn": C_ATTN | {f"{PREFIX}h.0.attn.c_attn.lora_B.bias": normal(1, 5)},
     "DoRA of the embedding wte": embedding_lora("wte", ROWS) | {f"{PREFIX}wte.lora_magnitude_vector": normal(1, 64)},
-    "a tensor of the shape [300, 64]": {f"{PREFIX}wte.weight": normal(1, 300, 64)},
+    "a tensor of the shape [262, 32]": {f"{PREFIX}wte.weight": normal(1, ROWS, 32)},
     "has no tensors": {},
 }
 
@@ -336,6 +376,24 @@ def test_broken_adapters_are_refused(words: str, base: Path, tmp_path: Path) -> 
         convert_with(base, adapter, output=tmp_path / "out", dry_run=True)
     assert words in caught.value.message
     assert str(adapter) in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("name", "state"),
+    [
+        ("wte.weight", {f"{PREFIX}wte.weight": normal(1, 300, WIDTH)}),
+        ("lm_head.weight", {"base_model.model.lm_head.modules_to_save.weight": normal(1, 300, WIDTH)}),
+        ("wte.weight", embedding_lora("wte", 300)),
+    ],
+)
+def test_a_resized_embedding_is_refused_with_the_number_of_tokens(
+    name: str, state: State, base: Path, tmp_path: Path
+) -> None:
+    adapter = save_adapter(tmp_path / "poet", C_ATTN | state)
+    with pytest.raises(CheckpointError) as caught:
+        convert_with(base, adapter, output=tmp_path / "out")
+    assert f"{adapter}: it was trained with 300 tokens ({name}), and the model has 262" in caught.value.message
+    assert "resize_token_embeddings(300)" in caught.value.hint
 
 
 def test_another_tokenizer_is_named_in_one_warning(
@@ -362,7 +420,7 @@ def test_adapters_that_exclude_each_other_are_refused(base: Path, tmp_path: Path
 
 
 def test_folders_without_an_adapter_are_refused(base: Path, tmp_path: Path) -> None:
-    for words, adapter in [("no adapter_config.json", base), ("no adapter_config.json", tmp_path / "nowhere")]:
+    for words, adapter in [("no adapter_config.json", base), ("there is no folder", tmp_path / "nowhere")]:
         with pytest.raises(CheckpointError, match=words):
             convert_with(base, adapter, output=tmp_path / "out")
     adapter = save_adapter(tmp_path / "poet", lora_of("h.0.attn.c_attn"))
