@@ -250,7 +250,7 @@ class _Reader:
         is_power_of_2 = type(alignment) is int and alignment >= 8 and not alignment & (alignment - 1)
         if not is_power_of_2 or encoded[:4] != struct.pack("<I", ValueType.UINT32):
             raise self._broken(f"its alignment is {alignment!r}, not a power of 2 from 8 up (UINT32)")
-        return alignment
+        return int(alignment)
 
     def _tensor_entry(self) -> tuple[str, tuple[int, ...], TensorType, int]:
         name = self._string()

@@ -1,7 +1,7 @@
 """Chooses the tokens that begin and end a text, out of all the files that name them.
 
 Transformers reads them from generation_config.json (when it generates), config.json and the tokenizer's files, which
-fine-tunes often leave in contradiction. An ordinary word loses against a special token, with one warning that names
+fine-tunes often leave in contradiction. A single ordinary word loses against a special token, with one warning that names
 both; a list's first token is `eos`, the others `eot` and `eom`, at which llama.cpp stops as well.
 """
 
@@ -100,7 +100,7 @@ def _choose(
             f"Set {role}_token_id in config.json to the id of the token that ends a text.",
         )
     looked_for = {ids[text] for text in (*special, *files.added) if text in ids}  # unlike ordinary words
-    sound = [claim for claim in claims if looked_for.issuperset(claim.tokens)]
+    sound = [claim for claim in claims if looked_for & {*claim.tokens}]
     chosen = (sound or claims)[0]
     against = [claim for claim in claims if not {*claim.tokens} & {*chosen.tokens}]
     if against:
@@ -130,15 +130,19 @@ def _claims(
     generation = files.folder / "generation_config.json"
     found = []
     stated = read_json(generation).get(f"{role}_token_id") if generation.is_file() else None
+    value = config.get(f"{role}_token_id")
     if isinstance(stated, list) and len(stated) > 1:  # a list is deliberate
         found.append(_Claim("generation_config.json", _numbers("generation_config.json", role, stated)))
         stated = None
+    elif stated is None and isinstance(value, list) and len(value) > 1:
+        found.append(_Claim("config.json", _numbers("config.json", role, value)))
+        value = None
     named = files.roles.get(role, "")  # no token is empty
     if named in ids and role not in files.by_default:
         found.append(_Claim("its tokenizer", (ids[named],)))
     if stated is not None:
         found.append(_Claim("generation_config.json", _numbers("generation_config.json", role, stated)))
-    if (value := config.get(f"{role}_token_id")) is not None:
+    if value is not None:
         found.append(_Claim("config.json", _numbers("config.json", role, value)))
     kept = [_Claim(claim.source, tuple(n for n in claim.tokens if 0 <= n < vocabulary)) for claim in found]
     kept = [claim for claim in kept if claim.tokens]

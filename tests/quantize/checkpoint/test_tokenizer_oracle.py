@@ -3,10 +3,7 @@
 Each folder gives the same ids as Transformers, or is refused, or a warning names the reason of the difference.
 """
 
-import logging
-import warnings
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,19 +37,6 @@ ABOUT_TOKENS = [
     "where added tokens overlap",
     "tokens are dropped",
 ]
-
-
-@pytest.fixture
-def auto_tokenizer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "critical")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from transformers import AutoTokenizer
-        from transformers.utils import logging as transformers_logging
-
-        transformers_logging.set_verbosity(logging.CRITICAL)
-        yield AutoTokenizer
 
 
 def ids(tokenizer: Tokenizer, text: str) -> list[int]:

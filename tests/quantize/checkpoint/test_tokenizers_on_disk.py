@@ -134,10 +134,15 @@ def test_an_end_that_only_generation_config_states(folder: Path) -> None:
     assert read(folder).eos == SIZE
 
 
-def test_of_a_list_of_ends_the_first_is_eos_and_the_model_stops_at_the_others(folder: Path) -> None:
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+@pytest.mark.parametrize("special", [["<a>", "<b>"], ["<a>"]])
+def test_of_a_list_of_ends_the_first_is_eos_and_the_model_stops_at_the_others(
+    file: str, special: list[str], folder: Path
+) -> None:
     extend(folder, "<a>", "<b>")
-    write_json(folder / "tokenizer_config.json", {"additional_special_tokens": ["<a>", "<b>"]})
-    write_json(folder / "generation_config.json", {"eos_token_id": [END, SIZE, SIZE + 1]})
+    write_json(folder / "tokenizer_config.json", {"additional_special_tokens": special})
+    content = json.loads((folder / file).read_text("utf-8")) if (folder / file).is_file() else {}
+    write_json(folder / file, content | {"eos_token_id": [END, SIZE, SIZE + 1]})
     (file,) = convert(str(folder), type="Q8_0", output=folder)
     metadata = read_header(Path(file.path)).metadata
     ends = [metadata[f"tokenizer.ggml.{role}_token_id"] for role in ("eos", "eot", "eom")]
