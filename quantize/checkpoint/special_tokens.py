@@ -1,8 +1,8 @@
 """Chooses the tokens that begin and end a text, out of all the files that name them.
 
 Transformers reads them from generation_config.json (when it generates), config.json and the tokenizer's files, which
-fine-tunes often leave in contradiction. A single ordinary word loses against a special token, with one warning that names
-both; a list's first token is `eos`, the others `eot` and `eom`, at which llama.cpp stops as well.
+fine-tunes often leave in contradiction. A single ordinary word loses against a special token, with one warning that
+names both; a list's first token is `eos`, the others `eot` and `eom`, at which llama.cpp stops as well.
 """
 
 import logging

@@ -19,10 +19,10 @@ from dgpt2_quant.runtime import Model
 from safetensors.numpy import load_file
 from tokenizers import ByteLevelBPETokenizer
 
-from ...checkpoints import END_OF_TEXT, MERGES, TOKENS, fast_tokenizer, make_checkpoint, write_json
+from ...checkpoints import END_OF_TEXT, TOKENS, fast_tokenizer, make_checkpoint, write_json
 from ..forward import forward
 from ..pytorch_writer import Tensor, save_legacy, save_zip
-from .test_layouts import TEXT, relative, set_config
+from .test_layouts import TEXT, relative
 
 SIZE = len(TOKENS)
 END = SIZE - 1
@@ -78,7 +78,7 @@ def files(**contents: Any) -> Callable[[Path], None]:
 
 
 def trained_tokenizer(folder: Path) -> None:
-    """A byte-level BPE of German, Russian and Chinese, with RoBERTa's special tokens, as flax-community trained them."""
+    """A byte-level BPE of German, Russian and Chinese, with RoBERTa's special tokens."""
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     tokenizer = ByteLevelBPETokenizer()
     tokenizer.train_from_iterator(TEXTS[1:2] * 3, vocab_size=320, min_frequency=2, special_tokens=special)

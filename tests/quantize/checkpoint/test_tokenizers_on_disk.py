@@ -143,11 +143,11 @@ def test_of_a_list_of_ends_the_first_is_eos_and_the_model_stops_at_the_others(
     write_json(folder / "tokenizer_config.json", {"additional_special_tokens": special})
     content = json.loads((folder / file).read_text("utf-8")) if (folder / file).is_file() else {}
     write_json(folder / file, content | {"eos_token_id": [END, SIZE, SIZE + 1]})
-    (file,) = convert(str(folder), type="Q8_0", output=folder)
-    metadata = read_header(Path(file.path)).metadata
+    (converted,) = convert(str(folder), type="Q8_0", output=folder)
+    metadata = read_header(Path(converted.path)).metadata
     ends = [metadata[f"tokenizer.ggml.{role}_token_id"] for role in ("eos", "eot", "eom")]
     assert ends == [END, SIZE, SIZE + 1]
-    with Model.load(file.path, threads=1) as model:
+    with Model.load(converted.path, threads=1) as model:
         for end in ends:
             found = model.generate("the", logit_bias={end: 1000}, max_tokens=5)[0][0]
             assert (found.finish_reason, found.token_ids) == ("eos", (end,))
