@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dgpt2_quant.core.gguf_file import read_header, require_file
+from dgpt2_quant.core.head import head_of
 
 from .checkpoint.metadata import ROLE_KEYS, chat_templates
 
@@ -29,11 +30,21 @@ class DescribedToken:
 
 
 @dataclass(frozen=True)
+class DescribedHead:
+    """A classification head: what it labels (`text`, `token`, `choice`), its labels by id, and Transformers' name for
+    how scores follow from logits."""
+
+    kind: str
+    labels: list[str]
+    problem_type: str
+
+
+@dataclass(frozen=True)
 class Description:
     """One `inspect --json`. `type`, `recipe`, `context` and `vocabulary` are None where the file does not say.
 
     `special_tokens` maps roles (`bos`, `eos`, `eot`, ...) to tokens, `added_tokens` has the roles of those that every
-    text gets, and `chat_templates` their names.
+    text gets, and `chat_templates` their names. `head` is None for a model without a classification head.
     """
 
     path: str
@@ -48,6 +59,7 @@ class Description:
     special_tokens: dict[str, DescribedToken]
     added_tokens: list[str]
     chat_templates: list[str]
+    head: DescribedHead | None
     metadata: dict[str, Any]
     tensors: list[DescribedTensor]
 
@@ -80,9 +92,18 @@ def describe(path: str | Path) -> Description:
         special_tokens=_special_tokens(metadata, tokens or []),
         added_tokens=[role for role in ("bos", "eos") if metadata.get(f"tokenizer.ggml.add_{role}_token") is True],
         chat_templates=[*chat_templates(metadata)],
+        head=_head(metadata),
         metadata=metadata,
         tensors=[DescribedTensor(t.name, t.type.name, list(t.shape), t.nbytes) for t in header.tensors.values()],
     )
+
+
+def _head(metadata: dict[str, Any]) -> DescribedHead | None:
+    try:
+        head = head_of(metadata, metadata.get("gpt2.embedding_length", 0))
+    except ValueError:  # such a file is described too, and refused when it is loaded
+        return None
+    return DescribedHead(head.kind, list(head.labels), head.problem_type) if head else None
 
 
 def _special_tokens(metadata: dict[str, Any], tokens: list[str]) -> dict[str, DescribedToken]:

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from dgpt2_quant.core.errors import GGUFError
 from dgpt2_quant.core.gguf_file import GGUFHeader, read_header
 from dgpt2_quant.core.gpt2_gguf import SPLIT_AS_GPT2, check_begin_and_end, check_gpt2, check_tokens
+from dgpt2_quant.core.head import Head, head_of
 from dgpt2_quant.core.hyperparameters import Hyperparameters
 from dgpt2_quant.core.quant_types import Bits, TensorType
 from dgpt2_quant.runtime.native.context import MAX_BATCH
@@ -40,6 +41,14 @@ def check_model_file(path: Path) -> GGUFHeader:
     _check_memory(header)
     _check_values(header)
     return header
+
+
+def read_head(header: GGUFHeader) -> Head | None:
+    """The classification head of a checked file. Raises `GGUFError` for one that is not sound."""
+    try:
+        return head_of(header.metadata, Hyperparameters.from_metadata(header.metadata).width)
+    except ValueError as error:
+        raise _refused(header.path, str(error), "Convert the checkpoint again with `dgpt2-quant convert`.") from error
 
 
 def _check_tokenizer(header: GGUFHeader) -> None:
