@@ -49,7 +49,8 @@ class Classify:
             rows[index] = _row(head, found, want, words if isinstance(words, list) else [])
             advance(index + 1, len(self.examples))
         if cut and not self._has_warned:
-            _log.warning("the ends of %d texts of more than %d tokens are ignored", cut, model.positions)
+            texts = len(self.examples), model.positions
+            _log.warning("%d of %d texts have more than %d tokens; their ends are ignored", cut, *texts)
             self._has_warned = True
         return Scores([rows])
 
@@ -168,7 +169,7 @@ def _entities(labels: Sequence[str]) -> set[tuple[str, int, int]]:
     """(kind, first word, end) of the entities in IOB tags; one also begins at an I- after another kind."""
     found: list[tuple[str, int, int]] = []
     for index, label in enumerate(labels):
-        prefix, _, kind = label.rpartition("-") if label.startswith(("B-", "I-")) else ("", "", label)
+        prefix, _, kind = label.partition("-") if label.startswith(("B-", "I-")) else ("", "", label)
         if label == "O":
             continue
         if found and prefix != "B" and found[-1][0] == kind and found[-1][2] == index:
