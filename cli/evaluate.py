@@ -24,8 +24,8 @@ def evaluate(
         typer.Option(
             "--task",
             metavar="NAME",
-            help="lambada, cbt (cbt-cn, cbt-ne), wikitext2, wikitext103, enwik8, text8, bpb (of any text), or bias"
-            " (crows-pairs, card-prompts).",
+            help="lambada, cbt (cbt-cn, cbt-ne), wikitext2, wikitext103, enwik8, text8, bpb (of any text), bias"
+            " (crows-pairs, card-prompts), or classify (labelled examples).",
         ),
     ],
     model: ModelOption = "distilbert/distilgpt2",

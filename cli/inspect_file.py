@@ -19,6 +19,7 @@ _WHERE_FROM = {
     "imatrix of": "quantize.imatrix.dataset",
     "imatrix sha256": "dgpt2_quant.imatrix.sha256",
 }
+_HEADS = {"text": "classifies texts", "token": "classifies tokens", "choice": "compares choices"}
 
 
 def inspect(
@@ -61,6 +62,7 @@ def _model_rows(described: "Description") -> list[list[str]]:
         ["context", f"{described.context} positions"],
         ["vocabulary", f"{described.vocabulary} tokens"],
         *_token_rows(described),
+        *_head_rows(described),
         ["license", str(metadata.get("general.license", "not recorded"))],
     ]
     if described.adapters:
@@ -82,6 +84,13 @@ def _token_rows(described: "Description") -> list[list[str]]:
         ["added", " and ".join(added) or "no tokens"],
         ["chat template", ", ".join(described.chat_templates) or "none"],
     ]
+
+
+def _head_rows(described: "Description") -> list[list[str]]:
+    if (head := described.head) is None:
+        return []
+    labels = f", {len(head.labels)} labels: {', '.join(head.labels)}" if head.labels else ""
+    return [["head", _short(f"{_HEADS[head.kind]}, {head.problem_type}{labels}")]]
 
 
 def _importance_rows(described: "Description") -> list[list[str]]:

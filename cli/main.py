@@ -16,6 +16,7 @@ from dgpt2_quant.core.workers import require_threads
 
 from .bench import bench
 from .cache import cache
+from .classify import classify
 from .command import Command
 from .compare import compare
 from .convert import convert
@@ -37,6 +38,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "convert": convert,
     "run": run,
     "features": features,
+    "classify": classify,
     "bench": bench,
     "perplexity": perplexity,
     "eval": evaluate,

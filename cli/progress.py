@@ -64,8 +64,8 @@ class _Drawn:
             if self._bar is None:
                 self._bar = _new_bar()
                 self._stack.callback(_stop, self._bar)
+                self._bar.add_task("")  # first: a failed start is not repeated
                 self._bar.start()
-                self._bar.add_task("")
             self._bar.update(self._bar.task_ids[0], completed=done, total=total, description=what)
             self._bar.refresh()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dgpt2_quant.core.gguf_file import read_header, require_file
+from dgpt2_quant.core.head import head_of
 
 from .checkpoint.metadata import ROLE_KEYS, chat_templates
 
@@ -38,11 +39,22 @@ class DescribedAdapter:
 
 
 @dataclass(frozen=True)
+class DescribedHead:
+    """A classification head: what it labels (`text`, `token`, `choice`), its labels by id, and Transformers' name for
+    how scores follow from logits."""
+
+    kind: str
+    labels: list[str]
+    problem_type: str
+
+
+@dataclass(frozen=True)
 class Description:
     """One `inspect --json`. `type`, `recipe`, `context` and `vocabulary` are None where the file does not say.
 
     `special_tokens` maps roles (`bos`, `eos`, `eot`, ...) to tokens, `added_tokens` has the roles of those that every
-    text gets, `chat_templates` their names, and `adapters` those that were merged.
+    text gets, `chat_templates` their names, and `adapters` those that were merged. `head` is None for a model without a
+    classification head.
     """
 
     path: str
@@ -58,6 +70,7 @@ class Description:
     added_tokens: list[str]
     chat_templates: list[str]
     adapters: list[DescribedAdapter]
+    head: DescribedHead | None
     metadata: dict[str, Any]
     tensors: list[DescribedTensor]
 
@@ -91,6 +104,7 @@ def describe(path: str | Path) -> Description:
         added_tokens=[role for role in ("bos", "eos") if metadata.get(f"tokenizer.ggml.add_{role}_token") is True],
         chat_templates=[*chat_templates(metadata)],
         adapters=_adapters(metadata.get("dgpt2_quant.adapters")),
+        head=_head(metadata),
         metadata=metadata,
         tensors=[DescribedTensor(t.name, t.type.name, list(t.shape), t.nbytes) for t in header.tensors.values()],
     )
@@ -104,6 +118,14 @@ def _adapters(labels: Any) -> list[DescribedAdapter]:
         with suppress(ValueError):
             found.append(DescribedAdapter(name, float(weight)))
     return found
+
+
+def _head(metadata: dict[str, Any]) -> DescribedHead | None:
+    try:
+        head = head_of(metadata, metadata.get("gpt2.embedding_length", 0))
+    except ValueError:  # such a file is described too, and refused when it is loaded
+        return None
+    return DescribedHead(head.kind, list(head.labels), head.problem_type) if head else None
 
 
 def _special_tokens(metadata: dict[str, Any], tokens: list[str]) -> dict[str, DescribedToken]:

@@ -1,5 +1,6 @@
 """Loading a GGUF, decoding, sampling and scoring, over llama.cpp's C interface."""
 
+from .classifier import Classification, LabelScore, Span
 from .completion import Completion, Event, Timing, TokenLogprob
 from .decode_loop import Totals
 from .generation import Batch, Generation
@@ -14,16 +15,19 @@ from .scoring import ContinuationScore
 
 __all__ = [
     "Batch",
+    "Classification",
     "Completion",
     "ContinuationScore",
     "Event",
     "Generation",
+    "LabelScore",
     "LoadOptions",
     "Model",
     "Options",
     "RequestHandle",
     "Sampling",
     "Scheduler",
+    "Span",
     "Stats",
     "TextGenerationPipeline",
     "Timing",

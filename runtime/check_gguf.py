@@ -10,6 +10,7 @@ import numpy.typing as npt
 from dgpt2_quant.core.errors import GGUFError
 from dgpt2_quant.core.gguf_file import GGUFHeader, read_header
 from dgpt2_quant.core.gpt2_gguf import MEANS_GPT2, SPLIT_AS_GPT2, check_begin_and_end, check_gpt2, check_tokens
+from dgpt2_quant.core.head import Head, head_of
 from dgpt2_quant.core.hyperparameters import Hyperparameters
 from dgpt2_quant.core.quant_types import QUANT_TYPES, Bits, TensorType
 from dgpt2_quant.runtime.native.context import MAX_BATCH
@@ -52,6 +53,14 @@ def lacks_pre_tokenizer(header: GGUFHeader) -> bool:
     llama.cpp splits them with a pattern that is not GPT-2's, and overflows its stack on a long run of punctuation.
     """
     return not header.metadata.get("tokenizer.ggml.pre")
+
+
+def read_head(header: GGUFHeader) -> Head | None:
+    """The classification head of a checked file. Raises `GGUFError` for one that is not sound."""
+    try:
+        return head_of(header.metadata, Hyperparameters.from_metadata(header.metadata).width)
+    except ValueError as error:
+        raise _refused(header.path, str(error), "Convert the checkpoint again with `dgpt2-quant convert`.") from error
 
 
 def _check_tokenizer(header: GGUFHeader) -> None:

@@ -1,4 +1,4 @@
-"""`Model`: a loaded GGUF file, which tokenizes, generates, scores and computes features.
+"""`Model`: a loaded GGUF file, which tokenizes, generates, scores, classifies and computes features.
 
 from dgpt2_quant.runtime import Model
 
@@ -29,21 +29,22 @@ from typing import Literal, NoReturn, Protocol, Self, Unpack
 
 from dgpt2_quant.core.errors import RuntimeFailure, UsageError
 from dgpt2_quant.core.gguf_file import ALIGNMENT, require_file
+from dgpt2_quant.core.head import Head
 from dgpt2_quant.core.workers import require_threads
-from dgpt2_quant.runtime.native.batch_token import TokenIds, token_ids
 from dgpt2_quant.runtime.native.context import F16, F32, KV_TYPES, NativeContext
 from dgpt2_quant.runtime.native.depth_context import DepthContext
 from dgpt2_quant.runtime.native.model import NativeModel
 from dgpt2_quant.runtime.native.native_thread import flush
 
-from .check_gguf import check_model_file, lacks_pre_tokenizer
+from .check_gguf import check_model_file, lacks_pre_tokenizer, read_head
+from .classifier import Classifier
 from .completion import Completion, Event
 from .decode_loop import CHUNK, Engine
 from .generation import Batch, Generation
 from .lifecycle import refuse_within
 from .load_options import LoadOptions, check_load_options
 from .request import Options, Prompt, check_count, check_seed, make_request, random_seed
-from .scoring import SCORING, Scorer
+from .scoring import SCORING
 from .sequence import Sequence
 from .threads import check_threads, make_governor
 
@@ -63,13 +64,13 @@ class _Closable(Protocol):
     def close(self) -> None: ...
 
 
-class Model(Scorer):
+class Model(Classifier):
     """A GGUF file in memory. Several threads may call it; they take turns.
 
     `positions` is the length of the context in tokens, `vocabulary` the number of logits (the first `real_vocabulary`
     belong to real tokens, the others to pad tokens), `width` the size of a hidden state, `quant_type` the name of the
-    file's quant type or None, `huge_pages` whether the weights are in private memory, and `first_token` the token that
-    begins each text, or None."""
+    file's quant type or None, `huge_pages` whether the weights are in private memory, `first_token` the token that
+    begins each text, or None, and `head` the file's classification head, or None."""
 
     def __init__(
         self,
@@ -81,11 +82,13 @@ class Model(Scorer):
         quant_type: str | None = None,
         flash_attention: bool | Literal["auto"] = "auto",
         kv_type: str = "f16",
+        head: Head | None = None,
     ) -> None:
         if not isinstance(native, NativeModel):
             raise UsageError("Model(...) takes no path", f"Call Model.load({str(path)!r}).")
         self.path = path
         self.quant_type = quant_type
+        self.head = head
         self.huge_pages = native.huge_pages
         self.positions = positions
         self.vocabulary = native.vocabulary
@@ -159,13 +162,14 @@ class Model(Scorer):
         # llama.cpp aborts on a mapped file with another alignment than its own
         private = options.pop("huge_pages") or any(tensor.start % ALIGNMENT for tensor in header.tensors.values())
         pre_tokenizer = "gpt-2" if lacks_pre_tokenizer(header) else None
+        head = read_head(header)
         del header  # a large vocabulary takes memory that llama.cpp needs now
         native = NativeModel(path, huge_pages=private, pre_tokenizer=pre_tokenizer)
         # llama.cpp takes token 11, a comma, if the file names none; GPT-2 has one token for both
         native.bos = native.eos if bos is None else bos
         try:
             positions = min(options.pop("ctx_size") or trained, trained)
-            return cls(path, native, positions, quant_type=quant_type, **options)
+            return cls(path, native, positions, quant_type=quant_type, head=head, **options)
         except BaseException:
             native.close()
             raise
@@ -241,32 +245,6 @@ class Model(Scorer):
         batch = self.batch(prompts, num_return_sequences=num_return_sequences, parallel=parallel, **options)
         found, size = batch.run(), num_return_sequences
         return [found[start : start + size] for start in range(0, len(found), size)]
-
-    def tokenize(self, text: str, *, special: bool = True, add_special: bool | None = None) -> list[int]:
-        """The text's token ids. With `special`, `<|endoftext|>` in it is the control token of that name.
-
-        With `add_special` (default: the value of `special`) the beginning-of-text token comes first and the end-of-text
-        token last if the file states so (`add_bos_token`, `add_eos_token`), as in a prompt.
-        """
-        if not isinstance(text, str):
-            raise UsageError(f"`text` must be a str, not {reprlib.repr(text)}", "Decode bytes first.")
-        return self._open().tokenize(text, special, special if add_special is None else add_special)
-
-    def detokenize(self, tokens: TokenIds) -> str:
-        """The tokens' text. Control tokens have none; bytes that are not UTF-8 become U+FFFD.
-
-        Raises `UsageError` for anything but a list of token ids.
-        """
-        native = self._open()
-        return native.detokenize(token_ids(tokens, native.vocabulary))
-
-    def token_bytes(self, token: int) -> bytes:
-        """The bytes of one token."""
-        return self._open().piece(token)[0]
-
-    def is_end(self, token: int) -> bool:
-        """Whether this token ends a text."""
-        return self._open().piece(token)[1]
 
     def new_sequence(
         self, prompt: Prompt, positions: int | None = None, number: int = 0, **options: Unpack[Options]

@@ -9,10 +9,9 @@ import numpy.typing as npt
 from dgpt2_quant.core.errors import UsageError
 from dgpt2_quant.runtime.native.batch_token import TokenIds, token_ids
 from dgpt2_quant.runtime.native.context import NativeContext
-from dgpt2_quant.runtime.native.model import NativeModel
 from dgpt2_quant.runtime.sampling.candidates import log_total
 
-from .lifecycle import Closing
+from .vocabulary import Vocabulary
 
 Pooling = Literal["none", "mean", "last"]
 Visitor = Callable[[int, npt.NDArray[np.float32]], None]
@@ -26,15 +25,12 @@ class ContinuationScore(NamedTuple):
     greedy: npt.NDArray[np.bool_]
 
 
-class Scorer(Closing):
+class Scorer(Vocabulary):
     """Scores texts. The model provides the context to compute in, and the lock for it."""
 
     positions: int
     real_vocabulary: int
     _lock: threading.RLock
-
-    def _open(self) -> NativeModel:
-        raise NotImplementedError
 
     def _context_for(self, *, features: bool = False) -> NativeContext:
         raise NotImplementedError
@@ -111,12 +107,16 @@ class Scorer(Closing):
         """
         ids = self._ids(text)
         check_pooling(pooling)
-        with self._lock:
-            context = self._context_for(features=True)
-            rows = np.concatenate([context.embeddings(count).copy() for _, count in _decoded(context, ids, 0)])
+        rows = self._hidden(ids)
         if pooling == "none":
             return rows
         return np.asarray(rows.mean(axis=0, dtype=np.float64) if pooling == "mean" else rows[-1], np.float32)
+
+    def _hidden(self, ids: list[int]) -> npt.NDArray[np.float32]:
+        """Hidden states after the final norm, (tokens, width)."""
+        with self._lock:
+            context = self._context_for(features=True)
+            return np.concatenate([context.embeddings(count).copy() for _, count in _decoded(context, ids, 0)])
 
     def _ids(self, text: str | TokenIds) -> list[int]:
         """The tokens of a text to score. Raises `UsageError` for none, or too many."""
@@ -133,7 +133,7 @@ class Scorer(Closing):
 
 
 # the methods that compute in the scoring contexts
-SCORING = (Scorer.logits, Scorer.visit_logits, Scorer.score, Scorer.score_continuations, Scorer.features)
+SCORING = (Scorer.logits, Scorer.visit_logits, Scorer.score, Scorer.score_continuations, Scorer._hidden)
 
 
 def check_pooling(name: str) -> Pooling:

@@ -50,6 +50,21 @@ def type_table(types: Iterable[QuantType]) -> list[str]:
     return markdown_table(["type", "bits per weight", "what it is"], rows)
 
 
+def classify_table(document: Any) -> list[str]:
+    """Accuracy and macro F1 of each type, with their changes against F16."""
+
+    def cells(metric: Any) -> list[str]:
+        value, low, high = (f"{100 * metric[name]:.1f}" for name in ("value", "low", "high"))
+        change = [f"{100 * metric[name]:+.1f}" for name in ("change_against_f16", "change_low", "change_high")]
+        return [f"{value} ({low} to {high})", f"{change[0]} ({change[1]} to {change[2]})"]
+
+    rows = [
+        [row["type"], *cells(row["metrics"]["accuracy"]), *cells(row["metrics"]["macro_f1"])]
+        for row in document["results"]
+    ]
+    return markdown_table(["type", "accuracy, %", "change", "macro F1, %", "change"], rows)
+
+
 def bench_table(document: Any) -> list[str]:
     return [*markdown_table(COLUMNS, table_rows(document)), "", *(f"- {remark}" for remark in remarks(document))]
 

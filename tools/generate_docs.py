@@ -23,7 +23,9 @@ from typer.testing import CliRunner
 ROOT = Path(__file__).resolve().parent.parent
 BENCH = ROOT / "docs" / "bench"
 PAGES_WITH_TABLES = [ROOT / "README.md"]
-PAGES_WITH_TABLES += [ROOT / "docs" / f"{name}.md" for name in ("benchmarks", "convert", "performance", "quantization")]
+PAGES_WITH_TABLES += [
+    ROOT / "docs" / f"{name}.md" for name in ("benchmarks", "convert", "performance", "quantization", "tasks")
+]
 
 
 def main() -> None:
@@ -97,6 +99,7 @@ def tables() -> dict[str, list[str]]:
         "all_types": doc_tables.type_table(QUANT_TYPES.values()),
         "demo": fenced((BENCH / "demo.txt").read_text("utf-8")).splitlines(),
         "bench": doc_tables.bench_table(document_of("storybook")),
+        "classify": doc_tables.classify_table(document_of("classify")),
         "gate": doc_tables.gate_lines(document_of("gate")),
         "programs": doc_tables.programs_table(document_of("distilgpt2-random")),
         "peers": doc_tables.peers_table(document_of("distilgpt2-random")),

@@ -25,6 +25,7 @@ from dgpt2_quant.runtime.model import Model
 
 from .card_prompts import CardPrompts, prompts_file
 from .cbt import ChildrensBookTest
+from .classify import Classify
 from .crows_pairs import CrowsPairs
 from .lambada import Lambada
 from .metrics import Probe, Scores, Settings, summarize
@@ -55,6 +56,7 @@ TASKS = {
     "bpb": Task(BitsPerByte, None, text=True),
     "crows-pairs": Task(CrowsPairs, "crows-pairs"),
     "card-prompts": Task(CardPrompts, ""),
+    "classify": Task(Classify, None),
 }
 GROUPS = {"cbt": ["cbt-cn", "cbt-ne"], "bias": ["crows-pairs", "card-prompts"]}
 
@@ -146,8 +148,9 @@ def _check_asked(task: str, names: Sequence[str], data: str | Path | None, strid
     """Raises `UsageError` if data or stride do not fit the tasks."""
     if data is not None and not any(TASKS[name].data != "" for name in names):
         raise UsageError(f"`data` has no effect: the data of {task} is built in", "Omit `data`.")
-    if data is None and any(TASKS[name].data is None for name in names):
-        raise UsageError(f"{task} needs a text", "Set `data` to a file, or to a data set such as enwik8.")
+    if data is None and (lacking := next((name for name in names if TASKS[name].data is None), None)):
+        what = "a file, or to a data set such as enwik8" if TASKS[lacking].text else "a CSV or JSONL file"
+        raise UsageError(f"{task} needs data", f"Set `data` to {what}.")
     if stride is not None and not any(TASKS[name].text for name in names):
         raise UsageError(f"`stride` has no effect: {task} has no windows", "Omit `stride`.")
 

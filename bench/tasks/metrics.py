@@ -1,9 +1,9 @@
 """Metrics of tasks: computed from sums over the scores of items, with intervals.
 
-Every metric is a function of the quotient of two sums over items (a mean is a sum divided by a count). Its interval
-is from bootstrap draws of the items (Efron 1979). The interval of a change between two files uses the same draws for
-both: items are easy or hard for all files alike, so a difference is much more certain than either value. Items that are
-not independent are drawn together, as blocks.
+Every metric is a function of sums over items, mostly of the quotient of two (a mean is a sum divided by a count). Its
+interval is from bootstrap draws of the items (Efron 1979). The interval of a change between two files uses the same
+draws for both: items are easy or hard for all files alike, so a difference is much more certain than either value.
+Items that are not independent are drawn together, as blocks.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -56,6 +56,36 @@ class Metric:
 
 
 @dataclass(frozen=True)
+class MacroF1:
+    """The mean F1 score of `classes` classes, of those that occur. From the column `first` on, each class has its true
+    positives; then each has the number of items that are labelled with it plus those predicted as it."""
+
+    first: int
+    classes: int
+    over: int
+    part: int = 0
+
+    def values(self, sums: FloatArray) -> FloatArray:
+        """Values of shape (...) from sums of shape (..., columns)."""
+        middle, end = self.first + self.classes, self.first + 2 * self.classes
+        hits, occurrences = sums[..., self.first : middle], sums[..., middle:end]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            scores = np.where(occurrences > 0, 2 * hits / occurrences, 0)
+            found: FloatArray = scores.sum(axis=-1) / (occurrences > 0).sum(axis=-1)
+        return found
+
+
+class Measure(Protocol):
+    """A metric; `over` is a column that is 0 for items and draws that do not contribute."""
+
+    @property
+    def over(self) -> int: ...
+    @property
+    def part(self) -> int: ...
+    def values(self, sums: FloatArray) -> FloatArray: ...
+
+
+@dataclass(frozen=True)
 class Scores:
     """A model's scores: parts of shape (items, columns), what a task adds to the JSON of a file, and the block (from 0)
     of each item; None if each item is a block."""
@@ -78,7 +108,7 @@ class Probe(Protocol):
     """A task with its data, which measures one model after another."""
 
     @property
-    def metrics(self) -> Mapping[str, Metric]: ...
+    def metrics(self) -> Mapping[str, Measure]: ...
 
     def measure(self, model: Model, advance: Advance) -> Scores: ...
 
@@ -121,7 +151,7 @@ def relative_log_probs(model: Model, begin: int, texts: Sequence[str], *, parse_
     return np.array([part.log_probs.sum(dtype=np.float64) for part in model.score_continuations(prefix, endings)])
 
 
-def summarize(metrics: Mapping[str, Metric], scores: Scores, reference: Scores | None) -> dict[str, MetricJson]:
+def summarize(metrics: Mapping[str, Measure], scores: Scores, reference: Scores | None) -> dict[str, MetricJson]:
     """Each metric and its change from the reference, with intervals.
 
     None are intervals if only one block contributes to the divisor, changes without a reference, and values that are

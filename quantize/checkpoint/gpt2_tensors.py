@@ -19,8 +19,9 @@ from dgpt2_quant.core.quant_types import TensorType
 
 from .config import switch
 from .folder import Checkpoint
-from .layouts import NamedTensors, missing_tensor, name_tensors
-from .lora import MERGE, Adapter
+from .heads import CLASSES, HEAD_TENSORS
+from .layouts import NamedTensors, missing_tensor
+from .lora import MERGE, Adapter, replacement
 from .rows import BlockReader, RowReader
 from .safetensors_file import StoredTensor
 
@@ -85,7 +86,7 @@ class CheckpointTensor:
 
 
 def model_tensors(
-    checkpoint: Checkpoint, sizes: Hyperparameters, adapters: Sequence[Adapter] = ()
+    checkpoint: Checkpoint, named: NamedTensors, sizes: Hyperparameters, adapters: Sequence[Adapter] = ()
 ) -> list[CheckpointTensor]:
     """The model's tensors in file order, with the adapters merged in their order.
 
@@ -93,20 +94,19 @@ def model_tensors(
     Mask buffers are skipped, and so is an output matrix equal to the embedding (41 MB in DistilGPT2).
     Raises `CheckpointError` that names a missing, misshapen or unknown tensor.
     """
-    named = name_tensors(checkpoint.folder, checkpoint.tensors)
     _check_layers(checkpoint, named, sizes)
     conv1d = _is_conv1d(named, sizes)
     scales = _query_scales(checkpoint.config, sizes)
     by_key = {named.layout.key(name): shape for name, shape in sizes.shapes(tied=False).items()}
     for adapter in adapters:
-        adapter.check(by_key)
+        adapter.check(by_key, HEAD_TENSORS)
     tied = _is_tied(checkpoint, named, adapters)
     tensors = []
     for name, shape in sizes.shapes(tied=tied).items():
         key = named.layout.key(name)
         source = named.layout.key("token_embd.weight") if name == "output.weight" and key not in named.tensors else key
         transposed = conv1d and name.endswith(_MATRICES)
-        stored = _replacement(adapters, key)
+        stored = replacement(adapters, key)
         if stored is not None and stored.shape != (shape[::-1] if transposed else shape):
             raise CheckpointError(
                 f"{stored.path} replaces {key!r} by a tensor of the shape {list(stored.shape)}; config.json of the base"
@@ -120,17 +120,6 @@ def model_tensors(
         tensors.append(CheckpointTensor(name, shape, key, named.shown(source), stored, transposed, scale, changing))
     _check_unknown(checkpoint, named, {tensor._key for tensor in tensors})
     return tensors
-
-
-def _replacement(adapters: Sequence[Adapter], key: str) -> StoredTensor | None:
-    """The tensor that an adapter was saved with in the place of `key`."""
-    replacing = [adapter for adapter in adapters if key in adapter.replacements]
-    if replacing and (other := next((a for a in adapters if a is not replacing[0] and a.changes(key)), None)):
-        raise CheckpointError(
-            f"{replacing[0].folder} replaces {key!r}, which {other.folder} changes as well",
-            "Merge one of them with PEFT, `model.merge_and_unload()`, and the other here.",
-        )
-    return replacing[0].replacements[key] if replacing else None
 
 
 def _check_layers(checkpoint: Checkpoint, named: NamedTensors, sizes: Hyperparameters) -> None:
@@ -209,7 +198,8 @@ def _check_shape(
 def _is_tied(checkpoint: Checkpoint, named: NamedTensors, adapters: Sequence[Adapter]) -> bool:
     head_key, embedding_key = named.layout.head, named.layout.key("token_embd.weight")
     head, embedding = named.tensors.get(head_key), named.tensors.get(embedding_key)
-    if head is None and not switch(checkpoint.config, "tie_word_embeddings", True):
+    is_classifier = not HEAD_TENSORS.isdisjoint(named.tensors)  # most classifiers have no output matrix
+    if head is None and not is_classifier and not switch(checkpoint.config, "tie_word_embeddings", True):
         raise CheckpointError(
             f"config.json says tie_word_embeddings false, but {checkpoint.folder} lacks the tensor {head_key!r}",
             "Check that all shards exist, or set tie_word_embeddings to true if the output matrix is the embedding.",
@@ -217,8 +207,8 @@ def _is_tied(checkpoint: Checkpoint, named: NamedTensors, adapters: Sequence[Ada
     if any(adapter.updates_tensor(key) for adapter in adapters for key in (head_key, embedding_key)):
         return False
     if any(adapter.changes(key) for adapter in adapters for key in (head_key, embedding_key)):
-        head = _replacement(adapters, head_key) or head or embedding
-        embedding = _replacement(adapters, embedding_key) or embedding
+        head = replacement(adapters, head_key) or head or embedding
+        embedding = replacement(adapters, embedding_key) or embedding
     if head is None or embedding is None:
         return True
     if (head.dtype, head.shape) != (embedding.dtype, embedding.shape):
@@ -238,14 +228,15 @@ def _query_scales(config: dict[str, Any], sizes: Hyperparameters) -> list[float]
 def _check_unknown(checkpoint: Checkpoint, named: NamedTensors, used: set[str]) -> None:
     dropped = []
     for key in named.tensors:
-        if key in used or key == named.layout.head or named.layout.buffers.fullmatch(key):
+        if key in used or key in HEAD_TENSORS or key == named.layout.head or named.layout.buffers.fullmatch(key):
             continue
         if key.startswith(_TRAINING_HEADS):
             dropped.append(key)
             continue
         raise CheckpointError(
-            f"{checkpoint.folder} has the tensor {named.original[key]!r}, which a GPT-2 language model lacks",
-            "The weights of a classifier or an adapter cannot be converted.",
+            f"{checkpoint.folder} has the tensor {named.original[key]!r}, which neither a GPT-2 nor a head that can be"
+            " converted has",
+            "Heads that can be converted: " + ", ".join(one.name for one in CLASSES) + ".",
         )
     if dropped:
         _log.warning("%s: a head of its training is dropped: %s", checkpoint.folder, ", ".join(dropped))

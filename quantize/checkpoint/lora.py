@@ -7,7 +7,7 @@ is refused by name. Formats: peft/tuners/lora/config.py and layer.py, peft/utils
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
 from pathlib import Path
@@ -115,9 +115,13 @@ class Adapter:
         """Whether it replaces the tensor `name`, or adds to it."""
         return name in self.replacements or self.updates_tensor(name)
 
-    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Raises `CheckpointError` if it changes tensors that a model lacks, or has in other `shapes`."""
-        for name in [*self.replacements, *(f"{layer}.weight" for layer in self.updates)]:
+    def check(self, shapes: Mapping[str, tuple[int, ...]], replaceable: Container[str] = ()) -> None:
+        """Raises `CheckpointError` if it changes tensors that a model lacks, or has in other `shapes`.
+
+        Those in `replaceable` may be in the adapter alone.
+        """
+        changed = [name for name in self.replacements if name not in replaceable]
+        for name in [*changed, *(f"{layer}.weight" for layer in self.updates)]:
             if name not in shapes:
                 raise CheckpointError(f"{self.folder}: it changes {name!r}, which the model lacks", _OTHER_MODEL)
         for name in ("wte.weight", "lm_head.weight"):
@@ -157,6 +161,17 @@ class Adapter:
             length = np.linalg.norm(changed, axis=1, keepdims=True)
             changed *= update.magnitude.read().astype(wide).reshape(-1, 1) / length
         return changed
+
+
+def replacement(adapters: Sequence[Adapter], name: str) -> StoredTensor | None:
+    """The tensor that an adapter was saved with in place of the tensor `name`. Raises `CheckpointError` for two."""
+    replacing = [adapter for adapter in adapters if name in adapter.replacements]
+    if replacing and (other := next((a for a in adapters if a is not replacing[0] and a.changes(name)), None)):
+        raise CheckpointError(
+            f"{replacing[0].folder} replaces {name!r}, which {other.folder} changes as well",
+            "Merge one of them with PEFT, `model.merge_and_unload()`, and the other here.",
+        )
+    return replacing[0].replacements[name] if replacing else None
 
 
 def merged_sha256(sha256: str, adapters: Sequence[Adapter]) -> str:

@@ -18,6 +18,8 @@ from .config import read_hyperparameters
 from .folder import open_checkpoint, source_sha256
 from .gguf_model import open_gguf_model
 from .gpt2_tensors import model_tensors
+from .heads import read_head
+from .layouts import name_tensors
 from .lora import merged_sha256, parse_lora, read_adapter
 from .metadata import model_metadata, tokenizer_metadata
 from .resolve import DEFAULT_MODEL, Source, find_adapter, is_gguf_name, resolve, with_adapters
@@ -83,7 +85,9 @@ class CheckpointModel:
         self._checkpoint = open_checkpoint(source.folder, source.weights)
         self._adapters = [read_adapter(folder, weight) for folder, weight in source.adapters]
         self.sizes = read_hyperparameters(self._checkpoint.config, self._checkpoint.stated_in)
-        self.tensors = model_tensors(self._checkpoint, self.sizes, self._adapters)
+        named = name_tensors(self._checkpoint.folder, self._checkpoint.tensors)
+        self.tensors = model_tensors(self._checkpoint, named, self.sizes, self._adapters)
+        self._head = read_head(self._checkpoint, named, self.sizes, self._adapters)
         self._tokenizer: Tokenizer | None = None
         self._tokens: dict[str, Any] | None = None
 
@@ -100,7 +104,8 @@ class CheckpointModel:
         common = model_metadata(self._source, sha256, self._checkpoint.license(), self.sizes, parameters)
         if self._adapters:
             common["dgpt2_quant.adapters"] = [adapter.label() for adapter in self._adapters]
-        return {**common, **type_metadata, **self._tokens}
+        head = self._head.to_metadata() if self._head else {}
+        return {**common, **type_metadata, **head, **self._tokens}
 
     def tokenizer(self) -> Tokenizer:
         if self._tokenizer is None:  # once, because it warns

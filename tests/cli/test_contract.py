@@ -67,7 +67,7 @@ def test_convert_and_inspect(tmp_path: Path) -> None:
     described = document(dgpt2("inspect", path, "--json"))
     assert set(described) == {
         "path", "bytes", "architecture", "parameters", "bits_per_weight", "type", "recipe", "context", "vocabulary",
-        "special_tokens", "added_tokens", "chat_templates", "adapters", "metadata", "tensors",
+        "special_tokens", "added_tokens", "chat_templates", "adapters", "head", "metadata", "tensors",
     }  # fmt: skip
     assert described["type"] == entry["type"] == "Q4_K_M"
     assert described["parameters"] == entry["parameters"] == 6966528

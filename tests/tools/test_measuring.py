@@ -207,6 +207,19 @@ def test_two_hundred_reloads() -> None:
     assert found["threads"] == 1
 
 
+def test_training_a_head(tmp_path: Path) -> None:
+    folder = tmp_path / "speech"
+    command = [sys.executable, TOOLS / "train_head.py", folder]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    from dgpt2_quant.bench.tasks.evaluate import evaluate
+
+    (document,) = evaluate(str(folder), task="classify", type="q8_0", data=folder / "test.csv")
+    found = document["results"][0]["metrics"]
+    assert found["accuracy"]["low"] > 0.75  # narration alone is 0.64
+    assert found["macro_f1"]["low"] > 0.5
+
+
 @pytest.mark.peer
 def test_training_a_model(tmp_path: Path) -> None:
     """For a second: the files of a checkpoint that can be converted."""

@@ -247,7 +247,7 @@ def test_a_smaller_context(tmp_path: Path) -> None:
     ("options", "says"),
     [
         ({"task": "lambda"}, "`task` must be one of .* not 'lambda'"),
-        ({"task": "bpb"}, "bpb needs a text"),
+        ({"task": "bpb"}, "bpb needs data"),
         ({"task": "bpb", "data": "lambada"}, "lambada is not running text"),
         ({"task": "card-prompts", "data": "x.csv"}, "the data of card-prompts is built in"),
         ({"task": "cbt", "data": __file__}, "for cbt, which takes 2 files"),

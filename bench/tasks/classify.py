@@ -1,0 +1,179 @@
+"""Classification by the head of a fine-tuned model, on labelled examples of the user's.
+
+Accuracy, F1 and the rules for words are those of scikit-learn (`accuracy_score`, `f1_score(average="macro")`), seqeval
+(entities of IOB tags) and Transformers' examples (a word has the label of its first token).
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from dgpt2_quant.bench.data.labelled import Example, read_examples
+from dgpt2_quant.core.archive import DataFile
+from dgpt2_quant.core.errors import UsageError
+from dgpt2_quant.core.head import Head
+from dgpt2_quant.runtime import Classification, Model
+
+from .metrics import Advance, FloatArray, MacroF1, Measure, Metric, Scores, Settings
+
+_log = logging.getLogger(__name__)
+_NO_LABEL = -1
+_CHOSEN = 0.5  # the score from which a label of several counts as given
+
+
+class Classify:
+    """Columns: right answers and answers; for labels then, for each, those that are right and those labelled plus those
+    predicted; for tokens last the same two for entities. For a regression: squared and absolute error, 1."""
+
+    def __init__(self, file: DataFile, settings: Settings) -> None:
+        self.file = file.name
+        self.examples = read_examples(file)[: settings.limit]
+        self.parse_special = settings.parse_special
+        self.metrics: Mapping[str, Measure] = {}  # they depend on the head
+        self._has_warned = False
+
+    def measure(self, model: Model, advance: Advance) -> Scores:
+        head = model.head
+        if head is None:
+            raise UsageError(f"{model.path} has no classification head", "Use a checkpoint of a classifier.")
+        wanted = [self._wanted(head, example) for example in self.examples]  # reports wrong labels before the work
+        self.metrics = _metrics(head)
+        rows = np.zeros((len(self.examples), _columns(head)))
+        cut = 0
+        for index, (example, want) in enumerate(zip(self.examples, wanted, strict=True)):
+            words = example.given if head.kind == "token" else None
+            given = " ".join(words) if isinstance(words, list) else example.given
+            asked = [given] if head.kind == "choice" else given
+            (found,) = model.classify(asked, truncate=True, aggregation="none", special=self.parse_special)
+            cut += found.truncated
+            rows[index] = _row(head, found, want, words if isinstance(words, list) else [])
+            advance(index + 1, len(self.examples))
+        if cut and not self._has_warned:
+            texts = len(self.examples), model.positions
+            _log.warning("%d of %d texts have more than %d tokens; their ends are ignored", cut, *texts)
+            self._has_warned = True
+        return Scores([rows])
+
+    def _wanted(self, head: Head, example: Example) -> list[float]:
+        """The labels of an example as ids: one, one for each word, or those that apply; of a regression the values."""
+        where, label = f"{self.file}, line {example.line}", example.label
+        if (head.kind == "choice") != example.is_choice or (head.kind == "token") != (
+            isinstance(example.given, list) and not example.is_choice
+        ):
+            shapes = {"text": '"text"', "token": '"tokens", a list of words', "choice": '"choices", a list of texts'}
+            raise UsageError(f"{where}: the model's head needs {shapes[head.kind]}", "Use data of that kind.")
+        if head.kind == "choice":
+            return [_id(where, label, [str(number) for number in range(len(example.given))])]
+        if head.kind == "token":
+            if not isinstance(label, list) or len(label) != len(example.given):
+                raise UsageError(f"{where}: a label is needed for each of the {len(example.given)} words")
+            return [_id(where, one, head.labels) for one in label]
+        values = label if isinstance(label, list) else [label]
+        if head.problem_type == "regression":
+            return _numbers(where, values, len(head.labels))
+        if head.problem_type == "single_label_classification":
+            if len(values) != 1:
+                raise UsageError(f"{where}: {len(values)} labels; the model gives one to each text")
+            return [_id(where, values[0], head.labels)]
+        if len(values) == len(head.labels) and all(value in (0, 1) for value in values):  # a row of 0 and 1
+            return [number for number, value in enumerate(values) if value]
+        return [_id(where, value, head.labels) for value in values]
+
+
+def _id(where: str, label: object, labels: Sequence[str]) -> int:
+    if label in labels:
+        return labels.index(str(label))
+    text = str(label)
+    if text.isdecimal() and not isinstance(label, bool) and len(text) < 7 and int(text) < len(labels):
+        return int(text)
+    names = ", ".join(labels[:8]) + (", ..." if len(labels) > 8 else "")
+    raise UsageError(
+        f"{where}: the label {text[:40]!r} is not one of the model's: {names}",
+        "Write these names, or their numbers from 0; or set id2label in config.json and convert the model again.",
+    )
+
+
+def _numbers(where: str, values: Sequence[object], count: int) -> list[float]:
+    try:
+        found = [float(value) for value in values]  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        found = []
+    if len(found) != count or not np.isfinite(found).all():
+        raise UsageError(f"{where}: the label must be {count} number{'s' * (count > 1)}, not {str(values)[:40]}")
+    return found
+
+
+def _metrics(head: Head) -> Mapping[str, Measure]:
+    if head.problem_type == "regression":
+        return {"rmse": Metric(0, over=2, of=np.sqrt), "mean_absolute_error": Metric(1, over=2)}
+    found: dict[str, Measure] = {"accuracy": Metric(0, over=1)}
+    if head.kind != "choice":
+        found["macro_f1"] = MacroF1(2, len(head.labels), over=1)
+    if head.kind == "token":
+        last = 2 + 2 * len(head.labels)
+        found["entity_f1"] = Metric(last, over=last + 1, of=lambda share: 2 * share)
+    return found
+
+
+def _columns(head: Head) -> int:
+    if head.problem_type == "regression":
+        return 3
+    return 2 + 2 * len(head.labels) + 2 * (head.kind == "token")
+
+
+def _row(head: Head, found: Classification, wanted: list[float], words: Sequence[str]) -> FloatArray:
+    """The columns of one example."""
+    row = np.zeros(_columns(head))
+    if head.problem_type == "regression":
+        errors = np.array([one.score for one in found.scores]) - wanted
+        row[:] = np.mean(errors**2), np.mean(abs(errors)), 1
+    elif head.kind == "token":
+        predicted = _word_labels(head, found, words)
+        row[:2] = sum(a == b for a, b in zip(predicted, wanted, strict=True)), len(wanted)
+        for guess, want in zip(predicted, wanted, strict=True):
+            _count(row, head, {guess} - {_NO_LABEL}, {int(want)})
+        names = [*head.labels, "O"]  # the last for `_NO_LABEL`
+        right, given = (_entities([names[int(one)] for one in labels]) for labels in (predicted, wanted))
+        row[-2:] = len(right & given), len(right) + len(given)
+    else:
+        scores = [one.score for one in found.scores]
+        several = head.kind == "text" and head.problem_type == "multi_label_classification"
+        guessed = (
+            {index for index, score in enumerate(scores) if score >= _CHOSEN} if several else {int(np.argmax(scores))}
+        )
+        row[:2] = guessed == set(wanted), 1
+        if head.kind == "text":
+            _count(row, head, guessed, {int(one) for one in wanted})
+    return row
+
+
+def _count(row: FloatArray, head: Head, guessed: set[int], wanted: set[int]) -> None:
+    for label in guessed & wanted:
+        row[2 + label] += 1
+    for label in [*guessed, *wanted]:
+        row[2 + len(head.labels) + label] += 1
+
+
+def _word_labels(head: Head, found: Classification, words: Sequence[str]) -> list[int]:
+    """The id of each word's label: that of the token at its beginning, or O, as for words beyond the context."""
+    outside = head.labels.index("O") if "O" in head.labels else _NO_LABEL
+    spans, at, labels = list(found.spans), 0, []
+    for word in words:
+        here = next((span for span in spans if span.start <= at < span.end), None)
+        labels.append(outside if here is None else head.labels.index(here.label))
+        at += len(word) + 1
+    return labels
+
+
+def _entities(labels: Sequence[str]) -> set[tuple[str, int, int]]:
+    """(kind, first word, end) of the entities in IOB tags; one also begins at an I- after another kind."""
+    found: list[tuple[str, int, int]] = []
+    for index, label in enumerate(labels):
+        prefix, _, kind = label.partition("-") if label.startswith(("B-", "I-")) else ("", "", label)
+        if label == "O":
+            continue
+        if found and prefix != "B" and found[-1][0] == kind and found[-1][2] == index:
+            found[-1] = (kind, found[-1][1], index + 1)
+        else:
+            found.append((kind, index, index + 1))
+    return set(found)

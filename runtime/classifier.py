@@ -1,0 +1,226 @@
+"""Labels of texts and of tokens, by the classification head that a file carries: the part of `Model` that classifies.
+
+Scores, labels and groups are those of Transformers' pipelines (pipelines/text_classification.py and
+token_classification.py). Each text is decoded alone, so its scores do not depend on the texts that come with it.
+"""
+
+import reprlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+import numpy.typing as npt
+from dgpt2_quant.core.errors import UsageError
+from dgpt2_quant.core.head import Head, ProblemType
+
+from .scoring import Scorer
+
+Aggregation = Literal["simple", "none"]
+_OUTSIDE = "O"  # the label of tokens that belong to no span
+
+
+class LabelScore(NamedTuple):
+    """A label with its score (a probability; for a regression the value itself) and its logit."""
+
+    label: str
+    score: float
+    logit: float
+
+
+class Span(NamedTuple):
+    """A labelled part of a text: `text[start:end]` in characters; `score` is the mean of its tokens'."""
+
+    label: str
+    score: float
+    start: int
+    end: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Classification:
+    """What a head says of a text: `scores` of all labels in the order of their ids, or, for a head that classifies
+    tokens, the `spans`. `tokens` is the number that was read, and `truncated` whether there are more."""
+
+    tokens: int
+    truncated: bool = False
+    scores: Sequence[LabelScore] = ()
+    spans: Sequence[Span] = ()
+
+    @property
+    def best(self) -> LabelScore:
+        """The label with the highest score. Raises `UsageError` for a head that classifies tokens."""
+        if not self.scores:
+            raise UsageError("a head that classifies tokens gives `spans`, not one label")
+        return max(self.scores, key=lambda one: one.logit)
+
+
+class _Text(NamedTuple):
+    """A text, its tokens, and how many of them the tokenizer added before and after it."""
+
+    text: str
+    tokens: list[int]
+    before: int
+    after: int
+    truncated: bool = False
+
+
+class Classifier(Scorer):
+    """Classifies texts with the file's `head`."""
+
+    head: Head | None
+
+    def classify(
+        self,
+        texts: str | Sequence[str] | Sequence[Sequence[str]],
+        *,
+        truncate: bool = False,
+        aggregation: Aggregation = "simple",
+        special: bool = True,
+    ) -> list[Classification]:
+        """Classifies each text.
+
+        With a head for multiple choice, `texts` are lists of choices, and the scores of each list add up to 1. A text
+        beyond the context is refused, or with `truncate` its end is ignored. `aggregation` "simple" joins tokens to
+        spans, and "none" gives a span for each token; both leave out the label O. With `special`, `<|endoftext|>` in a
+        text is the special token. Raises `UsageError`, also for a file without a head.
+        """
+        if (head := self.head) is None:
+            raise UsageError(
+                f"{self._open().path} has no classification head",
+                "Convert a checkpoint of GPT2ForSequenceClassification or GPT2ForTokenClassification.",
+            )
+        if aggregation not in get_args(Aggregation):
+            raise UsageError(f"`aggregation` must be simple or none, not {aggregation!r}")
+        given = [texts] if isinstance(texts, str) else texts
+        if not isinstance(given, Iterable) or isinstance(given, bytes | dict | set):
+            raise UsageError(f"`texts` must be a str or a list of str, not {reprlib.repr(texts)}")
+        found = []
+        for item in given:
+            if head.kind == "choice":
+                found.append(self._choose(head, [self._read(text, truncate, special) for text in _choices(item)]))
+                continue
+            text = self._read(item, truncate, special)
+            is_text = head.kind == "text"
+            found.append(self._classify(head, text) if is_text else self._classify_tokens(head, text, aggregation))
+        return found
+
+    def _classify(self, head: Head, text: _Text) -> Classification:
+        logits = self._logits(head, text)
+        scores = _probabilities(logits, head.problem_type)
+        rows = zip(head.labels, scores.tolist(), logits.astype(float).tolist(), strict=True)
+        return Classification(len(text.tokens), text.truncated, scores=[LabelScore(*row) for row in rows])
+
+    def _choose(self, head: Head, choices: Sequence[_Text]) -> Classification:
+        logits = np.concatenate([self._logits(head, choice) for choice in choices])
+        scores = _probabilities(logits, "single_label_classification")
+        rows = zip((choice.text for choice in choices), scores.tolist(), logits.astype(float).tolist(), strict=True)
+        return Classification(
+            sum(len(choice.tokens) for choice in choices),
+            any(choice.truncated for choice in choices),
+            scores=[LabelScore(*row) for row in rows],
+        )
+
+    def _classify_tokens(self, head: Head, text: _Text, aggregation: Aggregation) -> Classification:
+        rows = _probabilities(head.logits(self._hidden(text.tokens)), head.problem_type)
+        spans = []
+        for row, (start, end) in zip(rows[text.before :], self._places(text), strict=False):
+            label = int(row.argmax())
+            spans.append(Span(head.labels[label], float(row[label]), start, end, text.text[start:end]))
+        if aggregation == "simple":
+            spans = _grouped(spans, text.text)
+        labelled = [_trimmed(span) for span in spans if span.label != _OUTSIDE]
+        return Classification(len(text.tokens), text.truncated, spans=labelled)
+
+    def _logits(self, head: Head, text: _Text) -> npt.NDArray[np.float32]:
+        """The logits of a text, (labels,)."""
+        if head.pooling == "mean":
+            return head.logits(self._hidden(text.tokens).mean(axis=0, dtype=np.float32))
+        at = head.position(text.tokens) if head.pooling == "last" else 0
+        return head.logits(self._hidden(text.tokens[: at + 1])[at])  # later tokens do not change earlier states
+
+    def _read(self, text: object, truncate: bool, special: bool) -> _Text:
+        if not isinstance(text, str):
+            raise UsageError(f"a text to classify must be a str, not {reprlib.repr(text)}")
+        native = self._open()
+        tokens = native.tokenize(text, special, add_special=True)
+        before, after = int(native.adds_bos), int(native.adds_eos)
+        if len(tokens) == before + after:
+            raise UsageError(f"a text to classify must have at least 1 token; {reprlib.repr(text)} has none")
+        if len(tokens) <= self.positions:
+            return _Text(text, tokens, before, after)
+        if not truncate:
+            raise UsageError(
+                f"a text to classify must have at most {self.positions} tokens; {reprlib.repr(text)} has {len(tokens)}",
+                "Set `truncate` to ignore the end of it.",
+            )
+        kept = tokens[: self.positions - after] + tokens[len(tokens) - after :]
+        return _Text(text, kept, before, after, truncated=True)
+
+    def _places(self, text: _Text) -> list[tuple[int, int]]:
+        """Where each of the text's own tokens is in it, in characters; a character that two share belongs to both."""
+        native, data, at = self._open(), text.text.encode(), 0
+        # the number of the character that each byte belongs to
+        characters = np.cumsum((np.frombuffer(data, np.uint8) & 0xC0) != 0x80) - 1
+        found: list[tuple[int, int]] = []
+        for token in text.tokens[text.before : len(text.tokens) - text.after]:
+            piece = native.special_text(token)
+            # llama.cpp drops white space next to some special tokens, and bytes that the vocabulary lacks
+            if not piece or (begin := data.find(piece, at)) < 0:  # a token for something unknown
+                found.append((found[-1][1], found[-1][1]) if found else (0, 0))
+                continue
+            at = begin + len(piece)
+            found.append((int(characters[begin]), int(characters[at - 1]) + 1))
+        return found
+
+
+def _choices(item: object) -> Sequence[object]:
+    if not isinstance(item, list | tuple) or not item:
+        raise UsageError(
+            f"the head of this file compares choices; {reprlib.repr(item)} is not a list of them",
+            "Pass a list of choices for each question: [['...', '...']].",
+        )
+    return item
+
+
+def _probabilities(logits: npt.NDArray[np.float32], problem: ProblemType) -> npt.NDArray[np.float64]:
+    """The scores of logits, (..., labels)."""
+    wide = logits.astype(np.float64)
+    if problem == "regression":
+        return wide
+    if problem == "multi_label_classification":
+        return np.asarray(np.exp(-np.logaddexp(0, -wide)))  # without overflow
+    powers = np.exp(wide - wide.max(axis=-1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+
+
+def _grouped(spans: Sequence[Span], text: str) -> list[Span]:
+    """Joins neighbours of the same label; one that begins with B- starts anew."""
+    groups: list[list[Span]] = []
+    for span in spans:
+        if groups and not span.label.startswith("B-") and _tag(groups[-1][-1]) == _tag(span):
+            groups[-1].append(span)
+        else:
+            groups.append([span])
+    return [
+        Span(
+            group[0].label.split("-", 1)[-1],  # also geo-loc becomes loc, as in Transformers
+            float(np.mean([span.score for span in group])),
+            group[0].start,
+            group[-1].end,
+            text[group[0].start : group[-1].end],
+        )
+        for group in groups
+    ]
+
+
+def _tag(span: Span) -> str:
+    return span.label[2:] if span.label.startswith(("B-", "I-")) else span.label
+
+
+def _trimmed(span: Span) -> Span:
+    """Without white space at its ends: GPT-2's tokens begin with the blank before a word."""
+    text = span.text.strip()
+    start = span.start + len(span.text) - len(span.text.lstrip())
+    return span._replace(start=start, end=start + len(text), text=text) if text else span
