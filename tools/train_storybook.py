@@ -12,7 +12,7 @@ import math
 import random
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
@@ -29,8 +29,8 @@ HELD_OUT = {
     "the-story-of-doctor-dolittle",
     "the-happy-prince",
 }
-TRAINED_VOCAB = 8192
-KEPT_VOCAB = 8189  # the last three merges are dropped afterwards: a row count that 8 does not divide, as in GPT-2
+SHAPE = {"vocab_size": 8192, "n_embd": 256, "n_layer": 6, "n_head": 4}
+DROPPED = 3  # the last merges are dropped afterwards: a row count that 8 does not divide, as in GPT-2
 
 
 def main() -> None:
@@ -52,10 +52,10 @@ def make(books: Path, out: Path, minutes: float) -> None:
     random.Random(0).shuffle(kept)
     tokenizer = ByteLevelBPETokenizer()
     tokenizer.train(
-        [str(file) for file in kept], vocab_size=TRAINED_VOCAB, min_frequency=2, special_tokens=["<|endoftext|>"]
+        [str(file) for file in kept], vocab_size=SHAPE["vocab_size"], min_frequency=2, special_tokens=["<|endoftext|>"]
     )
     tokenizer.save_model(str(out))
-    model = train(encode(tokenizer, kept), minutes)
+    model = train(encode(tokenizer, kept), minutes, **SHAPE)
     valid = encode(tokenizer, held)
     model.eval()
     with torch.inference_mode():
@@ -75,22 +75,20 @@ def encode(tokenizer: ByteLevelBPETokenizer, files: list[Path]) -> "torch.Tensor
     )
 
 
-def train(tokens: "torch.Tensor", minutes: float) -> "GPT2LMHeadModel":
+def train(tokens: "torch.Tensor", minutes: float, **shape: Any) -> "GPT2LMHeadModel":
+    """Trains a model of this shape, given as keys of GPT2Config."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
     config = GPT2Config(
-        vocab_size=TRAINED_VOCAB,
         n_positions=512,
-        n_embd=256,
-        n_layer=6,
-        n_head=4,
         bos_token_id=0,
         eos_token_id=0,
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
+        **shape,
     )
     model = GPT2LMHeadModel(config)
     decay = [p for p in model.parameters() if p.dim() > 1]
@@ -108,7 +106,7 @@ def train(tokens: "torch.Tensor", minutes: float) -> "GPT2LMHeadModel":
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(x).logits
             loss = torch.nn.functional.cross_entropy(
-                logits[:, :-1].reshape(-1, TRAINED_VOCAB).float(), x[:, 1:].reshape(-1)
+                logits[:, :-1].reshape(-1, config.vocab_size).float(), x[:, 1:].reshape(-1)
             )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -121,18 +119,21 @@ def train(tokens: "torch.Tensor", minutes: float) -> "GPT2LMHeadModel":
 def shrink(out: Path) -> None:
     """Drops the last three tokens and merges, and stores F16."""
     vocab = json.loads((out / "vocab.json").read_text("utf-8"))
-    gone = {token for token, number in vocab.items() if number >= KEPT_VOCAB}
-    kept = {token: number for token, number in vocab.items() if number < KEPT_VOCAB}
+    rows = len(vocab) - DROPPED
+    gone = {token for token, number in vocab.items() if number >= rows}
+    kept = {token: number for token, number in vocab.items() if number < rows}
     (out / "vocab.json").write_text(json.dumps(kept, ensure_ascii=False), "utf-8")
     lines = (out / "merges.txt").read_text("utf-8").split("\n")
     (out / "merges.txt").write_text("\n".join(line for line in lines if line.replace(" ", "") not in gone), "utf-8")
     weights = load_file(out / "model.safetensors")
-    weights = {name: data for name, data in weights.items() if not name.startswith("lm_head")}
-    weights["transformer.wte.weight"] = weights["transformer.wte.weight"][:KEPT_VOCAB]
+    config = json.loads((out / "config.json").read_text())
+    if config.get("tie_word_embeddings", True):
+        weights.pop("lm_head.weight", None)
+    for name in {"transformer.wte.weight", "lm_head.weight"} & weights.keys():
+        weights[name] = weights[name][:rows]
     halves = {name: np.ascontiguousarray(data.astype(np.float16)) for name, data in weights.items()}
     save_file(halves, out / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((out / "config.json").read_text())
-    config["vocab_size"] = KEPT_VOCAB
+    config["vocab_size"] = rows
     (out / "config.json").write_text(json.dumps(config, indent=2))
 
 
