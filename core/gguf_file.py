@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import GGUFError, ModelNotFoundError, UsageError
+from .file_kinds import HEAD_BYTES, other_kind
 from .paths import user_path
 from .quant_types import TensorType, name_of_file_type
 
@@ -195,6 +196,8 @@ class _Reader:
 
     def read(self) -> GGUFHeader:
         if self.data[:4] != MAGIC:
+            if found := other_kind(self.data[:HEAD_BYTES]):
+                raise GGUFError(f"{self.path} is {found[0]}", found[1])
             raise self._broken(f"it begins with {self.data[:4]!r}, not {MAGIC!r}")
         self.at = 4
         version = self._number("<I")

@@ -18,7 +18,7 @@ _ALIASES = {
     "n_positions": "max_position_embeddings",
 }
 CONFIG = "config.json"
-_CONVERTERS = "For other architectures use llama.cpp's convert_hf_to_gguf.py."
+_CONVERTERS = "llama.cpp's convert_hf_to_gguf.py converts the other architectures that llama.cpp has."
 _log = logging.getLogger(__name__)
 
 
@@ -42,7 +42,8 @@ def read_hyperparameters(config: dict[str, Any], where: str = CONFIG) -> Hyperpa
     elif activation not in _TANH_GELU:
         raise CheckpointError(
             f"{where} says activation_function {activation!r}; llama.cpp's GPT-2 computes only a tanh GELU "
-            f"({', '.join(_TANH_GELU)}), so the converted model would be wrong"
+            f"({', '.join(_TANH_GELU)}), so the converted model would be wrong",
+            "If the model was trained with a GELU, name it there; a model with another function cannot be converted.",
         )
     if switch(config, "add_cross_attention", False):
         raise CheckpointError(f"{where} says add_cross_attention, which llama.cpp's GPT-2 lacks")

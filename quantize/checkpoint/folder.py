@@ -70,13 +70,18 @@ def open_checkpoint(folder: Path, weights: Path | None = None) -> Checkpoint:
     files = [weights] if weights else weight_files(folder)
     found, stated_in = read_weights(files), CONFIG
     has_config = (folder / "config.json").is_file()
-    config = read_json(folder / "config.json") if has_config or not found.arguments else {}
+    if not has_config and not found.arguments:
+        raise CheckpointError(
+            f"{folder} has no config.json, and {files[0].name} does not state the model's sizes",
+            "Save it there: `model.config.save_pretrained(folder)`, or as JSON with n_layer, n_head, n_embd, ....",
+        )
+    config = read_json(folder / "config.json") if has_config else {}
     check_keys("config.json", config)
     if (folder / "generation_config.json").is_file():
         check_keys("generation_config.json", read_json(folder / "generation_config.json"))
     if found.arguments:
         config |= config_of_nanogpt(found.arguments)
-        stated_in = f"model_args in {files[0].name}"
+        stated_in = f"the configuration in {files[0].name} (model_args)"
     return Checkpoint(folder, config, found.tensors, stated_in)
 
 

@@ -97,6 +97,10 @@ WARNED: Mapping[str, Mapping[str, str]] = {  # a key, and what follows from it
     },
     "tokenizer.json": {},
 }
+_QUANTIZED = (
+    "its weights are quantized already, and would lose quality twice",
+    "Convert the original model, or save this one dequantized: `model.dequantize().save_pretrained(folder)`.",
+)
 REFUSED: Mapping[str, Mapping[str, tuple[str, str]]] = {  # a key, why, and the next step
     "config.json": {
         "add_cross_attention": ("llama.cpp's GPT-2 has no cross-attention", ""),
@@ -105,10 +109,8 @@ REFUSED: Mapping[str, Mapping[str, tuple[str, str]]] = {  # a key, why, and the 
             "llama.cpp's GPT-2 has the same number of heads in each layer",
             "Convert the model before its heads were pruned.",
         ),
-        "quantization_config": (
-            "its weights are quantized already, and would lose quality twice",
-            "Convert the original model, or save this one dequantized: `model.dequantize().save_pretrained(folder)`.",
-        ),
+        "quantization_config": _QUANTIZED,
+        "compression_config": _QUANTIZED,
     },
     "generation_config.json": {},
     "tokenizer_config.json": {},

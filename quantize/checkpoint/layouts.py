@@ -109,7 +109,7 @@ def name_tensors(source: Path, tensors: Mapping[str, StoredTensor]) -> NamedTens
     shown = ", ".join(list(tensors)[:3])
     raise CheckpointError(
         f"{source} has none of the tensors that a GPT-2 has; it begins with {shown}",
-        "For other architectures use llama.cpp's convert_hf_to_gguf.py.",
+        "llama.cpp's convert_hf_to_gguf.py converts the other architectures that llama.cpp has.",
     )
 
 

@@ -48,6 +48,7 @@ _REFUSED = {
     "use_bdlora": "has block-diagonal matrices",
     "use_qalora": "pools its inputs",
 }
+_OF_PROMPTS = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT")
 _WITHOUT_EFFECT = {
     *("auto_mapping", "base_model_name_or_path", "corda_config", "eva_config"),
     *("exclude_modules", "fan_in_fan_out", "inference_mode", "layers_pattern", "layers_to_transform"),
@@ -201,7 +202,9 @@ def parse_lora(text: str) -> tuple[Path, float]:
 def read_adapter(folder: Path, weight: float = 1.0) -> Adapter:
     """Raises `CheckpointError` for a folder without a sound adapter, or with one that cannot be merged exactly."""
     if not (folder / CONFIG).is_file():
-        what = f"{folder} has no {CONFIG}" if folder.is_dir() else f"there is no folder {folder}"
+        what = f"{folder} has no {CONFIG}"
+        if not folder.is_dir():
+            what = f"{folder} is a file, not a folder" if folder.exists() else f"there is no folder {folder}"
         raise CheckpointError(what, "Name a folder that PEFT has saved, or an adapter on the Hub (owner/name).")
     config = read_json(folder / CONFIG)
     _check_config(folder, config, weight)
@@ -239,7 +242,11 @@ def _weights_of(folder: Path) -> Path:
 
 def _check_config(folder: Path, config: dict[str, Any], weight: float) -> None:
     path = folder / CONFIG
-    if (kind := config.get("peft_type")) != "LORA":
+    kind = config.get("peft_type")
+    if kind in _OF_PROMPTS:
+        what = f"its peft_type is {kind!r}, which puts learned vectors before each text: weights cannot hold them"
+        raise CheckpointError(f"{path}: {what}", "Convert the base alone, or train a LoRA.")
+    if kind != "LORA":
         raise CheckpointError(f"{path}: its peft_type is {kind!r}; only LORA is merged here", MERGE)
     init = config.get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(_CHANGING_INITS):

@@ -35,7 +35,8 @@ _ALL_WEIGHTS = (
 )
 _ADAPTER, _ADAPTER_WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
 _SAVED = (".pt", ".pth", ".ckpt")  # files that programs save in training, with everything in one
-_TRAINING_ONLY = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "scaler.pt")
+# files of a training without weights
+TRAINING_ONLY = re.compile(r"(optimizer|scheduler|scaler|rng_state|training_args)(_\d+)?\.(pt|pth|bin)")
 _GENERIC_NAMES = ("ckpt", "checkpoint", "model", "pytorch_model")
 _SMALL_FILES = ["README.md", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
 _SMALL_FILES += ["vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"]
@@ -211,7 +212,9 @@ def _local_path(model: str) -> Path | None:
         raise UsageError("a model cannot be read from stdin (`-`)", _KINDS)
     try:
         path = Path(model).expanduser()
-        if any((path / name).is_file() for name in ("config.json", _ADAPTER)) or (path.is_dir() and _saved(path)):
+        if any((path / name).is_file() for name in ("config.json", _ADAPTER)) or (
+            path.is_dir() and any(map(is_saved_in_training, path.iterdir()))
+        ):
             return path
         is_file, is_folder = path.is_file(), path.is_dir()
         if path.exists() and not (is_file or is_folder):
@@ -232,16 +235,26 @@ def _local_path(model: str) -> Path | None:
         return path
     spelled_as_path = model.startswith((".", "/", "~")) or model.endswith("/")
     if is_folder and (spelled_as_path or "/" not in model):
-        raise CheckpointError(f"{model} has no config.json", "Name the folder that save_pretrained() wrote.")
+        raise _no_config(model, path)
     named_as_file = path.suffix in (*_SAVED, ".bin", ".safetensors")
     if spelled_as_path or model.count("/") > 1 or (named_as_file and "/" not in model):
         raise ModelNotFoundError(f"the {'file' if named_as_file else 'folder'} {model} does not exist", _KINDS)
     return None
 
 
-def _saved(folder: Path) -> bool:
-    """Whether the folder has a file as programs save it in training, such as nanoGPT's `ckpt.pt`."""
-    return any(path.suffix in _SAVED and path.name not in _TRAINING_ONLY for path in folder.iterdir())
+def _no_config(name: str, folder: Path) -> CheckpointError:
+    if any((folder / name).is_file() for name in _ADAPTER_WEIGHTS):
+        what = f"{name} has the weights of a PEFT adapter, but no {_ADAPTER}"
+        return CheckpointError(what, "Fetch or save the adapter again.")
+    hint = "Name the folder that save_pretrained() wrote."
+    if inside := sorted(path.parent for path in folder.glob("*/config.json")):
+        hint = f"Name a folder in it, such as {inside[-1]}"
+    return CheckpointError(f"{name} has no config.json", hint)
+
+
+def is_saved_in_training(path: Path) -> bool:
+    """Whether it is named as a file that programs save in training, such as nanoGPT's `ckpt.pt`."""
+    return path.suffix in _SAVED and not TRAINING_ONLY.fullmatch(path.name)
 
 
 def _cached(repository: str, revision: str, adapter: bool) -> Path | None:

@@ -145,6 +145,14 @@ def _claims(
     if value is not None:
         found.append(_Claim("config.json", _numbers("config.json", role, value)))
     kept = [_Claim(claim.source, tuple(n for n in claim.tokens if 0 <= n < vocabulary)) for claim in found]
+    if role == "eos" and (lost := next((claim for claim in found if all(n >= vocabulary for n in claim.tokens)), None)):
+        _log.warning(
+            "%s: %s states eos_token_id %d, which none of the %d tokens has; the end of a text is taken from elsewhere",
+            files.folder,
+            lost.source,
+            lost.tokens[0],
+            vocabulary,
+        )
     kept = [claim for claim in kept if claim.tokens]
     if named in ids and role in files.by_default:
         kept.append(_Claim("GPT2Tokenizer's default", (ids[named],)))
@@ -157,7 +165,9 @@ def _numbers(file: str, role: str, value: Any) -> tuple[int, ...]:
     values = value if isinstance(value, list) else [value]
     for number in values:
         if type(number) is not int:
-            raise CheckpointError(f"{file}: {role}_token_id is {value!r}, not a token id")
+            raise CheckpointError(
+                f"{file}: {role}_token_id is {value!r}, not a token id", "Set it to the number of the token."
+            )
     return tuple(dict.fromkeys(values))
 
 

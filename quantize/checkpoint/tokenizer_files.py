@@ -5,7 +5,6 @@ reproduce is refused by name; what it can only reproduce in part is one warning.
 """
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from dgpt2_quant.core.errors import CheckpointError
 
 from .json_file import read_json
 from .known_keys import check_keys
+from .tokenizer_steps import NO_WAY, added_to_texts, check_pre_tokenizer, without_empty_steps
 
 END_OF_TEXT = "<|endoftext|>"
 # the names of Transformers' `SPECIAL_TOKENS_ATTRIBUTES`, in the order in which it adds them
@@ -22,9 +22,12 @@ _OF_GPT2 = {"bos": END_OF_TEXT, "eos": END_OF_TEXT, "unk": END_OF_TEXT}  # the d
 _GPT2_CLASSES = ("GPT2Tokenizer", "GPT2TokenizerFast")
 _PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend", "PreTrainedTokenizer")
 _OTHER_KINDS = {  # a file that gives another kind of tokenizer away
+    "bpe.codes": "a BPE of words",
     "vocab.txt": "a WordPiece tokenizer",
     "spiece.model": "a SentencePiece tokenizer",
     "sentencepiece.bpe.model": "a SentencePiece tokenizer",
+    "sentencepiece.model": "a SentencePiece tokenizer",
+    "spm.model": "a SentencePiece tokenizer",
     "tokenizer.model": "a SentencePiece tokenizer",
 }
 _NOT_OURS = "which GGUF's gpt2 tokenizer is not: it is a byte-level BPE"
@@ -81,7 +84,8 @@ def read_tokenizer_files(folder: Path, config: dict[str, Any]) -> TokenizerFiles
     if settings.get("add_prefix_space"):
         raise CheckpointError(
             f"{folder / 'tokenizer_config.json'} says add_prefix_space: llama.cpp's GPT-2 tokenizer adds no space, so"
-            " every prompt would be read differently"
+            " every prompt would be read differently",
+            "Set it to false to convert it, and begin prompts with a space.",
         )
     _read_names(files, settings, config, content)
     if content is None:  # with tokenizer.json its post_processor decides
@@ -104,9 +108,19 @@ def _optional(path: Path) -> dict[str, Any]:
 def _no_tokenizer(folder: Path) -> CheckpointError:
     for name, kind in _OTHER_KINDS.items():
         if (folder / name).is_file():
-            return CheckpointError(
-                f"{folder} has {name}: {kind}, {_NOT_OURS}", "This model cannot be converted with its own tokenizer."
-            )
+            return CheckpointError(f"{folder} has {name}: {kind}, {_NOT_OURS}", NO_WAY)
+    if (folder / "encoder.json").is_file() and (folder / "vocab.bpe").is_file():
+        return CheckpointError(
+            f"{folder} has encoder.json and vocab.bpe, OpenAI's names of GPT-2's tokenizer",
+            "Rename them to vocab.json and merges.txt.",
+        )
+    pair = {name: (folder / name).is_file() for name in ("vocab.json", "merges.txt")}
+    if any(pair.values()):
+        there, lost = sorted(pair, key=pair.__getitem__, reverse=True)
+        return CheckpointError(
+            f"{folder} has {there}, but neither {lost} nor tokenizer.json",
+            "Fetch the missing file, or save the tokenizer again: `tokenizer.save_pretrained(folder)`.",
+        )
     return CheckpointError(
         f"{folder} has no tokenizer: neither vocab.json with merges.txt nor tokenizer.json",
         "Save it into the folder: `tokenizer.save_pretrained(folder)`.",
@@ -119,15 +133,16 @@ def _from_fast(folder: Path, content: dict[str, Any]) -> TokenizerFiles:
     model = model if isinstance(model, dict) else {}
     kind = model.get("type", "BPE")
     if kind != "BPE":
-        raise CheckpointError(f"{path}: it has a {kind} model, {_NOT_OURS}")
-    _check_pre_tokenizer(path, content)
+        raise CheckpointError(f"{path}: it has a {kind} model, {_NOT_OURS}", NO_WAY)
+    check_pre_tokenizer(path, content)
     for name, value in [
-        ("normalizer", _unless_empty(content.get("normalizer"))),
+        ("normalizer", without_empty_steps(content.get("normalizer"))),
         *((name, model.get(name)) for name in ("end_of_word_suffix", "continuing_subword_prefix", "byte_fallback")),
     ]:
         if value:
             raise CheckpointError(
-                f"{path} has a {name}, which llama.cpp's GPT-2 tokenizer lacks: texts would be read differently"
+                f"{path} has a {name}, which llama.cpp's GPT-2 tokenizer lacks: texts would be read differently",
+                NO_WAY,
             )
     if model.get("unk_token") and (missing := [text for text in byte_letters() if text not in model.get("vocab", ())]):
         _log.warning(
@@ -147,7 +162,7 @@ def _from_fast(folder: Path, content: dict[str, Any]) -> TokenizerFiles:
         files = TokenizerFiles(folder, dict(model["vocab"]), [_merge(merge) for merge in model["merges"]])
         for entry in content.get("added_tokens") or []:
             _add(files, entry, entry["id"])
-        files.first, files.last = _added_to_texts(path, content.get("post_processor"))
+        files.first, files.last = added_to_texts(path, content.get("post_processor"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path} is not a valid tokenizer.json: {error!r}") from error
     return files
@@ -158,55 +173,6 @@ def byte_letters() -> list[str]:
     itself = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = iter(range(256, 512))
     return [chr(byte) if byte in itself else chr(next(others)) for byte in range(256)]
-
-
-def _check_pre_tokenizer(path: Path, content: dict[str, Any]) -> None:
-    found = [*_parts(content.get("pre_tokenizer"), "pretokenizers")]
-    names = [str(part.get("type")) for part in found]
-    if names != ["ByteLevel"]:
-        shown = " + ".join(names) or "missing"
-        raise CheckpointError(
-            f"{path}: its pre-tokenizer is {shown}; GPT-2's is ByteLevel alone: texts would be split differently"
-        )
-    if found[0].get("add_prefix_space") or not found[0].get("use_regex", True):
-        raise CheckpointError(f"{path}: its pre-tokenizer is not GPT-2's (add_prefix_space, or no splitting)")
-
-
-def _parts(step: Any, key: str) -> Iterator[dict[str, Any]]:
-    """The steps of a pipeline, of which a Sequence has several."""
-    if isinstance(step, dict) and step.get("type") == "Sequence":
-        inner = step.get(key)
-        for part in inner if isinstance(inner, list) else []:
-            yield from _parts(part, key)
-    elif isinstance(step, dict):
-        yield step
-
-
-def _unless_empty(step: Any) -> Any:
-    return [*_parts(step, "normalizers")] if isinstance(step, dict) else step
-
-
-def _added_to_texts(path: Path, processor: Any) -> tuple[str | None, str | None]:
-    """The special tokens that a post-processor puts before and after every text."""
-    first: str | None = None
-    last: str | None = None
-    for part in _parts(processor, "processors"):
-        match part.get("type"):
-            case "ByteLevel":  # moves offsets only
-                continue
-            case "TemplateProcessing":
-                pieces = [next(iter(piece.items())) for piece in part["single"]]
-                kinds = [kind for kind, _ in pieces]
-                at = kinds.index("Sequence")
-                before, after = [[str(what["id"]) for _, what in some] for some in (pieces[:at], pieces[at + 1 :])]
-            case "RobertaProcessing" | "BertProcessing":
-                before, after = [str(part["cls"][0])], [str(part["sep"][0])]
-            case other:
-                raise CheckpointError(f"{path}: its post-processor is {other}, which GGUF cannot express")
-        if len(before) > 1 or len(after) > 1 or (before and first) or (after and last):
-            raise CheckpointError(f"{path}: it adds {before + after} to every text; GGUF can express one at each end")
-        first, last = (before[0] if before else first), (after[0] if after else last)
-    return first, last
 
 
 def _add(files: TokenizerFiles, entry: Any, number: Any) -> None:
@@ -247,7 +213,11 @@ def _read_names(
         files.by_default = {*_OF_GPT2}
     elif kind not in _PLAIN_CLASSES:
         if content is None:
-            raise CheckpointError(f"{folder}: its tokenizer_class is {kind!r}; GPT-2's is GPT2Tokenizer", "")
+            raise CheckpointError(
+                f"{folder}: its tokenizer_class is {kind!r}, not GPT2Tokenizer, and it has no tokenizer.json",
+                "Save one, which states how texts are read: `AutoTokenizer.from_pretrained(folder)"
+                ".save_pretrained(folder)`.",
+            )
         _log.warning("%s: its tokenizer_class is %s; texts are read as tokenizer.json states", folder, kind)
     for key, value in names.items():
         if not key.endswith("_token") or key.startswith("add_"):

@@ -4,38 +4,30 @@ safetensors (one file or shards), PyTorch files (one or shards), and nanoGPT's `
 by the name of what it is.
 """
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dgpt2_quant.core.errors import CheckpointError
+from dgpt2_quant.core.file_kinds import HEAD_BYTES, other_kind
 
 from .json_file import read_json
 from .pytorch_file import SAVE_STATE, is_pytorch_file, read_pytorch_file
+from .resolve import TRAINING_ONLY, is_saved_in_training
 from .safetensors_file import StoredTensor, read_header
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # the first that is there; or its index, for shards
-TRAINING_SUFFIXES = (".pt", ".pth", ".ckpt")
 # where programs that train put the weights in what they save
 _STATE_KEYS = ("model", "state_dict", "model_state_dict", "module")
-_TRAINING_ONLY = ("optimizer.pt", "optimizer.bin", "scheduler.pt", "rng_state.pth", "training_args.bin", "scaler.pt")
-_OLD_GGML = ("a file of ggml before GGUF", "Convert the original checkpoint.")
-_MAGICS = {
-    b"version https://git-lfs": ("a Git LFS pointer, not the weights", "Fetch the file itself: `git lfs pull`."),
-    b"GGUF": ("a GGUF file", "Give it a name that ends in .gguf, and name the file."),
-    b"\x89HDF": ("a TensorFlow or Keras file", "Load it with `from_tf=True` in Transformers 4 and save it again."),
-    **dict.fromkeys((b"lmgg", b"fmgg", b"tjgg", b"algg", b"ggml"), _OLD_GGML),
-    b"<!DOCTYPE": ("a web page, not the weights", "Fetch the file again; the download needs a login, or failed."),
-    b"<html": ("a web page, not the weights", "Fetch the file again; the download needs a login, or failed."),
-}
-_OTHERS = {  # files of weights that are not read
-    "tf_model.h5": "TensorFlow weights",
-    "flax_model.msgpack": "Flax weights",
-    "rust_model.ot": "weights for Rust",
-    "model.ckpt.index": "TensorFlow weights",
-    "openvino_model.xml": "an OpenVINO model",
-    "coreml": "a Core ML model",
-    "onnx": "an ONNX model",
+_OTHERS = {  # files of weights that are not read, by their names
+    r"tf_model.*\.h5": "TensorFlow weights",
+    r"flax_model.*\.msgpack": "Flax weights",
+    r"rust_model\.ot": "weights for Rust",
+    r"model\.ckpt.*\.index": "TensorFlow weights",
+    r"openvino_model\.xml": "an OpenVINO model",
+    r"coreml": "a Core ML model",
+    r"onnx|model\.onnx": "an ONNX model",
 }
 
 
@@ -54,7 +46,7 @@ def weight_files(folder: Path) -> list[Path]:
             return [folder / name]
         if (index := folder / f"{name}.index.json").is_file():
             return _shards(folder, index)
-    saved = [p for p in sorted(folder.iterdir()) if p.suffix in TRAINING_SUFFIXES and p.name not in _TRAINING_ONLY]
+    saved = [path for path in sorted(folder.iterdir()) if is_saved_in_training(path)]
     if len(saved) == 1:
         return saved
     if saved:
@@ -99,10 +91,22 @@ def _no_weights(folder: Path) -> CheckpointError:
         return CheckpointError(
             f"{what}, only DeepSpeed's {zero}", f"Put it together: `python zero_to_fp32.py {folder} {folder}`."
         )
-    for name, kind in _OTHERS.items():
-        if name in names:
+    if fsdp := next((name for name in sorted(names) if re.fullmatch(r"pytorch_model_fsdp_\d+", name)), None):
+        return CheckpointError(
+            f"{what}, only FSDP's {fsdp}", f"Put it together: `accelerate merge-weights {folder / fsdp} {folder}`."
+        )
+    others = [
+        name for name in sorted(names) if name.endswith((".safetensors", ".bin")) and not TRAINING_ONLY.fullmatch(name)
+    ]
+    if others:
+        hint = f"If these are the weights, name the file: {folder / others[0]}"
+        if len(others) > 1 or re.search(r"-\d{5}-of-\d{5}\.", others[0]):
+            hint = "Name the file of the weights; shards need their index, `model.safetensors.index.json`."
+        return CheckpointError(f"{what}, but {', '.join(others[:4])}", hint)
+    for pattern, kind in _OTHERS.items():
+        if name := next((name for name in sorted(names) if re.fullmatch(pattern, name)), None):
             return CheckpointError(f"{what}, only {kind} ({name})", save)
-    if training := next((name for name in _TRAINING_ONLY if name in names), None):
+    if training := next(filter(TRAINING_ONLY.fullmatch, sorted(names)), None):
         return CheckpointError(f"{what}, only files of its training ({training})", save)
     if gguf := next((name for name in sorted(names) if name.endswith(".gguf")), None):
         return CheckpointError(what, f"Name the GGUF file: {folder / gguf}")
@@ -112,12 +116,11 @@ def _no_weights(folder: Path) -> CheckpointError:
 def _read_file(path: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
     try:
         with path.open("rb") as file:
-            head = file.read(32)
+            head = file.read(HEAD_BYTES)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    for magic, (kind, hint) in _MAGICS.items():
-        if head.startswith(magic):
-            raise CheckpointError(f"{path} is {kind}", hint)
+    if found := other_kind(head):
+        raise CheckpointError(f"{path} is {found[0]}", found[1])
     if is_pytorch_file(path):
         return _state_of(path, read_pytorch_file(path))
     if head[8:9] == b"{":

@@ -241,6 +241,22 @@ def test_other_files_are_refused(tmp_path: Path, data: bytes) -> None:
         Model.load(file)
 
 
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        (b"<!DOCTYPE html><html>", "a web page"),
+        (b"lmgg" + bytes(99), "a file of ggml before GGUF"),
+    ],
+)
+def test_what_is_in_the_place_of_a_gguf_file_is_named(tmp_path: Path, data: bytes, kind: str) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_bytes(data)
+    with pytest.raises(GGUFError, match=rf"model\.gguf is {kind}") as caught:
+        Model.load(file)
+    assert caught.value.hint
+
+
 def test_an_older_gguf_version_is_refused(good: Path, tmp_path: Path) -> None:
     data, file = bytearray(good.read_bytes()), tmp_path / "old.gguf"
     data[4:8] = struct.pack("<I", 1)

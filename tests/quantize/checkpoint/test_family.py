@@ -126,6 +126,9 @@ SETTINGS_5 = {
 }
 NOTHING_ADDED = {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}}]}
 NOTHING_ADDED |= {"pair": [{"Sequence": {"id": part, "type_id": 0}} for part in "AB"], "special_tokens": {}}
+SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"  # tiktoken's
+SPLITS = [{"type": "Split", "pattern": {"Regex": SPLIT}, "behavior": "Isolated", "invert": False}]
+SPLITS += [{"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}]
 CHAT = "{% for message in messages %}{{ message.content }}{{ eos_token }}{% endfor %}"
 DIALOGPT = {**SUMMARY, **LM_HEAD, "n_ctx": 64, "task_specific_params": {"conversational": {"max_length": 1000}}}
 CEREBRAS = {
@@ -220,6 +223,10 @@ FAMILY: dict[str, Member] = {
                 generation_config=GENERATION | {"transformers_version": "5.24.0", "output_attentions": False},
             )
         ],
+    ),
+    "converted from tiktoken": Member(
+        {"tokenizer": None, "config": VERSION_5},
+        [files(tokenizer=fast_tokenizer() | {"pre_tokenizer": {"type": "Sequence", "pretokenizers": SPLITS}})],
     ),
     "Transformers 5, a list of ends": Member(
         {"tokenizer": "fast", "config": VERSION_5 | {"eos_token_id": [END, 7]}},

@@ -44,7 +44,7 @@ def test_unsupported_config_is_refused(config: dict[str, Any], words: list[str],
     assert all(word in message for word in words), message
 
 
-@pytest.mark.parametrize("name", ["score.weight", "h.0.attn.c_attn.lora_A", "h.0.attn.bias.weight"])
+@pytest.mark.parametrize("name", ["scorer.weight", "h.0.attn.c_attn.lora_A", "h.0.attn.bias.weight"])
 def test_unknown_tensor_is_named(name: str, tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "model", changed={name: np.zeros((2, 64))})
     assert f"'transformer.{name}'" in refusal(folder)

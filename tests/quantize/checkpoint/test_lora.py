@@ -321,6 +321,7 @@ def test_weights_of_nanogpt_take_an_adapter(base: Path, tmp_path: Path) -> None:
 
 REFUSED: dict[str, dict[str, Any]] = {
     "peft_type is 'LOHA'": {"peft_type": "LOHA"},
+    "'PREFIX_TUNING', which puts learned vectors before each text": {"peft_type": "PREFIX_TUNING"},
     "peft_type is None": {"peft_type": None},
     "init_lora_weights 'pissa_niter_4'": {"init_lora_weights": "pissa_niter_4"},
     "init_lora_weights 'olora'": {"init_lora_weights": "olora"},
@@ -359,7 +360,7 @@ BROKEN: dict[str, State] = {
     "lacks a matrix": {A: C_ATTN[A]},
     "matrices of the shapes": {A: C_ATTN[A][:2], B: C_ATTN[B]},
     "'h.9.attn.c_attn.weight', which the model lacks": lora_of("h.9.attn.c_attn"),
-    "'score.weight', which the model lacks": {"base_model.model.score.weight": normal(1, 2, WIDTH)},
+    "'adapter.weight', which the model lacks": {"base_model.model.adapter.weight": normal(1, 2, WIDTH)},
     "has the shape [96, 64], the weights [192, 64]": {A: C_ATTN[A], B: C_ATTN[B][:96]},
     "the magnitudes of h.0.attn.c_attn": C_ATTN | {f"{PREFIX}h.0.attn.c_attn.lora_magnitude_vector": normal(1, 5)},
     "the bias of h.0.attn.c_attn": C_ATTN | {f"{PREFIX}h.0.attn.c_attn.lora_B.bias": normal(1, 5)},
@@ -424,6 +425,8 @@ def test_folders_without_an_adapter_are_refused(base: Path, tmp_path: Path) -> N
         with pytest.raises(CheckpointError, match=words):
             convert_with(base, adapter, output=tmp_path / "out")
     adapter = save_adapter(tmp_path / "poet", lora_of("h.0.attn.c_attn"))
+    with pytest.raises(CheckpointError, match="is a file, not a folder"):
+        convert_with(base, adapter / "adapter_model.safetensors", output=tmp_path / "out")
     with pytest.raises(UsageError, match="`lora` is for checkpoints"):
         convert_with(tmp_path / "some.gguf", adapter, output=tmp_path / "out")
     (adapter / "adapter_model.safetensors").unlink()

@@ -104,7 +104,7 @@ def test_a_checkpoint_of_nanogpt(
     folder, twin = nanogpt
     [full, _] = written(folder / "ckpt.pt" if named == "file" else folder, tmp_path / "out")
     [warning] = caplog.messages
-    assert warning.startswith("model_args in ckpt.pt: exact GELU")
+    assert warning.startswith("the configuration in ckpt.pt (model_args): exact GELU")
     [expected, _] = written(twin, tmp_path / "expected")
     assert data_of(full) == data_of(expected)
     computed = forward(twin, TEXT, activation_function="gelu_new").logits  # what llama.cpp computes in its place

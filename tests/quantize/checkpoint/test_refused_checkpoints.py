@@ -70,6 +70,27 @@ def zero_folder(folder: Path) -> None:
     (folder / "global_step100").mkdir()
 
 
+def fsdp_folder(folder: Path) -> None:
+    only()(folder)
+    (folder / "pytorch_model_fsdp_0").mkdir()
+
+
+def without_config(folder: Path) -> None:
+    """A state dict as minGPT saves it."""
+    state = load_file(folder / "model.safetensors")
+    only()(folder)
+    (folder / "config.json").unlink()
+    save_zip(folder / "model.pt", {name: Tensor(data) for name, data in state.items()})
+
+
+def renamed(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / "model.safetensors").rename(folder / name) and None
+
+
+def pointer(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\n") and None
+
+
 def whole_object(folder: Path) -> None:
     """torch.save(model) in place of its state."""
     only()(folder)
@@ -97,6 +118,15 @@ CASES: list[tuple[str, Callable[[Path], None], str, str]] = [
     ("GPTQ tensors", with_tensors(h__0__attn__c_attn__qweight=(4, 4)), "already quantized", "original model"),
     ("ZeRO-3 empties", with_tensors(h__0__ln_1__weight=(0,)), "is empty: DeepSpeed's ZeRO-3", "zero_to_fp32.py"),
     ("ZeRO-3 folder", zero_folder, "only DeepSpeed's global_step100", "zero_to_fp32.py"),
+    ("FSDP", fsdp_folder, "only FSDP's pytorch_model_fsdp_0", "accelerate merge-weights"),
+    ("states of training", only(rng_state_0__pth=b"-", rng_state_1__pth=b"-"), "only files of its training", "save_"),
+    ("Flax shards", only(**{"flax_model-00001-of-00002__msgpack": b"-"}), "only Flax weights (flax_model-0", "save_"),
+    ("another name", renamed("model.fp16.safetensors"), "but model.fp16.safetensors", "model.fp16.safetensors"),
+    ("no index", renamed("model-00001-of-00002.safetensors"), "but model-00001-of-", "model.safetensors.index.json"),
+    ("sizes unknown", without_config, "model.pt does not state the model's sizes", "model.config.save_pretrained"),
+    ("config pointer", pointer("config.json"), "config.json is a Git LFS pointer", "git lfs pull"),
+    ("tokenizer pointer", pointer("tokenizer.json"), "tokenizer.json is a Git LFS pointer", "git lfs pull"),
+    ("compressed-tensors", configured(compression_config={"format": "x"}), "compression_config", "original model"),
     ("Flax", only(flax_model__msgpack=b"-"), "only Flax weights (flax_model.msgpack)", "save_pretrained"),
     ("TensorFlow", only(tf_model__h5=b"-"), "only TensorFlow weights (tf_model.h5)", "save_pretrained"),
     ("training", only(training_args__bin=b"-"), "only files of its training", "save_pretrained"),

@@ -479,6 +479,18 @@ def test_an_adapter_leads_to_its_base(tmp_path: Path, caplog: pytest.LogCaptureF
     assert "the adapter is not merged" in caplog.text
 
 
+def test_a_folder_of_checkpoints_names_the_last_one(tmp_path: Path) -> None:
+    for name in ("checkpoint-500", "checkpoint-900"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"has no config\.json") as caught:
+        resolve(str(tmp_path))
+    assert caught.value.hint == f"Name a folder in it, such as {tmp_path / 'checkpoint-900'}"
+    (tmp_path / "adapter_model.safetensors").touch()
+    with pytest.raises(CheckpointError, match=r"a PEFT adapter, but no adapter_config\.json"):
+        resolve(str(tmp_path))
+
+
 def test_revision_needs_a_hub_name(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UsageError, match="`revision` needs a Hub name") as raised:

@@ -261,8 +261,8 @@ def without(folder: Path, name: str) -> None:
 
 
 FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "no vocab.json": (lambda f: without(f, "vocab.json"), "neither vocab.json with merges.txt nor tokenizer.json"),
-    "no merges.txt": (lambda f: without(f, "merges.txt"), "neither vocab.json with merges.txt nor tokenizer.json"),
+    "no vocab.json": (lambda f: without(f, "vocab.json"), "merges.txt, but neither vocab.json nor tokenizer.json"),
+    "no merges.txt": (lambda f: without(f, "merges.txt"), "vocab.json, but neither merges.txt nor tokenizer.json"),
     "an empty merges.txt": (lambda f: (f / "merges.txt").write_text("#version: 0.2\n"), "no merges"),
     "a merge of one": (lambda f: (f / "merges.txt").write_text("Ġ t\nhe\n", "utf-8"), "'he' is not a merge"),
     "a merge of three": (lambda f: (f / "merges.txt").write_text("t h e\n"), "'t h e' is not a merge"),
@@ -320,12 +320,19 @@ def test_invalid_vocab_and_merges_are_reported(damage: str, files: Path) -> None
     assert str(files) in caught.value.message
 
 
+def split(pattern: Any) -> dict[str, Any]:
+    steps = [{"type": "Split", "pattern": pattern, "behavior": "Isolated"}, {"type": "ByteLevel", "use_regex": False}]
+    return {"type": "Sequence", "pretokenizers": steps}
+
+
 FAST: dict[str, tuple[dict[str, Any], str]] = {
     "another model": ({"model": {"type": "Unigram", "vocab": [["a", 0.1]]}}, "a Unigram model"),
     "another pre-tokenizer": ({"pre_tokenizer": {"type": "Metaspace"}}, "its pre-tokenizer is Metaspace"),
     "no pre-tokenizer": ({"pre_tokenizer": None}, "its pre-tokenizer is missing"),
     "a prefix space": ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "add_prefix_space"),
-    "no splitting": ({"pre_tokenizer": {"type": "ByteLevel", "use_regex": False}}, "no splitting"),
+    "no splitting": ({"pre_tokenizer": {"type": "ByteLevel", "use_regex": False}}, "use_regex False"),
+    "another Split": ({"pre_tokenizer": split({"Regex": "[0-9]"})}, "Split + ByteLevel, and not GPT-2's"),
+    "a Split that is a list": ({"pre_tokenizer": split({"Regex": []})}, "Split + ByteLevel, and not GPT-2's"),
     # "THE" would be encoded as "THE", which the model never saw
     "a normalizer": ({"normalizer": {"type": "Lowercase"}}, "normalizer"),
     "words that end in a suffix": (

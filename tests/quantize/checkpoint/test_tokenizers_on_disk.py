@@ -90,6 +90,31 @@ def test_another_kind_of_tokenizer_is_refused_by_name(file: str, kind: str, fold
         read(folder)
 
 
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (["vocab.json"], "has vocab.json, but neither merges.txt nor tokenizer.json"),
+        (["merges.txt"], "has merges.txt, but neither vocab.json nor tokenizer.json"),
+        (["encoder.json", "vocab.bpe"], "has encoder.json and vocab.bpe, OpenAI's names"),
+    ],
+)
+def test_half_a_tokenizer_is_named(files: list[str], words: str, folder: Path) -> None:
+    for name in {"vocab.json", "merges.txt"}.difference(files):
+        (folder / name).unlink()
+    for name in files:
+        (folder / name).touch()
+    with pytest.raises(CheckpointError, match=words) as caught:
+        read(folder)
+    assert caught.value.hint
+
+
+def test_an_end_without_a_token_is_named(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_json(folder / "generation_config.json", {"eos_token_id": 50256})
+    assert read(folder, SIZE).eos == END
+    [warning] = caplog.messages
+    assert f"generation_config.json states eos_token_id 50256, which none of the {SIZE} tokens has" in warning
+
+
 def test_flags_of_added_tokens_give_one_warning_with_their_names(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
