@@ -50,7 +50,10 @@ def read_hyperparameters(config: dict[str, Any], where: str = CONFIG) -> Hyperpa
     width = _size(config, where, "n_embd", 768, LARGEST["width"])
     heads = _size(config, where, "n_head", 12, LARGEST["heads"])
     if width % heads:
-        raise CheckpointError(f"{where}: n_embd {width} is not a multiple of n_head {heads}")
+        raise CheckpointError(
+            f"{where}: n_embd {width} is not a multiple of n_head {heads}",
+            "Set n_head to the number of heads that the model was trained with.",
+        )
     epsilon = config.get("layer_norm_epsilon", 1e-5)
     if not isinstance(epsilon, int | float) or not 0 < np.float32(epsilon) < 1:  # float32 as in the file
         raise CheckpointError(f"{where}: layer_norm_epsilon is {epsilon!r}, not between 0 and 1")
@@ -69,7 +72,7 @@ def switch(config: dict[str, Any], key: str, default: bool) -> bool:
     """A setting that is true or false. Raises `CheckpointError` for another value."""
     value = config.get(key, default)
     if not isinstance(value, bool):
-        raise CheckpointError(f"config.json: {key} is {value!r}, not true or false")
+        raise CheckpointError(f"config.json: {key} is {value!r}, not true or false", "Set it to one of the two.")
     return value
 
 

@@ -6,7 +6,7 @@ transposed, as views; nanoGPT's `Linear` ones are stored (outputs, inputs), and 
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any
@@ -113,7 +113,7 @@ def model_tensors(
                 f" model implies {list(shape[::-1] if transposed else shape)}",
                 MERGE,
             )
-        if stored is None and (stored := _find(checkpoint, named, source, name)) is not None:
+        if stored is None and (stored := _find(checkpoint, named, source, name, by_key)) is not None:
             _check_shape(named, name, source, shape, stored, transposed, checkpoint.stated_in)
         scale = scales[int(name.split(".")[1])] if ".attn_qkv." in name else 1.0
         changing = [adapter for adapter in adapters if adapter.updates_tensor(key)]
@@ -151,7 +151,9 @@ def _is_conv1d(named: NamedTensors, sizes: Hyperparameters) -> bool:
     return votes >= 0
 
 
-def _find(checkpoint: Checkpoint, named: NamedTensors, key: str, name: str) -> StoredTensor | None:
+def _find(
+    checkpoint: Checkpoint, named: NamedTensors, key: str, name: str, known: Container[str]
+) -> StoredTensor | None:
     """The tensor; None for a bias that no layer of its kind has."""
     if (stored := named.tensors.get(key)) is not None:
         if 0 in stored.shape:
@@ -161,11 +163,10 @@ def _find(checkpoint: Checkpoint, named: NamedTensors, key: str, name: str) -> S
             )
         return stored
     norms = ".ln_" if "norm" in name else ".c_"
-    if name.endswith(".bias") and not any(
-        other.endswith(".bias") and norms in f".{other}" for other in named.tensors if other not in named.layout.outside
-    ):
+    if name.endswith(".bias") and not any(other.endswith(".bias") and norms in f".{other}" for other in named.tensors):
         return None
-    raise missing_tensor(checkpoint.folder, named.shown(key))
+    strange = [other for other in named.tensors if other not in known and not named.layout.buffers.fullmatch(other)]
+    raise missing_tensor(checkpoint.folder, named.shown(key), named.original[strange[0]] if strange else None)
 
 
 def _check_shape(

@@ -113,11 +113,14 @@ def name_tensors(source: Path, tensors: Mapping[str, StoredTensor]) -> NamedTens
     )
 
 
-def missing_tensor(source: Path, name: str) -> CheckpointError:
-    """The error for a tensor that every GPT-2 of these sizes has."""
+def missing_tensor(source: Path, name: str, strange: str | None = None) -> CheckpointError:
+    """The error for a tensor that every GPT-2 of these sizes has; `strange` is one in the file that a GPT-2 lacks."""
+    if strange is None:
+        hint = "The weights are incomplete: download or save them again."
+        return CheckpointError(f"{source} lacks the tensor {name!r}, which its sizes imply", hint)
     return CheckpointError(
-        f"{source} lacks the tensor {name!r}, which its sizes imply",
-        "The weights are incomplete: download or save them again.",
+        f"{source} lacks the tensor {name!r}, and has {strange!r}, which a GPT-2 lacks",
+        "The weights are incomplete, or have the names of another program: save them with `save_pretrained()`.",
     )
 
 

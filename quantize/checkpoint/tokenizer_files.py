@@ -307,7 +307,7 @@ def _read_text(path: Path) -> str:
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path} is not UTF-8: {error}") from error
+        raise CheckpointError(f"{path} is not UTF-8: {error}", "Save it in UTF-8, or fetch it again.") from error
 
 
 def _merge(merge: Any) -> str:

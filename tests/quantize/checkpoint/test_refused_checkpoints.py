@@ -58,6 +58,11 @@ def without_half(folder: Path) -> None:
     write_weights(folder, {name: data for name, data in state.items() if ".h.1." not in name})
 
 
+def other_names(folder: Path) -> None:
+    state = load_file(folder / "model.safetensors")
+    write_weights(folder, {name.replace("attn.c_", "attention."): data for name, data in state.items()})
+
+
 def lost_shard(folder: Path) -> None:
     only()(folder)
     (folder / "pytorch_model-00001-of-00002.bin").touch()
@@ -139,6 +144,7 @@ CASES: list[tuple[str, Callable[[Path], None], str, str]] = [
     ("other width", configured(n_embd=32), "config.json implies [32]", "n_embd to 64"),
     ("more layers", configured(n_layer=3), "2 blocks of tensors, fewer than n_layer 3", "n_layer to 2"),
     ("fewer layers", configured(n_layer=1), "2 blocks of tensors, more than n_layer 1", "n_layer to 2"),
+    ("other names", other_names, "and has 'transformer.h.0.attention.attn.bias'", "names of another program"),
     ("half the layers", without_half, "1 blocks of tensors, fewer than n_layer 2", "if blocks are missing"),
     ("a pickle", in_place(pickle.dumps({"a": 1})), "a pickle that torch.save did not write", "state_dict()"),
     ("a pointer", in_place(b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n"), "pointer", "git lfs pull"),
