@@ -8,7 +8,7 @@ from dgpt2_quant.core.errors import CheckpointError
 
 NO_WAY = "This model cannot be converted with its own tokenizer."
 # GPT-2's way to split a text, as OpenAI, the tokenizers library and tiktoken write it; all give the same parts
-_GPT2_PATTERNS = (
+GPT2_PATTERNS = (
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
@@ -38,7 +38,7 @@ def check_pre_tokenizer(path: Path, content: dict[str, Any]) -> None:
 def _splits_as_gpt2(step: dict[str, Any]) -> bool:
     """Whether a Split has GPT-2's pattern; ByteLevel after it does not split then."""
     pattern, behavior = step.get("pattern"), step.get("behavior")
-    if not isinstance(pattern, dict) or pattern.get("Regex") not in _GPT2_PATTERNS:
+    if not isinstance(pattern, dict) or pattern.get("Regex") not in GPT2_PATTERNS:
         return False
     # each character is part of a match, so what becomes of the rest does not matter
     return (behavior, step.get("invert", False)) in (("Isolated", False), ("Removed", True), ("Isolated", True))

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dgpt2_quant.quantize.checkpoint.tokenizer_steps import GPT2_PATTERNS
+
 from ..checkpoints import printable_bytes, write_json
 
 LETTERS = printable_bytes()
@@ -229,7 +231,13 @@ def _pre_tokenizer(it: Folder) -> None:
     digits, unsplit = {"type": "Digits", "individual_digits": True}, {**BYTE_LEVEL, "use_regex": False}
     nested = {"type": "Sequence", "pretokenizers": [{"type": "Sequence", "pretokenizers": [BYTE_LEVEL]}]}
     metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
-    steps = [{"type": "Sequence", "pretokenizers": [digits, BYTE_LEVEL]}, nested, metaspace, unsplit, None]
+    pattern = it.chance.choice([*GPT2_PATTERNS, r"\p{N}{1,3}"])
+    behavior = {"behavior": it.chance.choice(["Isolated", "Removed", "Contiguous"]), "invert": it.chance.random() < 0.5}
+    split = {
+        "type": "Sequence",
+        "pretokenizers": [{"type": "Split", "pattern": {"Regex": pattern}, **behavior}, unsplit],
+    }
+    steps = [{"type": "Sequence", "pretokenizers": [digits, BYTE_LEVEL]}, nested, metaspace, unsplit, None, split]
     _change_fast(it, pre_tokenizer=it.chance.choice([*steps, {**BYTE_LEVEL, "add_prefix_space": True}]))
 
 
