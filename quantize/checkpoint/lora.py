@@ -8,6 +8,7 @@ is refused by name. Formats: peft/tuners/lora/config.py and layer.py, peft/utils
 import hashlib
 import re
 from collections.abc import Container, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import sqrt
 from pathlib import Path
@@ -188,8 +189,9 @@ def merged_sha256(sha256: str, adapters: Sequence[Adapter]) -> str:
 def parse_lora(text: str) -> tuple[Path, float]:
     """`NAME` or `NAME=WEIGHT`, of a folder or on the Hub. Raises `UsageError`."""
     folder, separator, weight = text.rpartition("=")
-    if not separator or Path(text).is_dir():
-        return Path(text).expanduser(), 1.0
+    with suppress(OSError, ValueError):  # a name that is too long, or has a NUL byte
+        if not separator or Path(text).is_dir():
+            return Path(text).expanduser(), 1.0
     try:
         value = float(weight)
     except ValueError:

@@ -119,8 +119,11 @@ def find_adapter(folder: Path, *, offline: bool = False) -> Path:
 
     Raises `ModelNotFoundError`, `CheckpointError` or `OutputError`.
     """
-    if folder.exists() or not _HUB_NAME.fullmatch(str(folder)):
-        return folder
+    try:
+        if folder.resolve().exists() or not _HUB_NAME.fullmatch(str(folder)):
+            return folder
+    except (OSError, ValueError) as error:  # a name that is too long, or has a NUL byte
+        raise ModelNotFoundError(f"cannot read the adapter {folder}: {error}", "Name its folder.") from error
     try:
         return _snapshot(str(folder), None, offline, adapter=True)
     except ModelNotFoundError as error:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from dgpt2_quant.cli.main import app
-from dgpt2_quant.core.errors import CheckpointError, UsageError
+from dgpt2_quant.core.errors import CheckpointError, ModelNotFoundError, UsageError
 from dgpt2_quant.core.gguf_file import read_header
 from dgpt2_quant.quantize.calibration.numpy_gpt2 import from_gguf
 from dgpt2_quant.quantize.checkpoint.lora import parse_lora
@@ -424,6 +424,9 @@ def test_folders_without_an_adapter_are_refused(base: Path, tmp_path: Path) -> N
     for words, adapter in [("no adapter_config.json", base), ("there is no folder", tmp_path / "nowhere")]:
         with pytest.raises(CheckpointError, match=words):
             convert_with(base, adapter, output=tmp_path / "out")
+    for name in ("a" * 5000, "a" * 5000 + "=0.5", "a\0"):
+        with pytest.raises(ModelNotFoundError, match="cannot read the adapter a"):
+            convert_with(base, name, output=tmp_path / "out")
     adapter = save_adapter(tmp_path / "poet", lora_of("h.0.attn.c_attn"))
     with pytest.raises(CheckpointError, match="is a file, not a folder"):
         convert_with(base, adapter / "adapter_model.safetensors", output=tmp_path / "out")
