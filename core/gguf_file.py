@@ -201,8 +201,13 @@ class _Reader:
             raise self._broken(f"it begins with {self.data[:4]!r}, not {MAGIC!r}")
         self.at = 4
         version = self._number("<I")
+        if version == VERSION << 24:
+            raise GGUFError(f"{self.path} is big-endian", "Convert the original checkpoint on this machine.")
         if version != VERSION:
-            raise self._broken(f"its version is {version}, not {VERSION} (little-endian)")
+            raise GGUFError(
+                f"{self.path} cannot be read: its version is {version}, not {VERSION}",
+                "A version below 3 is of a llama.cpp from before October 2023: convert the original checkpoint again.",
+            )
         tensor_count, key_count = self._number("<Q"), self._number("<Q")
         if tensor_count > _MAX_TENSORS or key_count > _MAX_KEYS:
             raise self._broken(f"it claims {tensor_count} tensors and {key_count} keys")

@@ -237,7 +237,7 @@ def _check_unknown(checkpoint: Checkpoint, named: NamedTensors, used: set[str]) 
         raise CheckpointError(
             f"{checkpoint.folder} has the tensor {named.original[key]!r}, which neither a GPT-2 nor a head that can be"
             " converted has",
-            "Heads that can be converted: " + ", ".join(one.name for one in CLASSES) + ".",
+            f"Save the model without it. Heads that can be converted: {', '.join(one.name for one in CLASSES)}.",
         )
     if dropped:
         _log.warning("%s: a head of its training is dropped: %s", checkpoint.folder, ", ".join(dropped))

@@ -65,7 +65,7 @@ LIES: dict[str, tuple[bytes, str]] = {
     "nothing at all": (b"", "begins with"),
     "another format": (b"PK\3\4" + bytes(100), "begins with"),
     "version 2": (file_of([], [], head=b"GGUF\2\0\0\0"), "version is 2"),
-    "big-endian": (b"GGUF\0\0\0\3" + bytes(100), "little-endian"),
+    "big-endian": (b"GGUF\0\0\0\3" + bytes(100), "is big-endian"),
     "too many tensors": (b"GGUF" + struct.pack("<IQQ", 3, 2**63, 0) + bytes(64), "claims 9223372036854775808 tensors"),
     "too many keys": (b"GGUF" + struct.pack("<IQQ", 3, 0, 2**40) + bytes(64), "and 1099511627776 keys"),
     "many keys": (b"GGUF" + struct.pack("<IQQ", 3, 0, 5_000) + bytes(64), "and 5000 keys"),
