@@ -63,6 +63,7 @@ def _model_rows(described: "Description") -> list[list[str]]:
         ["vocabulary", f"{described.vocabulary} tokens"],
         *_token_rows(described),
         *_head_rows(described),
+        *_pad_rows(described),
         ["license", str(metadata.get("general.license", "not recorded"))],
     ]
     if described.adapters:
@@ -91,6 +92,15 @@ def _head_rows(described: "Description") -> list[list[str]]:
         return []
     labels = f", {len(head.labels)} labels: {', '.join(head.labels)}" if head.labels else ""
     return [["head", _short(f"{_HEADS[head.kind]}, {head.problem_type}{labels}")]]
+
+
+def _pad_rows(described: "Description") -> list[list[str]]:
+    key = "dgpt2_quant.padding"
+    count, twin, share = (described.metadata.get(name) for name in (key, f"{key}.twin", f"{key}.probability"))
+    if not count:
+        return []
+    taken = f"; together {share:.1g} of the probability" if isinstance(share, float) else ""
+    return [["pad tokens", f"{count}, copies of token {twin}{taken}"]]
 
 
 def _importance_rows(described: "Description") -> list[list[str]]:

@@ -78,12 +78,12 @@ def write_files(
         padding: dict[Path, Mapping[str, Any]] = {}
         for ready in prepared:
             group = [files[path] for path in ready.paths]
-            twin = ready.padding.twin
             if ready.padding.count:
                 padding |= dict.fromkeys(ready.paths, ready.padding.to_json())
 
-            def headers(group: Sequence[_OpenFile] = group, twin: int = twin) -> list[bytes]:
-                return [file.plan.header(source, stated, sha256=sha256.result(), twin=twin) for file in group]
+            def headers(group: Sequence[_OpenFile] = group, padding: Padding = ready.padding) -> list[bytes]:
+                about = {"twin": padding.twin, "pad_probability": padding.probability}
+                return [file.plan.header(source, stated, sha256=sha256.result(), **about) for file in group]
 
             _stream(ready.tensors, group, headers, importance, threads, progress)
     seconds = round(time.monotonic() - started, 3)

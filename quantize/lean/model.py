@@ -16,7 +16,7 @@ from dgpt2_quant.core.parallel import in_parallel
 from dgpt2_quant.core.progress import Progress
 from dgpt2_quant.core.quant_types import TensorType
 from dgpt2_quant.quantize.calibration.imatrix_file import ImportanceMatrix
-from dgpt2_quant.quantize.calibration.numpy_gpt2 import Reference, from_source
+from dgpt2_quant.quantize.calibration.numpy_gpt2 import Reference, from_source, softmax
 from dgpt2_quant.quantize.checkpoint.source import ModelSource
 from dgpt2_quant.quantize.recipes.lean_steps import steps_without
 from dgpt2_quant.quantize.recipes.tensor_types import ROUNDABLE
@@ -31,6 +31,7 @@ from .padding import NO_PADDING, Padding, least_likely
 Array = npt.NDArray[np.floating[Any]]
 _FISHER_TOKENS = 4096  # of the calibration text: gradients cost twice a forward pass, and their means settle soon
 _STREAM_TOKENS = 16_384  # of it go through the quantized model; more gained nothing measurable
+_PAD_TOKENS = 1024  # to measure the probability of the pads on
 _LOOKUP_SHARE = 0.3  # of the head's weight, for errors in looked-up rows, where no gradients measure it
 
 
@@ -170,19 +171,26 @@ class LeanModel:
         if not self.pads:
             return NO_PADDING
         head = tensors.get("output.weight", tensors["token_embd.weight"])
-        return Padding(self.pads, least_likely(values_of(head), self._mean_hidden()))
+        twin = least_likely(values_of(head), self._mean_hidden())
+        found = [softmax(self.reference.logits(chunk))[:, twin] for chunk in self._some_text()]
+        return Padding(self.pads, twin, self.pads * float(np.concatenate(found).mean()))
+
+    def _some_text(self) -> list[list[int]]:
+        """The beginning of the calibration text; without one, tokens from all over the vocabulary."""
+        if self.chunks:
+            return self.first_chunks(_PAD_TOKENS)
+        sizes = self.source.sizes
+        return [np.linspace(0, sizes.vocabulary - 1, sizes.context).astype(int).tolist()]
 
     def _mean_hidden(self) -> Array:
         """The mean of the final norm's outputs, shape (width,): over the calibration text where it was collected.
 
-        llama-imatrix collects none. A text of tokens from all over the vocabulary has nearly the same mean.
+        llama-imatrix collects none.
         """
         entry = self.importance.entries.get(self.reference.head)
         if entry is not None and entry.mean is not None:
             return entry.mean
-        sizes = self.source.sizes
-        tokens = np.linspace(0, sizes.vocabulary - 1, sizes.context).astype(int)
-        mean: Array = self.reference.hidden(tokens.tolist()).mean(axis=0)
+        mean: Array = np.concatenate([self.reference.hidden(chunk) for chunk in self._some_text()]).mean(axis=0)
         return mean
 
 

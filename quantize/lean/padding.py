@@ -15,12 +15,14 @@ from dgpt2_quant.quantize.calibration.numpy_gpt2 import Array
 
 @dataclass(frozen=True)
 class Padding:
-    """`count` pad tokens after the real ones, copies of the token `twin`."""
+    """`count` pad tokens after the real ones, copies of the token `twin`. `probability` is the share of the next-token
+    probability that all of them take, the mean over the beginning of the calibration text."""
 
     count: int
     twin: int
+    probability: float = 0.0
 
-    def to_json(self) -> dict[str, int]:
+    def to_json(self) -> dict[str, float]:
         return asdict(self)
 
     def append_pads(self, rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -71,14 +71,25 @@ class Plan:
         return dict(Counter(tensor_type.name for tensor_type in self.types.values()).most_common())
 
     def header(
-        self, source: ModelSource, importance: Mapping[str, Any], *, sha256: str = _ANY_HASH, twin: int = 0
+        self,
+        source: ModelSource,
+        importance: Mapping[str, Any],
+        *,
+        sha256: str = _ANY_HASH,
+        twin: int = 0,
+        pad_probability: float = 0.0,
     ) -> bytes:
         """The file's header. `importance` is what an importance matrix adds to the metadata (`metadata()`), `sha256`
-        the source's hash, `twin` the token that the pad tokens copy; the header's size does not depend on either."""
+        the source's hash, `twin` the token that the pad tokens copy, and `pad_probability` what they take together; the
+        header's size does not depend on these."""
         stated = importance if self.uses_importance else {}
         own = quant_type_metadata(self.quant_type, self.recipe, map(str, self.overrides), self.skip_steps, stated)
         if self.pads:
-            own |= {"dgpt2_quant.padding": self.pads, "dgpt2_quant.padding.twin": twin}
+            own |= {
+                "dgpt2_quant.padding": self.pads,
+                "dgpt2_quant.padding.twin": twin,
+                "dgpt2_quant.padding.probability": pad_probability,
+            }
         metadata = source.metadata(sha256, own)
         if self.pads:
             metadata = with_pad_tokens(metadata, self.pads)

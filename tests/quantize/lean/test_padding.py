@@ -61,9 +61,13 @@ def twin_of(file: ConvertedFile) -> int:
 def test_pads_have_the_logit_of_their_twin(level: str, files: dict[str, ConvertedFile]) -> None:
     file = files[level]
     twin = twin_of(file)
-    assert file.padding == {"count": PADS, "twin": twin}
+    assert file.padding is not None
+    assert file.padding["count"] == PADS
     assert 0 <= twin < REAL
-    assert read_header(Path(file.path)).metadata["dgpt2_quant.padding.twin"] == twin
+    metadata = read_header(Path(file.path)).metadata
+    assert metadata["dgpt2_quant.padding.twin"] == twin
+    assert metadata["dgpt2_quant.padding.probability"] == np.float32(file.padding["probability"])
+    assert 0 < file.padding["probability"] < 2e-5
     with Model.load(file.path, threads=2) as model:
         assert (model.vocabulary, model.real_vocabulary) == (REAL + PADS, REAL)
         texts = [model.tokenize(load_text("evaluation").text)[:400], [twin] * 20, [REAL, REAL + 1, REAL + 2] * 5]
