@@ -82,8 +82,11 @@ def write_files(
                 padding |= dict.fromkeys(ready.paths, ready.padding.to_json())
 
             def headers(group: Sequence[_OpenFile] = group, padding: Padding = ready.padding) -> list[bytes]:
-                about = {"twin": padding.twin, "pad_probability": padding.probability}
-                return [file.plan.header(source, stated, sha256=sha256.result(), **about) for file in group]
+                twin, probability = padding.twin, padding.probability
+                return [
+                    file.plan.header(source, stated, sha256=sha256.result(), twin=twin, pad_probability=probability)
+                    for file in group
+                ]
 
             _stream(ready.tensors, group, headers, importance, threads, progress)
     seconds = round(time.monotonic() - started, 3)
