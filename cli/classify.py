@@ -1,7 +1,7 @@
 """`dgpt2-quant classify`: labels texts with a model's classification head."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -62,8 +62,14 @@ def classify(
         name, path = model_file(model, type=type, revision=revision, offline=offline, progress=progress, announce=note)
     with Model.load(path, threads=count) as loaded:
         kind = loaded.head.kind if loaded.head else None
-        asked = [given] if kind == "choice" else given
-        found = loaded.classify(asked, truncate=truncate, aggregation=aggregation)
+        asked: list[Any] = [given] if kind == "choice" else list(given)
+        with progress_bar() as progress:
+            found = []
+            for number, text in enumerate(asked, 1):
+                found += loaded.classify([text], truncate=truncate, aggregation=aggregation)
+                progress(number, len(asked), "classify")
+        if cut := sum(one.truncated for one in found):
+            note(f"{cut} of {len(found)} texts have more than {loaded.positions} tokens; their ends are ignored.")
         quant_type = loaded.quant_type
     if json:
         results = [{"text": text, **_to_json(one)} for text, one in zip(asked, found, strict=True)]
@@ -74,7 +80,8 @@ def classify(
         ranked = sorted(found[0].scores, key=lambda one: -one.logit)
         print_table(["label", "score"], [[_shown(one.label), f"{one.score:.4f}"] for one in ranked])
     else:
-        rows = [[one.best.label, f"{one.best.score:.4f}", _shown(text)] for text, one in zip(given, found, strict=True)]
+        best = [(one.best, text) for text, one in zip(given, found, strict=True)]
+        rows = [[_shown(one.label), f"{one.score:.4f}", _shown(text)] for one, text in best]
         print_table(["label", "score", "text"], rows)
 
 
@@ -92,18 +99,18 @@ def _read_lines(path: str) -> list[str]:
 
 
 def _to_json(found: "Classification") -> dict[str, object]:
-    if found.spans or not found.scores:
-        return {"tokens": found.tokens, "spans": [span._asdict() for span in found.spans]}
-    best = found.best
-    scores = [one._asdict() for one in found.scores]
-    return {"tokens": found.tokens, "label": best.label, "score": best.score, "scores": scores}
+    about = {"tokens": found.tokens, "truncated": found.truncated}
+    if not found.scores:
+        return {**about, "spans": [span._asdict() for span in found.spans]}
+    best, scores = found.best, [one._asdict() for one in found.scores]
+    return {**about, "label": best.label, "score": best.score, "scores": scores}
 
 
 def _print_spans(texts: Sequence[str], found: Sequence["Classification"]) -> None:
     for number, (text, one) in enumerate(zip(texts, found, strict=True)):
         if len(texts) > 1:
             typer.echo(("\n" if number else "") + _shown(text))
-        rows = [[s.label, f"{s.score:.4f}", str(s.start), str(s.end), _shown(s.text)] for s in one.spans]
+        rows = [[_shown(s.label), f"{s.score:.4f}", str(s.start), str(s.end), _shown(s.text)] for s in one.spans]
         if rows:
             print_table(["label", "score", "start", "end", "text"], rows)
         else:
@@ -111,5 +118,5 @@ def _print_spans(texts: Sequence[str], found: Sequence["Classification"]) -> Non
 
 
 def _shown(text: str) -> str:
-    line = " ".join(text.split())
+    line = "".join(letter for letter in " ".join(text.split()) if letter.isprintable())
     return line if len(line) <= _SHOWN else f"{line[: _SHOWN - 3]}..."

@@ -90,8 +90,9 @@ def _token_rows(described: "Description") -> list[list[str]]:
 def _head_rows(described: "Description") -> list[list[str]]:
     if (head := described.head) is None:
         return []
-    labels = f", {len(head.labels)} labels: {', '.join(head.labels)}" if head.labels else ""
-    return [["head", _short(f"{_HEADS[head.kind]}, {head.problem_type}{labels}")]]
+    names = ", ".join(label if label.isprintable() else repr(label) for label in head.labels)
+    labels = f", {len(head.labels)} labels: {names}" if names else ""
+    return [["head", _short(f"{_HEADS.get(head.kind, head.kind)}, {head.problem_type}{labels}")]]
 
 
 def _pad_rows(described: "Description") -> list[list[str]]:

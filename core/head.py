@@ -25,7 +25,8 @@ class Head:
 
     `kind` is what gets scores: a text, each token of a text, or a text as one of several choices. `weight` is
     (labels, width) and `bias` (labels,), float32. `pooling` is the hidden state that stands for a text; "last" is that
-    of the last token other than `pad`. `tanh` is whether the results pass through it.
+    of the last token other than `pad`. `tanh` is whether the results pass through it, and `prefix_space` whether a text
+    gets a blank before it, as the model's own tokenizer adds one.
     """
 
     kind: Kind
@@ -36,11 +37,13 @@ class Head:
     pooling: Pooling = "last"
     pad: int | None = None
     tanh: bool = False
+    prefix_space: bool = False
 
     def logits(self, hidden: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """The logits, (..., labels), of hidden states, (..., width)."""
-        found = hidden @ self.weight.T + (0 if self.bias is None else self.bias)
-        return np.asarray(np.tanh(found) if self.tanh else found, np.float32)
+        """The logits, (..., labels), of hidden states, (..., width). They are infinite or NaN where they overflow."""
+        with np.errstate(all="ignore"):
+            found = hidden @ self.weight.T + (0 if self.bias is None else self.bias)
+            return np.asarray(np.tanh(found) if self.tanh else found, np.float32)
 
     def position(self, tokens: list[int]) -> int:
         """The position of the hidden state for "last": the last token that is not padding, or 0 if all are."""
@@ -62,6 +65,8 @@ class Head:
             found[f"{_PREFIX}.pad_token_id"] = self.pad
         if self.tanh:
             found[f"{_PREFIX}.activation"] = "tanh"
+        if self.prefix_space:
+            found[f"{_PREFIX}.add_prefix_space"] = True
         return found
 
 
@@ -103,6 +108,7 @@ def head_of(metadata: Mapping[str, Any], width: int) -> Head | None:
         pooling=known["pooling"][0],
         pad=pad,
         tanh=found["activation"] == "tanh",
+        prefix_space=metadata.get(f"{_PREFIX}.add_prefix_space") is True,
     )
 
 

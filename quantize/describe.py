@@ -41,7 +41,7 @@ class DescribedAdapter:
 @dataclass(frozen=True)
 class DescribedHead:
     """A classification head: what it labels (`text`, `token`, `choice`), its labels by id, and Transformers' name for
-    how scores follow from logits."""
+    how scores follow from logits. The kind is `not sound` for one that is refused, and `problem_type` is the reason."""
 
     kind: str
     labels: list[str]
@@ -123,8 +123,8 @@ def _adapters(labels: Any) -> list[DescribedAdapter]:
 def _head(metadata: dict[str, Any]) -> DescribedHead | None:
     try:
         head = head_of(metadata, metadata.get("gpt2.embedding_length", 0))
-    except ValueError:  # such a file is described too, and refused when it is loaded
-        return None
+    except ValueError as error:  # such a file is described too, and refused when it is loaded
+        return DescribedHead("not sound", [], str(error))
     return DescribedHead(head.kind, list(head.labels), head.problem_type) if head else None
 
 

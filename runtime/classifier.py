@@ -5,19 +5,18 @@ token_classification.py). Each text is decoded alone, so its scores do not depen
 """
 
 import reprlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
-from dgpt2_quant.core.errors import UsageError
+from dgpt2_quant.core.errors import RuntimeFailure, UsageError
 from dgpt2_quant.core.head import Head, ProblemType
 
 from .scoring import Scorer
 
 Aggregation = Literal["simple", "none"]
-_OUTSIDE = "O"  # the label of tokens that belong to no span
 
 
 class LabelScore(NamedTuple):
@@ -57,9 +56,10 @@ class Classification:
 
 
 class _Text(NamedTuple):
-    """A text, its tokens, and how many of them the tokenizer added before and after it."""
+    """A text, the blank that was put before it, its tokens, and how many of them were added before and after it."""
 
     text: str
+    prefix: str
     tokens: list[int]
     before: int
     after: int
@@ -77,14 +77,15 @@ class Classifier(Scorer):
         *,
         truncate: bool = False,
         aggregation: Aggregation = "simple",
+        ignore_labels: Container[str] = ("O",),
         special: bool = True,
     ) -> list[Classification]:
         """Classifies each text.
 
         With a head for multiple choice, `texts` are lists of choices, and the scores of each list add up to 1. A text
         beyond the context is refused, or with `truncate` its end is ignored. `aggregation` "simple" joins tokens to
-        spans, and "none" gives a span for each token; both leave out the label O. With `special`, `<|endoftext|>` in a
-        text is the special token. Raises `UsageError`, also for a file without a head.
+        spans, and "none" gives a span for each token; spans with `ignore_labels` are left out. With `special`,
+        `<|endoftext|>` in a text is the special token. Raises `UsageError`, also for a file without a head.
         """
         if (head := self.head) is None:
             raise UsageError(
@@ -99,11 +100,15 @@ class Classifier(Scorer):
         found = []
         for item in given:
             if head.kind == "choice":
-                found.append(self._choose(head, [self._read(text, truncate, special) for text in _choices(item)]))
+                choices = [self._read(head, text, truncate, special) for text in _choices(item)]
+                found.append(self._choose(head, choices))
                 continue
-            text = self._read(item, truncate, special)
-            is_text = head.kind == "text"
-            found.append(self._classify(head, text) if is_text else self._classify_tokens(head, text, aggregation))
+            text = self._read(head, item, truncate, special)
+            if head.kind == "text":
+                found.append(self._classify(head, text))
+            else:
+                one = self._classify_tokens(head, text, aggregation)
+                found.append(replace(one, spans=[span for span in one.spans if span.label not in ignore_labels]))
         return found
 
     def _classify(self, head: Head, text: _Text) -> Classification:
@@ -123,46 +128,48 @@ class Classifier(Scorer):
         )
 
     def _classify_tokens(self, head: Head, text: _Text, aggregation: Aggregation) -> Classification:
-        rows = _probabilities(head.logits(self._hidden(text.tokens)), head.problem_type)
+        rows = _probabilities(_finite(head.logits(self._hidden(text.tokens))), head.problem_type)
         spans = []
         for row, (start, end) in zip(rows[text.before :], self._places(text), strict=False):
             label = int(row.argmax())
             spans.append(Span(head.labels[label], float(row[label]), start, end, text.text[start:end]))
         if aggregation == "simple":
             spans = _grouped(spans, text.text)
-        labelled = [_trimmed(span) for span in spans if span.label != _OUTSIDE]
-        return Classification(len(text.tokens), text.truncated, spans=labelled)
+        return Classification(len(text.tokens), text.truncated, spans=[_trimmed(span) for span in spans])
 
     def _logits(self, head: Head, text: _Text) -> npt.NDArray[np.float32]:
         """The logits of a text, (labels,)."""
         if head.pooling == "mean":
-            return head.logits(self._hidden(text.tokens).mean(axis=0, dtype=np.float32))
+            return _finite(head.logits(self._hidden(text.tokens).mean(axis=0, dtype=np.float32)))
         at = head.position(text.tokens) if head.pooling == "last" else 0
-        return head.logits(self._hidden(text.tokens[: at + 1])[at])  # later tokens do not change earlier states
+        return _finite(
+            head.logits(self._hidden(text.tokens[: at + 1])[at])
+        )  # later tokens do not change earlier states
 
-    def _read(self, text: object, truncate: bool, special: bool) -> _Text:
+    def _read(self, head: Head, text: object, truncate: bool, special: bool) -> _Text:
         if not isinstance(text, str):
             raise UsageError(f"a text to classify must be a str, not {reprlib.repr(text)}")
         native = self._open()
-        tokens = native.tokenize(text, special, add_special=True)
+        prefix = " " if head.prefix_space and text and not text.startswith(" ") else ""
+        tokens = native.tokenize(prefix + text, special, add_special=True)
         before, after = int(native.adds_bos), int(native.adds_eos)
         if len(tokens) == before + after:
             raise UsageError(f"a text to classify must have at least 1 token; {reprlib.repr(text)} has none")
         if len(tokens) <= self.positions:
-            return _Text(text, tokens, before, after)
+            return _Text(text, prefix, tokens, before, after)
         if not truncate:
             raise UsageError(
                 f"a text to classify must have at most {self.positions} tokens; {reprlib.repr(text)} has {len(tokens)}",
                 "Set `truncate` to ignore the end of it.",
             )
         kept = tokens[: self.positions - after] + tokens[len(tokens) - after :]
-        return _Text(text, kept, before, after, truncated=True)
+        return _Text(text, prefix, kept, before, after, truncated=True)
 
     def _places(self, text: _Text) -> list[tuple[int, int]]:
         """Where each of the text's own tokens is in it, in characters; a character that two share belongs to both."""
-        native, data, at = self._open(), text.text.encode(), 0
+        native, data, at = self._open(), (text.prefix + text.text).encode(), 0
         # the number of the character that each byte belongs to
-        characters = np.cumsum((np.frombuffer(data, np.uint8) & 0xC0) != 0x80) - 1
+        characters = np.cumsum((np.frombuffer(data, np.uint8) & 0xC0) != 0x80) - 1 - len(text.prefix)
         found: list[tuple[int, int]] = []
         for token in text.tokens[text.before : len(text.tokens) - text.after]:
             piece = native.special_text(token)
@@ -171,17 +178,25 @@ class Classifier(Scorer):
                 found.append((found[-1][1], found[-1][1]) if found else (0, 0))
                 continue
             at = begin + len(piece)
-            found.append((int(characters[begin]), int(characters[at - 1]) + 1))
+            found.append((max(0, int(characters[begin])), max(1, int(characters[at - 1]) + 1)))
         return found
 
 
 def _choices(item: object) -> Sequence[object]:
-    if not isinstance(item, list | tuple) or not item:
+    if not isinstance(item, list | tuple) or len(item) < 2:
         raise UsageError(
-            f"the head of this file compares choices; {reprlib.repr(item)} is not a list of them",
+            f"the head of this file compares choices; {reprlib.repr(item)} is not a list of two or more",
             "Pass a list of choices for each question: [['...', '...']].",
         )
     return item
+
+
+def _finite(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    if not np.isfinite(logits).all():
+        raise RuntimeFailure(
+            "the classification head gives numbers that are not finite", "Use a checkpoint whose head is not damaged."
+        )
+    return logits
 
 
 def _probabilities(logits: npt.NDArray[np.float32], problem: ProblemType) -> npt.NDArray[np.float64]:

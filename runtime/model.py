@@ -337,6 +337,7 @@ class Model(Classifier):
         """The context for scoring, separate from those that generate."""
         native = self._open()
         refuse_within(self, *SCORING)
+        self._single.governor.look()
         found = self._scoring.get(features)
         if found is None:
             # hidden states are compared with those of other programs, which do not round their caches to 16 bits

@@ -36,7 +36,7 @@ class Classify:
         head = model.head
         if head is None:
             raise UsageError(f"{model.path} has no classification head", "Use a checkpoint of a classifier.")
-        wanted = [self._wanted(head, example) for example in self.examples]  # reports wrong labels before the work
+        wanted = self._wanted(head)  # reports wrong labels before the work
         self.metrics = _metrics(head)
         rows = np.zeros((len(self.examples), _columns(head)))
         cut = 0
@@ -44,59 +44,95 @@ class Classify:
             words = example.given if head.kind == "token" else None
             given = " ".join(words) if isinstance(words, list) else example.given
             asked = [given] if head.kind == "choice" else given
-            (found,) = model.classify(asked, truncate=True, aggregation="none", special=self.parse_special)
+            (found,) = model.classify(
+                asked, truncate=True, aggregation="none", ignore_labels=(), special=self.parse_special
+            )
             cut += found.truncated
             rows[index] = _row(head, found, want, words if isinstance(words, list) else [])
             advance(index + 1, len(self.examples))
         if cut and not self._has_warned:
             texts = len(self.examples), model.positions
             _log.warning("%d of %d texts have more than %d tokens; their ends are ignored", cut, *texts)
-            self._has_warned = True
+        self._has_warned = True
         return Scores([rows])
 
-    def _wanted(self, head: Head, example: Example) -> list[float]:
-        """The labels of an example as ids: one, one for each word, or those that apply; of a regression the values."""
-        where, label = f"{self.file}, line {example.line}", example.label
-        if (head.kind == "choice") != example.is_choice or (head.kind == "token") != (
-            isinstance(example.given, list) and not example.is_choice
-        ):
-            shapes = {"text": '"text"', "token": '"tokens", a list of words', "choice": '"choices", a list of texts'}
-            raise UsageError(f"{where}: the model's head needs {shapes[head.kind]}", "Use data of that kind.")
-        if head.kind == "choice":
-            return [_id(where, label, [str(number) for number in range(len(example.given))])]
-        if head.kind == "token":
-            if not isinstance(label, list) or len(label) != len(example.given):
-                raise UsageError(f"{where}: a label is needed for each of the {len(example.given)} words")
-            return [_id(where, one, head.labels) for one in label]
-        values = label if isinstance(label, list) else [label]
+    def _wanted(self, head: Head) -> list[list[float]]:
+        """The labels of each example as ids: one, one for each word, or all that apply; or a regression's values."""
+        for example in self.examples:
+            self._check_kind(head, example)
         if head.problem_type == "regression":
-            return _numbers(where, values, len(head.labels))
-        if head.problem_type == "single_label_classification":
-            if len(values) != 1:
-                raise UsageError(f"{where}: {len(values)} labels; the model gives one to each text")
-            return [_id(where, values[0], head.labels)]
-        if len(values) == len(head.labels) and all(value in (0, 1) for value in values):  # a row of 0 and 1
-            return [number for number, value in enumerate(values) if value]
-        return [_id(where, value, head.labels) for value in values]
+            return [_numbers(self._where(one), _as_list(one.label), len(head.labels)) for one in self.examples]
+        several = head.kind == "text" and head.problem_type == "multi_label_classification"
+        rows = [_as_list(one.label) for one in self.examples]
+        if several and all(len(row) == len(head.labels) and set(map(_plain, row)) <= {"0", "1"} for row in rows):
+            return [[number for number, value in enumerate(row) if _plain(value) == "1"] for row in rows]
+        ids = self._ids(head)
+        found: list[list[float]] = []
+        for example, row in zip(self.examples, rows, strict=True):
+            count = len(example.given) if head.kind == "token" else 1
+            if len(row) != count and not several:
+                what = (
+                    f"{len(row)} labels for {count} word{'s' * (count > 1)}"
+                    if head.kind == "token"
+                    else "several labels"
+                )
+                raise UsageError(f"{self._where(example)}: {what}", "Write one label for each.")
+            found.append([self._id(head, ids, example, label) for label in row])
+        return found
+
+    def _where(self, example: Example) -> str:
+        return f"{self.file}, line {example.line}"
+
+    def _check_kind(self, head: Head, example: Example) -> None:
+        kind = "choice" if example.is_choice else "token" if isinstance(example.given, list) else "text"
+        if kind != head.kind:
+            shapes = {"text": '"text"', "token": '"tokens", a list of words', "choice": '"choices", a list of texts'}
+            raise UsageError(
+                f"{self._where(example)}: the model's head needs {shapes[head.kind]}", "Use data of that kind."
+            )
+
+    def _ids(self, head: Head) -> Mapping[str, int]:
+        """What the labels of this file mean: names, or numbers from 0. All of a file are read in the same way."""
+        if head.kind == "choice":
+            return {str(number): number for number in range(max(len(example.given) for example in self.examples))}
+        names = {name: head.labels.index(name) for name in head.labels}
+        numbers = {str(number): names[name] for number, name in enumerate(head.labels)}
+        if head.kind == "text" and head.problem_type == "multi_label_classification":
+            return names  # a list of numbers would look like a row of 0 and 1
+        used = {_plain(label) for example in self.examples for label in _as_list(example.label)}
+        fits_names, fits_numbers = used <= names.keys(), used <= numbers.keys()
+        if fits_names and fits_numbers and not self._has_warned and any(names[one] != numbers[one] for one in used):
+            _log.warning("%s: its labels are read as the names of labels, not as their numbers from 0", self.file)
+        return numbers if fits_numbers and not fits_names else names
+
+    def _id(self, head: Head, ids: Mapping[str, int], example: Example, label: object) -> int:
+        found = ids.get(_plain(label))
+        if found is None or (head.kind == "choice" and found >= len(example.given)):
+            known = [*head.labels] or [str(number) for number in range(len(example.given))]
+            shown = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
+            raise UsageError(
+                f"{self._where(example)}: the label {_plain(label)[:40]!r} is not one of the model's: {shown}",
+                "Write these names, or for all examples their numbers from 0; or set id2label in config.json and"
+                " convert the model again.",
+            )
+        return found
 
 
-def _id(where: str, label: object, labels: Sequence[str]) -> int:
-    if label in labels:
-        return labels.index(str(label))
-    text = str(label)
-    if text.isdecimal() and not isinstance(label, bool) and len(text) < 7 and int(text) < len(labels):
-        return int(text)
-    names = ", ".join(labels[:8]) + (", ..." if len(labels) > 8 else "")
-    raise UsageError(
-        f"{where}: the label {text[:40]!r} is not one of the model's: {names}",
-        "Write these names, or their numbers from 0; or set id2label in config.json and convert the model again.",
-    )
+def _as_list(label: object) -> list[object]:
+    return label if isinstance(label, list) else [label]
+
+
+def _plain(label: object) -> str:
+    """A label as text: 1, 1.0 and "1" are the same."""
+    if isinstance(label, float) and label.is_integer():
+        return str(int(label))
+    return str(label)
 
 
 def _numbers(where: str, values: Sequence[object], count: int) -> list[float]:
     try:
-        found = [float(value) for value in values]  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+        found = [float(str(value)) for value in values]
+    except ValueError:
         found = []
     if len(found) != count or not np.isfinite(found).all():
         raise UsageError(f"{where}: the label must be {count} number{'s' * (count > 1)}, not {str(values)[:40]}")
@@ -137,10 +173,12 @@ def _row(head: Head, found: Classification, wanted: list[float], words: Sequence
         row[-2:] = len(right & given), len(right) + len(given)
     else:
         scores = [one.score for one in found.scores]
+        first = [head.labels.index(name) for name in head.labels] or range(len(scores))  # two can have one name
         several = head.kind == "text" and head.problem_type == "multi_label_classification"
-        guessed = (
-            {index for index, score in enumerate(scores) if score >= _CHOSEN} if several else {int(np.argmax(scores))}
+        chosen = (
+            [index for index, score in enumerate(scores) if score >= _CHOSEN] if several else [int(np.argmax(scores))]
         )
+        guessed = {first[index] for index in chosen}
         row[:2] = guessed == set(wanted), 1
         if head.kind == "text":
             _count(row, head, guessed, {int(one) for one in wanted})
@@ -166,14 +204,17 @@ def _word_labels(head: Head, found: Classification, words: Sequence[str]) -> lis
 
 
 def _entities(labels: Sequence[str]) -> set[tuple[str, int, int]]:
-    """(kind, first word, end) of the entities in IOB tags; one also begins at an I- after another kind."""
+    """(kind, first word, end) of the entities in IOB or IOBES tags; one also begins at an I- after another kind."""
     found: list[tuple[str, int, int]] = []
+    ended = True
     for index, label in enumerate(labels):
-        prefix, _, kind = label.partition("-") if label.startswith(("B-", "I-")) else ("", "", label)
+        prefix, _, kind = label.partition("-") if label[:2] in ("B-", "I-", "E-", "S-") else ("", "", label)
         if label == "O":
+            ended = True
             continue
-        if found and prefix != "B" and found[-1][0] == kind and found[-1][2] == index:
+        if not ended and prefix not in ("B", "S") and found[-1][0] == kind:
             found[-1] = (kind, found[-1][1], index + 1)
         else:
             found.append((kind, index, index + 1))
+        ended = prefix in ("E", "S")
     return set(found)

@@ -15,6 +15,7 @@ from dgpt2_quant.core.errors import GGUFError, UsageError
 from dgpt2_quant.core.ggml import dequantize
 from dgpt2_quant.core.gguf_file import GGUFHeader, TensorInfo, encode_value, read_header, require_file
 from dgpt2_quant.core.gpt2_gguf import MEANS_GPT2, SPLIT_AS_GPT2, check_begin_and_end, check_gpt2, check_tokens
+from dgpt2_quant.core.head import head_of
 from dgpt2_quant.core.hyperparameters import Hyperparameters
 from dgpt2_quant.core.quant_types import TensorType
 from dgpt2_quant.core.read_at import read_at
@@ -177,7 +178,12 @@ def open_gguf_model(
     # the same checks as before a file is run: the result of the conversion must pass them
     check_gpt2(header)
     check_begin_and_end(header)
-    check_tokens(read_header(path))
+    full = read_header(path)
+    check_tokens(full)
+    try:
+        head_of(full.metadata, full.metadata["gpt2.embedding_length"])
+    except ValueError as error:
+        raise GGUFError(f"{path}: {error}", "Convert the original checkpoint instead.") from error
     model = GGUFModel(name, header)
     model.pre_tokenizer()
     quantized = next((tensor for tensor in model.tensors if tensor.stored.is_quantized), None)

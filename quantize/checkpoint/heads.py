@@ -55,14 +55,17 @@ def read_head(
     names = {*named.tensors, *(name for adapter in adapters for name in adapter.replacements)}
     found = [one for one in CLASSES if one.weight in names]
     if len(found) > 1:
-        raise CheckpointError(f"{checkpoint.folder} has two heads, {found[0].weight!r} and {found[1].weight!r}")
+        where = [_place_of(one.weight, checkpoint, named, adapters) for one in found[:2]]
+        raise CheckpointError(
+            f"two heads were found, {where[0]} and {where[1]}", "Convert a model or an adapter with one of them."
+        )
     if not found:
         if lacking := next((one for one in CLASSES if one.name in stated), None):
             what = "%s: config.json says %s, but the tensor %r is absent: converted without a head"
             _log.warning(what, checkpoint.folder, lacking.name, lacking.weight)
         return None
     (one,) = found
-    if one.kind == "token" and stated and one.name not in stated:
+    if one.kind == "token" and one.weight in named.tensors and stated and one.name not in stated:
         raise CheckpointError(
             f"{checkpoint.folder} has the tensor {one.weight!r}, but config.json says architectures {stated}",
             f"If it classifies tokens, set architectures to ['{one.name}'] in config.json.",
@@ -80,6 +83,11 @@ def read_head(
     problem, pad = _problem_type(config, one.kind, len(weight)), config.get("pad_token_id")
     has_pad = one.kind == "text" and type(pad) is int and 0 <= pad < sizes.vocabulary
     return Head(one.kind, weight, bias, labels, problem, pad=pad if has_pad else None)
+
+
+def _place_of(name: str, checkpoint: Checkpoint, named: NamedTensors, adapters: Sequence[Adapter]) -> str:
+    folder = next((one.folder for one in adapters if name in one.replacements), checkpoint.folder)
+    return f"{named.shown(name) if name in named.tensors else name!r} of {folder}"
 
 
 def _stated(config: dict[str, Any]) -> list[str]:
@@ -114,7 +122,7 @@ def _labels(checkpoint: Checkpoint, count: int, is_adapters: bool) -> tuple[str,
     if not stated and not is_adapters and config.get("num_labels") in (None, count):
         return default
     named = stated if isinstance(stated, dict) else {}
-    if sorted(named) == sorted(map(str, range(count))) and all(isinstance(text, str) for text in named.values()):
+    if sorted(named) == sorted(map(str, range(count))) and all(map(_is_text, named.values())):
         return tuple(named[str(number)] for number in range(count))
     if is_adapters:
         _log.warning("the adapter's head has %d labels without names: they are LABEL_0, ...", count)
@@ -124,6 +132,11 @@ def _labels(checkpoint: Checkpoint, count: int, is_adapters: bool) -> tuple[str,
         f"{checkpoint.folder}: config.json's {what}; the head has {count} rows",
         'Set id2label to the names of the labels: {"0": ..., "1": ...}.',
     )
+
+
+def _is_text(label: object) -> bool:
+    """Whether a label is a string that UTF-8 can express, without a lone surrogate."""
+    return isinstance(label, str) and label == label.encode("utf-8", "ignore").decode()
 
 
 def _problem_type(config: dict[str, Any], kind: Kind, labels: int) -> ProblemType:

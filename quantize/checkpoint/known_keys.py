@@ -125,6 +125,12 @@ def check_keys(file: str, content: Mapping[str, Any]) -> None:
     """
     lost: list[str] = []
     for key, value in content.items():
+        if key == "model_input_names" and isinstance(value, list) and "token_type_ids" in value:
+            _log.warning(
+                "%s: token_type_ids in model_input_names: Transformers adds the embedding of token 0 to each position,"
+                " and this file does not; scores can differ",
+                file,
+            )
         if not value or _NEUTRAL.get(key) == value or key in USED[file] or key in WITHOUT_EFFECT[file]:
             continue
         shown = str(value) if len(str(value)) <= _SHOWN else f"{str(value)[:_SHOWN]}..."

@@ -104,13 +104,20 @@ class CheckpointModel:
         common = model_metadata(self._source, sha256, self._checkpoint.license(), self.sizes, parameters)
         if self._adapters:
             common["dgpt2_quant.adapters"] = [adapter.label() for adapter in self._adapters]
-        head = self._head.to_metadata() if self._head else {}
+        head: dict[str, Any] = {}
+        if self._head:
+            head = replace(self._head, prefix_space=self.tokenizer().prefix_space).to_metadata()
         return {**common, **type_metadata, **head, **self._tokens}
 
     def tokenizer(self) -> Tokenizer:
         if self._tokenizer is None:  # once, because it warns
             self._checkpoint.check_tokenizer(self.sizes.vocabulary)
-            read = partial(read_tokenizer, config=self._checkpoint.config, vocabulary=self.sizes.vocabulary)
+            read = partial(
+                read_tokenizer,
+                config=self._checkpoint.config,
+                vocabulary=self.sizes.vocabulary,
+                is_classifier=self._head is not None,
+            )
             self._tokenizer = read(self._source.folder)
             for adapter in self._adapters:
                 if adapter.has_tokenizer() and read(adapter.folder) != self._tokenizer:

@@ -45,7 +45,8 @@ class TokenType(IntEnum):
 class Tokenizer:
     """`tokens[i]` is token i's text in GPT-2's printable-bytes spelling; `merges` are "left right", best first.
 
-    `others` maps further roles (`eot`, `pad`, ...) to tokens; `add_bos` and `add_eos` are of every text.
+    `others` maps further roles (`eot`, `pad`, ...) to tokens; `add_bos` and `add_eos` are of every text, and so is
+    `prefix_space`, a blank before it, which llama.cpp does not add.
     """
 
     tokens: list[str]
@@ -57,14 +58,24 @@ class Tokenizer:
     add_bos: bool = False
     add_eos: bool = False
     chat_templates: Mapping[str, str] = field(default_factory=dict)
+    prefix_space: bool = False
 
 
-def read_tokenizer(folder: Path, config: dict[str, Any], vocabulary: int) -> Tokenizer:
+def read_tokenizer(folder: Path, config: dict[str, Any], vocabulary: int, *, is_classifier: bool = False) -> Tokenizer:
     """The tokenizer of a checkpoint folder, with a token for each of the `vocabulary` rows of the embedding.
 
-    Raises `CheckpointError` when it is missing or broken, or of a kind that llama.cpp's GPT-2 cannot reproduce.
+    Raises `CheckpointError` when it is missing or broken, or of a kind that llama.cpp's GPT-2 cannot reproduce. A blank
+    before each text is possible for a classifier, because `classify` adds it.
     """
     files = read_tokenizer_files(folder, config)
+    if files.prefix_space and not is_classifier:
+        raise CheckpointError(
+            f"{folder}: its tokenizer has add_prefix_space: llama.cpp's GPT-2 tokenizer adds no blank, so every prompt"
+            " would be read differently",
+            "Set it to false in its files to convert it, and begin prompts with a blank.",
+        )
+    if files.prefix_space:
+        _log.warning("%s: add_prefix_space: `classify` adds the blank before a text; text generation does not", folder)
     ids, special = _numbered(files)
     _check_texts(folder, ids, files.merges)
     _check_bpe(folder, files)
@@ -94,6 +105,7 @@ def read_tokenizer(folder: Path, config: dict[str, Any], vocabulary: int) -> Tok
         chosen.add_bos,
         chosen.add_eos,
         files.chat_templates,
+        files.prefix_space,
     )
 
 

@@ -63,6 +63,7 @@ class TokenizerFiles:
     first: str | None = None
     last: str | None = None
     chat_templates: dict[str, str] = field(default_factory=dict)
+    prefix_space: bool = False  # whether a blank is put before each text
 
 
 def read_tokenizer_files(folder: Path, config: dict[str, Any]) -> TokenizerFiles:
@@ -81,12 +82,7 @@ def read_tokenizer_files(folder: Path, config: dict[str, Any]) -> TokenizerFiles
         files = TokenizerFiles(folder, read_json(pair[0]), _read_merges(pair[1]))
     else:
         raise _no_tokenizer(folder)
-    if settings.get("add_prefix_space"):
-        raise CheckpointError(
-            f"{folder / 'tokenizer_config.json'} says add_prefix_space: llama.cpp's GPT-2 tokenizer adds no space, so"
-            " every prompt would be read differently",
-            "Set it to false to convert it, and begin prompts with a space.",
-        )
+    files.prefix_space = files.prefix_space or bool(settings.get("add_prefix_space"))
     _read_names(files, settings, config, content)
     if content is None:  # with tokenizer.json its post_processor decides
         files.first = files.roles.get("bos") if settings.get("add_bos_token") is True else None
@@ -134,7 +130,7 @@ def _from_fast(folder: Path, content: dict[str, Any]) -> TokenizerFiles:
     kind = model.get("type", "BPE")
     if kind != "BPE":
         raise CheckpointError(f"{path}: it has a {kind} model, {_NOT_OURS}", NO_WAY)
-    check_pre_tokenizer(path, content)
+    prefix_space = check_pre_tokenizer(path, content)
     for name, value in [
         ("normalizer", without_empty_steps(content.get("normalizer"))),
         *((name, model.get(name)) for name in ("end_of_word_suffix", "continuing_subword_prefix", "byte_fallback")),
@@ -159,7 +155,8 @@ def _from_fast(folder: Path, content: dict[str, Any]) -> TokenizerFiles:
     try:
         if not isinstance(model["merges"], list):
             raise TypeError("merges is not a list")
-        files = TokenizerFiles(folder, dict(model["vocab"]), [_merge(merge) for merge in model["merges"]])
+        merges = [_merge(merge) for merge in model["merges"]]
+        files = TokenizerFiles(folder, dict(model["vocab"]), merges, prefix_space=prefix_space)
         for entry in content.get("added_tokens") or []:
             _add(files, entry, entry["id"])
         files.first, files.last = added_to_texts(path, content.get("post_processor"))

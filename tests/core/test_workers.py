@@ -145,7 +145,7 @@ def test_thread_limit_is_reported(verb: str, tmp_path: Path) -> None:
 def test_memory_limit_is_reported(verb: str, tmp_path: Path) -> None:
     """No traceback, and not "Interrupted.", which OpenBLAS's SIGINT would cause."""
     program = "import sys; from dgpt2_quant.cli.main import main; sys.exit(main())"
-    for kilobytes in range(100_000, 500_000, 100_000):
+    for kilobytes in range(100_000, 400_000, 100_000):
         command = f"ulimit -v {kilobytes} && exec {sys.executable} -c '{program}' {verb}"
         child = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, cwd=tmp_path)
         assert child.returncode == 1, child.stderr

@@ -1,5 +1,6 @@
 """Labels by a classification head, compared with NumPy, and with Transformers' models and pipelines (marker peer)."""
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,13 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from dgpt2_quant.core.errors import GGUFError, UsageError
+from dgpt2_quant.core.errors import GGUFError, RuntimeFailure, UsageError
 from dgpt2_quant.quantize.convert import convert
 from dgpt2_quant.runtime import Classification, Model
 from safetensors.numpy import load_file
 
-from ..checkpoints import END_OF_TEXT, TOKENS
-from ..classifiers import CLASSES, make_classifier
+from ..checkpoints import END_OF_TEXT, TOKENS, write_json
+from ..classifiers import CLASSES, add_tensors, make_classifier
 from ..quantize.forward import forward
 from .gguf_edit import rewrite
 
@@ -139,6 +140,43 @@ def test_added_tokens_have_no_span_but_count(tmp_path: Path) -> None:
     assert found.spans[-1].end == len("the hat")
 
 
+def test_a_blank_is_put_before_each_text(tmp_path: Path) -> None:
+    """As the tokenizer with which GPT-2 classifies tokens, and at the same places of the text."""
+    from transformers import AutoTokenizer
+
+    folder = make_classifier(tmp_path / "model", "token", ("A", "B", "C"), tokenizer="fast")
+    content = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    content["pre_tokenizer"]["add_prefix_space"] = True
+    write_json(folder / "tokenizer.json", content)
+    tokenizer = AutoTokenizer.from_pretrained(folder, add_prefix_space=True)
+    with loaded(folder) as model:
+        for text in ("the thin hat", " the", "тот é", "  in"):
+            read = tokenizer(text, return_offsets_mapping=True)
+            (found,) = model.classify(text, aggregation="none", ignore_labels=())
+            labels = expected(folder, read["input_ids"], "token").argmax(axis=1)
+            assert found.tokens == len(read["input_ids"])
+            assert [span.label for span in found.spans] == ["ABC"[label] for label in labels]
+            places = [(start, end) for start, end in read["offset_mapping"]]
+            for span, (start, end) in zip(found.spans, places, strict=True):
+                assert span.text == text[span.start : span.end]
+                assert span.text.strip() == text[start:end].strip()
+
+
+def test_numbers_that_are_not_finite_are_an_error(tmp_path: Path) -> None:
+    folder = make_classifier(tmp_path / "model")
+    add_tensors(folder, {"score.weight": np.full((3, 64), 3e38, np.float32)})
+    with loaded(folder) as model, pytest.raises(RuntimeFailure, match="not finite"):
+        model.classify("the hat")
+
+
+def test_chosen_labels_are_left_out(tmp_path: Path) -> None:
+    with loaded(make_classifier(tmp_path / "model", "token", TAGS)) as model:
+        (every,) = model.classify(TEXT, aggregation="none", ignore_labels=())
+        (some,) = model.classify(TEXT, aggregation="none", ignore_labels=("O", "B-PER"))
+    assert [span for span in every.spans if span.label not in ("O", "B-PER")] == list(some.spans)
+    assert "O" in {span.label for span in every.spans}
+
+
 class TestLongTexts:
     def test_are_refused(self, tmp_path: Path) -> None:
         with loaded(make_classifier(tmp_path / "model")) as model, pytest.raises(UsageError, match="at most 64 tokens"):
@@ -172,7 +210,7 @@ def test_texts_that_cannot_be_classified(texts: Any, message: str, tmp_path: Pat
 
 def test_choices_must_be_lists(tmp_path: Path) -> None:
     with loaded(make_classifier(tmp_path / "model", "choice")) as model:
-        for texts in ("the", ["the"], [[]]):
+        for texts in ("the", ["the"], [[]], [["the"]]):
             with pytest.raises(UsageError, match="compares choices"):
                 model.classify(texts)
 

@@ -74,6 +74,42 @@ def test_several_labels_count_as_a_set(tmp_path: Path) -> None:
     assert metrics_of(folder, lines(tmp_path / "names.jsonl", named)) == found
 
 
+def test_labels_of_a_file_are_names_or_numbers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Stars from 1 to 5: the names of the labels are numbers themselves."""
+    stars = [str(number) for number in range(1, 6)]
+    folder = make_classifier(tmp_path / "model", labels=stars)
+    best = [one.best.label for one in predictions(folder, TEXTS)]
+    named = [{"text": text, "label": int(label)} for text, label in zip(TEXTS, best, strict=True)]
+    assert metrics_of(folder, lines(tmp_path / "names.jsonl", named))["accuracy"] == 1
+    assert any("read as the names of labels" in message for message in caplog.messages)
+    (tmp_path / "names.csv").write_text("text,label\n" + "".join(f"{r['text']},{r['label']}\n" for r in named))
+    assert metrics_of(folder, tmp_path / "names.csv")["accuracy"] == 1
+    numbers = [{"text": row["text"], "label": float(row["label"] - 1)} for row in named]
+    if any(row["label"] == 0 for row in numbers):  # 0 is not a name
+        assert metrics_of(folder, lines(tmp_path / "ids.jsonl", numbers))["accuracy"] == 1
+    mixed = [{"text": "the", "label": 0}, {"text": "an", "label": 5}]
+    with pytest.raises(UsageError, match="the label '0' is not one"):
+        metrics_of(folder, lines(tmp_path / "mixed.jsonl", mixed))
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_a_single_label_applies_or_not(form: str, tmp_path: Path) -> None:
+    folder = make_classifier(tmp_path / "model", labels=["toxic"])
+    applies = [int(one.scores[0].score >= 0.5) for one in predictions(folder, TEXTS)]
+    rows = [{"text": text, "label": label} for text, label in zip(TEXTS, applies, strict=True)]
+    data = lines(tmp_path / "data.jsonl", rows)
+    if form == "csv":
+        (data := tmp_path / "data.csv").write_text(
+            "text,label\n" + "".join(f"{r['text']},{r['label']}\n" for r in rows)
+        )
+    assert metrics_of(folder, data)["accuracy"] == 1
+
+
+def test_two_labels_of_one_name_are_the_same(tmp_path: Path) -> None:
+    folder = make_classifier(tmp_path / "model", labels=["a", "a", "a"])
+    assert metrics_of(folder, lines(tmp_path / "data.jsonl", [{"text": "the", "label": "a"}]))["accuracy"] == 1
+
+
 def test_errors_of_a_regression(tmp_path: Path) -> None:
     folder = make_classifier(tmp_path / "model", labels=["LABEL_0"], config={"problem_type": "regression"})
     rows = [{"text": text, "label": str(number / 7)} for number, text in enumerate(TEXTS)]
@@ -85,14 +121,18 @@ def test_errors_of_a_regression(tmp_path: Path) -> None:
 
 def test_words_have_the_label_of_their_first_token(tmp_path: Path) -> None:
     folder, random = make_classifier(tmp_path / "model", "token", TAGS), np.random.default_rng(3)
-    words = [text.split() for text in TEXTS]
+    words = [
+        [*text.split(), word] for text, word in zip(TEXTS, 3 * ["Жук", "é", "世界", "🙂", "tän", "x"], strict=True)
+    ]
     wanted = [[TAGS[n] for n in random.integers(0, 5, len(one))] for one in words]
     rows = [{"tokens": one, "ner_tags": tags} for one, tags in zip(words, wanted, strict=True)]
     found = metrics_of(folder, lines(tmp_path / "data.jsonl", rows))
     guessed = []
-    for sentence, one in zip(words, predictions(folder, TEXTS), strict=True):
-        starts = [sum(len(word) + 1 for word in sentence[:number]) for number in range(len(sentence))]
-        guessed.append([next((s.label for s in one.spans if s.start == at), "O") for at in starts])
+    with Model.load(model_file(str(folder), type="f16")[1], threads=1) as model:
+        for sentence in words:
+            (one,) = model.classify(" ".join(sentence), aggregation="none", ignore_labels=())
+            starts = [sum(len(word) + 1 for word in sentence[:number]) for number in range(len(sentence))]
+            guessed.append([next(span.label for span in one.spans if span.start <= at < span.end) for at in starts])
     pairs = [(a, b) for want, guess in zip(wanted, guessed, strict=True) for a, b in zip(want, guess, strict=True)]
     assert found["accuracy"] == pytest.approx(np.mean([a == b for a, b in pairs]))
     assert found["macro_f1"] == pytest.approx(
@@ -112,6 +152,8 @@ def test_words_have_the_label_of_their_first_token(tmp_path: Path) -> None:
         ("I-PER I-LOC I-LOC", {("PER", 0, 1), ("LOC", 1, 3)}),
         ("B-PER O I-PER", {("PER", 0, 1), ("PER", 2, 3)}),
         ("B-a-b I-a-b", {("a-b", 0, 2)}),
+        ("I-PER E-PER S-PER", {("PER", 0, 2), ("PER", 2, 3)}),
+        ("S-PER I-PER", {("PER", 0, 1), ("PER", 1, 2)}),
     ],
 )
 def test_entities_of_tags(tags: str, found: set[tuple[str, int, int]]) -> None:
@@ -146,10 +188,10 @@ TEXT = {"text": "the", "label": "joy"}
         ("text", [TEXT, {"text": "the", "label": "rage"}], "line 2: the label 'rage' is not one of the model's: joy, "),
         ("text", [{"text": "the", "label": 3}], "the label '3' is not one"),
         ("text", [{"text": "the", "label": True}], "the label 'True' is not one"),
-        ("text", [{"text": "the", "labels": ["joy", "fear"]}], "2 labels; the model gives one"),
+        ("text", [{"text": "the", "labels": ["joy", "fear"]}], "line 1: several labels"),
         ("text", [{"tokens": ["the"], "tags": ["joy"]}], 'needs "text"'),
         ("token", [TEXT], 'needs "tokens", a list of words'),
-        ("token", [{"tokens": ["the", "hat"], "tags": ["joy"]}], "each of the 2 words"),
+        ("token", [{"tokens": ["the", "hat"], "tags": ["joy"]}], "1 labels for 2 words"),
         ("choice", [TEXT], 'needs "choices"'),
         ("choice", [{"choices": ["the", "an"], "label": 2}], "the label '2' is not one of the model's: 0, 1"),
     ],

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dgpt2_quant.core.errors import CheckpointError
+from dgpt2_quant.core.errors import CheckpointError, GGUFError
 from dgpt2_quant.core.gguf_file import GGUFHeader, read_header
 from dgpt2_quant.core.head import Head, head_of
 from dgpt2_quant.quantize.checkpoint.heads import CLASSES
@@ -15,9 +15,10 @@ from dgpt2_quant.quantize.convert import convert
 from dgpt2_quant.quantize.describe import describe
 from safetensors.numpy import load_file, save_file
 
-from ...checkpoints import make_checkpoint
+from ...checkpoints import make_checkpoint, write_json
 from ...classifiers import CLASSES as WRITTEN
 from ...classifiers import add_tensors, make_classifier
+from ...runtime.gguf_edit import rewrite
 from .test_lora import lora_of, save_adapter
 
 SCORE = "score.weight"
@@ -123,7 +124,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     "no labels": ("text", {}, {SCORE: np.zeros((0, 64), np.float32)}, r"\[0, 64\]"),
     "not finite": ("text", {}, {SCORE: np.full((3, 64), np.inf, np.float32)}, "not finite"),
     "an unknown problem type": ("text", {"problem_type": "ranking"}, {}, "problem_type is 'ranking'"),
-    "two heads": ("text", {}, {"classifier.weight": np.zeros((3, 64), np.float32)}, "two heads"),
+    "two heads": ("text", {}, {"classifier.weight": np.zeros((3, 64), np.float32)}, "two heads were found, 'score.wei"),
     "a bias of another length": ("token", {}, {"classifier.bias": np.zeros(2, np.float32)}, r"\[2\], not \(3,\)"),
     "a classifier of another class": ("token", {"architectures": ["MyModel"]}, {}, r"says architectures \['MyModel'\]"),
     "a bias that Transformers would ignore": ("text", {}, {"score.bias": np.zeros(3, np.float32)}, "score.bias"),
@@ -144,6 +145,15 @@ def test_what_would_compute_something_else_is_refused(case: str, tmp_path: Path)
     with pytest.raises(CheckpointError, match=message):
         header_of(folder)
     assert not (folder / "out").exists() or not list((folder / "out").iterdir())
+
+
+def test_a_label_that_utf_8_lacks_is_refused(tmp_path: Path) -> None:
+    folder = make_classifier(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config["id2label"]["0"] = "\ud800"
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")  # as an escape
+    with pytest.raises(CheckpointError, match="id2label"):
+        header_of(folder)
 
 
 def test_a_class_without_its_tensor_is_named_in_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -174,6 +184,41 @@ def test_a_head_survives_conversion_from_gguf(tmp_path: Path) -> None:
     assert again is not None
     assert again.labels == ("joy", "anger", "fear")
     np.testing.assert_array_equal(again.weight, load_file(folder / "model.safetensors")["classifier.weight"])
+
+
+def test_a_gguf_whose_head_is_not_sound_is_refused_and_described(tmp_path: Path) -> None:
+    path = rewrite(
+        header_of(make_classifier(tmp_path / "model")).path,
+        tmp_path / "bad.gguf",
+        metadata={"dgpt2_quant.head.labels": ["a"]},
+    )
+    with pytest.raises(GGUFError, match="192 weights for 1 labels"):
+        convert(str(path), type=["f16"], output=tmp_path / "again")
+    head = describe(path).head
+    assert head is not None
+    assert head.kind == "not sound"
+
+
+@pytest.mark.parametrize("place", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_blank_before_each_text_is_carried(place: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = make_classifier(tmp_path / "model", tokenizer="fast" if place == "tokenizer.json" else "files")
+    if place == "tokenizer.json":
+        content = json.loads((folder / place).read_text("utf-8"))
+        content["pre_tokenizer"]["add_prefix_space"] = True
+        write_json(folder / place, content)
+    else:
+        write_json(folder / place, {"add_prefix_space": True})
+    assert head_in(folder).prefix_space
+    assert [message for message in caplog.messages if "add_prefix_space" in message] == [
+        f"{folder}: add_prefix_space: `classify` adds the blank before a text; text generation does not"
+    ]
+
+
+def test_token_types_are_named_in_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = make_classifier(tmp_path / "model")
+    write_json(folder / "tokenizer_config.json", {"model_input_names": ["input_ids", "token_type_ids"]})
+    head_in(folder)
+    assert len([message for message in caplog.messages if "token_type_ids" in message]) == 1
 
 
 def test_inspect_shows_the_head(tmp_path: Path) -> None:
@@ -212,6 +257,23 @@ class TestAdapters:
     def test_it_has_the_labels_of_the_base_if_their_number_agrees(self, tmp_path: Path) -> None:
         base, adapter = make_classifier(tmp_path / "base"), self.adapter(tmp_path / "adapter")
         assert head_in(base, lora=[str(adapter)]).labels == ("joy", "anger", "fear")
+
+    def test_a_classifier_of_tokens_on_a_language_model(self, tmp_path: Path) -> None:
+        base = make_checkpoint(tmp_path / "base", config={"architectures": ["GPT2LMHeadModel"]})
+        weights = {"classifier.weight": np.ones((3, 64), np.float32), "classifier.bias": np.ones(3, np.float32)}
+        adapter = save_adapter(
+            tmp_path / "adapter",
+            lora_of("h.0.attn.c_attn") | {f"base_model.model.{name}": data for name, data in weights.items()},
+            task_type="TOKEN_CLS",
+            modules_to_save=["classifier", "score"],
+        )
+        head = head_in(base, lora=[str(adapter)])
+        assert (head.kind, head.labels) == ("token", ("LABEL_0", "LABEL_1", "LABEL_2"))
+
+    def test_an_adapter_of_another_kind_is_named(self, tmp_path: Path) -> None:
+        base, adapter = make_classifier(tmp_path / "base", "token"), self.adapter(tmp_path / "adapter")
+        with pytest.raises(CheckpointError, match=r"'score.weight' of .*adapter and 'classifier.weight' of .*base"):
+            head_in(base, lora=[str(adapter)])
 
     def test_an_adapter_for_another_width_is_refused(self, tmp_path: Path) -> None:
         adapter = self.adapter(tmp_path / "adapter")
