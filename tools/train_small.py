@@ -8,7 +8,7 @@ usage: train_small.py {dictionary,code,handbook} OUT_FOLDER [MINUTES] [--source 
 | code | 6 layers, 320 wide, which 256 does not divide | the standard library of this Python |
 | handbook | 4 layers, 256 wide, an output matrix of its own | Russian: html/ru-RU of Debian's package debian-handbook |
 
-Every twentieth piece of the text is held out and written to OUT_FOLDER/evaluation.txt. Needs the extra `peers`. As with
+Every twentieth piece of the text is held out and written to OUT_FOLDER/MODEL.txt. Needs the extra `peers`. As with
 train_storybook.py, a faster machine sees more tokens.
 """
 
@@ -44,7 +44,7 @@ def main() -> None:
     held = "".join(pieces[::_HELD_OUT])
     kept = [piece for number, piece in enumerate(pieces) if number % _HELD_OUT]
     out.mkdir(parents=True, exist_ok=True)
-    (out / "evaluation.txt").write_text(held, "utf-8")
+    (out / f"{arguments.model}.txt").write_text(held, "utf-8")
     with tempfile.TemporaryDirectory() as scratch:
         files = [Path(scratch) / f"{number:05}.txt" for number in range(len(kept))]
         for file, piece in zip(files, kept, strict=True):
