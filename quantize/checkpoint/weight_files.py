@@ -56,7 +56,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_weights(files: list[Path]) -> Weights:
-    """Raises `CheckpointError` for a file that is broken, or is something else."""
+    """Raises `CheckpointError` for a broken file, or one of another format."""
     tensors: dict[str, StoredTensor] = {}
     arguments: dict[str, Any] = {}
     for path in files:
