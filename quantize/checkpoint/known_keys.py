@@ -138,7 +138,7 @@ def check_keys(file: str, content: Mapping[str, Any]) -> None:
             why, hint = refusal
             raise CheckpointError(f"{file} has {key}: {why}", hint)
         if key.endswith("_token") and file == "tokenizer_config.json":
-            continue  # a special token with a role of its own
+            continue  # names a special token
         lost.append(
             f"{key} {shown} ({WARNED[file].get(key, 'unknown here')})".encode("utf-8", "backslashreplace").decode()
         )

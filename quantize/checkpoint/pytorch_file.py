@@ -262,7 +262,7 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
 
 
 class _Locator:
-    """Puts a `StoredTensor` in the place of each view. What the object holds twice is looked at once."""
+    """Replaces each view by a `StoredTensor`. An object that occurs twice is read once."""
 
     def __init__(self, path: Path, start_of: Callable[[_Storage], int]) -> None:
         self._path, self._start_of = path, start_of

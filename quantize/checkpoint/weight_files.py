@@ -51,7 +51,7 @@ def weight_files(folder: Path) -> list[Path]:
         return saved
     if saved:
         names = ", ".join(path.name for path in saved[:4])
-        raise CheckpointError(f"{folder} has {len(saved)} files of weights ({names})", "Name the one that you want.")
+        raise CheckpointError(f"{folder} has {len(saved)} files of weights ({names})", f"Name one, such as {saved[0]}")
     raise _no_weights(folder)
 
 
