@@ -35,7 +35,7 @@ def classify(
     ] = None,
     aggregation: Annotated[
         Literal["simple", "none"],
-        typer.Option(help="Of labelled tokens: join neighbours with the same label to a span, or list each token."),
+        typer.Option(help="For a model that labels tokens: join neighbours with the same label, or list each token."),
     ] = "simple",
     truncate: Annotated[bool, typer.Option("--truncate", help="Ignore the end of a text that is too long.")] = False,
     threads: ThreadsOrAutoOption = "auto",
@@ -56,7 +56,9 @@ def classify(
 
     count = thread_count(threads)
     if bool(texts) == (lines is not None):
-        raise UsageError("classify needs texts, or --lines FILE, and not both", 'Give TEXT, such as "I am happy".')
+        raise UsageError(
+            "classify needs texts or --lines, not both", 'For example: `dgpt2-quant classify "I am happy" -m MODEL`.'
+        )
     given = [read_prompt(text) for text in texts or ()] if lines is None else _read_lines(lines)
     with progress_bar() as progress:
         name, path = model_file(model, type=type, revision=revision, offline=offline, progress=progress, announce=note)

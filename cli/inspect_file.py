@@ -91,7 +91,7 @@ def _head_rows(described: "Description") -> list[list[str]]:
     if (head := described.head) is None:
         return []
     names = ", ".join(label if label.isprintable() else repr(label) for label in head.labels)
-    labels = f", {len(head.labels)} labels: {names}" if names else ""
+    labels = f", {len(head.labels)} label{'s' * (len(head.labels) > 1)}: {names}" if names else ""
     return [["head", _short(f"{_HEADS.get(head.kind, head.kind)}, {head.problem_type}{labels}")]]
 
 

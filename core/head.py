@@ -1,6 +1,6 @@
-"""A classification head, and the metadata keys that it has in a GGUF file.
+"""A classification head, and its metadata keys in a GGUF file.
 
-llama.cpp refuses tensors that it does not know, and ignores keys that it does not know, so the weights are an array.
+llama.cpp refuses unknown tensors and ignores unknown keys, so the weights are an array in the metadata.
 """
 
 from collections.abc import Mapping
@@ -23,10 +23,10 @@ _MOST_NUMBERS = 1 << 22  # of the weights: 16 MiB in the header of a file
 class Head:
     """A linear head on the hidden states after the final norm.
 
-    `kind` is what gets scores: a text, each token of a text, or a text as one of several choices. `weight` is
+    `kind` is what is scored: a text, each token of a text, or a text as one of several choices. `weight` is
     (labels, width) and `bias` (labels,), float32. `pooling` is the hidden state that stands for a text; "last" is that
-    of the last token other than `pad`. `tanh` is whether the results pass through it, and `prefix_space` whether a text
-    gets a blank before it, as the model's own tokenizer adds one.
+    of the last token other than `pad`. `tanh` is whether the results pass through it, and `prefix_space` whether a
+    blank is put before a text, as the model's tokenizer does.
     """
 
     kind: Kind

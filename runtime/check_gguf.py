@@ -36,7 +36,7 @@ def check_model_file(path: Path) -> GGUFHeader:
         if len(tensor.shape) == 1 and tensor.type.name != "F32":
             raise _refused(
                 path,
-                f"tensor {tensor.name!r} must be F32, as all biases and norms, not {tensor.type.name}",
+                f"tensor {tensor.name!r} must be F32, like all biases and norms, not {tensor.type.name}",
                 f"Convert it again with `dgpt2-quant convert {path.name} --type ...`.",
             )
     check_begin_and_end(header)
@@ -48,7 +48,7 @@ def check_model_file(path: Path) -> GGUFHeader:
 
 
 def lacks_pre_tokenizer(header: GGUFHeader) -> bool:
-    """Whether the file does not say how texts are split, as files from before May 2024.
+    """Whether the file does not state how texts are split, like files from before May 2024.
 
     llama.cpp splits them with a pattern that is not GPT-2's, and overflows its stack on a long run of punctuation.
     """
@@ -78,7 +78,11 @@ def _check_tokenizer(header: GGUFHeader) -> None:
             again,
         )
     elif pre not in SPLIT_AS_GPT2:
-        hint = f"If it is a GPT-2's, write it with the key: `{again}`." if pre in MEANS_GPT2 else _ORIGINAL
+        hint = (
+            f"If its tokenizer is GPT-2's, write the file with the right key: `{again}`."
+            if pre in MEANS_GPT2
+            else _ORIGINAL
+        )
         raise _refused(header.path, f"its tokenizer.ggml.pre is {pre!r}, not gpt-2", hint)
 
 
@@ -90,14 +94,14 @@ def _check_end(header: GGUFHeader) -> None:
         alignment = header.metadata.get("general.alignment")
         raise _refused(
             header.path,
-            f"with its alignment of {alignment}, {end - weights} bytes lie before and between its tensors, at most"
-            f" {most} may",
+            f"with its alignment of {alignment}, {end - weights} bytes are before and between its tensors; at most"
+            f" {most} are allowed",
             "Check that it is the right file, or convert it again with `dgpt2-quant convert`.",
         )
     if header.file_bytes > end + _MAX_PADDING:
         raise _refused(
             header.path,
-            f"{header.file_bytes - end} bytes follow its last tensor, at most {_MAX_PADDING} may",
+            f"{header.file_bytes - end} bytes follow its last tensor; at most {_MAX_PADDING} are allowed",
             "Check that it is the right file, or convert it again with `dgpt2-quant convert`.",
         )
 
@@ -139,7 +143,11 @@ def _check_values(header: GGUFHeader) -> None:
                 for done in range(0, tensor.nbytes, size):
                     piece = buffer[: min(size, tensor.nbytes - done)]
                     if file.readinto(piece.data) != len(piece):
-                        raise _refused(header.path, f"it ends within tensor {tensor.name!r}", "Is it being written?")
+                        raise _refused(
+                            header.path,
+                            f"it ends within tensor {tensor.name!r}",
+                            "Wait until it is complete, or fetch it again.",
+                        )
                     if not all_finite(piece, tensor.type):
                         what = "scale" if tensor.type.is_quantized else "value"
                         raise _refused(

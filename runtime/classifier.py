@@ -1,7 +1,7 @@
-"""Labels of texts and of tokens, by the classification head that a file carries: the part of `Model` that classifies.
+"""Classifies texts, tokens and choices with the classification head of a file; a part of `Model`.
 
-Scores, labels and groups are those of Transformers' pipelines (pipelines/text_classification.py and
-token_classification.py). Each text is decoded alone, so its scores do not depend on the texts that come with it.
+Scores, labels and spans are those of Transformers' pipelines (pipelines/text_classification.py and
+token_classification.py). Each text is decoded alone, so its scores do not depend on other texts.
 """
 
 import reprlib
@@ -28,7 +28,7 @@ class LabelScore(NamedTuple):
 
 
 class Span(NamedTuple):
-    """A labelled part of a text: `text[start:end]` in characters; `score` is the mean of its tokens'."""
+    """A labelled part of a text: `text[start:end]` in characters; `score` is the mean of its tokens' scores."""
 
     label: str
     score: float
@@ -39,8 +39,8 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Classification:
-    """What a head says of a text: `scores` of all labels in the order of their ids, or, for a head that classifies
-    tokens, the `spans`. `tokens` is the number that was read, and `truncated` whether there are more."""
+    """The result for a text: `scores` of all labels in the order of their ids, or, for a head that classifies
+    tokens, the `spans`. `tokens` is the number of tokens read, `truncated` whether the text has more."""
 
     tokens: int
     truncated: bool = False
@@ -185,8 +185,8 @@ class Classifier(Scorer):
 def _choices(item: object) -> Sequence[object]:
     if not isinstance(item, list | tuple) or len(item) < 2:
         raise UsageError(
-            f"the head of this file compares choices; {reprlib.repr(item)} is not a list of two or more",
-            "Pass a list of choices for each question: [['...', '...']].",
+            f"this model compares choices; {reprlib.repr(item)} is not a list of two or more texts",
+            "Give at least two choices for each question.",
         )
     return item
 
@@ -194,7 +194,7 @@ def _choices(item: object) -> Sequence[object]:
 def _finite(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     if not np.isfinite(logits).all():
         raise RuntimeFailure(
-            "the classification head gives numbers that are not finite", "Use a checkpoint whose head is not damaged."
+            "the scores of the classification head are not finite", "Use a checkpoint whose head is not damaged."
         )
     return logits
 
@@ -211,7 +211,7 @@ def _probabilities(logits: npt.NDArray[np.float32], problem: ProblemType) -> npt
 
 
 def _grouped(spans: Sequence[Span], text: str) -> list[Span]:
-    """Joins neighbours of the same label; one that begins with B- starts anew."""
+    """Joins neighbours of the same label; B- starts a new span."""
     groups: list[list[Span]] = []
     for span in spans:
         if groups and not span.label.startswith("B-") and _tag(groups[-1][-1]) == _tag(span):
@@ -235,7 +235,7 @@ def _tag(span: Span) -> str:
 
 
 def _trimmed(span: Span) -> Span:
-    """Without white space at its ends: GPT-2's tokens begin with the blank before a word."""
+    """The span without white space at its ends: GPT-2's tokens begin with the blank before a word."""
     text = span.text.strip()
     start = span.start + len(span.text) - len(span.text.lstrip())
     return span._replace(start=start, end=start + len(text), text=text) if text else span

@@ -15,11 +15,11 @@ from dgpt2_quant.core.text import as_text
 
 from .datasets import numbered_lines
 
-# the columns that data sets on the Hub have, by what they hold
+# column names of data sets on the Hub, by content
 _TEXT, _WORDS, _CHOICES = ("text", "sentence", "content"), ("tokens", "words"), ("choices", "endings")
 _GIVEN = (*_TEXT, *_WORDS, *_CHOICES)
 _LABEL = ("label", "labels", "ner_tags", "tags", "answer")
-_NUMBERS = ("id", "idx", "index", "ind", "guid")  # of examples: without a meaning
+_NUMBERS = ("id", "idx", "index", "ind", "guid")  # of examples; they are never the input
 _FORM = 'A CSV has the columns text,label; a JSONL has lines such as {"text": "...", "label": "joy"}.'
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 _log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Classification by the head of a fine-tuned model, on labelled examples of the user's.
+"""Measures the classification head of a fine-tuned model on labelled examples.
 
 Accuracy, F1 and the rules for words are those of scikit-learn (`accuracy_score`, `f1_score(average="macro")`), seqeval
 (entities of IOB tags) and Transformers' examples (a word has the label of its first token).
@@ -18,12 +18,13 @@ from .metrics import Advance, FloatArray, MacroF1, Measure, Metric, Scores, Sett
 
 _log = logging.getLogger(__name__)
 _NO_LABEL = -1
-_CHOSEN = 0.5  # the score from which a label of several counts as given
+_CHOSEN = 0.5  # with several labels, those with at least this score are predicted
 
 
 class Classify:
-    """Columns: right answers and answers; for labels then, for each, those that are right and those labelled plus those
-    predicted; for tokens last the same two for entities. For a regression: squared and absolute error, 1."""
+    """The task `classify`. Columns of an example: the numbers of right answers and of answers; for each label, the
+    number of right predictions and that of labels plus predictions; for tokens, the same two of entities. For a
+    regression: squared error, absolute error, 1."""
 
     def __init__(self, file: DataFile, settings: Settings) -> None:
         self.file = file.name
@@ -72,11 +73,14 @@ class Classify:
             count = len(example.given) if head.kind == "token" else 1
             if len(row) != count and not several:
                 what = (
-                    f"{len(row)} labels for {count} word{'s' * (count > 1)}"
+                    f"{len(row)} label{'s' * (len(row) != 1)} for {count} word{'s' * (count > 1)}"
                     if head.kind == "token"
-                    else "several labels"
+                    else "several labels, but the model gives one"
                 )
-                raise UsageError(f"{self._where(example)}: {what}", "Write one label for each.")
+                raise UsageError(
+                    f"{self._where(example)}: {what}",
+                    "Write one label for each " + ("word." if head.kind == "token" else "example."),
+                )
             found.append([self._id(head, ids, example, label) for label in row])
         return found
 
@@ -86,10 +90,12 @@ class Classify:
     def _check_kind(self, head: Head, example: Example) -> None:
         kind = "choice" if example.is_choice else "token" if isinstance(example.given, list) else "text"
         if kind != head.kind:
-            shapes = {"text": '"text"', "token": '"tokens", a list of words', "choice": '"choices", a list of texts'}
-            raise UsageError(
-                f"{self._where(example)}: the model's head needs {shapes[head.kind]}", "Use data of that kind."
-            )
+            what, line = {
+                "text": ("texts", '{"text": "...", "label": ...}'),
+                "token": ("lists of words", '{"tokens": ["Ann", "sang"], "ner_tags": [..., ...]}'),
+                "choice": ("lists of choices", '{"choices": ["...", "..."], "label": 1}'),
+            }[head.kind]
+            raise UsageError(f"{self._where(example)}: this model classifies {what}", f"Write lines such as {line}.")
 
     def _ids(self, head: Head) -> Mapping[str, int]:
         """What the labels of this file mean: names, or numbers from 0. All of a file are read in the same way."""
@@ -112,7 +118,7 @@ class Classify:
             shown = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
             raise UsageError(
                 f"{self._where(example)}: the label {_plain(label)[:40]!r} is not one of the model's: {shown}",
-                "Write these names, or for all examples their numbers from 0; or set id2label in config.json and"
+                "Write these names, or in all examples their numbers from 0. Or set id2label in config.json and"
                 " convert the model again.",
             )
         return found
@@ -135,7 +141,9 @@ def _numbers(where: str, values: Sequence[object], count: int) -> list[float]:
     except ValueError:
         found = []
     if len(found) != count or not np.isfinite(found).all():
-        raise UsageError(f"{where}: the label must be {count} number{'s' * (count > 1)}, not {str(values)[:40]}")
+        raise UsageError(
+            f"{where}: the label must be {count} number{'s' * (count > 1)}, not {', '.join(map(str, values))[:40]!r}"
+        )
     return found
 
 

@@ -38,7 +38,7 @@ def read_hyperparameters(config: dict[str, Any], where: str = CONFIG) -> Hyperpa
     _check_architecture(config)
     activation = config.get("activation_function", "gelu_new")
     if activation in _EXACT_GELU:
-        _log.warning("%s: exact GELU (%s): llama.cpp computes its tanh approximation", where, activation)
+        _log.warning("%s states the exact GELU (%s); llama.cpp computes its tanh approximation", where, activation)
     elif activation not in _TANH_GELU:
         raise CheckpointError(
             f"{where} says activation_function {activation!r}; llama.cpp's GPT-2 computes only a tanh GELU "

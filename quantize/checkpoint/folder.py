@@ -56,9 +56,9 @@ class Checkpoint:
                 f"Fetch it: `hf download openai-community/gpt2 vocab.json merges.txt --local-dir {self.folder}`.",
             )
         raise CheckpointError(
-            f"{self.folder} has no tokenizer; nanoGPT's vocabulary of {vocabulary} is of a data set's own, such as"
-            " characters (meta.pkl), which GGUF's gpt2 tokenizer is not",
-            "Only models with GPT-2's tokenizer, or another byte-level BPE as tokenizer.json, can be converted.",
+            f"{self.folder} has no tokenizer; its vocabulary of {vocabulary} is not GPT-2's, and a"
+            " vocabulary of characters (meta.pkl) cannot be converted",
+            "If it was trained with another byte-level BPE, save that as tokenizer.json in the folder.",
         )
 
 

@@ -26,7 +26,7 @@ from .rows import BlockReader, RowReader
 from .safetensors_file import StoredTensor
 
 _MATRICES = ("attn_output.weight", "attn_qkv.weight", "ffn_down.weight", "ffn_up.weight")
-# heads of training that a language model does not need: TRL's value heads
+# TRL's value heads, which only training uses
 _TRAINING_HEADS = ("v_head.", "value_head.", "q_head.", "reward_head.")
 # which key of config.json states an axis of a tensor; axes as in (outputs, inputs)
 _AXES = {
@@ -158,7 +158,8 @@ def _find(
     if (stored := named.tensors.get(key)) is not None:
         if 0 in stored.shape:
             raise CheckpointError(
-                f"tensor {named.original[key]!r} of {checkpoint.folder} is empty: DeepSpeed's ZeRO-3 has its weights",
+                f"tensor {named.original[key]!r} of {checkpoint.folder} is empty: its weights are in the"
+                " files of DeepSpeed's ZeRO-3",
                 f"Put them together: `python zero_to_fp32.py {checkpoint.folder} {checkpoint.folder}`.",
             )
         return stored
@@ -240,4 +241,6 @@ def _check_unknown(checkpoint: Checkpoint, named: NamedTensors, used: set[str]) 
             f"Save the model without it. Heads that can be converted: {', '.join(one.name for one in CLASSES)}.",
         )
     if dropped:
-        _log.warning("%s: a head of its training is dropped: %s", checkpoint.folder, ", ".join(dropped))
+        _log.warning(
+            "%s: a value head, which only training uses, is left out: %s", checkpoint.folder, ", ".join(dropped)
+        )

@@ -159,7 +159,8 @@ def _choice_head(checkpoint: Checkpoint, weight: Any, bias: Any) -> Head:
     summary, activation = config.get("summary_type", "cls_index"), config.get("summary_activation") or None
     if len(weight) != 1 or not switch(config, "summary_use_proj", True):
         raise CheckpointError(
-            f"{checkpoint.folder}: the head of GPT2DoubleHeadsModel gives {len(weight)} numbers for a choice, not 1",
+            f"{checkpoint.folder}: the head of GPT2DoubleHeadsModel must give 1 number; it has {len(weight)}"
+            f" rows, and summary_use_proj is {config.get('summary_use_proj', True)}",
             "Set summary_use_proj and summary_proj_to_labels to true in config.json, and train the head again.",
         )
     if summary not in _SUMMARIES or activation not in (None, "tanh"):

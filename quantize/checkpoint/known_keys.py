@@ -85,11 +85,11 @@ WITHOUT_EFFECT: Mapping[str, frozenset[str]] = {
 }
 WARNED: Mapping[str, Mapping[str, str]] = {  # a key, and what follows from it
     "config.json": {
-        **dict.fromkeys(_SAMPLING, "give it with each request"),
+        **dict.fromkeys(_SAMPLING, "set it in each request"),
         "prefix": "put it before each prompt",
         "auto_map": "the code that it names is not run",
     },
-    "generation_config.json": dict.fromkeys(_SAMPLING, "give it with each request"),
+    "generation_config.json": dict.fromkeys(_SAMPLING, "set it in each request"),
     "tokenizer_config.json": {
         "do_lower_case": "texts keep their case",
         "strip_accents": "texts keep their accents",
@@ -138,7 +138,7 @@ def check_keys(file: str, content: Mapping[str, Any]) -> None:
             why, hint = refusal
             raise CheckpointError(f"{file} has {key}: {why}", hint)
         if key.endswith("_token") and file == "tokenizer_config.json":
-            continue  # a special token with a role of its own
+            continue  # names a special token
         lost.append(
             f"{key} {shown} ({WARNED[file].get(key, 'unknown here')})".encode("utf-8", "backslashreplace").decode()
         )

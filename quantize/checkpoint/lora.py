@@ -37,11 +37,11 @@ _OTHER_MODEL = "Check that it is an adapter of this model."
 # initializations that change the weights of the base as well
 _CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga", "lora-ga")
 _REFUSED = {
-    "alora_invocation_tokens": "works from an invocation token on",
+    "alora_invocation_tokens": "takes effect only from an invocation token on",
     "ensure_weight_tying": "ties copies that are saved once",
     "arrow_config": "routes between adapters for each token",
     "kasa_config": "changes the weights of the base",
-    "layer_replication": "makes layers anew",
+    "layer_replication": "repeats layers",
     "megatron_config": "is for Megatron's layers",
     "monteclora_config": "draws its weights at random",
     "target_parameters": "targets parameters, not layers",
@@ -260,7 +260,7 @@ def _check_config(folder: Path, config: dict[str, Any], weight: float) -> None:
         raise CheckpointError(f"{path}: {key} {why}, so it cannot be merged exactly", MERGE)
     whole = [key for key in ("use_dora", "modules_to_save", "bias") if config.get(key) not in (None, False, [], "none")]
     if weight != 1 and whole:
-        raise UsageError(f"{folder}: an adapter with {whole[0]} has no weight but 1", "Leave out its weight.")
+        raise UsageError(f"{folder}: the weight of an adapter with {whole[0]} must be 1", "Leave out its weight.")
 
 
 def _finish(folder: Path, config: dict[str, Any], layer: str, update: _Update) -> None:

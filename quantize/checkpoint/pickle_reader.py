@@ -1,4 +1,4 @@
-"""Reads a pickle that holds containers, numbers, texts and tensors, and refuses every other one.
+"""Reads a pickle that holds containers, numbers, texts and tensors, and refuses all others.
 
 Python's unpickler calls what a pickle names. This one calls nothing: it interprets the opcodes that containers need,
 and a name means something only if it is in the caller's table. Opcodes: Lib/pickletools.py; format: PEP 307, PEP 3154.
@@ -45,7 +45,7 @@ class Name:
 
 
 class _Bounded:
-    """A file that gives no more, at once and in all, than a pickle of tensors needs."""
+    """A file whose reads are limited, each and in total, to what a pickle of tensors needs."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -176,7 +176,7 @@ class _Reader:
                 if not isinstance(arguments, tuple):
                     raise MalformedPickleError(f"{function} is called with {shown(arguments)}")
                 stack.append(self._functions[str(function)](*arguments))
-            case "BUILD":  # of an OrderedDict: PyTorch hangs `_metadata` on it
+            case "BUILD":  # of an OrderedDict, to which PyTorch adds `_metadata`
                 state = stack.pop()
                 if not isinstance(stack[-1], dict) or not isinstance(state, dict):
                     raise RefusedPickleError(f"attributes of {shown(stack[-1])}")
@@ -196,7 +196,7 @@ class _Reader:
 
     def _replace(self, count: int, kind: type) -> None:
         if len(self._stack) < count:
-            raise MalformedPickleError("a tuple of more than there is")
+            raise MalformedPickleError("a tuple of more items than the stack has")
         self._stack[-count:] = [kind(self._stack[-count:])]
 
     def _marked(self) -> list[Any]:

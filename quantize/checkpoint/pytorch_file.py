@@ -92,7 +92,7 @@ def read_pytorch_file(path: Path) -> Any:
             return _read_legacy(path, file)
     except RefusedPickleError as error:
         raise CheckpointError(
-            f"{path} asks for {error.message}, which no tensor needs; nothing of it was executed", SAVE_STATE
+            f"{path} asks for {error.message}, which no tensor needs; nothing was executed", SAVE_STATE
         ) from error
     except MalformedPickleError as error:
         raise _broken(path, error.message) from error
@@ -127,7 +127,7 @@ def _read_zip(path: Path, file: BinaryIO) -> Any:
         if entry is None:
             raise _broken(path, f"it has no entry data/{storage.key}")
         if entry.file_size != storage.numel * storage.item_bytes:
-            raise _broken(path, f"data/{storage.key} has {entry.file_size} bytes, its tensors need another number")
+            raise _broken(path, f"data/{storage.key} has {entry.file_size} bytes, which is not what its tensors need")
         if not 0 <= entry.header_offset < size:
             raise _broken(path, f"data/{storage.key} begins after the file")
         file.seek(entry.header_offset)
@@ -197,8 +197,8 @@ def _unpickle(file: BinaryIO, storages: dict[str, _Storage] | None = None) -> An
                     raise MalformedPickleError(f"storage {key} is described in two ways")
                 return storage
             case (str(kind), *_):
-                raise RefusedPickleError(f"a {kind[:40]!r} that is no storage of numbers")
-        raise MalformedPickleError("a persistent id that is no storage")
+                raise RefusedPickleError(f"a {kind[:40]!r}, which is not a storage of numbers")
+        raise MalformedPickleError("a persistent id that is not a storage")
 
     def is_value(name: str) -> bool:
         return (
@@ -239,7 +239,7 @@ def _ordered(pairs: Any = None) -> dict[Any, Any]:
 def _size(sizes: Any) -> tuple[Any, ...]:
     """`torch.Size`."""
     if not isinstance(sizes, list | tuple) or len(sizes) > _MOST_AXES:
-        raise MalformedPickleError("a shape that is none")
+        raise MalformedPickleError("an invalid shape")
     return tuple(sizes)
 
 
@@ -262,7 +262,7 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
 
 
 class _Locator:
-    """Puts a `StoredTensor` in the place of each view. What the object holds twice is looked at once."""
+    """Replaces each view by a `StoredTensor`. An object that occurs twice is read once."""
 
     def __init__(self, path: Path, start_of: Callable[[_Storage], int]) -> None:
         self._path, self._start_of = path, start_of

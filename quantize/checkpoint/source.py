@@ -121,7 +121,7 @@ class CheckpointModel:
             self._tokenizer = read(self._source.folder)
             for adapter in self._adapters:
                 if adapter.has_tokenizer() and read(adapter.folder) != self._tokenizer:
-                    _log.warning("%s has a tokenizer or chat template of its own: the base's is used", adapter.folder)
+                    _log.warning("%s has a tokenizer or chat template; the base's is used", adapter.folder)
         return self._tokenizer
 
 

@@ -105,7 +105,7 @@ def _choose(
     against = [claim for claim in claims if not {*claim.tokens} & {*chosen.tokens}]
     if against:
         _log.warning(
-            "%s: %s is %s by %s, and %s by %s; the former is taken",
+            "%s: %s is %s by %s, and %s by %s; the first is used",
             files.folder,
             role,
             _shown(chosen.tokens, tokens),
@@ -147,7 +147,7 @@ def _claims(
     kept = [_Claim(claim.source, tuple(n for n in claim.tokens if 0 <= n < vocabulary)) for claim in found]
     if role == "eos" and (lost := next((claim for claim in found if all(n >= vocabulary for n in claim.tokens)), None)):
         _log.warning(
-            "%s: %s states eos_token_id %d, which none of the %d tokens has; the end of a text is taken from elsewhere",
+            "%s: %s states eos_token_id %d, which none of the %d tokens has; it is ignored",
             files.folder,
             lost.source,
             lost.tokens[0],

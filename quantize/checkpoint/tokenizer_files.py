@@ -21,7 +21,7 @@ ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _OF_GPT2 = {"bos": END_OF_TEXT, "eos": END_OF_TEXT, "unk": END_OF_TEXT}  # the defaults of GPT2Tokenizer
 _GPT2_CLASSES = ("GPT2Tokenizer", "GPT2TokenizerFast")
 _PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend", "PreTrainedTokenizer")
-_OTHER_KINDS = {  # a file that gives another kind of tokenizer away
+_OTHER_KINDS = {  # files of other kinds of tokenizers
     "bpe.codes": "a BPE of words",
     "vocab.txt": "a WordPiece tokenizer",
     "spiece.model": "a SentencePiece tokenizer",
@@ -30,7 +30,7 @@ _OTHER_KINDS = {  # a file that gives another kind of tokenizer away
     "spm.model": "a SentencePiece tokenizer",
     "tokenizer.model": "a SentencePiece tokenizer",
 }
-_NOT_OURS = "which GGUF's gpt2 tokenizer is not: it is a byte-level BPE"
+_NOT_OURS = "and only byte-level BPEs can be converted"
 _SHOWN = 4  # tokens that a message names
 _log = logging.getLogger(__name__)
 
@@ -90,8 +90,8 @@ def read_tokenizer_files(folder: Path, config: dict[str, Any]) -> TokenizerFiles
     files.chat_templates = _chat_templates(folder, settings)
     if settings.get("split_special_tokens"):
         _log.warning(
-            "%s: split_special_tokens: Transformers reads special tokens in a text as letters, as `parse_special` off"
-            " does here",
+            "%s: split_special_tokens: Transformers reads special tokens in a text as letters; here, turn"
+            " `parse_special` off for that",
             folder,
         )
     return files
@@ -129,7 +129,7 @@ def _from_fast(folder: Path, content: dict[str, Any]) -> TokenizerFiles:
     model = model if isinstance(model, dict) else {}
     kind = model.get("type", "BPE")
     if kind != "BPE":
-        raise CheckpointError(f"{path}: it has a {kind} model, {_NOT_OURS}", NO_WAY)
+        raise CheckpointError(f"{path} has a {kind} model, {_NOT_OURS}", NO_WAY)
     prefix_space = check_pre_tokenizer(path, content)
     for name, value in [
         ("normalizer", without_empty_steps(content.get("normalizer"))),
@@ -142,14 +142,14 @@ def _from_fast(folder: Path, content: dict[str, Any]) -> TokenizerFiles:
             )
     if model.get("unk_token") and (missing := [text for text in byte_letters() if text not in model.get("vocab", ())]):
         _log.warning(
-            "%s: %d bytes are no tokens (%s); they are left out of a text, and not read as %r",
+            "%s: %d bytes have no token (%s); they are left out of a text instead of being read as %r",
             path,
             len(missing),
             ", ".join(map(repr, missing[:_SHOWN])),
             model["unk_token"],
         )
     if model.get("ignore_merges"):
-        _log.warning("%s: ignore_merges: a word that is a token is read by its merges all the same", path)
+        _log.warning("%s: ignore_merges has no effect: a word that is a token is still read by its merges", path)
     if model.get("dropout"):
         _log.warning("%s: dropout: texts are read with all merges, as GPT2Tokenizer reads them", path)
     try:

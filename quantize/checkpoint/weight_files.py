@@ -51,12 +51,12 @@ def weight_files(folder: Path) -> list[Path]:
         return saved
     if saved:
         names = ", ".join(path.name for path in saved[:4])
-        raise CheckpointError(f"{folder} has {len(saved)} files of weights ({names})", "Name the one that you want.")
+        raise CheckpointError(f"{folder} has {len(saved)} files of weights ({names})", f"Name one, such as {saved[0]}")
     raise _no_weights(folder)
 
 
 def read_weights(files: list[Path]) -> Weights:
-    """Raises `CheckpointError` for a file that is broken, or is something else."""
+    """Raises `CheckpointError` for a broken file, or one of another format."""
     tensors: dict[str, StoredTensor] = {}
     arguments: dict[str, Any] = {}
     for path in files:

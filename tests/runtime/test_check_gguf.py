@@ -197,12 +197,12 @@ def floats(*shape: int) -> Tensor:
         (
             "blk.0.attn_qkv.bias",
             ((3 * WIDTH,), TensorType.F16, bytes(1536)),
-            "must be F32, as all biases and norms, not F16",
+            "must be F32, like all biases and norms, not F16",
         ),
         (
             "output_norm.weight",
             ((WIDTH,), TensorType.Q8_0, bytes(272)),
-            "must be F32, as all biases and norms, not Q8_0",
+            "must be F32, like all biases and norms, not Q8_0",
         ),
     ],
 )
@@ -404,7 +404,7 @@ def test_tensors_far_apart_are_refused(tiny: Path, tmp_path: Path) -> None:
     with (tmp_path / "far.gguf").open("wb") as file:
         file.write(head)
         file.truncate(far * len(header.tensors) + tensor.nbytes)
-    with pytest.raises(GGUFError, match=r"with its alignment of 268435456, \d+ bytes lie before and between"):
+    with pytest.raises(GGUFError, match=r"with its alignment of 268435456, \d+ bytes are before and between"):
         check_model_file(tmp_path / "far.gguf")
 
 

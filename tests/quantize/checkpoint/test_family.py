@@ -32,7 +32,7 @@ TEXTS = [
     "<s> the king </s><pad><|user|>a smile<mask> ",
     "",
 ]
-GELU = "exact GELU (gelu): llama.cpp computes its tanh approximation"
+GELU = "exact GELU (gelu); llama.cpp computes its tanh approximation"
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ FAMILY: dict[str, Member] = {
     "Cerebras-GPT": Member(
         {"width": 136, "heads": 17, "inner": 544, "context": 128, "config": CEREBRAS},
         [files(special_tokens_map=NAMES, tokenizer_config={"tokenizer_class": "GPT2Tokenizer", **NAMES})],
-        [f"config.json: {GELU}"],
+        [f"config.json states the {GELU}"],
         {"gpt2.feed_forward_length": 544, "gpt2.context_length": 128, "gpt2.attention.head_count": 17},
     ),
     "resized by one token": Member(

@@ -131,7 +131,12 @@ REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     "a head for questions": ("text", {}, {SCORE: None, "qa_outputs.weight": np.zeros((2, 64), np.float32)}, "qa_outp"),
     "an attention summary": ("choice", {"summary_type": "attn"}, {}, "summary_type 'attn'"),
     "another activation": ("choice", {"summary_activation": "relu"}, {}, "summary_activation 'relu'"),
-    "a summary that is no number": ("choice", {}, {f"{SUMMARY}.weight": np.zeros((64, 64), np.float32)}, "64 numbers"),
+    "a summary that is no number": (
+        "choice",
+        {},
+        {f"{SUMMARY}.weight": np.zeros((64, 64), np.float32)},
+        "it has 64 rows",
+    ),
 }
 
 

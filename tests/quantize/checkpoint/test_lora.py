@@ -325,7 +325,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "peft_type is None": {"peft_type": None},
     "init_lora_weights 'pissa_niter_4'": {"init_lora_weights": "pissa_niter_4"},
     "init_lora_weights 'olora'": {"init_lora_weights": "olora"},
-    "layer_replication makes layers anew": {"layer_replication": [[0, 2], [1, 2]]},
+    "layer_replication repeats layers": {"layer_replication": [[0, 2], [1, 2]]},
     "trainable_token_indices trains single tokens": {"trainable_token_indices": [1, 2]},
     "alora_invocation_tokens": {"alora_invocation_tokens": [1]},
     "target_parameters": {"target_parameters": ["x"]},
@@ -409,7 +409,7 @@ def test_another_tokenizer_is_named_in_one_warning(
     model = open_model(str(base), lora=[adapter])
     assert model.tokenizer() is model.tokenizer()
     [warning] = [record.getMessage() for record in caplog.records]
-    assert f"{adapter} has a tokenizer or chat template of its own" in warning
+    assert f"{adapter} has a tokenizer or chat template" in warning
 
 
 def test_adapters_that_exclude_each_other_are_refused(base: Path, tmp_path: Path) -> None:
@@ -440,7 +440,7 @@ def test_folders_without_an_adapter_are_refused(base: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("config", [{"use_dora": True}, {"modules_to_save": ["wte"]}, {"bias": "all"}])
 def test_a_weight_needs_an_adapter_that_only_adds(config: dict[str, Any], base: Path, tmp_path: Path) -> None:
     adapter = save_adapter(tmp_path / "poet", lora_of("h.0.attn.c_attn"), **config)
-    with pytest.raises(UsageError, match="has no weight but 1"):
+    with pytest.raises(UsageError, match=r"the weight of an adapter with .* must be 1"):
         convert_with(base, f"{adapter}=0.5", output=tmp_path / "out")
 
 

@@ -104,7 +104,7 @@ def test_a_checkpoint_of_nanogpt(
     folder, twin = nanogpt
     [full, _] = written(folder / "ckpt.pt" if named == "file" else folder, tmp_path / "out")
     [warning] = caplog.messages
-    assert warning.startswith("the configuration in ckpt.pt (model_args): exact GELU")
+    assert warning.startswith("the configuration in ckpt.pt (model_args) states the exact GELU")
     [expected, _] = written(twin, tmp_path / "expected")
     assert data_of(full) == data_of(expected)
     computed = forward(twin, TEXT, activation_function="gelu_new").logits  # what llama.cpp computes in its place
@@ -136,7 +136,7 @@ def test_nanogpt_without_a_tokenizer_is_refused(vocabulary: int, words: str, tmp
     (folder / "config.json").unlink()
     arguments = NANOGPT | {"vocab_size": vocabulary, "n_embd": 8}
     save_zip(folder / "ckpt.pt", {"model": tensors(state), "model_args": arguments})
-    with pytest.raises(CheckpointError, match="no tokenizer; nanoGPT") as caught:
+    with pytest.raises(CheckpointError, match="no tokenizer; ") as caught:
         convert(str(folder / "ckpt.pt"), type="F16", output=tmp_path / "new")
     assert words in caught.value.hint
     assert "characters" in caught.value.message or vocabulary == 50257

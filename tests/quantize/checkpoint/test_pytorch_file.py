@@ -115,7 +115,7 @@ RAW = {
     "a text or number of 4294967295 bytes": b"\x80\x02X\xff\xff\xff\xff.",
     "nested too deeply": b"\x80\x02" + b"]" * 200 + b"a" * 199 + b".",
     "the key a tuple": b"\x80\x02}" + b")" + b"2\x86" * 60 + b"K\x01s.",
-    "no storage": b"\x80\x02K\x01Q.",
+    "not a storage": b"\x80\x02K\x01Q.",
 }
 
 
@@ -154,7 +154,7 @@ def test_nested_values_in_old_files_are_refused_at_once(bomb: str, tmp_path: Pat
     ("pickled", "why"),
     [
         (b"\x80\x02ctorch._tensor\n_rebuild_from_type_v2\n(" + NESTED + b"NNNtR.", "asks for a tuple"),
-        (SIZE + b"R0" + b"h\x00h\x01R0" * 10_000 + b"N.", "a shape that is none"),
+        (SIZE + b"R0" + b"h\x00h\x01R0" * 10_000 + b"N.", "an invalid shape"),
         (
             b"\x80\x02ccollections\nOrderedDict\nq\x00]("
             + b"K\x01K\x02\x86" * 1000

@@ -121,7 +121,12 @@ CASES: list[tuple[str, Callable[[Path], None], str, str]] = [
     ("PEFT inside", unmerged, "PEFT's adapter is not merged", "merge_and_unload()"),
     ("GPTQ", configured(quantization_config={"quant_method": "gptq"}), "quantization_config", "original model"),
     ("GPTQ tensors", with_tensors(h__0__attn__c_attn__qweight=(4, 4)), "already quantized", "original model"),
-    ("ZeRO-3 empties", with_tensors(h__0__ln_1__weight=(0,)), "is empty: DeepSpeed's ZeRO-3", "zero_to_fp32.py"),
+    (
+        "ZeRO-3 empties",
+        with_tensors(h__0__ln_1__weight=(0,)),
+        "is empty: its weights are in the files",
+        "zero_to_fp32.py",
+    ),
     ("ZeRO-3 folder", zero_folder, "only DeepSpeed's global_step100", "zero_to_fp32.py"),
     ("FSDP", fsdp_folder, "only FSDP's pytorch_model_fsdp_0", "accelerate merge-weights"),
     ("states of training", only(rng_state_0__pth=b"-", rng_state_1__pth=b"-"), "only files of its training", "save_"),
