@@ -25,10 +25,10 @@ _SHOWN = 60  # characters of a text in a table
 
 
 def classify(
+    model: ModelOption,
     texts: Annotated[
         list[str] | None, typer.Argument(metavar="TEXT...|-", help="Texts; - reads one from stdin.")
     ] = None,
-    model: ModelOption = "distilbert/distilgpt2",
     type: TypeOption = None,
     lines: Annotated[
         str | None, typer.Option("--lines", metavar="FILE|-", help="Classify each line of this file, or of stdin.")

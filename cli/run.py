@@ -152,6 +152,8 @@ def run(
         load_ms = 1000 * (time.perf_counter() - started)
         if ctx_size and ctx_size > loaded.positions:
             note(f"--ctx-size {ctx_size} is more than this model's {loaded.positions} positions, which are used.")
+        if loaded.head:
+            note(f"{name} is a classifier: `dgpt2-quant classify` uses its head; its text may make no sense.")
         batch = loaded.batch(
             text,
             num_return_sequences=num_return_sequences,

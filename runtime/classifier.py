@@ -89,7 +89,7 @@ class Classifier(Scorer):
         """
         if (head := self.head) is None:
             raise UsageError(
-                f"{self._open().path} has no classification head",
+                f"{self._open().path.name} has no classification head",
                 "Convert a checkpoint of GPT2ForSequenceClassification or GPT2ForTokenClassification.",
             )
         if aggregation not in get_args(Aggregation):
@@ -154,7 +154,10 @@ class Classifier(Scorer):
         tokens = native.tokenize(prefix + text, special, add_special=True)
         before, after = int(native.adds_bos), int(native.adds_eos)
         if len(tokens) == before + after:
-            raise UsageError(f"a text to classify must have at least 1 token; {reprlib.repr(text)} has none")
+            raise UsageError(
+                f"a text to classify must have at least 1 token; {reprlib.repr(text)} has none",
+                "Leave out empty texts.",
+            )
         if len(tokens) <= self.positions:
             return _Text(text, prefix, tokens, before, after)
         if not truncate:

@@ -142,7 +142,8 @@ def _numbers(where: str, values: Sequence[object], count: int) -> list[float]:
         found = []
     if len(found) != count or not np.isfinite(found).all():
         raise UsageError(
-            f"{where}: the label must be {count} number{'s' * (count > 1)}, not {', '.join(map(str, values))[:40]!r}"
+            f"{where}: the label must be {count} number{'s' * (count > 1)}, not {', '.join(map(str, values))[:40]!r}",
+            "The model computes values (problem_type regression): use data with values.",
         )
     return found
 

@@ -151,7 +151,7 @@ def _read_zip(path: Path, file: BinaryIO) -> Any:
 def _read_legacy(path: Path, file: BinaryIO) -> Any:
     """Pickles of a magic number, a version, the machine, the object and the storages' keys; then the storages."""
     if _plain(file) != _MAGIC:
-        raise CheckpointError(f"{path} was not written by torch.save", SAVE_STATE)
+        raise CheckpointError(f"{path} is a pickle that torch.save did not write", SAVE_STATE)
     version, machine = _plain(file), _plain(file)
     if version != 1001 or not isinstance(machine, dict):
         raise _broken(path, "its protocol version is not 1001")

@@ -29,6 +29,7 @@ _OTHERS = {  # files of weights that are not read, by their names
     r"coreml": "a Core ML model",
     r"onnx|model\.onnx": "an ONNX model",
 }
+_PICKLE = re.compile(rb"\x80[\x02-\x05]|c[\w.]+\n[\w.]+\n")  # of protocols 2 to 5, or with a function first
 
 
 @dataclass(frozen=True)
@@ -121,12 +122,10 @@ def _read_file(path: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     if found := other_kind(head):
         raise CheckpointError(f"{path} is {found[0]}", found[1])
-    if is_pytorch_file(path):
+    if is_pytorch_file(path) or _PICKLE.match(head):  # one that torch.save did not write is refused there
         return _state_of(path, read_pytorch_file(path))
     if head[8:9] == b"{":
         return read_header(path), {}
-    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
-        raise CheckpointError(f"{path} is a pickle that torch.save did not write", SAVE_STATE)
     if path.name.endswith(".safetensors"):
         return read_header(path), {}
     what = "neither a PyTorch nor a safetensors file" if head else "empty"

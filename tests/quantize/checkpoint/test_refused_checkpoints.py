@@ -152,6 +152,8 @@ CASES: list[tuple[str, Callable[[Path], None], str, str]] = [
     ("other names", other_names, "and has 'transformer.h.0.attention.attn.bias'", "names of another program"),
     ("half the layers", without_half, "1 blocks of tensors, fewer than n_layer 2", "if blocks are missing"),
     ("a pickle", in_place(pickle.dumps({"a": 1})), "a pickle that torch.save did not write", "state_dict()"),
+    ("a pickle of a function", in_place(pickle.dumps(print)), "asks for builtins.print", "state_dict()"),
+    ("an old pickle", in_place(b"cos\nsystem\n(S'true'\ntR."), "asks for os.system", "state_dict()"),
     ("a pointer", in_place(b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n"), "pointer", "git lfs pull"),
     ("legacy ggml", in_place(b"lmgg" + bytes(40)), "a file of ggml before GGUF", "original checkpoint"),
     ("a GGUF file", in_place(b"GGUF" + bytes(40)), "a GGUF file", ".gguf"),
