@@ -122,10 +122,12 @@ def _read_file(path: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     if found := other_kind(head):
         raise CheckpointError(f"{path} is {found[0]}", found[1])
-    if is_pytorch_file(path) or _PICKLE.match(head):  # one that torch.save did not write is refused there
+    if is_pytorch_file(path):
         return _state_of(path, read_pytorch_file(path))
-    if head[8:9] == b"{":
+    if head[8:9] == b"{":  # before it is the length of the header, which can begin as a pickle does
         return read_header(path), {}
+    if _PICKLE.match(head):  # refused, by the name of a function that it asks for
+        return _state_of(path, read_pytorch_file(path))
     if path.name.endswith(".safetensors"):
         return read_header(path), {}
     what = "neither a PyTorch nor a safetensors file" if head else "empty"
