@@ -22,6 +22,8 @@ from .progress import progress_bar
 if TYPE_CHECKING:
     from dgpt2_quant.quantize.converted_file import ConvertedFile
 
+_LEAN_GAINS_BELOW = 8  # bits per weight; above, `stock` loses next to nothing
+
 
 def convert(
     model: ConvertibleArgument = "distilbert/distilgpt2",
@@ -184,6 +186,8 @@ def convert(
         )
     what = "nothing was written" if dry_run else f"in {files[0].seconds:.1f} s"
     note(f"{files[0].parameters:,} parameters of {files[0].model}, {what}")
+    if any(file.recipe == "stock" and file.plan.quant_type.bits_per_weight < _LEAN_GAINS_BELOW for file in files):
+        note("`--recipe lean` takes minutes, and writes smaller files with less error: docs/quantization.md")
 
 
 def _print_plans(files: "list[ConvertedFile]") -> None:

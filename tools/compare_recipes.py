@@ -1,11 +1,12 @@
 """Compares the recipes `stock` and `lean` on any checkpoint and texts: size, KL divergence, top-1 and decode speed.
 
 usage: compare_recipes.py OUTPUT.json [--model M] [--text FILE ...] [--scored N] [--imatrix FILE] [--level L ...]
-       [--search] [--ablation] [--speed] [--rounds N] [--threads N]
+       [--no-quality] [--search] [--ablation] [--speed] [--rounds N] [--threads N]
 
 All files are calibrated with one importance matrix: --imatrix, or one over a text that the model writes. The files:
-stock and `lean` at the quant types of --level, and `lean` with `--prefer quality` where that is another mix. --search
-adds `lean` searched for the size of each stock file, and for the KL divergence of stock Q4_K_M on the first text.
+stock and `lean` at the quant types of --level, and `lean` with `--prefer quality` where that is another mix (unless
+--no-quality). --search adds `lean` searched for the size of each stock file, and for the KL divergence of stock Q4_K_M
+on the first text.
 --ablation makes each searched mix again without one step of the recipe, and without all of them. --speed times greedy
 decoding in turns, one sequence and eight.
 
@@ -85,6 +86,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--scored", type=int, help="tokens of each text; all by default")
     parser.add_argument("--imatrix", type=Path)
     parser.add_argument("--level", action="append", help=f"by default {' '.join(LEVELS)}")
+    parser.add_argument("--no-quality", action="store_true")
     parser.add_argument("--search", action="store_true")
     parser.add_argument("--ablation", action="store_true", help="of the searched files")
     parser.add_argument("--speed", action="store_true")
@@ -130,6 +132,7 @@ class Maker:
     def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
         self.model, self.threads, self.folder = arguments.model, arguments.threads, folder
         self.levels = arguments.level or LEVELS
+        self.with_quality = not arguments.no_quality
         self.source: ModelSource = open_model(arguments.model)
         self.imatrix = arguments.imatrix or folder / "imatrix.gguf"
         if arguments.imatrix is None:
@@ -146,8 +149,10 @@ class Maker:
 
     def lean(self) -> list[File]:
         plain = self.make("lean", type=self.levels, recipe="lean")
-        better = self.make("quality", type=self.levels, recipe="lean", prefer="quality")
         made = [File(f"lean {file.type}", "level", file) for file in plain]
+        if not self.with_quality:
+            return made
+        better = self.make("quality", type=self.levels, recipe="lean", prefer="quality")
         return made + [
             File(f"lean {file.type}, quality", "level", file)
             for file, other in zip(better, plain, strict=True)
