@@ -19,6 +19,7 @@ _WHERE_FROM = {
     "imatrix of": "quantize.imatrix.dataset",
     "imatrix sha256": "dgpt2_quant.imatrix.sha256",
 }
+_LABELS_SHOWN = 50
 _HEADS = {"text": "classifies texts", "token": "classifies tokens", "choice": "compares choices"}
 
 
@@ -90,9 +91,12 @@ def _token_rows(described: "Description") -> list[list[str]]:
 def _head_rows(described: "Description") -> list[list[str]]:
     if (head := described.head) is None:
         return []
-    names = ", ".join(label if label.isprintable() else repr(label) for label in head.labels)
-    labels = f", {len(head.labels)} label{'s' * (len(head.labels) > 1)}: {names}" if names else ""
-    return [["head", _short(f"{_HEADS.get(head.kind, head.kind)}, {head.problem_type}{labels}")]]
+    rows = [["head", f"{_HEADS.get(head.kind, head.kind)}, {head.problem_type}"]]
+    if head.labels:
+        names = [label if label.isprintable() else repr(label) for label in head.labels[:_LABELS_SHOWN]]
+        more = [f"... ({len(head.labels)} in all)"] if len(head.labels) > _LABELS_SHOWN else []
+        rows.append(["labels", ", ".join([*names, *more])])
+    return rows
 
 
 def _pad_rows(described: "Description") -> list[list[str]]:

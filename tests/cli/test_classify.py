@@ -94,6 +94,12 @@ def test_errors(call: list[str], status: int, message: bytes, files: dict[str, P
     assert done.stdout == b""
 
 
+def test_inspect_lists_the_labels(files: dict[str, Path]) -> None:
+    shown = dgpt2("inspect", files["text"]).stdout.decode().splitlines()
+    assert "head           classifies texts, single_label_classification" in shown
+    assert r"labels         joy, 'anger\n', fear" in shown
+
+
 def test_a_language_model_has_no_labels(storybook_files: dict[str, Path]) -> None:
     done = dgpt2("classify", "the hat", "-m", storybook_files["Q8_0"])
     assert b"has no classification head" in done.stderr
