@@ -28,7 +28,7 @@ from train_storybook import encode, shrink, train
 
 _PIECE = 20_000  # characters
 _MOST = 16_000_000  # characters of a text
-_HELD_OUT = 20  # one piece of so many
+_HELD_OUT = 20  # every twentieth piece
 
 
 def main() -> None:
