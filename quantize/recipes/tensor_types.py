@@ -35,6 +35,9 @@ ROUNDABLE = (
 )
 """The tensor types whose codes GPTQ chooses (`lean/block_codes`); the codebooks of the smaller IQ types are in C."""
 
+_TRAINED_FOR = (TensorType.Q1_0, TensorType.Q2_0, TensorType.TQ1_0, TensorType.TQ2_0)
+"""Types for models whose weights were trained to have few values, which `lean` would change."""
+
 _FASTEST = {TensorType.Q4_0, TensorType.IQ4_NL, TensorType.Q4_K}
 _POSITION_TYPE = TensorType.Q8_0  # the position table is only looked up
 
@@ -144,6 +147,11 @@ def tensor_types(
                 chosen = lean or mix.choose(name, shape[1])
             types[name] = fitting(name, chosen, shape[1])
     return types
+
+
+def has_lean(quant_type: QuantType) -> bool:
+    """Whether the recipe `lean` writes another file than `stock`: not where nothing is rounded, or all was trained."""
+    return quant_type.base.is_quantized and quant_type.base not in _TRAINED_FOR
 
 
 def lean_matrix(quant_type: QuantType) -> TensorType | None:

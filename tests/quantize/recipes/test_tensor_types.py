@@ -21,6 +21,7 @@ from dgpt2_quant.quantize.recipes.tensor_types import (
     ROUNDABLE,
     find_override,
     find_preference,
+    has_lean,
     lean_embedding,
     lean_matrix,
     tensor_types,
@@ -276,7 +277,9 @@ def test_lean_gives_the_blocks_the_quant_types_own_type_where_gptq_can_round_to_
 
 def test_elsewhere_lean_has_the_stock_mix() -> None:
     sizes = Hyperparameters(vocabulary=100, context=64, width=256, inner=1024, layers=8, heads=4, norm_epsilon=1e-5)
-    for name in ("IQ3_S", "IQ2_XS", "IQ1_M", "TQ2_0"):
+    assert not any(has_lean(QUANT_TYPES[name]) for name in ("F32", "BF16", "Q1_0", "Q2_0", "TQ1_0", "TQ2_0"))
+    for name in ("IQ3_S", "IQ2_XS", "IQ1_M"):
+        assert has_lean(QUANT_TYPES[name])
         stock, lean = (tensor_types(sizes.shapes(), QUANT_TYPES[name], recipe) for recipe in ("stock", "lean"))
         different = {name for name in stock if stock[name] is not lean[name]}
         assert different == {"position_embd.weight"}
