@@ -39,7 +39,7 @@ class Event(str):
     """A piece of text with the tokens since the previous event, from `Model.stream`, `Model.batch` or a `Scheduler`.
 
     It is a `str`, equal to its `text`: print it, join it, compare it. `number` is that of the text in its batch (0 in
-    a stream or a scheduler). `logprobs` are those of `token_ids`, if requested. The last event of a text has the
+    a stream or a scheduler). `logprobs` are those of `token_ids`, if requested, and the first event has the `prompt_logprobs`. The last event of a text has the
     `completion`, perhaps without text. Text comes later than its tokens while a character or a stop string is
     incomplete.
     """
@@ -49,6 +49,7 @@ class Event(str):
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     completion: Completion | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
     def __new__(
         cls,
@@ -57,10 +58,12 @@ class Event(str):
         token_ids: tuple[int, ...] = (),
         logprobs: tuple[TokenLogprob, ...] = (),
         completion: Completion | None = None,
+        prompt_logprobs: tuple[TokenLogprob, ...] = (),
     ) -> Self:
         event = super().__new__(cls, text)
         # the dataclass's own __init__ takes twice as long, between two decodes
         event.__dict__.update(text=text, number=number, token_ids=token_ids, logprobs=logprobs, completion=completion)
+        event.__dict__["prompt_logprobs"] = prompt_logprobs
         return event
 
 

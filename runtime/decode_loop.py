@@ -239,7 +239,7 @@ class Engine:
     def _score(self, slot: _Slot, sequence: Sequence, chunk: TokenIds, begin: int) -> None:
         """Adds the log-probabilities of a chunk's tokens. The chunk is decoded again afterwards, because the last bits
         of a row depend on how many rows are scored with it."""
-        prompt, count = sequence.request.prompt, sequence.request.logprobs
+        prompt, count = sequence.request.prompt, sequence.request.prompt_logprobs
         assert count is not None
         if begin == 0:
             sequence.prompt_logprobs.append(TokenLogprob(prompt[0], None))

@@ -70,7 +70,8 @@ class Model(Classifier):
     `positions` is the length of the context in tokens, `vocabulary` the number of logits (the first `real_vocabulary`
     belong to real tokens, the others to pad tokens), `width` the size of a hidden state, `quant_type` the name of the
     file's quant type or None, `huge_pages` whether the weights are in private memory, `first_token` the token that
-    begins each text, or None, and `head` the file's classification head, or None."""
+    begins each text, or None, `start_token` the one that stands for an empty prompt, `end_token` the one
+    that ends a text, and `head` the file's classification head, or None."""
 
     def __init__(
         self,
@@ -95,6 +96,7 @@ class Model(Classifier):
         self.real_vocabulary = native.real_vocabulary
         self.width = native.width
         self.first_token = native.bos if native.adds_bos else None
+        self.start_token, self.end_token = native.bos, native.eos
         self._threads = threads
         self._flash_attention = flash_attention
         self._kv_type = kv_type

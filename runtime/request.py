@@ -36,6 +36,7 @@ class Options(TypedDict, total=False):
     - `echo`: the result begins with the prompt's text.
     - `logprobs`: adds to the completion each token's log-probability, and those of the N most likely tokens; with
       `echo` the prompt's too.
+    - `prompt_logprobs`: adds those of the prompt's tokens, and of the N most likely ones there.
     - `lookup`: the number of draft tokens to take from earlier in the text where it repeats itself, which is faster
       (default: 3 for greedy sampling, otherwise 0).
     """
@@ -50,6 +51,7 @@ class Options(TypedDict, total=False):
     truncate: bool
     echo: bool
     logprobs: int | None
+    prompt_logprobs: int | None
     lookup: int | None
     temperature: float
     top_k: int
@@ -88,11 +90,12 @@ class Request:
     lookup: int = 0
     stop_token_ids: frozenset[int] = frozenset()
     show_special: bool = False
+    prompt_logprobs: int | None = None
 
     @property
     def scores_prompt(self) -> bool:
         """Whether the log-probabilities of the prompt's tokens are requested."""
-        return self.echo is not None and self.logprobs is not None
+        return self.prompt_logprobs is not None
 
 
 def random_seed() -> int:
@@ -119,10 +122,8 @@ def make_request(model: NativeModel, positions: int, prompt: Prompt, **options: 
         max_tokens = positions
     min_tokens = check_count("min_tokens", settings.pop("min_tokens", 0))
     seed = check_seed(settings.pop("seed", None))
-    wanted = settings.pop("logprobs", None)
-    logprobs = None if wanted is None else check_count("logprobs", wanted)
-    if logprobs is not None and logprobs > model.real_vocabulary:
-        raise UsageError(f"`logprobs` must be 0-{model.real_vocabulary}, the size of this vocabulary, not {logprobs}")
+    logprobs = _alternatives(model, "logprobs", settings.pop("logprobs", None))
+    prompt_logprobs = _alternatives(model, "prompt_logprobs", settings.pop("prompt_logprobs", None))
     ignore_eos, truncate, echo, show_special = (
         check_flag(name, settings.pop(name, False)) for name in ("ignore_eos", "truncate", "echo", "show_special")
     )
@@ -134,6 +135,8 @@ def make_request(model: NativeModel, positions: int, prompt: Prompt, **options: 
         lookup = DRAFT_TOKENS if sampling.is_greedy else 0
     else:
         lookup = check_count("lookup", lookup, 0, MAX_DRAFT_TOKENS)
+    if echo and prompt_logprobs is None:
+        prompt_logprobs = logprobs
     text = None
     if echo:
         text = prompt if isinstance(prompt, str) and not is_cut else _text_of(model, tokens, show_special)
@@ -150,7 +153,15 @@ def make_request(model: NativeModel, positions: int, prompt: Prompt, **options: 
         lookup,
         stop_ids,
         show_special,
+        prompt_logprobs,
     )
+
+
+def _alternatives(model: NativeModel, name: str, value: object) -> int | None:
+    count = None if value is None else check_count(name, value)
+    if count is not None and count > model.real_vocabulary:
+        raise UsageError(f"`{name}` must be 0-{model.real_vocabulary}, the size of this vocabulary, not {count}")
+    return count
 
 
 def _prompt(model: NativeModel, positions: int, prompt: Prompt, truncated_for: int | None) -> tuple[list[int], bool]:

@@ -42,6 +42,7 @@ class Sequence:
         self._shown: list[str] = []
         self._logprobs: list[TokenLogprob] = []
         self._reported = 0  # tokens in earlier events
+        self._prompt_reported = False
         self._sampler = Sampler(model, request.sampling, request.seed, positions, request.prompt)
         self._lookup: Lookup | None = None  # made when first needed: never where several sequences decode together
         self._created = self._started = time.perf_counter()
@@ -110,7 +111,9 @@ class Sequence:
             return None
         begin, self._reported = self._reported, len(self.token_ids)
         logprobs = tuple(self._logprobs[begin:]) if self._logprobs else ()
-        return Event(text, self.number, tuple(self.token_ids[begin:]), logprobs, self.completion)
+        before = () if begin or self._prompt_reported else tuple(self.prompt_logprobs)
+        self._prompt_reported = True
+        return Event(text, self.number, tuple(self.token_ids[begin:]), logprobs, self.completion, before)
 
     def stop(self) -> str:
         """Cancels the text; returns the part that was held back."""

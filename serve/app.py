@@ -1,0 +1,81 @@
+"""The ASGI application: the routes behind the gate."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route as StarletteRoute
+
+from .access_log import AccessLog
+from .errors import HTTPError
+from .gate import Gate
+from .metrics import Metrics
+from .models import Models
+from .openapi import document
+from .routes import ROUTES, Route, answer, error_response
+from .settings import Settings
+
+
+def make_app(
+    models: Models,
+    settings: Settings,
+    *,
+    access_log: AccessLog | None = None,
+    on_ready: Callable[[], None] | None = None,
+    on_failure: Callable[[Exception], None] | None = None,
+) -> Starlette:
+    """The application. It loads the models after its start, and answers 503 until they are loaded."""
+    metrics = Metrics(models)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        loading = asyncio.create_task(load())
+        yield
+        await loading
+        await asyncio.to_thread(models.close)
+
+    async def load() -> None:
+        try:
+            await asyncio.to_thread(models.load)
+        except Exception as error:
+            models.failure = error
+            if on_failure:
+                on_failure(error)
+        else:
+            if on_ready:
+                on_ready()
+
+    async def openapi(request: Request) -> Response:
+        request.state.call.route = "/openapi.json"
+        return Response(OPENAPI, media_type="application/json")
+
+    async def not_found(request: Request, error: Any) -> Response:
+        assert isinstance(error, HTTPException)
+        allowed = dict(error.headers or {})
+        message = f"{request.method} is not allowed here" if error.status_code == 405 else "there is no such route"
+        return error_response(HTTPError(error.status_code, message, headers=allowed))
+
+    gate = Middleware(Gate, models=models, settings=settings, metrics=metrics, access_log=access_log)
+    return Starlette(
+        routes=[*map(_routed, ROUTES), StarletteRoute("/openapi.json", openapi)],
+        middleware=[gate],
+        exception_handlers={404: not_found, 405: not_found},
+        lifespan=lifespan,
+    )
+
+
+OPENAPI = document(ROUTES)
+
+
+def _routed(route: Route) -> StarletteRoute:
+    async def endpoint(request: Request) -> Response:
+        return await answer(route, request)
+
+    return StarletteRoute(route.path, endpoint, methods=[route.method], name=f"{route.method} {route.path}")

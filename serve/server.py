@@ -1,0 +1,147 @@
+"""Runs the application under uvicorn: the socket, connections and their limits, signals, and a shutdown that ends."""
+
+import asyncio
+import json
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from dgpt2_quant.core.errors import RuntimeFailure, UsageError
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from .access_log import AccessLog
+from .app import make_app
+from .errors import HTTPError
+from .models import Models
+from .settings import SHUTDOWN_SECONDS, Limits, Settings
+
+_LAST_SECONDS = 3  # after the texts were cancelled, for their connections to end
+
+
+def listen(settings: Settings) -> socket.socket:
+    """A socket bound to the address. Raises `UsageError` for one that is in use or does not exist."""
+    host = settings.host.strip("[]")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, settings.port, type=socket.SOCK_STREAM)[0]
+        found = socket.socket(family, kind, protocol)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+    except OSError as error:
+        raise UsageError(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}",
+            "Choose another `port` or `host`.",
+        ) from error
+    return found
+
+
+def serve(
+    models: Models,
+    settings: Settings,
+    listener: socket.socket,
+    *,
+    access_log: AccessLog | None = None,
+    on_ready: Callable[[], None] | None = None,
+) -> None:
+    """Serves until SIGINT or SIGTERM; then requests in progress have `SHUTDOWN_SECONDS` to end.
+
+    Raises `DgptQuantError` if a model cannot be loaded.
+    """
+    server: _Server
+
+    def failed(error: Exception) -> None:
+        server.should_exit = True
+
+    app = make_app(models, settings, access_log=access_log, on_ready=on_ready, on_failure=failed)
+    config = uvicorn.Config(
+        app,
+        http=_limited(settings.limits),
+        ws="none",
+        lifespan="on",
+        loop="asyncio",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=int(SHUTDOWN_SECONDS) + _LAST_SECONDS,
+    )
+    server = _Server(config, models)
+    server.run(sockets=[listener])
+    if models.failure:
+        raise models.failure
+    if not server.started:
+        raise RuntimeFailure("the server did not start", "See the lines above.")
+
+
+class _Server(uvicorn.Server):
+    """Ends all texts some seconds after the signal, so that each answer has an end, and returns normally."""
+
+    def __init__(self, config: uvicorn.Config, models: Models) -> None:
+        super().__init__(config)
+        self.models = models
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, without raising the signal again: the end that it asked for was orderly."""
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal ends the server after its requests, the second one now."""
+        if self.should_exit:
+            self.models.end_texts()
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        ending = asyncio.get_running_loop().call_later(SHUTDOWN_SECONDS, self.models.end_texts)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            ending.cancel()
+
+
+def _limited(limits: Limits) -> type[asyncio.Protocol]:
+    """A protocol that refuses connections above the limit, and closes those that send no request."""
+
+    class Protocol(H11Protocol):
+        """HTTP/1.1 with limits."""
+
+        _waiting: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self.app_state = {**self.app_state, "abort": transport.abort}
+            if len(self.connections) > limits.connections:
+                transport.write(_TOO_MANY)
+                transport.close()
+                return
+            self._waiting = self.loop.call_later(limits.idle_seconds, self._close_idle)
+
+        def _close_idle(self) -> None:
+            if self.cycle is None:
+                self.transport.close()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            if self._waiting:
+                self._waiting.cancel()
+            super().connection_lost(exc)
+
+    return Protocol
+
+
+def _raw(error: HTTPError) -> bytes:
+    body = json.dumps(error.body()).encode()
+    head = f"HTTP/1.1 {error.status} Service Unavailable\r\ncontent-type: application/json\r\n"
+    head += f"content-length: {len(body)}\r\nretry-after: 1\r\nconnection: close\r\n\r\n"
+    return head.encode() + body
+
+
+_TOO_MANY = _raw(HTTPError(503, "too many connections; try again later", "unavailable_error", None, "unavailable"))
