@@ -72,13 +72,10 @@ def serve(
     from dgpt2_quant.serve.access_log import AccessLog
     from dgpt2_quant.serve.keys import read_keys
     from dgpt2_quant.serve.models import Models
-    from dgpt2_quant.serve.server import listen
-    from dgpt2_quant.serve.server import serve as run_server
+    from dgpt2_quant.serve.server import Server, listen
 
     count = thread_count(threads)
-    limits = Limits(
-        body=max_body, tokens=max_tokens, request_seconds=request_timeout, connections=max_connections
-    )
+    limits = Limits(body=max_body, tokens=max_tokens, request_seconds=request_timeout, connections=max_connections)
     settings = Settings(
         host=host,
         port=port,
@@ -100,7 +97,7 @@ def serve(
         def ready() -> None:
             note(f"Serving {', '.join(models.loaded)} on {address}; Ctrl-C stops it.")
 
-        run_server(models, settings, listener, access_log=AccessLog(as_json=log_json), on_ready=ready)
+        Server(models, settings, access_log=AccessLog(as_json=log_json), on_ready=ready).serve_on(listener)
 
 
 def _files(names: list[str], types: list[str] | None, revision: str | None, offline: bool) -> "list[ModelFile]":

@@ -91,7 +91,9 @@ async def _generate(call: Call, model: str | None, texts: Sequence[str], given: 
     count = given.num_return_sequences
     if len(prompts) * count > call.limits.sequences:
         most = call.limits.sequences
-        raise refused(f"a request may generate at most {most} texts, not {len(prompts) * count}", "num_return_sequences")
+        raise refused(
+            f"a request may generate at most {most} texts, not {len(prompts) * count}", "num_return_sequences"
+        )
     if count > 1 and not given.do_sample:
         raise refused("`num_return_sequences` above 1 needs `do_sample`: all texts would be the same", "do_sample")
     jobs = [

@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import math
+import time
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import Any
 
 from starlette.responses import Response
@@ -39,65 +41,48 @@ class EventStream(Response):
         self.chunks, self.write_seconds, self.end, self.error_body = chunks, write_seconds, end, error_body
         self.status_code = 200
         self.background = None
-        self.left_early = False
+        self.sent = math.inf  # when something was sent; no ping before the first byte
         self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         self.raw_headers.append((b"content-type", b"text/event-stream; charset=utf-8"))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        writing = asyncio.create_task(self._write(scope, send))
-        leaving = asyncio.create_task(_until_disconnect(receive))
+        writing = asyncio.create_task(self._write(send))
+        others = [asyncio.create_task(_until_disconnect(receive)), asyncio.create_task(self._ping(send))]
         try:
-            await asyncio.wait({writing, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            self.left_early = not writing.done()
+            await asyncio.wait({writing, *others}, return_when=asyncio.FIRST_COMPLETED)
+            if not writing.done() or isinstance(writing.exception(), TimeoutError):
+                scope["state"]["call"].left_early = True
+                scope["state"]["abort"]()
         finally:
-            leaving.cancel()
-            writing.cancel()
-            with suppress(asyncio.CancelledError):
-                await writing
+            for task in (writing, *others):
+                task.cancel()
+            await asyncio.gather(writing, *others, return_exceptions=True)
+        if not (writing.cancelled() or isinstance(writing.exception(), TimeoutError)):
+            writing.result()
 
-    async def _write(self, scope: Scope, send: Send) -> None:
-        async def put(body: bytes, more: bool = True) -> None:
-            async with asyncio.timeout(self.write_seconds):
-                await send({"type": "http.response.body", "body": body, "more_body": more})
+    async def _write(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        async with aclosing(self.chunks):
+            try:
+                async for chunk in self.chunks:
+                    await self._put(send, b"data: " + to_json(chunk) + b"\n\n")
+            except HTTPError as error:
+                await self._put(send, b"data: " + to_json(self.error_body(error)) + b"\n\n")
+        await self._put(send, self.end)
+        await self._put(send, b"", more=False)
 
-        try:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            async with aclosing(_with_pings(self.chunks)) as chunks:
-                try:
-                    async for chunk in chunks:
-                        await put(_PING if chunk is None else b"data: " + to_json(chunk) + b"\n\n")
-                except HTTPError as error:
-                    await put(b"data: " + to_json(self.error_body(error)) + b"\n\n")
-            await put(self.end)
-            await put(b"", more=False)
-        except TimeoutError:
-            self.left_early = True
-            if abort := scope.get("state", {}).get("abort"):
-                abort()
+    async def _put(self, send: Send, body: bytes, *, more: bool = True) -> None:
+        """Raises `TimeoutError` for a client that does not read."""
+        self.sent = time.monotonic()
+        async with asyncio.timeout(self.write_seconds):
+            await send({"type": "http.response.body", "body": body, "more_body": more})
 
-
-async def _with_pings(chunks: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
-    """The chunks, and None whenever nothing has come for some seconds."""
-    pending: asyncio.Future[Any] | None = None
-    async with aclosing(chunks):
-        try:
-            while True:
-                pending = pending or asyncio.ensure_future(anext(chunks))
-                done, _ = await asyncio.wait({pending}, timeout=_PING_SECONDS)
-                if not done:
-                    yield None
-                    continue
-                finished, pending = pending, None
-                try:
-                    chunk = finished.result()
-                except StopAsyncIteration:
-                    return
-                yield chunk
-        finally:
-            if pending is not None:
-                pending.cancel()
-                with suppress(asyncio.CancelledError, StopAsyncIteration):
-                    await pending
+    async def _ping(self, send: Send) -> None:
+        """Sends a comment whenever nothing was sent for some seconds, so that proxies keep the connection."""
+        while True:
+            await asyncio.sleep(_PING_SECONDS)
+            if time.monotonic() - self.sent >= _PING_SECONDS:
+                await self._put(send, _PING)
 
 
 async def _until_disconnect(receive: Receive) -> None:

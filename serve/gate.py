@@ -92,7 +92,9 @@ def refuse_strangers(headers: Headers, scope: Scope, settings: Settings) -> None
         matches = [hmac.compare_digest(given, key.encode()) for key in settings.keys]
         if not any(matches):
             message = "give an API key: Authorization: Bearer KEY" if not given else "the API key is wrong"
-            raise HTTPError(401, message, "authentication_error", None, "invalid_api_key", {"WWW-Authenticate": "Bearer"})
+            raise HTTPError(
+                401, message, "authentication_error", None, "invalid_api_key", {"WWW-Authenticate": "Bearer"}
+            )
         return
     host = _name(headers.get("host", ""))
     if settings.is_loopback and not _is_ours(host, settings):

@@ -1,5 +1,6 @@
 """The routes of llama.cpp's server that other programs use: completion, tokenize, detokenize, props, slots."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from .errors import HTTPError, refused, unavailable, unsupported
 from .event_stream import EventStream
 from .json_body import Body
 from .models import ServedModel
-from .prompts import PromptText, read_prompts
+from .prompts import PromptText, check_ids, read_prompts, text_of
 from .running import Running, cached_tokens
 from .token_text import TokenTexts, finite
 
@@ -226,9 +227,11 @@ async def _prompts(call: Call, served: ServedModel, body: CompletionBody) -> lis
     if isinstance(prompt, list) and _is_mixed(prompt) and any(isinstance(part, str) for part in prompt):
         tokens: list[int] = []
         for part in prompt:
-            tokens += await served.tokenize(part, special=body.parse_special, add_special=False) if isinstance(
-                part, str
-            ) else [part]  # type: ignore[list-item]
+            tokens += (
+                await served.tokenize(part, special=body.parse_special, add_special=False)
+                if isinstance(part, str)
+                else [part]
+            )  # type: ignore[list-item]
         prompt = tokens
     return await read_prompts(call, served, prompt, special=body.parse_special)  # type: ignore[arg-type]
 
@@ -320,8 +323,8 @@ class DetokenizeBody(Body):
 async def detokenize(call: Call, body: DetokenizeBody) -> dict[str, Any]:
     """The text of tokens, special tokens by name; llama.cpp calls it `content`, vLLM `prompt`."""
     served = call.models.find(body.model)
-    (prompt,) = await read_prompts(call, served, body.tokens, name="tokens") if body.tokens else (None,)
-    text = prompt.text if prompt else ""
+    check_ids(served, body.tokens, "tokens")
+    text = await asyncio.to_thread(text_of, served, body.tokens)
     return {"content": text, "prompt": text}
 
 
@@ -377,5 +380,3 @@ async def slots(call: Call, *, fail_on_no_slot: bool = False) -> list[dict[str, 
 def error_body(error: HTTPError) -> dict[str, Any]:
     """The error object with llama.cpp's code, which is the status."""
     return {"error": {**error.body()["error"], "code": error.status}}
-
-

@@ -137,7 +137,10 @@ class Models:
                 return served
         known = ", ".join(self.loaded)
         raise HTTPError(
-            404, f"the model {name[:100]!r} does not exist; the models are {known}", param="model", code="model_not_found"
+            404,
+            f"the model {name[:100]!r} does not exist; the models are {known}",
+            param="model",
+            code="model_not_found",
         )
 
     def list(self) -> list[dict[str, Any]]:

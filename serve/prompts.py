@@ -61,9 +61,7 @@ async def _read(
         tokens = await served.tokenize(text, special=special, add_special=add_special)
         adds_first = add_special and bool(tokens) and tokens[0] == model.first_token
     else:
-        most = model.vocabulary - 1
-        if wrong := next((token for token in text if not 0 <= token <= most), None):
-            raise refused(f"`{name}` must have token ids 0-{most}, not {wrong}", name)
+        check_ids(served, text, name)
         tokens, adds_first = list(text), False
         text = text_of(served, tokens)
     if keep is not None and len(tokens) > keep:
@@ -72,6 +70,14 @@ async def _read(
     if not tokens:
         tokens, adds_first = [model.start_token], True
     return PromptText(tokens, text, adds_first)
+
+
+def check_ids(served: ServedModel, tokens: Sequence[int], name: str) -> None:
+    """Raises `HTTPError` 400 for what is not the id of a token."""
+    most = served.model.vocabulary - 1
+    wrong = [token for token in tokens if not 0 <= token <= most]
+    if wrong:
+        raise refused(f"`{name}` must have token ids 0-{most}, not {wrong[0]}", name)
 
 
 def text_of(served: ServedModel, tokens: Sequence[int]) -> str:

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from . import azure, llama_cpp
 from .call import Call
 from .errors import HTTPError, of_library
-from .event_stream import EventStream, to_json
+from .event_stream import to_json
 from .json_body import parse, read_body, require_json
 from .metrics import CONTENT_TYPE
 from .openai import chat, completions, embeddings, models
@@ -51,7 +51,9 @@ async def health(call: Call, request: Request) -> dict[str, str]:
 async def metrics(call: Call, request: Request) -> Response:
     """Counters and histograms for Prometheus."""
     text = await asyncio.to_thread(call.metrics.text)
-    return Response(text, headers={"content-type": CONTENT_TYPE, "process-start-time-unix": str(int(call.metrics.started))})
+    return Response(
+        text, headers={"content-type": CONTENT_TYPE, "process-start-time-unix": str(int(call.metrics.started))}
+    )
 
 
 async def show_model(call: Call, request: Request) -> dict[str, Any]:

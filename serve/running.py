@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -10,7 +9,7 @@ from dgpt2_quant.core.errors import DgptQuantError
 from dgpt2_quant.runtime import Completion, Event, RequestHandle
 
 from .call import Call
-from .errors import internal, of_library, overloaded, refused, timed_out, unavailable
+from .errors import HTTPError, internal, of_library, overloaded, refused, timed_out, unavailable
 from .models import ServedModel
 
 
@@ -71,28 +70,29 @@ class Running:
                 arrived.put_nowait((number, error))
 
         tasks = [asyncio.create_task(follow(number, handle)) for number, handle in enumerate(self.handles)]
+        late = timed_out(self.call.limits.request_seconds)
+        # not `asyncio.timeout`: the reader of this generator may be another task each time
+        timer = asyncio.get_running_loop().call_at(self.call.deadline, arrived.put_nowait, (0, late))
         left = len(tasks)
         try:
-            async with asyncio.timeout_at(self.call.deadline):
-                while left:
-                    number, event = await arrived.get()
-                    if event is None:
-                        left -= 1
-                    elif isinstance(event, Event):
-                        if event.completion and event.completion.finish_reason == "cancelled":
-                            raise unavailable("the server is shutting down")
-                        self.generated[number] += len(event.token_ids)
-                        self.call.saw(self.served, number, event)
-                        yield number, event
-                    else:
-                        raise internal() from event
-        except TimeoutError:
-            raise timed_out(self.call.limits.request_seconds) from None
+            while left:
+                number, event = await arrived.get()
+                if event is None:
+                    left -= 1
+                elif isinstance(event, HTTPError):
+                    raise event
+                elif isinstance(event, Exception):
+                    raise internal() from event
+                else:
+                    if event.completion and event.completion.finish_reason == "cancelled":
+                        raise unavailable("the server is shutting down")
+                    self.generated[number] += len(event.token_ids)
+                    self.call.saw(self.served, number, event)
+                    yield number, event
         finally:
+            timer.cancel()
             for task in tasks:
                 task.cancel()
-            with suppress(asyncio.CancelledError):
-                await asyncio.gather(*tasks, return_exceptions=True)
 
     async def results(self) -> list[Completion]:
         """The completions, in order."""

@@ -4,6 +4,7 @@ import asyncio
 import json
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -11,13 +12,14 @@ from typing import Any
 
 import uvicorn
 from dgpt2_quant.core.errors import RuntimeFailure, UsageError
+from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .access_log import AccessLog
 from .app import make_app
 from .errors import HTTPError
 from .models import Models
-from .settings import SHUTDOWN_SECONDS, Limits, Settings
+from .settings import Limits, Settings
 
 _LAST_SECONDS = 3  # after the texts were cancelled, for their connections to end
 
@@ -38,55 +40,41 @@ def listen(settings: Settings) -> socket.socket:
     return found
 
 
-def serve(
-    models: Models,
-    settings: Settings,
-    listener: socket.socket,
-    *,
-    access_log: AccessLog | None = None,
-    on_ready: Callable[[], None] | None = None,
-) -> None:
-    """Serves until SIGINT or SIGTERM; then requests in progress have `SHUTDOWN_SECONDS` to end.
+class Server(uvicorn.Server):
+    """Serves until SIGINT or SIGTERM; then requests in progress have `shutdown_seconds` to end.
 
-    Raises `DgptQuantError` if a model cannot be loaded.
+    After that all texts are ended, so that each answer has an end.
     """
-    server: _Server
 
-    def failed(error: Exception) -> None:
-        server.should_exit = True
+    def __init__(
+        self,
+        models: Models,
+        settings: Settings,
+        *,
+        access_log: AccessLog | None = None,
+        on_ready: Callable[[], None] | None = None,
+    ) -> None:
+        self.models, self.settings = models, settings
+        app = make_app(models, settings, access_log=access_log, on_ready=on_ready, on_failure=self._fail)
+        super().__init__(_config(app, settings))
 
-    app = make_app(models, settings, access_log=access_log, on_ready=on_ready, on_failure=failed)
-    config = uvicorn.Config(
-        app,
-        http=_limited(settings.limits),
-        ws="none",
-        lifespan="on",
-        loop="asyncio",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=int(SHUTDOWN_SECONDS) + _LAST_SECONDS,
-    )
-    server = _Server(config, models)
-    server.run(sockets=[listener])
-    if models.failure:
-        raise models.failure
-    if not server.started:
-        raise RuntimeFailure("the server did not start", "See the lines above.")
+    def serve_on(self, listener: socket.socket) -> None:
+        """Runs until the server is stopped. Raises `DgptQuantError` if a model cannot be loaded."""
+        self.run(sockets=[listener])
+        if self.models.failure:
+            raise self.models.failure
+        if not self.started:
+            raise RuntimeFailure("the server did not start", "See the lines above.")
 
-
-class _Server(uvicorn.Server):
-    """Ends all texts some seconds after the signal, so that each answer has an end, and returns normally."""
-
-    def __init__(self, config: uvicorn.Config, models: Models) -> None:
-        super().__init__(config)
-        self.models = models
+    def _fail(self, error: Exception) -> None:
+        self.should_exit = True
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """As uvicorn's, without raising the signal again: the end that it asked for was orderly."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
@@ -101,7 +89,7 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        ending = asyncio.get_running_loop().call_later(SHUTDOWN_SECONDS, self.models.end_texts)
+        ending = asyncio.get_running_loop().call_later(self.settings.shutdown_seconds, self.models.end_texts)
         try:
             await super().shutdown(sockets)
         finally:
@@ -145,3 +133,19 @@ def _raw(error: HTTPError) -> bytes:
 
 
 _TOO_MANY = _raw(HTTPError(503, "too many connections; try again later", "unavailable_error", None, "unavailable"))
+
+
+def _config(app: Starlette, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=_limited(settings.limits),
+        ws="none",
+        lifespan="on",
+        loop="asyncio",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=int(settings.shutdown_seconds) + _LAST_SECONDS,
+    )

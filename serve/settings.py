@@ -3,8 +3,6 @@
 import ipaddress
 from dataclasses import dataclass, field
 
-SHUTDOWN_SECONDS = 10.0
-
 
 @dataclass(frozen=True)
 class Limits:
@@ -35,6 +33,7 @@ class Settings:
     keys: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
     allow_grammar: bool = False
+    shutdown_seconds: float = 10.0  # that requests in progress have to end
     limits: Limits = field(default_factory=Limits)
 
     @property

@@ -4,7 +4,7 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Literal
 
-from dgpt2_quant.runtime import Completion, Event, TokenLogprob
+from dgpt2_quant.runtime import Completion, TokenLogprob
 from dgpt2_quant.serve.call import Call
 from dgpt2_quant.serve.errors import refused
 from dgpt2_quant.serve.event_stream import EventStream

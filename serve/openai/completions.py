@@ -113,7 +113,9 @@ class _Answer:
             group = found[first : first + self.count]
             if self.count > self.body.n:
                 group = sorted(group, key=_mean_logprob, reverse=True)[: self.body.n]
-            choices += [{"index": len(choices) + at, **_Choice(self, prompt).whole(one)} for at, one in enumerate(group)]
+            choices += [
+                {"index": len(choices) + at, **_Choice(self, prompt).whole(one)} for at, one in enumerate(group)
+            ]
         return {**self.head, "choices": choices, "usage": self.usage(running)}
 
     async def stream(self, running: Running) -> AsyncGenerator[dict[str, Any], None]:
@@ -163,9 +165,7 @@ class _Choice:
         done = event.completion
         if not (event.text or event.token_ids or event.prompt_logprobs or done):
             return None
-        return self.part(
-            event.text, event.token_ids, event.logprobs, event.prompt_logprobs, done and reason_of(done)
-        )
+        return self.part(event.text, event.token_ids, event.logprobs, event.prompt_logprobs, done and reason_of(done))
 
     def part(
         self,
