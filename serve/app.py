@@ -1,7 +1,7 @@
 """The ASGI application: the routes behind the gate."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -63,7 +63,7 @@ def make_app(
 
     gate = Middleware(Gate, models=models, settings=settings, metrics=metrics, access_log=access_log)
     return Starlette(
-        routes=[*map(_routed, ROUTES), StarletteRoute("/openapi.json", openapi)],
+        routes=[*_routed(ROUTES), StarletteRoute("/openapi.json", openapi)],
         middleware=[gate],
         exception_handlers={404: not_found, 405: not_found},
         lifespan=lifespan,
@@ -73,8 +73,13 @@ def make_app(
 OPENAPI = document(ROUTES)
 
 
-def _routed(route: Route) -> StarletteRoute:
-    async def endpoint(request: Request) -> Response:
-        return await answer(route, request)
+def _routed(routes: Sequence[Route]) -> Iterator[StarletteRoute]:
+    """One of Starlette's routes for each path, so that a wrong method is answered with all that are allowed."""
+    for path in dict.fromkeys(route.path for route in routes):
+        by_method = {route.method: route for route in routes if route.path == path}
 
-    return StarletteRoute(route.path, endpoint, methods=[route.method], name=f"{route.method} {route.path}")
+        async def endpoint(request: Request, by_method: dict[str, Route] = by_method) -> Response:
+            method = "GET" if request.method == "HEAD" else request.method
+            return await answer(by_method[method], request)
+
+        yield StarletteRoute(path, endpoint, methods=list(by_method))

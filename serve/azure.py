@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import Field
 
 from .call import Call
-from .errors import refused
+from .errors import HTTPError, refused
 from .json_body import Body
 from .prompts import read_prompts
 from .running import Running
@@ -109,6 +109,10 @@ async def _generate(call: Call, model: str | None, texts: Sequence[str], given: 
         [text + one for one in found[first : first + count]]
         for text, first in zip(before, range(0, len(found), count), strict=True)
     ]
+
+
+def error_body(error: HTTPError) -> dict[str, Any]:
+    return {"message": error.message}
 
 
 def _options(given: Parameters, length: int) -> Mapping[str, Any]:

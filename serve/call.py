@@ -63,11 +63,11 @@ class Call:
             self.first_token_seconds = now - self.started
         self.metrics.first_token.labels(served.id).observe(now - self.started)
 
-    def ended(self, served: ServedModel, handles: Sequence[RequestHandle]) -> None:
-        """Counts what these texts have computed."""
+    def ended(self, served: ServedModel, handles: Sequence[RequestHandle], generated: int) -> None:
+        """Counts what these texts have computed, and the tokens that were sent or are in the answer."""
+        self.completion_tokens += generated
         for handle in handles:
             timing = handle.timing
-            self.completion_tokens += timing.decode_tokens
             self.cached_tokens += timing.prompt_tokens - timing.prompt_computed
             if self.queue_seconds is None:
                 self.queue_seconds = timing.waited_seconds

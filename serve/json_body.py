@@ -18,6 +18,16 @@ class Body(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> dict[str, Any]:
+        """The schema with null allowed for every optional field."""
+        found: dict[str, Any] = handler.resolve_ref_schema(handler(schema))
+        for name, field in found.get("properties", {}).items():
+            if name not in found.get("required", ()) and {"type": "null"} not in field.get("anyOf", ()):
+                about = {key: field.pop(key) for key in ("default", "description", "title") if key in field}
+                found["properties"][name] = {"anyOf": [field, {"type": "null"}], **about}
+        return found
+
     @model_validator(mode="before")
     @classmethod
     def drop_nulls(cls, data: Any) -> Any:
@@ -68,9 +78,18 @@ def parse(schema: type[B], body: bytes) -> B:
     if not isinstance(data, dict):
         raise refused("the body must be a JSON object", code="invalid_json")
     try:
-        return schema.model_validate(data)
+        return schema.model_validate(_with_integers(data))
     except ValidationError as error:
         raise _explained(error) from None
+
+
+def _with_integers(data: Any) -> Any:
+    """The data with 5 for 5.0, as JSON does not distinguish them."""
+    if isinstance(data, dict):
+        return {name: _with_integers(value) for name, value in data.items()}
+    if isinstance(data, list):
+        return [_with_integers(value) for value in data]
+    return int(data) if isinstance(data, float) and data.is_integer() and abs(data) < 2**53 else data
 
 
 def _explained(error: ValidationError) -> HTTPError:

@@ -38,7 +38,7 @@ def document(routes: Sequence[Route]) -> bytes:
             operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
         paths.setdefault(re.sub(r":\w+}", "}", route.path), {})[route.method.lower()] = operation
     components = {
-        "schemas": {**schemas.get("$defs", {}), "Error": _ERROR, "AzureError": _AZURE_ERROR},
+        "schemas": {**schemas.get("$defs", {}), "Error": _ERROR, "AzureError": _AZURE_ERROR, "TgiError": _TGI_ERROR},
         "securitySchemes": {
             "bearer": {"type": "http", "scheme": "bearer"},
             "header": {"type": "apiKey", "in": "header", "name": "X-Api-Key"},
@@ -55,10 +55,9 @@ def document(routes: Sequence[Route]) -> bytes:
 
 
 def _operation(route: Route) -> dict[str, Any]:
-    answers: dict[str, Any] = {route.answers: {"schema": {"type": "string"} if route.answers == "text/plain" else {}}}
-    if route.streams:
-        answers["text/event-stream"] = {"schema": {"type": "string"}}
-    error = "AzureError" if route.dialect == "azure" else "Error"
+    kinds = [route.answers, *(["text/event-stream"] if route.streams else [])]
+    answers = {kind: {"schema": {"type": "string"} if kind == "text/plain" else {}} for kind in kinds}
+    error = {"azure": "AzureError", "tgi": "TgiError"}.get(route.dialect, "Error")
     statuses = _STATUSES | (_WITH_BODY if route.body else {})
     failures = {
         status: {
@@ -96,3 +95,8 @@ _ERROR = {
     },
 }
 _AZURE_ERROR = {"type": "object", "required": ["message"], "properties": {"message": {"type": "string"}}}
+_TGI_ERROR = {
+    "type": "object",
+    "required": ["error", "error_type"],
+    "properties": {"error": {"type": "string"}, "error_type": {"type": "string"}},
+}

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
-from . import azure, llama_cpp
+from . import azure, llama_cpp, tgi
 from .call import Call
 from .errors import HTTPError, of_library
 from .event_stream import to_json
@@ -22,7 +22,7 @@ from .openai import chat, completions, embeddings, models
 class Route:
     """`handle(call, body)` answers with JSON, an `EventStream` or a `Response`; without a `body` it gets the request.
 
-    `dialect` is whose error body it has: openai, llama_cpp or azure.
+    `dialect` is whose error body it has: openai, llama_cpp, azure or tgi.
     """
 
     method: str
@@ -102,6 +102,9 @@ ROUTES = (
     Route("GET", "/slots", slots, dialect="llama_cpp", query=("fail_on_no_slot",)),
     Route("GET", "/metrics", metrics, answers="text/plain"),
     Route("POST", "/score", azure.score, azure.ScoreBody, "azure"),
+    Route("POST", "/", tgi.root, tgi.GenerateBody, "tgi"),
+    Route("POST", "/generate", tgi.generate, tgi.GenerateBody, "tgi"),
+    Route("POST", "/generate_stream", tgi.generate_stream, tgi.GenerateBody, "tgi", "text/event-stream"),
     Route("GET", "/", healthy, answers="text/plain"),
 )
 
@@ -158,7 +161,8 @@ async def _disconnect(request: Request) -> None:
 
 
 def error_response(error: HTTPError, dialect: str = "openai") -> Response:
-    body = {"azure": lambda e: {"message": e.message}, "llama_cpp": llama_cpp.error_body}.get(dialect, HTTPError.body)
+    bodies = {"azure": azure.error_body, "llama_cpp": llama_cpp.error_body, "tgi": tgi.error_body}
+    body = bodies.get(dialect, HTTPError.body)
     headers = dict(error.headers)
     if dialect == "azure" and error.status >= 500:
         headers["x-ms-run-function-failed"] = "True"

@@ -34,6 +34,8 @@ class Running:
             raise refused(f"a request may generate at most {most} texts on this server, not {len(texts)}", "n")
         if len(texts) > served.room:
             raise overloaded()
+        names = names or {}
+        texts = [(tokens, _limited(options, call, names.get("max_tokens", "max_tokens"))) for tokens, options in texts]
         self.generated = [0] * len(texts)  # tokens of each text so far
         self.handles: list[RequestHandle] = []
         try:
@@ -51,7 +53,7 @@ class Running:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.cancel()
-        self.call.ended(self.served, self.handles)
+        self.call.ended(self.served, self.handles, sum(self.generated))
 
     def cancel(self) -> None:
         for handle in self.handles:
@@ -101,6 +103,16 @@ class Running:
             if event.completion:
                 found[number] = event.completion
         return [found[number] for number in range(len(self.handles))]
+
+
+def _limited(options: Mapping[str, Any], call: Call, name: str) -> Mapping[str, Any]:
+    """The options within the server's limit of tokens. Raises `HTTPError` for a larger number."""
+    most, wanted = call.limits.tokens, options["max_tokens"]
+    if most is None:
+        return options
+    if wanted is not None and wanted > most:
+        raise refused(f"`{name}` must be at most {most} on this server, not {wanted}", name)
+    return options if wanted is not None and wanted >= 0 else {**options, "max_tokens": most}
 
 
 def cached_tokens(handle: RequestHandle) -> int:

@@ -70,7 +70,7 @@ async def chat(call: Call, body: ChatBody) -> dict[str, Any] | EventStream:
         raise too_long(served, len(tokens), "messages")
     settings = options(body, served, call.settings)
     wanted = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    settings["max_tokens"] = call.limits.tokens if wanted is None else wanted
+    settings["max_tokens"] = wanted
     settings["logprobs"] = body.top_logprobs if body.logprobs else None
     texts = [(tokens, settings if body.seed is None else settings | {"seed": body.seed + i}) for i in range(body.n)]
     running = Running(call, served, texts, NAMES)

@@ -83,8 +83,6 @@ def _checked(call: Call, body: CompletionBody) -> int:
     for name in ("logprobs", "prompt_logprobs"):
         if (getattr(body, name) or 0) > call.limits.logprobs:
             raise refused(f"`{name}` must be 0-{call.limits.logprobs}, not {getattr(body, name)}", name)
-    if call.limits.tokens is not None and body.max_tokens > call.limits.tokens:
-        raise refused(f"`max_tokens` must be at most {call.limits.tokens} on this server", "max_tokens")
     return count
 
 
