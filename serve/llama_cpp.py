@@ -86,7 +86,7 @@ class CompletionBody(Body):
     n_cmpl: int = 1
     post_sampling_probs: bool = False
     return_progress: bool = False
-    lora: list[Any] = []
+    lora: list[Any] = Field(default_factory=list)
 
 
 async def complete(call: Call, body: CompletionBody) -> Any:
@@ -158,7 +158,6 @@ def _final(
     text: str,
 ) -> dict[str, Any]:
     kinds = {"eos": "eos", "length": "limit", "stop": "word"}
-    stopped = [stop for stop in ([body.stop] if isinstance(body.stop, str) else body.stop or ())]
     answer = {
         "index": number,
         "content": text,
@@ -176,7 +175,7 @@ def _final(
         "has_new_line": "\n" in found.text,
         "truncated": False,
         "stop_type": kinds.get(found.finish_reason, "none"),
-        "stopping_word": (found.stop or "") if stopped else "",
+        "stopping_word": found.stop or "",
         "tokens_cached": len(prompt.tokens) + found.tokens - 1,
         "timings": _timings(running, number),
     }

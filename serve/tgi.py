@@ -111,7 +111,11 @@ def _whole(running: Running, body: GenerateBody, found: Completion) -> dict[str,
             "generated_tokens": found.tokens,
             "seed": running.handles[0].seed,
             "prefill": [
-                {"id": entry.token, "text": TokenTexts(served.model).string(entry.token), "logprob": finite(entry.logprob)}
+                {
+                    "id": entry.token,
+                    "text": TokenTexts(served.model).string(entry.token),
+                    "logprob": finite(entry.logprob),
+                }
                 for entry in found.prompt_logprobs or ()
             ],
             "tokens": [_token(served, entry.token, entry.logprob) for entry in found.logprobs or ()],

@@ -125,7 +125,10 @@ def hub_client(tales: Running, monkeypatch: pytest.MonkeyPatch) -> Any:
         ({"do_sample": False, "stop": ["the"]}, {"temperature": 0, "stop": ["the"]}),
         ({"seed": 7, "temperature": 0.7, "top_k": 5}, {"seed": 7, "temperature": 0.7, "extra_body": {"top_k": 5}}),
         ({"seed": 7, "do_sample": True, "top_p": 0.5}, {"seed": 7, "top_p": 0.5}),
-        ({"do_sample": False, "repetition_penalty": 1.3}, {"temperature": 0, "extra_body": {"repetition_penalty": 1.3}}),
+        (
+            {"do_sample": False, "repetition_penalty": 1.3},
+            {"temperature": 0, "extra_body": {"repetition_penalty": 1.3}},
+        ),
     ],
 )
 def test_huggingface_hub_and_openai_agree(

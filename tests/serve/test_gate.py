@@ -9,7 +9,7 @@ from dgpt2_quant.serve.keys import read_keys
 from dgpt2_quant.serve.models import ModelFile
 from dgpt2_quant.serve.settings import Settings, is_loopback
 
-from .conftest import Running, running
+from .conftest import Running, running, wait_for
 
 
 @pytest.mark.parametrize(
@@ -59,8 +59,7 @@ def test_no_text_in_log_metrics_slots_or_props(served: Running) -> None:
 
 def test_the_access_log_counts(served: Running) -> None:
     served.post("/v1/completions", prompt="The wolf", max_tokens=3)
-    line = served.log.getvalue().splitlines()[-1]
-    assert "POST /v1/completions 200, storybook:F32 2+3 tokens" in line
+    wait_for(lambda: "POST /v1/completions 200, storybook:F32 2+3 tokens" in served.log.getvalue())
 
 
 def test_metrics_have_llama_cpps_names_and_histograms(served: Running) -> None:
