@@ -75,6 +75,7 @@ class Timing:
 
     waited_seconds: float = 0.0
     prompt_tokens: int = 0
+    prompt_cached: int = 0
     prompt_computed: int = 0
     prompt_seconds: float = 0.0
     decode_tokens: int = 0

@@ -39,13 +39,14 @@ from dgpt2_quant.runtime.native.native_thread import flush
 from .check_gguf import check_model_file, lacks_pre_tokenizer, read_head
 from .classifier import Classifier
 from .completion import Completion, Event
-from .decode_loop import CHUNK, Engine
+from .decode_loop import Engine
 from .generation import Batch, Generation
 from .lifecycle import refuse_within
 from .load_options import LoadOptions, check_load_options
 from .request import Options, Prompt, check_count, check_seed, make_request, random_seed
 from .scoring import SCORING
 from .sequence import Sequence
+from .slot import CHUNK
 from .threads import check_threads, make_governor
 
 PARALLEL = 8  # default number of sequences that decode together
