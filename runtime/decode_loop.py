@@ -271,6 +271,8 @@ class Engine:
             sequence.timing.decode_seconds = self.totals.decode_seconds - sequence.began_at
             slot = self._slots[sequence.slot]
             slot.leave()
+            if sequence.error:
+                slot.forget()
             self.context.keep(len(slot.prompt), slot.number)  # only prompts are reused
         if not finished:
             return

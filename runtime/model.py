@@ -312,6 +312,8 @@ class Model(Classifier):
                     raise RuntimeFailure("a new generation of this model ended this one", "Use a `Scheduler` for both.")
                 pieces = engine.step()
             for sequence, text in pieces:
+                if sequence.error:
+                    raise sequence.error
                 if sequence.completion:
                     left -= 1
                 if (event := sequence.event(text)) is not None:

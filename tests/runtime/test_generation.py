@@ -28,11 +28,6 @@ def one(model: Model, prompt: str | list[int] = PROMPT, **options: Any) -> Compl
     return generation.completion
 
 
-def as_told(completion: Completion) -> tuple[Any, ...]:
-    """All of a completion, the details too, which its `==` leaves out."""
-    return tuple(vars(completion).values())
-
-
 @pytest.fixture(scope="module")
 def daughter(storybook_files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
     """A model for which " daughter", the sixth token of its greedy text, is an end-of-text token."""
