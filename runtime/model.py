@@ -39,13 +39,14 @@ from dgpt2_quant.runtime.native.native_thread import flush
 from .check_gguf import check_model_file, lacks_pre_tokenizer, read_head
 from .classifier import Classifier
 from .completion import Completion, Event
-from .decode_loop import CHUNK, Engine
+from .decode_loop import Engine
 from .generation import Batch, Generation
 from .lifecycle import refuse_within
 from .load_options import LoadOptions, check_load_options
 from .request import Options, Prompt, check_count, check_seed, make_request, random_seed
 from .scoring import SCORING
 from .sequence import Sequence
+from .slot import CHUNK
 from .threads import check_threads, make_governor
 
 PARALLEL = 8  # default number of sequences that decode together
@@ -313,6 +314,8 @@ class Model(Classifier):
                     raise RuntimeFailure("a new generation of this model ended this one", "Use a `Scheduler` for both.")
                 pieces = engine.step()
             for sequence, text in pieces:
+                if sequence.error:
+                    raise sequence.error
                 if sequence.completion:
                     left -= 1
                 if (event := sequence.event(text)) is not None:

@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import TypedDict, Unpack
 
@@ -76,7 +76,10 @@ class Options(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Request:
-    """A checked request. `prompt` has at least one token id and fits the context; `echo` is its text, or None."""
+    """A checked request. `prompt` has at least one token id and fits the context; `echo` is its text, or None.
+
+    `stop_token_ids` maps each to what the caller named: the token, or a text of `stop`.
+    """
 
     prompt: list[int]
     max_tokens: int
@@ -88,7 +91,7 @@ class Request:
     logprobs: int | None = None
     echo: str | None = None
     lookup: int = 0
-    stop_token_ids: frozenset[int] = frozenset()
+    stop_token_ids: Mapping[int, int | str] = field(default_factory=dict)
     show_special: bool = False
     prompt_logprobs: int | None = None
 
@@ -193,9 +196,11 @@ def _text_of(model: NativeModel, tokens: TokenIds, show_special: bool) -> str:
 
 def _stops(
     model: NativeModel, stop: object, stop_token_ids: object, show_special: bool
-) -> tuple[tuple[str, ...], frozenset[int]]:
+) -> tuple[tuple[str, ...], dict[int, int | str]]:
     """The texts and the tokens at which to stop. The name of a special token becomes that token: it has no text."""
-    ids = set() if stop_token_ids is None else set(token_ids(stop_token_ids, model.real_vocabulary))
+    ids: dict[int, int | str] = {}
+    if stop_token_ids is not None:
+        ids.update((token, token) for token in token_ids(stop_token_ids, model.real_vocabulary))
     given = () if stop is None else (stop,) if isinstance(stop, str) else stop
     if not isinstance(given, Iterable) or isinstance(given, Mapping | bytes):
         raise UsageError(f"`stop` must be a text or a list of texts, not {stop!r}")
@@ -206,7 +211,7 @@ def _stops(
         tokens = model.tokenize(text, special=True)
         hidden = [token for token in tokens if not model.piece(token)[0]]
         if len(tokens) == len(hidden) == 1:
-            ids.add(tokens[0])
+            ids[tokens[0]] = text
         elif hidden and not show_special:
             name = model.special_text(hidden[0]).decode("utf-8", "replace")
             raise UsageError(
@@ -215,7 +220,7 @@ def _stops(
             )
         else:
             texts.append(text)
-    return tuple(texts), frozenset(ids)
+    return tuple(texts), ids
 
 
 def check_flag(name: str, value: object) -> bool:

@@ -21,7 +21,7 @@ class RequestHandle(Iterator[Event], AsyncIterator[Event]):
     """One request of a scheduler. Iterate for its events (`for` or `async for`), or `await` its completion.
 
     Several readers share the events: each event goes to one of them, and the end to all. The scheduler does not wait
-    for readers. Dropping the handle cancels the request. Reading raises the error that the scheduler failed with.
+    for readers. Dropping the handle cancels the request. Reading raises the error that the request failed with.
     """
 
     def __init__(self, seed: int, timing: Timing, cancel: Callable[[], None]) -> None:
@@ -41,7 +41,7 @@ class RequestHandle(Iterator[Event], AsyncIterator[Event]):
     def result(self, timeout: float | None = None) -> Completion:
         """Waits for the end and returns the completion. It can be called again, and after a loop over the events.
 
-        Raises `WaitTimeoutError` after `timeout` seconds without an event, and the error of a scheduler that failed.
+        Raises `WaitTimeoutError` after `timeout` seconds without an event, and the error that the request failed with.
         """
         while self._next(timeout) is not None:
             pass
@@ -112,7 +112,7 @@ class RequestHandle(Iterator[Event], AsyncIterator[Event]):
             )
 
     def _next(self, timeout: float | None) -> Event | None:
-        """The next event; None after the last. Raises the error that the scheduler failed with."""
+        """The next event; None after the last. Raises the error that the request failed with."""
         self._check_process()
         until = None if timeout is None else time.monotonic() + timeout
         while True:
@@ -128,7 +128,7 @@ class RequestHandle(Iterator[Event], AsyncIterator[Event]):
                 )
 
     def _ended(self) -> bool:
-        """Whether all events were read. Raises the error that the scheduler failed with."""
+        """Whether all events were read. Raises the error that the request failed with."""
         if not self._end or not self._events.empty():
             return False
         self._events.put(None)  # for the other readers

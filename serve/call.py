@@ -68,10 +68,10 @@ class Call:
         self.completion_tokens += generated
         for handle in handles:
             timing = handle.timing
-            self.cached_tokens += timing.prompt_tokens - timing.prompt_computed
+            self.cached_tokens += timing.prompt_cached
             if self.queue_seconds is None:
                 self.queue_seconds = timing.waited_seconds
             self.metrics.queue.labels(served.id).observe(timing.waited_seconds)
             self.metrics.prompt_seconds.labels(served.id).inc(timing.prompt_seconds)
-            self.metrics.cached.labels(served.id).inc(timing.prompt_tokens - timing.prompt_computed)
+            self.metrics.cached.labels(served.id).inc(timing.prompt_cached)
         self.metrics.whole.labels(served.id).observe(self.seconds)

@@ -175,7 +175,7 @@ def _final(
         "has_new_line": "\n" in found.text,
         "truncated": False,
         "stop_type": kinds.get(found.finish_reason, "none"),
-        "stopping_word": found.stop or "",
+        "stopping_word": found.stop_reason if isinstance(found.stop_reason, str) else "",
         "tokens_cached": len(prompt.tokens) + found.tokens - 1,
         "timings": _timings(running, number),
     }

@@ -13,10 +13,11 @@ import numpy.typing as npt
 from dgpt2_quant.core.errors import UsageError
 from dgpt2_quant.core.gguf_file import read_header, require_file
 from dgpt2_quant.core.versions import tool_version
-from dgpt2_quant.runtime import Model, Scheduler
+from dgpt2_quant.runtime import Model, Scheduler, Turns
 
 from .errors import HTTPError, unavailable
 
+_GRAMMAR_SECONDS = 0.25  # that a grammar may take for a token, while all other texts wait
 _INLINE = 2000  # characters that are tokenized in the event loop: faster than a switch of threads
 
 
@@ -47,6 +48,7 @@ class ServedModel:
     file: ModelFile
     model: Model
     scheduler: Scheduler
+    turns: Turns
     chat_template: str | None
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -79,7 +81,8 @@ class ServedModel:
 
     def features(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         """The mean of the hidden states of a text; called in a thread of its own."""
-        return self.model.features(list(tokens), pooling="mean")
+        with self.turns:
+            return self.model.features(list(tokens), pooling="mean")
 
     def close(self) -> None:
         self.scheduler.close()
@@ -104,6 +107,7 @@ class Models:
             raise UsageError(f"two files have the id {twice}", "Rename one of them.")
         self.files = list(files)
         self.parallel, self.queue, self.ctx_size, self.threads = parallel, queue, ctx_size, threads
+        self.turns = Turns()
         self.loaded: dict[str, ServedModel] = {}
         self.failure: Exception | None = None
 
@@ -119,8 +123,10 @@ class Models:
     def _load(self, file: ModelFile) -> ServedModel:
         template = read_header(file.path).metadata.get("tokenizer.chat_template")
         model = Model.load(file.path, threads=self.threads, ctx_size=self.ctx_size)
-        scheduler = Scheduler(model, parallel=self.parallel, queue=self.queue)
-        return ServedModel(file, model, scheduler, template)
+        scheduler = Scheduler(
+            model, parallel=self.parallel, queue=self.queue, turns=self.turns, grammar_seconds=_GRAMMAR_SECONDS
+        )
+        return ServedModel(file, model, scheduler, self.turns, template)
 
     def find(self, name: str | None) -> ServedModel:
         """The model of that id, name or alias; without a name, the first. Raises `HTTPError` 404 or 503."""

@@ -117,4 +117,4 @@ def _limited(options: Mapping[str, Any], call: Call, name: str) -> Mapping[str, 
 
 def cached_tokens(handle: RequestHandle) -> int:
     """The tokens of a prompt that needed no computing."""
-    return handle.timing.prompt_tokens - handle.timing.prompt_computed
+    return handle.timing.prompt_cached
