@@ -10,7 +10,7 @@ from .output import note
 from .progress import progress_bar
 
 if TYPE_CHECKING:
-    from dgpt2_quant.serve.models import ModelFile
+    from dgpt2_quant.serve.calls.models import ModelFile
 
 _DEFAULT = "distilbert/distilgpt2"
 
@@ -65,13 +65,13 @@ def serve(
     Example: dgpt2-quant serve -m storybook -t q8_0 -t q4_0
     """
     from dgpt2_quant.core.errors import UsageError
+    from dgpt2_quant.serve.calls.settings import Limits, Settings
     from dgpt2_quant.serve.extra import require_extra
-    from dgpt2_quant.serve.settings import Limits, Settings
 
     require_extra()
     from dgpt2_quant.serve.access_log import AccessLog
+    from dgpt2_quant.serve.calls.models import Models
     from dgpt2_quant.serve.keys import read_keys
-    from dgpt2_quant.serve.models import Models
     from dgpt2_quant.serve.server import Server, listen
 
     count = thread_count(threads)
@@ -104,7 +104,7 @@ def _files(names: list[str], types: list[str] | None, revision: str | None, offl
     """The GGUF files to serve; checkpoints are converted to each of the types."""
     from dgpt2_quant.quantize.checkpoint.resolve import is_gguf_name
     from dgpt2_quant.quantize.store.converted_models import model_files
-    from dgpt2_quant.serve.models import ModelFile, file_to_serve
+    from dgpt2_quant.serve.calls.models import ModelFile, file_to_serve
 
     found: list[ModelFile] = []
     for name in names:

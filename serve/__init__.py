@@ -1,5 +1,1 @@
-"""The HTTP server: OpenAI's, llama.cpp's and Azure ML's shapes over the continuous-batching scheduler."""
-
-from .settings import Limits, Settings
-
-__all__ = ["Limits", "Settings"]
+"""The HTTP server, over the continuous-batching scheduler: `app` is the application, `server` runs it."""

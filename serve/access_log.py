@@ -5,7 +5,7 @@ import sys
 from datetime import UTC, datetime
 from typing import TextIO
 
-from .call import Call
+from dgpt2_quant.serve.calls.call import Call
 
 _PATH = 100  # characters of a path
 

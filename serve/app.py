@@ -5,6 +5,10 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+from dgpt2_quant.serve.calls.errors import HTTPError
+from dgpt2_quant.serve.calls.metrics import Metrics
+from dgpt2_quant.serve.calls.models import Models
+from dgpt2_quant.serve.calls.settings import Settings
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -13,13 +17,9 @@ from starlette.responses import Response
 from starlette.routing import Route as StarletteRoute
 
 from .access_log import AccessLog
-from .errors import HTTPError
 from .gate import Gate
-from .metrics import Metrics
-from .models import Models
 from .openapi import document
 from .routes import ROUTES, Route, answer, error_response
-from .settings import Settings
 
 
 def make_app(

@@ -8,16 +8,16 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from dgpt2_quant.serve.calls.call import Call
+from dgpt2_quant.serve.calls.errors import HTTPError, internal
+from dgpt2_quant.serve.calls.event_stream import to_json
+from dgpt2_quant.serve.calls.metrics import Metrics
+from dgpt2_quant.serve.calls.models import Models
+from dgpt2_quant.serve.calls.settings import Settings, is_loopback
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .access_log import AccessLog
-from .call import Call
-from .errors import HTTPError, internal
-from .event_stream import to_json
-from .metrics import Metrics
-from .models import Models
-from .settings import Settings, is_loopback
 
 PUBLIC = ("/health",)
 _ID = re.compile(r"[\x21-\x7e]{1,100}")

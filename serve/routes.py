@@ -5,17 +5,23 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from dgpt2_quant.serve.calls.call import Call
+from dgpt2_quant.serve.calls.errors import HTTPError, of_library
+from dgpt2_quant.serve.calls.event_stream import to_json
+from dgpt2_quant.serve.calls.json_body import parse, read_body, require_json
+from dgpt2_quant.serve.calls.metrics import CONTENT_TYPE
+from dgpt2_quant.serve.dialects import (
+    azure,
+    llama_cpp,
+    llama_cpp_info,
+    openai_chat,
+    openai_completions,
+    openai_embeddings,
+    tgi,
+)
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
-
-from . import azure, llama_cpp, tgi
-from .call import Call
-from .errors import HTTPError, of_library
-from .event_stream import to_json
-from .json_body import parse, read_body, require_json
-from .metrics import CONTENT_TYPE
-from .openai import chat, completions, embeddings, models
 
 
 @dataclass(frozen=True)
@@ -58,27 +64,27 @@ async def metrics(call: Call, request: Request) -> Response:
 
 async def show_model(call: Call, request: Request) -> dict[str, Any]:
     """One model."""
-    return await models.show_model(call, request.path_params["name"])
+    return call.models.describe(call.models.find(request.path_params["name"]))
 
 
 async def list_models(call: Call, request: Request) -> dict[str, Any]:
     """The models that the server has."""
-    return await models.list_models(call)
+    return {"object": "list", "data": call.models.list()}
 
 
 async def slots(call: Call, request: Request) -> list[dict[str, Any]]:
     """The slots of each model, and whether they are in use."""
-    return await llama_cpp.slots(call, fail_on_no_slot=request.query_params.get("fail_on_no_slot") == "1")
+    return await llama_cpp_info.slots(call, fail_on_no_slot=request.query_params.get("fail_on_no_slot") == "1")
 
 
 async def props(call: Call, request: Request) -> dict[str, Any]:
     """Facts about the default model."""
-    return await llama_cpp.props(call)
+    return await llama_cpp_info.props(call)
 
 
 async def tokenizer_info(call: Call, request: Request) -> dict[str, Any]:
     """The tokenizer's facts that lm-evaluation-harness asks for."""
-    return await llama_cpp.tokenizer_info(call)
+    return await llama_cpp_info.tokenizer_info(call)
 
 
 async def healthy(call: Call, request: Request) -> Response:
@@ -90,13 +96,13 @@ ROUTES = (
     Route("GET", "/health", health, dialect="llama_cpp"),
     Route("GET", "/v1/models", list_models),
     Route("GET", "/v1/models/{name:path}", show_model),
-    Route("POST", "/v1/completions", completions.complete, completions.CompletionBody),
-    Route("POST", "/v1/chat/completions", chat.chat, chat.ChatBody),
-    Route("POST", "/v1/embeddings", embeddings.embed, embeddings.EmbeddingBody),
+    Route("POST", "/v1/completions", openai_completions.complete, openai_completions.CompletionBody),
+    Route("POST", "/v1/chat/completions", openai_chat.chat, openai_chat.ChatBody),
+    Route("POST", "/v1/embeddings", openai_embeddings.embed, openai_embeddings.EmbeddingBody),
     Route("POST", "/completion", llama_cpp.complete, llama_cpp.CompletionBody, "llama_cpp"),
     Route("POST", "/completions", llama_cpp.complete, llama_cpp.CompletionBody, "llama_cpp"),
-    Route("POST", "/tokenize", llama_cpp.tokenize, llama_cpp.TokenizeBody, "llama_cpp"),
-    Route("POST", "/detokenize", llama_cpp.detokenize, llama_cpp.DetokenizeBody, "llama_cpp"),
+    Route("POST", "/tokenize", llama_cpp_info.tokenize, llama_cpp_info.TokenizeBody, "llama_cpp"),
+    Route("POST", "/detokenize", llama_cpp_info.detokenize, llama_cpp_info.DetokenizeBody, "llama_cpp"),
     Route("GET", "/tokenizer_info", tokenizer_info, dialect="llama_cpp"),
     Route("GET", "/props", props, dialect="llama_cpp"),
     Route("GET", "/slots", slots, dialect="llama_cpp", query=("fail_on_no_slot",)),

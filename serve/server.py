@@ -12,14 +12,14 @@ from typing import Any
 
 import uvicorn
 from dgpt2_quant.core.errors import RuntimeFailure, UsageError
+from dgpt2_quant.serve.calls.errors import HTTPError
+from dgpt2_quant.serve.calls.models import Models
+from dgpt2_quant.serve.calls.settings import Limits, Settings
 from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .access_log import AccessLog
 from .app import make_app
-from .errors import HTTPError
-from .models import Models
-from .settings import Limits, Settings
 
 _LAST_SECONDS = 3  # after the texts were cancelled, for their connections to end
 

@@ -12,9 +12,9 @@ from typing import Any
 import httpx2
 import pytest
 from dgpt2_quant.serve.access_log import AccessLog
-from dgpt2_quant.serve.models import ModelFile, Models
+from dgpt2_quant.serve.calls.models import ModelFile, Models
+from dgpt2_quant.serve.calls.settings import Settings
 from dgpt2_quant.serve.server import Server, listen
-from dgpt2_quant.serve.settings import Settings
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from dgpt2_quant.runtime import Model
-from dgpt2_quant.serve.models import file_to_serve
+from dgpt2_quant.serve.calls.models import file_to_serve
 
 from .conftest import Running, running
 

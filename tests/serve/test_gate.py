@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 from dgpt2_quant.core.errors import UsageError
+from dgpt2_quant.serve.calls.models import ModelFile
+from dgpt2_quant.serve.calls.settings import Settings, is_loopback
 from dgpt2_quant.serve.keys import read_keys
-from dgpt2_quant.serve.models import ModelFile
-from dgpt2_quant.serve.settings import Settings, is_loopback
 
 from .conftest import Running, running, wait_for
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from dgpt2_quant.serve.models import ModelFile
-from dgpt2_quant.serve.settings import Limits, Settings
+from dgpt2_quant.serve.calls.models import ModelFile
+from dgpt2_quant.serve.calls.settings import Limits, Settings
 
 from .conftest import Running, running, wait_for
 

@@ -11,7 +11,7 @@ import pytest
 from dgpt2_quant.quantize.checkpoint.resolve import resolve
 from dgpt2_quant.quantize.convert import convert
 from dgpt2_quant.runtime import Model
-from dgpt2_quant.serve.models import ModelFile, file_to_serve
+from dgpt2_quant.serve.calls.models import ModelFile, file_to_serve
 
 from .conftest import Running, running
 

@@ -5,10 +5,10 @@ import base64
 from typing import Any, Literal
 
 import numpy as np
-from dgpt2_quant.serve.call import Call
-from dgpt2_quant.serve.errors import refused
-from dgpt2_quant.serve.json_body import Body
-from dgpt2_quant.serve.prompts import read_prompts
+from dgpt2_quant.serve.calls.call import Call
+from dgpt2_quant.serve.calls.errors import refused
+from dgpt2_quant.serve.calls.json_body import Body
+from dgpt2_quant.serve.calls.prompts import read_prompts
 from pydantic import Field
 
 

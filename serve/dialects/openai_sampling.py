@@ -2,10 +2,10 @@
 
 from typing import Annotated, Any
 
-from dgpt2_quant.serve.errors import refused, unsupported
-from dgpt2_quant.serve.json_body import Body
-from dgpt2_quant.serve.models import ServedModel
-from dgpt2_quant.serve.settings import Settings
+from dgpt2_quant.serve.calls.errors import refused, unsupported
+from dgpt2_quant.serve.calls.json_body import Body
+from dgpt2_quant.serve.calls.models import ServedModel
+from dgpt2_quant.serve.calls.settings import Settings
 from pydantic import Field
 
 

@@ -12,13 +12,12 @@ as Transformers does, with `<|endoftext|>` as the special token.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dgpt2_quant.serve.calls.call import Call
+from dgpt2_quant.serve.calls.errors import HTTPError, refused
+from dgpt2_quant.serve.calls.json_body import Body
+from dgpt2_quant.serve.calls.prompts import read_prompts
+from dgpt2_quant.serve.calls.running import Running
 from pydantic import Field
-
-from .call import Call
-from .errors import HTTPError, refused
-from .json_body import Body
-from .prompts import read_prompts
-from .running import Running
 
 
 class Parameters(Body):

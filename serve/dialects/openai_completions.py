@@ -7,16 +7,16 @@ from itertools import islice
 from typing import Any
 
 from dgpt2_quant.runtime import Completion, Event, TokenLogprob
-from dgpt2_quant.serve.call import Call
-from dgpt2_quant.serve.errors import refused, unsupported
-from dgpt2_quant.serve.event_stream import EventStream
-from dgpt2_quant.serve.models import ServedModel
-from dgpt2_quant.serve.prompts import PromptText, read_prompts
-from dgpt2_quant.serve.running import Running, cached_tokens
-from dgpt2_quant.serve.token_text import TokenTexts, finite, prompt_offsets
+from dgpt2_quant.serve.calls.call import Call
+from dgpt2_quant.serve.calls.errors import refused, unsupported
+from dgpt2_quant.serve.calls.event_stream import EventStream
+from dgpt2_quant.serve.calls.models import ServedModel
+from dgpt2_quant.serve.calls.prompts import PromptText, read_prompts
+from dgpt2_quant.serve.calls.running import Running, cached_tokens
+from dgpt2_quant.serve.calls.token_text import TokenTexts, finite, prompt_offsets
 from pydantic import Field
 
-from .sampling import NAMES, SamplingBody, options
+from .openai_sampling import NAMES, SamplingBody, options
 
 
 class CompletionBody(SamplingBody):

@@ -5,20 +5,20 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Literal
 
 from dgpt2_quant.runtime import Completion, TokenLogprob
-from dgpt2_quant.serve.call import Call
-from dgpt2_quant.serve.errors import refused
-from dgpt2_quant.serve.event_stream import EventStream
-from dgpt2_quant.serve.json_body import Body
-from dgpt2_quant.serve.models import ServedModel
-from dgpt2_quant.serve.prompts import too_long
-from dgpt2_quant.serve.running import Running, cached_tokens
-from dgpt2_quant.serve.token_text import TokenTexts, finite
+from dgpt2_quant.serve.calls.call import Call
+from dgpt2_quant.serve.calls.errors import refused
+from dgpt2_quant.serve.calls.event_stream import EventStream
+from dgpt2_quant.serve.calls.json_body import Body
+from dgpt2_quant.serve.calls.models import ServedModel
+from dgpt2_quant.serve.calls.prompts import too_long
+from dgpt2_quant.serve.calls.running import Running, cached_tokens
+from dgpt2_quant.serve.calls.token_text import TokenTexts, finite
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import Field
 
-from .completions import limited, reason_of
-from .sampling import NAMES, SamplingBody, options
+from .openai_completions import limited, reason_of
+from .openai_sampling import NAMES, SamplingBody, options
 
 
 class TextPart(Body):

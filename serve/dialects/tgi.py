@@ -4,16 +4,15 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from dgpt2_quant.runtime import Completion, TokenLogprob
+from dgpt2_quant.serve.calls.call import Call
+from dgpt2_quant.serve.calls.errors import HTTPError, refused, unsupported
+from dgpt2_quant.serve.calls.event_stream import EventStream
+from dgpt2_quant.serve.calls.json_body import Body
+from dgpt2_quant.serve.calls.models import ServedModel
+from dgpt2_quant.serve.calls.prompts import read_prompts
+from dgpt2_quant.serve.calls.running import Running
+from dgpt2_quant.serve.calls.token_text import TokenTexts, finite
 from pydantic import Field
-
-from .call import Call
-from .errors import HTTPError, refused, unsupported
-from .event_stream import EventStream
-from .json_body import Body
-from .models import ServedModel
-from .prompts import read_prompts
-from .running import Running
-from .token_text import TokenTexts, finite
 
 NAMES = {"max_tokens": "max_new_tokens", "repeat_penalty": "repetition_penalty", "logprobs": "top_n_tokens"}
 _REASONS = {"length": "length", "eos": "eos_token", "stop": "stop_sequence"}

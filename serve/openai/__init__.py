@@ -1,1 +1,0 @@
-"""OpenAI's API: models, completions, chat completions and embeddings."""
