@@ -53,7 +53,7 @@ class _LlamaCpp(Collector):
     def collect(self) -> Iterator[Metric]:
         loaded = list(self.models.loaded.values())
         stats = [served.scheduler.stats for served in loaded]
-        counters = {
+        counters: dict[str, tuple[str, list[float]]] = {
             "prompt_tokens": ("Prompt tokens that were computed", [s.totals.prompt_tokens for s in stats]),
             "prompt_seconds": ("Time of computing prompts", [s.totals.prompt_seconds for s in stats]),
             "tokens_predicted": ("Tokens that were generated", [s.totals.decode_tokens for s in stats]),

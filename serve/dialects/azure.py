@@ -96,7 +96,7 @@ async def _generate(call: Call, model: str | None, texts: Sequence[str], given: 
     if count > 1 and not given.do_sample:
         raise refused("`num_return_sequences` above 1 needs `do_sample`: all texts would be the same", "do_sample")
     jobs = [
-        (prompt.tokens, options | ({} if given.seed is None else {"seed": given.seed + number}))
+        (prompt.tokens, {**options, "seed": None if given.seed is None else given.seed + number})
         for prompt in prompts
         for options in [_options(given, len(prompt.tokens))]
         for number in range(count)

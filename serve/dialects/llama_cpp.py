@@ -15,7 +15,7 @@ from dgpt2_quant.serve.calls.token_text import TokenTexts, finite
 from pydantic import Field
 
 NAMES = {"max_tokens": "n_predict", "logprobs": "n_probs"}
-_WITHOUT_EFFECT = {  # fields that are accepted with this value only: the scheduler has no such thing
+_WITHOUT_EFFECT: dict[str, Any] = {  # fields that are accepted with this value only: the scheduler has no such thing
     "xtc_probability": 0.0,
     "dynatemp_range": 0.0,
     "top_n_sigma": -1.0,
@@ -219,17 +219,14 @@ def _is_mixed(prompt: Sequence[Any]) -> bool:
 
 
 async def _prompts(call: Call, served: ServedModel, body: CompletionBody) -> list[PromptText]:
-    prompt = body.prompt
+    prompt: Any = body.prompt
     if isinstance(prompt, list) and _is_mixed(prompt) and any(isinstance(part, str) for part in prompt):
         tokens: list[int] = []
         for part in prompt:
-            tokens += (
-                await served.tokenize(part, special=body.parse_special, add_special=False)
-                if isinstance(part, str)
-                else [part]
-            )  # type: ignore[list-item]
+            is_text = isinstance(part, str)
+            tokens += await served.tokenize(part, special=body.parse_special, add_special=False) if is_text else [part]
         prompt = tokens
-    return await read_prompts(call, served, prompt, special=body.parse_special)  # type: ignore[arg-type]
+    return await read_prompts(call, served, prompt, special=body.parse_special)
 
 
 def _options(body: CompletionBody, served: ServedModel) -> dict[str, Any]:

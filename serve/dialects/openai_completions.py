@@ -163,7 +163,9 @@ class _Choice:
         done = event.completion
         if not (event.text or event.token_ids or event.prompt_logprobs or done):
             return None
-        return self.part(event.text, event.token_ids, event.logprobs, event.prompt_logprobs, done and reason_of(done))
+        return self.part(
+            event.text, event.token_ids, event.logprobs, event.prompt_logprobs, reason_of(done) if done else None
+        )
 
     def part(
         self,
@@ -204,7 +206,7 @@ class _Choice:
                 "rank": ranks.get(token),
                 "decoded_token": self.texts.string(token),
             }
-            for token, value in (entry.top | {entry.token: entry.logprob}).items()
+            for token, value in {**entry.top, entry.token: entry.logprob}.items()
         }
 
 
