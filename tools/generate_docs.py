@@ -65,7 +65,7 @@ def cli_page() -> str:
     return "\n".join(parts)
 
 
-FOLDERS = ("dgpt2_quant", "core", "quantize", "runtime", "bench", "cli", "demo", "tools")
+FOLDERS = ("dgpt2_quant", "core", "quantize", "runtime", "bench", "serve", "cli", "demo", "tools")
 
 
 def map_page() -> str:
