@@ -92,7 +92,8 @@ def serve(
     with listen(settings) as listener:
         files = _files(model or [_DEFAULT], type, revision, offline)
         models = Models(files, parallel=parallel, queue=queue, ctx_size=ctx_size, threads=count)
-        address = f"http://{host}:{listener.getsockname()[1]}"
+        name = f"[{host}]" if ":" in host else host
+        address = f"http://{name}:{listener.getsockname()[1]}"
 
         def ready() -> None:
             note(f"Serving {', '.join(models.loaded)} on {address}; Ctrl-C stops it.")

@@ -14,6 +14,8 @@ from dgpt2_quant.serve.calls.running import Running, cached_tokens
 from dgpt2_quant.serve.calls.token_text import TokenTexts, finite
 from pydantic import Field
 
+from .openai_sampling import MOST_BIASES, Stops
+
 NAMES = {"max_tokens": "n_predict", "logprobs": "n_probs"}
 _WITHOUT_EFFECT: dict[str, Any] = {  # fields that are accepted with this value only: the scheduler has no such thing
     "xtc_probability": 0.0,
@@ -58,9 +60,9 @@ class CompletionBody(Body):
     grammar: str = ""
     seed: int = -1
     ignore_eos: bool = False
-    logit_bias: list[list[int | float | bool | str]] | dict[str, float] | None = None
+    logit_bias: list[list[int | float | bool | str]] | dict[str, float] | None = Field(None, max_length=MOST_BIASES)
     n_probs: int = Field(0, ge=0)
-    stop: list[str] | str | None = None
+    stop: Stops | None = None
     stream: bool = False
     cache_prompt: bool = True
     return_tokens: bool = False

@@ -9,6 +9,10 @@ from dgpt2_quant.serve.calls.settings import Settings
 from pydantic import Field
 
 
+MOST_STOPS, MOST_BIASES = 64, 1024  # each is looked at for each token, while the other texts wait
+Stops = str | Annotated[list[Annotated[str, Field(max_length=1000)]], Field(max_length=MOST_STOPS)]
+
+
 class StreamOptions(Body):
     """What a stream sends in addition to text."""
 
@@ -24,12 +28,14 @@ class SamplingBody(Body):
     stream_options: StreamOptions | None = None
     n: int = Field(1, ge=1)
     seed: int | None = None
-    stop: str | list[str] | None = None
+    stop: Stops | None = None
     temperature: float = Field(1.0, ge=0, le=100)
     top_p: float = Field(1.0, ge=0, le=1)
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
-    logit_bias: dict[str, float] | None = Field(None, description="Numbers to add to logits, by token id.")
+    logit_bias: dict[str, float] | None = Field(
+        None, max_length=MOST_BIASES, description="Numbers to add to logits, by token id."
+    )
     user: str | None = None
     top_k: int = Field(0, ge=-1, description="0 or -1: all tokens.")
     min_p: float = Field(0.0, ge=0, le=1)
@@ -39,7 +45,7 @@ class SamplingBody(Body):
     repeat_last_n: int = Field(-1, ge=-1, description="Tokens for the penalties; -1: all.")
     min_tokens: int = Field(0, ge=0)
     ignore_eos: bool = False
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: list[int] | None = Field(None, max_length=MOST_STOPS)
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True

@@ -14,6 +14,8 @@ from dgpt2_quant.serve.calls.running import Running
 from dgpt2_quant.serve.calls.token_text import TokenTexts, finite
 from pydantic import Field
 
+from .openai_sampling import MOST_STOPS
+
 NAMES = {"max_tokens": "max_new_tokens", "repeat_penalty": "repetition_penalty", "logprobs": "top_n_tokens"}
 _REASONS = {"length": "length", "eos": "eos_token", "stop": "stop_sequence"}
 
@@ -30,7 +32,7 @@ class Parameters(Body):
     repetition_penalty: float | None = Field(None, gt=0)
     frequency_penalty: float | None = None
     seed: int | None = Field(None, ge=0)
-    stop: list[str] = Field(default_factory=list)
+    stop: list[str] = Field(default_factory=list, max_length=MOST_STOPS)
     truncate: int | None = Field(None, ge=1, description="Keep only that many tokens at the prompt's end.")
     return_full_text: bool = False
     details: bool = False

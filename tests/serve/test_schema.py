@@ -10,7 +10,9 @@ from dgpt2_quant.serve.calls.settings import Limits, Settings
 
 from .conftest import running
 
-CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,unsupported_method"
+CHECKS = (
+    "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,unsupported_method"
+)
 
 
 @pytest.mark.slow
