@@ -28,6 +28,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from multiprocessing import get_context
@@ -65,15 +66,19 @@ def main() -> None:
             print(json.dumps({count: document["streams"][count]}))
 
 
-Round = Callable[[int, int], dict[str, Any]]
-"""Called with the number of streams and of tokens; returns the times of a round."""
+@dataclass
+class Contestant:
+    """`round` is called with the number of streams and of tokens, and returns the times of a round."""
+
+    round: Callable[[int, int], dict[str, Any]]
+    port: int = 0
 
 
-def measured(contestants: Mapping[str, Round], count: int, arguments: argparse.Namespace) -> dict[str, Any]:
+def measured(contestants: Mapping[str, Contestant], count: int, arguments: argparse.Namespace) -> dict[str, Any]:
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in contestants}
 
     def one(name: str, number: int) -> float:
-        found = contestants[name](count, arguments.tokens)
+        found = contestants[name].round(count, arguments.tokens)
         if number:  # not the one that warms up
             rounds[name].append(found)
         return float(found["tps"])
@@ -100,7 +105,7 @@ def at(values: list[float], share: float) -> float:
 
 
 def starts(arguments: argparse.Namespace) -> dict[str, Any]:
-    """A context manager for each contestant, which gives its `Round`."""
+    """A context manager for each contestant, which gives a `Contestant`."""
     model, threads = arguments.model, arguments.threads
     own = ["--threads", threads, "--parallel", SLOTS, "--ctx-size", CONTEXT]
     found: dict[str, Any] = {
@@ -131,13 +136,13 @@ def new_server(folder: Path, python: Path, model: Path, threads: int, port: int)
 
 
 @contextmanager
-def scheduler(path: Path, threads: int) -> Iterator[Round]:
+def scheduler(path: Path, threads: int) -> Iterator[Contestant]:
     with Model.load(path, threads=threads) as model, Scheduler(model, parallel=SLOTS, ctx_size=CONTEXT) as found:
 
         def one(count: int, tokens: int) -> dict[str, Any]:
             return asyncio.run(drive_scheduler(found, count, tokens))
 
-        yield one
+        yield Contestant(one)
 
 
 async def drive_scheduler(found: Scheduler, count: int, tokens: int) -> dict[str, Any]:
@@ -151,7 +156,7 @@ async def drive_scheduler(found: Scheduler, count: int, tokens: int) -> dict[str
 
 
 @contextmanager
-def server(command: Callable[[int], list[Any]]) -> Iterator[Round]:
+def server(command: Callable[[int], list[Any]]) -> Iterator[Contestant]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -161,7 +166,7 @@ def server(command: Callable[[int], list[Any]]) -> Iterator[Round]:
     try:
         wait_for(port, child)
         with get_context("spawn").Pool(1) as driver:
-            yield lambda count, tokens: driver.apply(drive, (port, count, tokens))
+            yield Contestant(lambda count, tokens: driver.apply(drive, (port, count, tokens)), port)
     finally:
         os.killpg(child.pid, signal.SIGTERM)
         child.wait(30)
