@@ -104,7 +104,7 @@ class Scheduler(Closing):
         """
         sequence = self.model.new_sequence(prompt, self.positions, **options)
         if self.grammar_seconds is not None:
-            sequence.slowest_token = self.grammar_seconds
+            sequence.limit_grammar(self.grammar_seconds)
         job: _Job
 
         def cancel() -> None:
