@@ -208,13 +208,14 @@ class Engine:
         scored = len(chunk) if request.scores_prompt else int(is_last)
         self.context.decode(chunk, begin, slot.number, len(chunk) - scored)
         self.totals.prompt_steps += 1
-        rows = self.context.logits(scored) if scored else ()
-        if request.scores_prompt:
-            for row, token in zip(rows, prompt[begin + 1 : end + 1], strict=False):
-                slot.scores.append(token_logprob(row[: sequence.real_vocabulary], token, slot.top))
         slot.prompt.extend(chunk)
-        if is_last:
-            slot.keep_row(rows[-1])
+        if scored:
+            rows = self.context.logits(scored)
+            if request.scores_prompt:
+                for row, token in zip(rows, prompt[begin + 1 : end + 1], strict=False):
+                    slot.scores.append(token_logprob(row[: sequence.real_vocabulary], token, slot.top))
+            if is_last:
+                slot.keep_row(rows[-1])
         return len(chunk)
 
     def _decode(self) -> list[Piece]:

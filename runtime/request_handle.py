@@ -6,7 +6,7 @@ import copy
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -14,6 +14,7 @@ from dgpt2_quant.core.errors import RuntimeFailure, WaitTimeoutError
 
 from .completion import Completion, Event, Timing
 
+Waiter = tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]"]
 _POLL = 0.5  # seconds between two checks for the end: an interrupt may drop the notice of it
 
 
@@ -31,7 +32,7 @@ class RequestHandle(Iterator[Event], AsyncIterator[Event]):
         self._end: Completion | BaseException | None = None
         # implemented in C: an interrupt cannot leave it locked
         self._events: SimpleQueue[Event | None] = SimpleQueue()  # None: check for the end
-        self._waiters: deque[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = deque()
+        self._waiters: deque[Waiter] = deque()
         self._process = os.getpid()
 
     def cancel(self) -> None:
@@ -65,10 +66,10 @@ class RequestHandle(Iterator[Event], AsyncIterator[Event]):
         if isinstance(self._end, BaseException):
             raise copy.copy(self._end) from self._end
 
-    def push(self, event: Event | BaseException) -> None:
-        """Called by the scheduler. The last call has an exception, or an event with a completion."""
+    def push(self, event: Event | BaseException) -> list[Waiter]:
+        """Called by the scheduler; returns the tasks to `wake`. The last call has an exception, or a completion."""
         if self._end:
-            return
+            return []
         if isinstance(event, Event):
             self._events.put(event)
             self._end = event.completion
@@ -76,10 +77,7 @@ class RequestHandle(Iterator[Event], AsyncIterator[Event]):
             self._end = event
         if self._end:
             self._events.put(None)
-        while self._waiters:
-            loop, waiter = self._waiters.popleft()
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(_wake, waiter)
+        return [self._waiters.popleft() for _ in range(len(self._waiters))]
 
     def __next__(self) -> Event:
         event = self._next(None)
@@ -136,6 +134,18 @@ class RequestHandle(Iterator[Event], AsyncIterator[Event]):
         return True
 
 
-def _wake(waiter: "asyncio.Future[None]") -> None:
-    if not waiter.done():
-        waiter.set_result(None)
+def wake(waiters: Iterable[Waiter]) -> None:
+    """Wakes tasks of asyncio from another thread: all of a loop together, as each call of a loop costs a turn of
+    Python's lock."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+    for loop, waiter in waiters:
+        by_loop.setdefault(loop, []).append(waiter)
+    for loop, futures in by_loop.items():
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(_set, futures)
+
+
+def _set(futures: "list[asyncio.Future[None]]") -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(None)

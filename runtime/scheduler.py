@@ -27,7 +27,7 @@ from .decode_loop import Engine, Piece, Totals
 from .lifecycle import Closing
 from .model import PARALLEL, Model, check_parallel
 from .request import Options, Prompt, check_count
-from .request_handle import RequestHandle
+from .request_handle import RequestHandle, Waiter, wake
 from .sequence import Sequence
 from .turns import Turns
 
@@ -104,7 +104,7 @@ class Scheduler(Closing):
         """
         sequence = self.model.new_sequence(prompt, self.positions, **options)
         if self.grammar_seconds is not None:
-            sequence.slowest_token = self.grammar_seconds
+            sequence.limit_grammar(self.grammar_seconds)
         job: _Job
 
         def cancel() -> None:
@@ -256,6 +256,7 @@ class _Worker:
 
     def _report(self, pieces: list[Piece]) -> None:
         """Sends events to the handles, and counts the requests that have ended."""
+        waiters: list[Waiter] = []
         for sequence, text in pieces:
             handle = self.jobs[sequence].handle()
             if sequence.completion:
@@ -263,9 +264,10 @@ class _Worker:
                 is_cancelled = sequence.completion.finish_reason == "cancelled"
                 self.counts["failed" if sequence.error else "cancelled" if is_cancelled else "finished"] += 1
             if handle is not None and sequence.error:
-                handle.push(sequence.error)
+                waiters += handle.push(sequence.error)
             elif handle is not None and (event := sequence.event(text)) is not None:
-                handle.push(event)
+                waiters += handle.push(event)
+        wake(waiters)
 
     def _fail(self, error: BaseException) -> None:
         """Ends all requests of the engine; their handles raise the error."""
@@ -275,7 +277,7 @@ class _Worker:
         for job in failed:
             job.sequence.stop()
             if handle := job.handle():
-                handle.push(error)
+                wake(handle.push(error))
 
 
 @cache

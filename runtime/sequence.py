@@ -30,7 +30,6 @@ class Sequence:
         self.timing = Timing(submitted=time.perf_counter(), prompt_tokens=len(request.prompt))
         self.completion: Completion | None = None
         self.error: RuntimeFailure | None = None  # why the text could not be continued
-        self.slowest_token = math.inf  # seconds that a grammar may take for a token
         self.token_ids: list[int] = []
         self.prompt_logprobs: list[TokenLogprob] = []
         self.token = -1  # the last one sampled; it is decoded at `next_position`
@@ -48,6 +47,10 @@ class Sequence:
         self._begun = False  # whether there was an event
         self._sampler = Sampler(model, request.sampling, request.seed, positions, request.prompt)
         self._lookup: Lookup | None = None  # made when first needed: never where several sequences decode together
+
+    def limit_grammar(self, seconds: float) -> None:
+        """The text fails if its grammar takes longer for a token."""
+        self._sampler.grammar_seconds = seconds
 
     def begin(self) -> str:
         """Starts the clock before the prompt is computed. A request for no tokens ends here; returns its text."""
@@ -82,7 +85,7 @@ class Sequence:
         if len(token_ids) < request.min_tokens:
             logits[self._ends] = -np.inf
         try:
-            token = self._sample(logits)
+            token = self._sampler.sample(logits)
         except RuntimeFailure as error:  # others that decode in the same step continue
             self.error = error.with_traceback(None)  # its frames refer to this
             return shown + self._finish("cancelled")
@@ -123,18 +126,6 @@ class Sequence:
     def stop(self) -> str:
         """Cancels the text; returns the part that was held back."""
         return "" if self.completion else self._finish("cancelled")
-
-    def _sample(self, logits: Logits) -> int | None:
-        if not self.request.sampling.grammar:
-            return self._sampler.sample(logits)
-        started = time.perf_counter()
-        token = self._sampler.sample(logits)
-        if (seconds := time.perf_counter() - started) > self.slowest_token:
-            raise RuntimeFailure(
-                f"the grammar must take at most {self.slowest_token:g} s for a token, not {seconds:.2g} s",
-                "Write it so that a text fits it in one way only.",
-            )
-        return token
 
     def _finish(self, reason: FinishReason, stop_reason: str | int | None = None) -> str:
         rest = self._show(self._text.finish())

@@ -1,6 +1,7 @@
 """Turns: schedulers of several models, and other calls, that share the cores compute one after the other."""
 
 import threading
+from collections import deque
 
 
 class Turns:
@@ -18,12 +19,20 @@ class Turns:
     """
 
     def __init__(self) -> None:
-        self._next = threading.Lock()  # held by the first that waits: one who has just left cannot overtake it
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
+        self._tickets: deque[threading.Lock] = deque()  # the owner of the first computes; the others wait for theirs
 
     def __enter__(self) -> None:
-        with self._next:
-            self._turn.acquire()
+        ticket = threading.Lock()
+        ticket.acquire()
+        with self._lock:
+            self._tickets.append(ticket)
+            waits = len(self._tickets) > 1
+        if waits:
+            ticket.acquire()
 
     def __exit__(self, *_: object) -> None:
-        self._turn.release()
+        with self._lock:
+            self._tickets.popleft()
+            if self._tickets:
+                self._tickets[0].release()
