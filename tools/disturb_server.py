@@ -28,7 +28,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "mirostat": {"mirostat": 2, "mirostat_tau": 20},
     "penalties": {"repetition_penalty": 1.3, "frequency_penalty": 1, "presence_penalty": 1, "repeat_last_n": -1},
     "DRY": {"dry_multiplier": 1, "dry_allowed_length": 1, "dry_sequence_breakers": [chr(97 + n) for n in range(26)]},
-    "biases": {**ORDINARY, "logit_bias": {str(token): -1.0 for token in range(1024)}},
+    "biases": {**ORDINARY, "logit_bias": {str(token): -1.0 for token in range(300)}},
     "stops": {**ORDINARY, "stop": ["a" * 990 + str(number) for number in range(64)]},
     "log-probabilities": {**ORDINARY, "logprobs": 100},
     "scored prompts": {**ORDINARY, "prompt": PASSAGE, "echo": True, "logprobs": 100, "max_tokens": 1},

@@ -9,7 +9,7 @@ from dgpt2_quant.serve.calls.settings import Settings
 from pydantic import Field
 
 
-MOST_STOPS, MOST_BIASES = 64, 1024  # each is looked at for each token, while the other texts wait
+MOST_STOPS, MOST_BIASES = 64, 300  # each is looked at for each token, while the other texts wait
 Stops = str | Annotated[list[Annotated[str, Field(max_length=1000)]], Field(max_length=MOST_STOPS)]
 
 
