@@ -16,11 +16,13 @@ CHECKS = (
 
 
 @pytest.mark.slow
-def test_schemathesis_finds_nothing(storybook_files: dict[str, Path]) -> None:
+def test_schemathesis_finds_nothing(storybook_files: dict[str, Path], tmp_path: Path) -> None:
     settings = Settings(port=0, limits=Limits(tokens=8))
     with running([file_to_serve(storybook_files["Q4_0"])], settings, queue=64) as served:
         command = [Path(sys.executable).with_name("schemathesis"), "run"]
         options = ["--checks", CHECKS, "-n", "25", "--request-timeout", "30", "--seed", "1"]
         address = f"http://127.0.0.1:{served.port}/openapi.json"
-        result = subprocess.run([*command, address, *options], capture_output=True, text=True, check=False)
+        result = subprocess.run(
+            [*command, address, *options], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
     assert result.returncode == 0, result.stdout[-5000:]
