@@ -120,7 +120,7 @@ class File:
 
     def to_json(self) -> dict[str, Any]:
         about = {k: v for k, v in self.converted.to_json().items() if k not in ("model", "path", "seconds")}
-        types = self.types if self.kind not in ("stock", "ablated") else {}  # of those two they are known otherwise
+        types = self.types if self.kind in ("searched", "equal") else {}  # of the others they follow from the recipe
         found = {"name": self.name, "kind": self.kind, "beside": self.beside, "without": list(self.without), **about}
         tps = {"tps": {batch: spread(speeds) for batch, speeds in self.speeds.items()}} if self.speeds else {}
         return {**found, "types": types, "quality": self.figures, **tps}

@@ -13,10 +13,8 @@ from dgpt2_quant.core.quant_types import QuantType, TensorType
 from dgpt2_quant.quantize.checkpoint.metadata import quant_type_metadata, with_pad_tokens
 from dgpt2_quant.quantize.checkpoint.source import ModelSource
 
-from .lean_steps import steps_without
 from .recipe_file import Recipe
 from .tensor_types import (
-    ROUNDABLE,
     Override,
     Prefer,
     applied_overrides,
@@ -145,10 +143,6 @@ def make_lean_plan(
     refuse_unmatched(overrides, shapes)
     types = tensor_types(shapes, quant_type, "lean", overrides=overrides, has_imatrix=True, prefer=prefer)
     applied = applied_overrides(overrides, types, shapes, quant_type)
-    blocks = [kind for name, kind in types.items() if name.startswith("blk.") and kind.is_quantized]
-    if 2 * sum(kind in ROUNDABLE for kind in blocks) < len(blocks):
-        # C chooses most codes, and scaling harms its codebooks (docs/quantization.md)
-        skip_steps = steps_without((*skip_steps, "scaling")).left_out
     return _lean_plan(source, quant_type, applied, shapes, types, skip_steps, importance)
 
 

@@ -2,8 +2,8 @@
 
 `stock` mixes types as llama-quantize does (stock.py). `lean` gives all matrices of the blocks the quant type's own
 tensor type: mixes are for the search, which measures them. The embedding, which is a third to a half of a small model,
-gets that type, or at four bits one that llama.cpp multiplies fast once the vocabulary is padded, or a better one in the
-larger of the K-quants' mixes.
+gets six bits, below four bits five: on no text that was tried is the file then worse than `stock`
+(docs/quantization.md).
 
 A type that the user sets (`tensor_type`) overrides the recipe's. A type whose blocks do not divide a row is replaced
 by one whose blocks do. This order is that of llama.cpp's `llama_tensor_get_type` and `tensor_type_fallback`
@@ -35,11 +35,8 @@ ROUNDABLE = (
 )
 """The tensor types whose codes GPTQ chooses (`lean/block_codes`); the codebooks of the smaller IQ types are in C."""
 
-_TRAINED_FOR = (TensorType.Q1_0, TensorType.Q2_0, TensorType.TQ1_0, TensorType.TQ2_0)
-"""Types for models whose weights were trained to have few values, which `lean` would change."""
-
 _FASTEST = {TensorType.Q4_0, TensorType.IQ4_NL, TensorType.Q4_K}
-_POSITION_TYPE = TensorType.Q8_0  # the position table is only looked up
+_POSITION_TYPE = TensorType.Q8_0  # the position table is only looked up; next to 8 bits its rounding would show
 
 # Where a row does not divide into the type's blocks: the nearest type with blocks of 32.
 _FALLBACK: dict[TensorType, TensorType] = dict.fromkeys(
@@ -143,34 +140,32 @@ def tensor_types(
             elif recipe == "stock":
                 chosen = mix.choose(name, shape[1])
             else:
-                lean = lean_embedding(quant_type, prefer) if block_of(name) is None else lean_matrix(quant_type)
-                chosen = lean or mix.choose(name, shape[1])
+                chosen = lean_embedding(quant_type, prefer) if block_of(name) is None else lean_matrix(quant_type)
             types[name] = fitting(name, chosen, shape[1])
     return types
 
 
 def has_lean(quant_type: QuantType) -> bool:
-    """Whether the recipe `lean` writes another file than `stock`: not where nothing is rounded, or all was trained."""
-    return quant_type.base.is_quantized and quant_type.base not in _TRAINED_FOR
+    """Whether the recipe `lean` writes another file than `stock`: where GPTQ can round to the quant type.
 
-
-def lean_matrix(quant_type: QuantType) -> TensorType | None:
-    """The type of the blocks' matrices in the recipe `lean`; None: that of the stock mix.
-
-    The codebooks of the small types are searched by llama.cpp, without feedback; there the stock mix is the better one.
+    The codebooks of the small types are searched by llama.cpp without feedback, which is not always better than
+    `stock`; the ternary types are for models whose weights were trained to have few values.
     """
-    base = TensorType.Q8_0 if quant_type.name == "MXFP4_MOE" else quant_type.base
-    return base if base in ROUNDABLE else None
+    return lean_matrix(quant_type) in ROUNDABLE
 
 
-def lean_embedding(quant_type: QuantType, prefer: Prefer | None = None) -> TensorType | None:
-    """The type of the embedding in the recipe `lean`, and of the output matrix of an untied model; None: that of the
-    stock mix.
+def lean_matrix(quant_type: QuantType) -> TensorType:
+    """The type of the blocks' matrices in the recipe `lean`."""
+    return TensorType.Q8_0 if quant_type.name == "MXFP4_MOE" else quant_type.base
+
+
+def lean_embedding(quant_type: QuantType, prefer: Prefer | None = None) -> TensorType:
+    """The type of the embedding in the recipe `lean`, and of the output matrix of an untied model.
 
     Fewer bits than the default's cost more on texts unlike the calibration text than `lean` gains elsewhere.
     """
     base = lean_matrix(quant_type)
-    bits = int(base.bits_per_weight) if base else 0
+    bits = int(base.bits_per_weight)
     if bits > 6:
         return base
     if prefer == "quality":
@@ -179,15 +174,14 @@ def lean_embedding(quant_type: QuantType, prefer: Prefer | None = None) -> Tenso
         return base if base in _FASTEST else TensorType.Q4_K
     if prefer == "size":
         return base if bits >= 4 else TensorType.Q4_K
-    if base is None:
-        return None
     return TensorType.Q6_K if bits >= 4 or quant_type.name == "Q3_K_L" else TensorType.Q5_K
 
 
 def _lean_position(quant_type: QuantType, shape: tuple[int, ...]) -> TensorType:
     if not quant_type.base.is_quantized:
         return TensorType.F16 if quant_type.base is TensorType.F16 else TensorType.F32
-    return _POSITION_TYPE if shape[1] % _POSITION_TYPE.block == 0 else TensorType.F16
+    fits = shape[1] % _POSITION_TYPE.block == 0 and lean_matrix(quant_type) is not _POSITION_TYPE
+    return _POSITION_TYPE if fits else TensorType.F16
 
 
 def fitting(name: str, tensor_type: TensorType, columns: int) -> TensorType:
