@@ -21,6 +21,7 @@ from dgpt2_quant.quantize.calibration.imatrix_file import ImportanceMatrix
 from dgpt2_quant.quantize.checkpoint.resolve import DEFAULT_MODEL
 from dgpt2_quant.quantize.checkpoint.source import ModelSource, open_model
 from dgpt2_quant.quantize.lean.model import LeanModel
+from dgpt2_quant.quantize.lean.scratch import NewStore, in_memory, scratch
 from dgpt2_quant.quantize.recipes.plan import Plan, make_lean_plan, make_plan, needs_importance, plan_of_recipe
 from dgpt2_quant.quantize.recipes.tensor_types import Override
 from dgpt2_quant.quantize.search.saved_recipe import saved_recipe
@@ -123,10 +124,12 @@ def convert(
             if importance is None and any(plan.uses_importance for plan in plans.values()):
                 with calculating(threads):
                     importance = calibration.collected(progress)  # after all checks, because it takes long
-            ready = prepare(source, plans, importance, threads=threads, progress=progress)
-            files = write_files(
-                source, plans, ready, importance, threads=threads, overwrite=overwrite, progress=progress
-            )
+            is_lean = any(plan.recipe != "stock" for plan in plans.values())
+            with scratch(source, importance) if is_lean and importance else nullcontext(in_memory) as new_store:
+                ready = prepare(source, plans, importance, new_store, threads=threads, progress=progress)
+                files = write_files(
+                    source, plans, ready, importance, threads=threads, overwrite=overwrite, progress=progress
+                )
     return [replace(file, found=found.found) for file in files] if found else files
 
 
@@ -161,6 +164,7 @@ def prepare(
     source: ModelSource,
     plans: Mapping[Path, Plan],
     importance: ImportanceMatrix | None = None,
+    new_store: NewStore = in_memory,
     *,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -177,6 +181,6 @@ def prepare(
             raise needs_importance(f"the recipe {plan.recipe}")
         with calculating(threads):
             if model is None or model.skip_steps != plan.skip_steps:
-                model = LeanModel(source, importance, plan.skip_steps, progress)
+                model = LeanModel(source, importance, plan.skip_steps, progress, new_store=new_store)
             tensors, padding = model.encoded(plan.types)
         yield Prepared([path], tensors, padding)

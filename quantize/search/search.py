@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from math import inf
 from pathlib import Path
 
 from dgpt2_quant.core.atomic_file import output_file
@@ -96,7 +97,7 @@ def find_recipe(
 ) -> Recipe:
     """`search` for an open model. Raises `UsageError` for a target that cannot be met; it names the nearest."""
     held_back, rest = _split(importance)
-    model = LeanModel(source, rest, skip_steps, progress)
+    model = LeanModel(source, rest, skip_steps, progress, kept_bytes=inf)  # every effect runs through the model
     options = Options(source, importance, model, target)
     predictions = Predictions(model.reference, held_back)
     key = [source.sha256(), importance.sha256, cache_version(), sorted(model.steps.left_out)]

@@ -1,0 +1,178 @@
+"""Scratch: arrays that `lean` computes, in files, so that memory stays small and an interrupted conversion resumes.
+
+Each array is a file of a folder in the cache, written under another name and renamed. Its checksum is verified when a
+later process finds it: after a power cut a file may be incomplete. The folder's name has a hash of everything that the
+arrays depend on. It is removed when the conversion is complete, and a week after an interruption by the next one.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import secrets
+import time
+import zlib
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from dgpt2_quant.core.atomic_file import explain_errors
+from dgpt2_quant.core.cache_folder import cache_folder, cache_version
+from dgpt2_quant.core.errors import OutputError
+from dgpt2_quant.quantize.calibration.imatrix_file import ImportanceMatrix
+from dgpt2_quant.quantize.checkpoint.model_name import clean_name
+from dgpt2_quant.quantize.checkpoint.source import ModelSource
+
+Array = npt.NDArray[Any]
+Store = MutableMapping[str, Array]
+NewStore = Callable[..., Store]
+"""Called with what the arrays depend on besides model and importance matrix, as JSON; returns their store."""
+
+SCRATCH_FOLDERS = ("lean", r"(?P<model>.+)-[0-9a-f]{32}")
+"""Patterns of the folders' path in the cache."""
+_SUFFIXES = (".array", ".part")
+_STALE = 7 * 24 * 3600.0  # seconds
+SAVE_EVERY = 20.0
+"""Seconds between two savings of a state that is computed again after an interruption."""
+_HINT = "Set DGPT2_QUANT_CACHE to a folder with free space."
+_log = logging.getLogger(__name__)
+
+
+def in_memory(*_: object) -> Store:
+    """A store without files."""
+    return {}
+
+
+@contextmanager
+def scratch(source: ModelSource, importance: ImportanceMatrix) -> Iterator[NewStore]:
+    """Yields a function that opens stores in the conversion's folder, which is removed when the block succeeds.
+
+    While another process holds the folder, a new one is used. Without a writable cache the stores are in memory.
+    """
+    key = hashlib.sha256(json.dumps([source.sha256(), importance.sha256, cache_version()]).encode()).hexdigest()[:32]
+    parent = cache_folder() / SCRATCH_FOLDERS[0]
+    name = clean_name(source.name)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        for path in parent.iterdir():
+            if time.time() - path.stat().st_mtime > _STALE:
+                remove_scratch(path)
+        held = _hold(folder := parent / f"{name}-{key}")
+        if held is None:
+            held = _hold(folder := parent / f"{name}-{secrets.token_hex(16)}")
+    except OSError as error:
+        _log.warning("%s cannot be written (%s): more memory is used, and an interruption loses all", parent, error)
+        yield in_memory
+        return
+    try:
+        yield lambda *parts: _Files(folder, hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12])
+        _empty(folder)
+    finally:
+        if held is not None:
+            os.close(held)
+
+
+def remove_scratch(folder: Path) -> bool:
+    """Removes a folder of scratch; False if a conversion uses it. Raises `OSError`."""
+    if (held := _hold(folder)) is None:
+        return False
+    try:
+        _empty(folder)
+    finally:
+        os.close(held)
+    return True
+
+
+def _hold(folder: Path) -> int | None:
+    """A descriptor of the folder, which is created and locked; None if another process has locked it."""
+    folder.mkdir(exist_ok=True)
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(folder.stat(), os.fstat(held)):
+            return held
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    os.close(held)
+    return None
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.suffix in _SUFFIXES:
+            path.unlink()
+    with suppress(OSError):  # it has a file of somebody else
+        folder.rmdir()
+
+
+class Rarely:
+    """Called often; true when `SAVE_EVERY` seconds have passed since the last time."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        if now - self._last < SAVE_EVERY:
+            return False
+        self._last = now
+        return True
+
+
+class _Files(MutableMapping[str, Array]):
+    """Arrays in files: a line of JSON, then the data."""
+
+    def __init__(self, folder: Path, prefix: str) -> None:
+        self._folder, self._prefix = folder, prefix
+        for name in list(self):
+            with self._path(name).open("rb") as file:
+                head = json.loads(file.readline() or b"{}")
+                checksum = 0
+                while data := file.read(1 << 20):
+                    checksum = zlib.crc32(data, checksum)
+            if head.get("crc32") != checksum:
+                del self[name]
+
+    def __getitem__(self, name: str) -> Array:
+        try:
+            with self._path(name).open("rb") as file:
+                head = json.loads(file.readline())
+                array = np.empty(head["shape"], head["dtype"])
+                file.readinto(array.reshape(-1).view(np.uint8).data)
+                return array
+        except FileNotFoundError as error:
+            raise KeyError(name) from error
+
+    def __setitem__(self, name: str, array: Array) -> None:
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+        head = {"dtype": array.dtype.str, "shape": array.shape, "crc32": zlib.crc32(data)}
+        path = self._path(name)
+        part = path.with_suffix(_SUFFIXES[1])
+        try:
+            with explain_errors(path), part.open("wb") as file:
+                file.write(json.dumps(head).encode() + b"\n")
+                file.write(data)
+            part.replace(path)
+        except OutputError as error:
+            part.unlink(missing_ok=True)
+            raise OutputError(error.message, _HINT) from error
+
+    def __delitem__(self, name: str) -> None:
+        self._path(name).unlink()
+
+    def __iter__(self) -> Iterator[str]:
+        for path in self._folder.glob(f"{self._prefix}.*{_SUFFIXES[0]}"):
+            yield path.name.removeprefix(f"{self._prefix}.").removesuffix(_SUFFIXES[0])
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __contains__(self, name: object) -> bool:
+        return self._path(str(name)).exists()
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{self._prefix}.{name}{_SUFFIXES[0]}"
