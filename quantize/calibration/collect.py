@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from dgpt2_quant.core.atomic_file import output_file, refuse_existing
 from dgpt2_quant.core.errors import CheckpointError, UsageError
-from dgpt2_quant.core.parallel import calculating, in_parallel
+from dgpt2_quant.core.parallel import calculating, in_parallel, pieces
 from dgpt2_quant.core.paths import user_path
 from dgpt2_quant.core.progress import Progress
 from dgpt2_quant.core.read_input import Announce, input_exists
@@ -28,8 +29,9 @@ from dgpt2_quant.quantize.checkpoint.encode_text import encode_text, special_not
 from dgpt2_quant.quantize.checkpoint.resolve import DEFAULT_MODEL
 from dgpt2_quant.quantize.checkpoint.source import ModelSource, open_model
 
+from .block_weights import BlockWeights
 from .imatrix_file import ImportanceMatrix, Statistics, merged, read_importance
-from .numpy_gpt2 import Observer, from_source
+from .numpy_gpt2 import Observer, Reference, from_source
 
 CONTEXT = 512
 SAMPLED = "sampled"
@@ -37,6 +39,7 @@ SAMPLED_TOKENS = 20_000
 """The length of generated text (docs/quantization.md: more tokens gain little)."""
 Sums = npt.NDArray[np.float64]
 _SAVE_EVERY = 20.0  # seconds
+_CHUNKS = 4  # per task, where the weights do not fit in memory and are read for each task
 _LARGEST = 1e30  # limit for a chunk's sums: sums over millions of chunks stay within float32
 
 
@@ -173,21 +176,23 @@ def collect(
     size, count, tokens = text.size, text.count, text.tokens
     if text.sums is not None:
         return _Collected("", count, text.sums).result(text.name, size, tokens)
-    reference = from_source(source)
+    weights = BlockWeights(source)
+    reference = Reference(source.sizes, weights)
     collected = _Collected("", 0, {})
     if partial:
         tokens_sha256 = hashlib.sha256(np.asarray(tokens, np.int32).tobytes()).hexdigest()
         collected = _resume(partial, [source.sha256(), tokens_sha256, size, count])
     saved = time.monotonic()
 
-    def of_chunk(chunk: int) -> dict[str, Sums]:
-        inputs: dict[str, Sums] = {}
+    def of_some(some: slice) -> list[dict[str, Sums]]:
+        inputs: list[dict[str, Sums]] = [{} for _ in left[some]]
         with np.errstate(all="ignore"):  # the observer refuses values that are not finite
-            reference.hidden(tokens[chunk * size : (chunk + 1) * size], observe=_add_to(inputs))
+            reference.hidden_of(left[some], list(map(_add_to, inputs)))
         return inputs
 
+    left = [tokens[chunk * size : (chunk + 1) * size] for chunk in range(collected.chunks, count)]
     try:
-        for inputs in in_parallel(of_chunk, range(collected.chunks, count)):
+        for inputs in chain.from_iterable(in_parallel(of_some, pieces(len(left), 1 if weights.fit else _CHUNKS))):
             collected = collected.plus(inputs)
             if progress:
                 progress(collected.chunks, count, f"importance of {collected.chunks * size} tokens")

@@ -66,7 +66,7 @@ def _inputs(weights: Weights) -> Iterator[tuple[str, Array, Array]]:
 
     The values are rows of the fused QKV matrix: they are changed after its columns.
     """
-    for block in sorted({block_of(name) for name in weights} - {None}):
+    for block in dict.fromkeys(map(block_of, weights)):
         for matrix, norm in (("attn_qkv", "attn_norm"), ("ffn_up", "ffn_norm")):
             yield f"blk.{block}.{matrix}", weights[f"blk.{block}.{norm}.weight"], weights[f"blk.{block}.{norm}.bias"]
         fused = weights[f"blk.{block}.attn_qkv.weight"], weights[f"blk.{block}.attn_qkv.bias"]

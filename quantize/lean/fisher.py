@@ -9,8 +9,8 @@ the other, without probabilities.
 The formulas are those of backpropagation through numpy_gpt2.py.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, partial, reduce
 from math import pi, sqrt
 from typing import Any
 
@@ -58,8 +58,7 @@ class Fisher:
         """E[h hᵀ] of the final norm's outputs, the inputs of the output matrix."""
         if _HIDDEN not in self._store:
             rows = self._by_chunk(lambda x: _Norm(self._reference, "output_norm", x).y, self._forward())
-            grams = in_parallel(lambda part: part.T @ part, np.split(rows, self._task_ends()))
-            self._store[_HIDDEN] = sum(grams).astype(np.float64) / self._tokens
+            self._store[_HIDDEN] = self._mean_gram(rows)
         return self._store[_HIDDEN]
 
     @cached_property
@@ -67,8 +66,7 @@ class Fisher:
         """E[g gᵀ] for the sum of token and position embedding."""
         if _LOOKUP not in self._store:
             _ = self.hidden  # from the same states
-            grams = in_parallel(lambda part: part.T @ part, np.split(self._backward(), self._task_ends()))
-            self._store[_LOOKUP] = sum(grams).astype(np.float64) / self._tokens
+            self._store[_LOOKUP] = self._mean_gram(self._backward())
             for store in (self._states, self._store):
                 for name in [name for name in store if name.startswith((_STATE, _GRADIENT))]:
                     del store[name]
@@ -104,7 +102,7 @@ class Fisher:
         else:
             g = self._store[f"{_GRADIENT}{reached}"]
         is_due = Rarely()
-        factoring: list[Callable[[], None]] = []  # of the half before, next to the products of this one
+        factoring: list[Callable[[], Any]] = []  # of the half before, next to the products of this one
         for half in reversed(range(reached)):
             x = self._states[f"{_STATE}{half}"]
             tasks = [
@@ -118,7 +116,7 @@ class Fisher:
                 self._store[f"{_GRADIENT}{half + 1}"] = g
             parts, grams = zip(*results, strict=True)
             g = np.concatenate(parts)
-            factoring = [partial(self._keep_factor, name, sum(gram[name] for gram in grams)) for name in grams[0]]
+            factoring = [partial(self._keep_factor, name, [gram[name] for gram in grams]) for name in grams[0]]
             self._report(2 * self._halves - half)
         for _ in in_parallel(lambda job: job(), factoring):
             pass
@@ -143,9 +141,16 @@ class Fisher:
         rows = {name: np.concatenate([found[name] for _, found in each]) for name in each[0][1]}
         return np.concatenate([back for back, _ in each]), {name: part.T @ part for name, part in rows.items()}
 
-    def _keep_factor(self, name: str, gram: Array) -> None:
-        found = factor(gram.astype(np.float64) / self._tokens)
+    def _keep_factor(self, name: str, grams: Iterable[Array]) -> None:
+        found = factor(self._mean(grams))
         self._store[f"{name}.order"], self._store[f"{name}.upper"] = found.order, found.upper
+
+    def _mean_gram(self, rows: Array) -> Gram:
+        return self._mean(in_parallel(lambda part: part.T @ part, np.split(rows, self._task_ends())))
+
+    def _mean(self, grams: Iterable[Array]) -> Gram:
+        mean: Gram = reduce(np.add, grams).astype(np.float64) / self._tokens
+        return mean
 
     def _by_chunk(self, function: Callable[[Array], Array], x: Array) -> Array:
         return np.concatenate([*in_parallel(function, np.split(x, len(self._chunks)))])

@@ -38,7 +38,10 @@ SWEEPS = 2  # of coordinate descent; a third gains a quarter as much as the firs
 
 @dataclass(frozen=True)
 class Factor:
-    """The Cholesky factor of the inverse of a damped Gram matrix (H or G), permuted by `order`, the order of rounding."""
+    """The Cholesky factor of the inverse of a damped Gram matrix (H or G).
+
+    It is permuted by `order`, the order of rounding.
+    """
 
     order: npt.NDArray[np.intp]
     upper: Array
