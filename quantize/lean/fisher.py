@@ -9,7 +9,7 @@ the other, without probabilities.
 The formulas are those of backpropagation through numpy_gpt2.py.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial, reduce
 from math import pi, sqrt
 from typing import Any
@@ -90,7 +90,7 @@ class Fisher:
             if f"{_STATE}{half + 1}" not in states:
                 forward = partial(forward_half, self._reference, half)
                 states[f"{_STATE}{half + 1}"] = self._by_chunk(forward, states[f"{_STATE}{half}"])
-            self._report(half + 1)
+                self._report(half + 1)
         return states[f"{_STATE}{self._halves}"]
 
     def _backward(self) -> Array:
@@ -109,16 +109,20 @@ class Fisher:
                 partial(self._of_task, half, *each)
                 for each in zip(np.split(x, self._task_ends()), np.split(g, self._task_ends()), strict=True)
             ]
-            results = in_parallel(lambda job: job(), [*factoring, *tasks])
+            results = in_parallel(_call, [*factoring, *tasks])
             for _ in factoring:
                 next(results)
             if half + 1 < self._halves and is_due():
                 self._store[f"{_GRADIENT}{half + 1}"] = g
-            parts, grams = zip(*results, strict=True)
+            parts: list[Array] = []
+            sums: dict[str, Array] = {}
+            for part, grams in results:
+                parts.append(part)
+                sums = {name: sums[name] + gram if sums else gram for name, gram in grams.items()}
             g = np.concatenate(parts)
-            factoring = [partial(self._keep_factor, name, [gram[name] for gram in grams]) for name in grams[0]]
+            factoring = [partial(self._keep_factor, name, gram) for name, gram in sums.items()]
             self._report(2 * self._halves - half)
-        for _ in in_parallel(lambda job: job(), factoring):
+        for _ in in_parallel(_call, factoring):
             pass
         return g
 
@@ -141,14 +145,12 @@ class Fisher:
         rows = {name: np.concatenate([found[name] for _, found in each]) for name in each[0][1]}
         return np.concatenate([back for back, _ in each]), {name: part.T @ part for name, part in rows.items()}
 
-    def _keep_factor(self, name: str, grams: Iterable[Array]) -> None:
-        found = factor(self._mean(grams))
+    def _keep_factor(self, name: str, gram: Array) -> None:
+        found = factor(gram.astype(np.float64) / self._tokens)
         self._store[f"{name}.order"], self._store[f"{name}.upper"] = found.order, found.upper
 
     def _mean_gram(self, rows: Array) -> Gram:
-        return self._mean(in_parallel(lambda part: part.T @ part, np.split(rows, self._task_ends())))
-
-    def _mean(self, grams: Iterable[Array]) -> Gram:
+        grams = in_parallel(lambda part: part.T @ part, np.split(rows, self._task_ends()))
         mean: Gram = reduce(np.add, grams).astype(np.float64) / self._tokens
         return mean
 
@@ -208,6 +210,10 @@ def by_hidden(hidden: Array, head: Array, rng: np.random.Generator) -> Array:
         one, other = draw(probabilities, rng), draw(probabilities, rng)
         g[piece] = (head[one] - head[other]) * sqrt(0.5)
     return g
+
+
+def _call(job: Callable[[], Any]) -> Any:
+    return job()
 
 
 def _half(reference: Reference, half: int, x: Array) -> "_Attention | _MLP":
