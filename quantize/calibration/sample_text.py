@@ -6,11 +6,12 @@ are drawn from the full distribution. Observers see the inputs of all matrices.
 
 from collections.abc import Callable
 from functools import partial
-from math import sqrt
+from math import prod, sqrt
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from dgpt2_quant.core.hyperparameters import Hyperparameters
 from dgpt2_quant.core.parallel import evenly, in_parallel, pieces
 from dgpt2_quant.core.progress import Progress
 from dgpt2_quant.core.workers import check_cancelled
@@ -21,7 +22,7 @@ Array = npt.NDArray[np.floating[Any]]
 _ROWS = 20  # sequences per thread, at most: with fewer, the weights are read more often
 _COLUMNS = 1 << 12  # of the output matrix per task, for all sequences
 _AT_ONCE = 128  # sequences in a batch, at most
-_CACHE_BYTES = 1 << 30  # limit of the KV cache
+_CACHE_BYTES = 1 << 30  # limit of the KV cache; of a large model, half of its weights' bytes
 _BLOCK = 256  # probabilities per partial sum when a token is drawn
 _SEED = 1
 
@@ -39,11 +40,9 @@ def sample(
 
     `observers` is called for each group of sequences, in order; the observer is called from the group's thread.
     """
-    sizes = reference.sizes
-    fitting = _CACHE_BYTES // (2 * sizes.layers * length * sizes.width * 4)
     head = np.ascontiguousarray(reference.weights[reference.head].T)  # a fifth faster for few rows
     written: list[int] = []
-    for some in evenly(count, max(1, min(_AT_ONCE, fitting))):
+    for some in _batches(reference.sizes, count, length):
         number = some.stop - some.start
         groups = [
             _Group(reference, first, rows.stop - rows.start, length, some.start + rows.start, observers and observers())
@@ -59,6 +58,28 @@ def sample(
         for group in groups:
             written += group.tokens.reshape(-1).tolist()
     return written
+
+
+def sampling_bytes(sizes: Hyperparameters, count: int, length: int) -> int:
+    """The memory that `sample` needs: the weights in float32, a copy of the output matrix, KV cache and logits."""
+    number: int = max(batch.stop - batch.start for batch in _batches(sizes, count, length))
+    head = 4 * sizes.vocabulary * sizes.width
+    return _weight_bytes(sizes) + head + number * (_cache_bytes(sizes, length) + 16 * sizes.vocabulary)
+
+
+def _batches(sizes: Hyperparameters, count: int, length: int) -> list[slice]:
+    """The sequences that are computed together: each batch reads all weights for each position."""
+    fitting = max(_CACHE_BYTES, _weight_bytes(sizes) // 2) // _cache_bytes(sizes, length)
+    return evenly(count, max(1, min(_AT_ONCE, fitting)))
+
+
+def _cache_bytes(sizes: Hyperparameters, length: int) -> int:
+    """The KV cache of a sequence."""
+    return 2 * sizes.layers * length * sizes.width * 4
+
+
+def _weight_bytes(sizes: Hyperparameters) -> int:
+    return 4 * sum(map(prod, sizes.shapes().values()))
 
 
 def _multiplied(hidden: Array, head: Array, out: Array) -> Array:

@@ -212,7 +212,7 @@ def by_hidden(hidden: Array, head: Array, rng: np.random.Generator) -> Array:
     return g
 
 
-def _call(job: Callable[[], Any]) -> Any:
+def _call(job: Any) -> Any:
     return job()
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from dgpt2_quant.core.hyperparameters import Hyperparameters, pad_count
 from dgpt2_quant.core.parallel import in_parallel
-from dgpt2_quant.core.progress import Progress
+from dgpt2_quant.core.progress import Progress, Stages
 from dgpt2_quant.core.quant_types import TensorType
 from dgpt2_quant.quantize.calibration.block_weights import KEPT_BYTES, BlockWeights
 from dgpt2_quant.quantize.calibration.imatrix_file import ImportanceMatrix
@@ -27,12 +27,11 @@ from .equalize import Weights, center_embedding, equalize_inputs
 from .fisher import Fisher
 from .gptq import SWEEPS, Factor, factor, quantize_rows, round_matrix
 from .layers import QuantizedTensor, quantize_layers
+from .needs import FISHER_TOKENS, STREAM_TOKENS, Needs
 from .padding import NO_PADDING, Padding, least_likely
 from .scratch import NewStore, Store, in_memory
 
 Array = npt.NDArray[np.floating[Any]]
-_FISHER_TOKENS = 4096  # of the calibration text: gradients cost twice a forward pass, and their means settle soon
-_STREAM_TOKENS = 16_384  # of it go through the quantized model; more gained nothing measurable
 _PAD_TOKENS = 1024  # to measure the probability of the pads on
 _EMBEDDING, _OUTPUT, _POSITIONS = "token_embd.weight", "output.weight", "position_embd.weight"
 _LOOKUP_SHARE = 0.3  # of the head's weight, for errors in looked-up rows, where no gradients measure it
@@ -46,7 +45,7 @@ class LeanModel:
         source: ModelSource,
         importance: ImportanceMatrix,
         skip_steps: Iterable[str] = (),
-        progress: Progress | None = None,
+        stages: Stages | None = None,
         *,
         new_store: NewStore = in_memory,
         kept_bytes: float = KEPT_BYTES,
@@ -56,12 +55,13 @@ class LeanModel:
         Results are kept in stores that `new_store` opens (scratch.py), by default in memory; `kept_bytes` is the limit
         of `BlockWeights`.
         """
-        self.source, self.importance, self.progress = source, importance, progress
+        self.source, self.importance, self._stages = source, importance, stages or Stages()
         self.skip_steps = tuple(skip_steps)
         self.steps = steps_without(self.skip_steps).possible_with(importance)
         self.chunks = [list(chunk) for chunk in importance.chunks]
         self._new_store = new_store
         self.reference = Reference(source.sizes, BlockWeights(source, self._rewritten, kept_bytes))
+        self.needs = Needs(source.sizes, len(self.chunks), importance.chunk_size)
         self.tied = _OUTPUT not in self.reference.weights
 
     @property
@@ -75,7 +75,8 @@ class LeanModel:
     @cached_property
     def fisher(self) -> Fisher:
         store = self._new_store("gradients", self.steps.left_out)
-        return Fisher(self.reference, self.first_chunks(_FISHER_TOKENS), store, self.progress)
+        chunks = self.first_chunks(FISHER_TOKENS)
+        return Fisher(self.reference, chunks, store, self._stages.begin(self.needs.gradients))
 
     def first_chunks(self, tokens: int) -> list[list[int]]:
         """The beginning of the calibration text, of about this number of tokens."""
@@ -134,12 +135,12 @@ class LeanModel:
             quantize_layers(
                 self.reference,
                 lambda: {name: self._tensor(store, name, types).values for name in (_EMBEDDING, _POSITIONS)},
-                self.first_chunks(_STREAM_TOKENS),
+                self.first_chunks(STREAM_TOKENS),
                 types,
                 self.outputs,
                 self.steps,
                 store,
-                self.progress,
+                self._stages.begin(self.needs.blocks),
             )
         for name in weights:
             if name not in store:
@@ -165,18 +166,28 @@ class LeanModel:
         """The position table, or an embedding: looked up, multiplied with as the output matrix, or both."""
         if name == _POSITIONS:
             return self.plain(name, self.reference.weights[name], types[name])
-        if _OUTPUT not in types:
-            return self.rounded(name, types[name], self.head_gram + self.lookup_gram)
-        return self.rounded(name, types[name], self.lookup_gram if name == _EMBEDDING else self.head_gram)
+        if _OUTPUT in types:
+            gram = self.lookup_gram if name == _EMBEDDING else self.head_gram
+        else:
+            gram = self.head_gram + self.lookup_gram
+        return self.rounded(name, types[name], gram, progress=self._stages.begin(self.needs.embedding))
 
-    def rounded(self, name: str, tensor_type: TensorType, gram: Array, *, sweeps: int | None = None) -> QuantizedTensor:
+    def rounded(
+        self,
+        name: str,
+        tensor_type: TensorType,
+        gram: Array,
+        *,
+        sweeps: int | None = None,
+        progress: Progress | None = None,
+    ) -> QuantizedTensor:
         """An embedding, with errors weighted by `gram`."""
         weights = self.reference.weights[name if name in self.reference.weights else _EMBEDDING]
         if not self.can_feed_back(tensor_type):
             return self.plain(name, weights, tensor_type, np.diag(gram))
         if sweeps is None:
             sweeps = SWEEPS if self.steps.sweeps else 0
-        blocks = round_matrix(name, weights, tensor_type, factor(gram), sweeps=sweeps, progress=self.progress)
+        blocks = round_matrix(name, weights, tensor_type, factor(gram), sweeps=sweeps, progress=progress)
         return QuantizedTensor(name, tensor_type, blocks, weights.shape)
 
     def plain(

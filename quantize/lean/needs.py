@@ -1,0 +1,128 @@
+"""What a conversion with `lean` needs, by the model's shape: memory, disk space for scratch, and work.
+
+The figures were fitted to measurements (`python tools/time_conversion.py lean`; docs/quantization.md).
+"""
+
+import shutil
+from collections.abc import Collection
+from dataclasses import dataclass
+from itertools import groupby
+from math import prod
+from pathlib import Path
+
+from dgpt2_quant.core.cache_folder import cache_folder
+from dgpt2_quant.core.errors import OutputError, RuntimeFailure
+from dgpt2_quant.core.hyperparameters import Hyperparameters
+from dgpt2_quant.core.memory import available_memory
+from dgpt2_quant.quantize.calibration.block_weights import KEPT_BYTES
+from dgpt2_quant.quantize.calibration.sample_text import sampling_bytes
+from dgpt2_quant.quantize.recipes.plan import Plan
+
+FISHER_TOKENS = 4096  # of the calibration text: gradients cost twice a forward pass, and their means settle soon
+STREAM_TOKENS = 16_384  # of it go through the quantized model; more gained nothing measurable
+_BASE = 600 << 20  # of the program, its libraries, and memory that was freed but not returned
+_SCORED_TOKENS = 2048  # on which a search measures
+
+
+@dataclass(frozen=True)
+class Needs:
+    """For a calibration text of `chunks` times `length` tokens; `calibration` is its `Calibration.step`.
+
+    Work is in units of about a floating point operation of a matrix product.
+    """
+
+    sizes: Hyperparameters
+    chunks: int = 0
+    length: int = 0
+    calibration: str | None = None
+
+    def require(self, threads: int, *, searches: bool = False) -> None:
+        """Raises `RuntimeFailure` where memory is too small, and `OutputError` where the cache's disk is."""
+        what = "a search" if searches else "`lean`"
+        needed, left = self.memory(threads, searches=searches), available_memory()
+        if left is not None and needed > left:
+            hint = "Use a machine with more memory, or the recipe stock."
+            if self.calibration == "sampling" and self._computing(threads, searches=searches) <= left:
+                hint = "Give a text with `calibrate`: generating one needs all weights in memory."
+            raise RuntimeFailure(
+                f"{what} needs about {_gigabytes(needed)} of memory for this model, and {_gigabytes(left)} are"
+                " available",
+                hint,
+            )
+        folder = next((path for path in (cache_folder(), *cache_folder().parents) if path.exists()), Path())
+        if not searches and self.scratch > (free := shutil.disk_usage(folder).free):
+            raise OutputError(
+                f"{what} needs about {_gigabytes(self.scratch)} of disk space for this model, and {_gigabytes(free)}"
+                f" are free in {folder}",
+                "Set DGPT2_QUANT_CACHE to a folder with more space.",
+            )
+
+    def memory(self, threads: int, *, searches: bool = False) -> int:
+        """Bytes at the peak."""
+        computing = _BASE + self._computing(threads, searches=searches)
+        if self.calibration == "sampling":
+            return max(computing, _BASE + sampling_bytes(self.sizes, self.chunks, self.length))
+        return computing
+
+    def _computing(self, threads: int, *, searches: bool) -> int:
+        width, inner, head = self.sizes.width, self.sizes.inner, 4 * self.sizes.vocabulary * self.sizes.width
+        tokens = min(STREAM_TOKENS, self.chunks * self.length)
+        of_layers = 8 * tokens * (width + inner) + 28 * inner**2
+        of_logits = 12 * self.sizes.vocabulary * self.length * min(threads, 2)
+        kept = min(4 * self.weights, max(KEPT_BYTES, head))
+        if searches:
+            states = 4 * _SCORED_TOKENS * (2 * self.sizes.layers * width + self.sizes.vocabulary)
+            kept = 8 * self.weights + states  # the model, and a quantized one
+        return kept + max(of_layers, of_logits, 2 * head)
+
+    @property
+    def scratch(self) -> int:
+        """Bytes of the factors of G, of states of the text, and of the quantized tensors."""
+        width, layers = self.sizes.width, self.sizes.layers
+        states = 2 * layers * FISHER_TOKENS + 4 * STREAM_TOKENS
+        return 44 * layers * width**2 + 4 * width * states + self.weights
+
+    @property
+    def weights(self) -> int:
+        return sum(map(prod, self.sizes.shapes().values()))
+
+    def work(self, plans: Collection[Plan]) -> float:
+        """Of the whole conversion to these files."""
+        lean = [plan for plan in plans if plan.recipe != "stock"]
+        files = len(lean) + any(plan.recipe == "stock" for plan in plans)
+        embeddings = sum(1 + ("output.weight" in plan.types) for plan in lean)
+        models = sum(1 for _ in groupby(plan.skip_steps for plan in lean))
+        work = self.calibrating + models * self.gradients + embeddings * self.embedding
+        return work + len(lean) * self.blocks + files * self.writing
+
+    @property
+    def calibrating(self) -> float:
+        each = {"sampling": 3.2 * self.weights, "collecting": 2.4 * self._block_weights}
+        return self.chunks * self.length * each.get(self.calibration or "", 0)
+
+    @property
+    def gradients(self) -> float:
+        tokens, head = min(FISHER_TOKENS, self.chunks * self.length), self.sizes.vocabulary * self.sizes.width
+        return tokens * (14 * self._block_weights + 2 * head) + 80 * self.sizes.layers * self.sizes.width**3
+
+    @property
+    def embedding(self) -> float:
+        return 24 * self.sizes.vocabulary * self.sizes.width**2
+
+    @property
+    def blocks(self) -> float:
+        tokens, width, inner = min(STREAM_TOKENS, self.chunks * self.length), self.sizes.width, self.sizes.inner
+        rounding = 24 * self.sizes.layers * (4 * width**3 + width**2 * inner + width * inner**2)
+        return 10 * tokens * self._block_weights + rounding
+
+    @property
+    def writing(self) -> float:
+        return 1000 * self.weights
+
+    @property
+    def _block_weights(self) -> int:
+        return self.sizes.layers * (4 * self.sizes.width**2 + 2 * self.sizes.width * self.sizes.inner)
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"
