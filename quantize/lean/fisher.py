@@ -127,13 +127,11 @@ class Fisher:
         return g
 
     def _by_final(self, final: Array) -> Array:
-        def of_chunk(number: int) -> Array:
-            norm = _Norm(self._reference, "output_norm", final[number * length : (number + 1) * length])
-            head = self._reference.weights[self._reference.head]
-            return norm.backward(by_hidden(norm.y, head, np.random.default_rng([_SEED, number])))
+        def of_chunk(each: tuple[int, Array]) -> Array:
+            number, x = each
+            return by_final(self._reference, x, np.random.default_rng([_SEED, number]))
 
-        length = len(self._chunks[0])
-        return np.concatenate([*in_parallel(of_chunk, range(len(self._chunks)))])
+        return np.concatenate([*in_parallel(of_chunk, list(enumerate(np.split(final, len(self._chunks)))))])
 
     def _of_task(self, half: int, x: Array, g: Array) -> tuple[Array, dict[str, Array]]:
         """The gradient by the state before a half, and the Gram matrices of its matrices' outputs."""
@@ -198,18 +196,19 @@ def backward_half(reference: Reference, half: int, x: Array, g: Array) -> tuple[
     return g + _half(reference, half, x).backward(g, found), found
 
 
-def by_hidden(hidden: Array, head: Array, rng: np.random.Generator) -> Array:
+def by_final(reference: Reference, x: Array, rng: np.random.Generator) -> Array:
     """The gradient of the log-likelihood of drawn tokens minus that of other drawn tokens, over √2.
 
-    By the final norm's outputs, summed over positions.
+    By the last state `x`, summed over positions.
     """
-    g = np.empty_like(hidden)
-    for piece in pieces(len(hidden), _AT_ONCE):
+    norm, head = _Norm(reference, "output_norm", x), reference.weights[reference.head]
+    g = np.empty_like(x)
+    for piece in pieces(len(x), _AT_ONCE):
         check_cancelled()
-        probabilities = softmax(hidden[piece] @ head.T)
+        probabilities = softmax(norm.y[piece] @ head.T)
         one, other = draw(probabilities, rng), draw(probabilities, rng)
         g[piece] = (head[one] - head[other]) * sqrt(0.5)
-    return g
+    return norm.backward(g)
 
 
 def _call(job: Any) -> Any:

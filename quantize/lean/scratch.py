@@ -69,7 +69,7 @@ def scratch(source: ModelSource, importance: ImportanceMatrix) -> Iterator[NewSt
         yield in_memory
         return
     try:
-        yield lambda *parts: _Files(folder, hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12])
+        yield lambda *parts: Files(folder, hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12])
         _empty(folder)
     finally:
         if held is not None:
@@ -123,7 +123,7 @@ class Rarely:
         return True
 
 
-class _Files(MutableMapping[str, Array]):
+class Files(MutableMapping[str, Array]):
     """Arrays in files: a line of JSON, then the data."""
 
     def __init__(self, folder: Path, prefix: str) -> None:

@@ -258,7 +258,7 @@ def test_errors_are_weighed_by_what_they_do_to_predictions(tiny: Tiny) -> None:
     model = LeanModel(source, importance)
     assert model.outputs.keys() == {f"blk.0.{name}.weight" for name in ("attn_output", "attn_qkv", "ffn_down")}
     for name, side in model.outputs.items():
-        assert side.gram.shape == (len(model.reference.weights[name]),) * 2
+        assert side.upper.shape == (len(model.reference.weights[name]),) * 2
     assert LeanModel(source, importance, ["gradients"]).outputs == {}
     assert LeanModel(source, importance, ["feedback"]).outputs == {}
 
