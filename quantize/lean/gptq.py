@@ -83,8 +83,11 @@ def factor(gram: Matrix) -> GramFactor:
     damped[np.diag_indices_from(damped)] += DAMPING * weight if weight > 0 else 1.0
     # H = R Rᵀ with R upper (the lower factor of the reversed matrix, reversed), so that H⁻¹ = (R⁻¹)ᵀ R⁻¹
     lower = np.linalg.cholesky(damped[::-1, ::-1])
-    upper = _inverse_of_upper(np.ascontiguousarray(lower[::-1, ::-1], np.float32))
-    return GramFactor(order, upper, damped.astype(np.float32))
+    single = damped.astype(np.float32)
+    del damped  # the matrices are large
+    root = np.ascontiguousarray(lower[::-1, ::-1], np.float32)
+    del lower
+    return GramFactor(order, _inverse_of_upper(root), single)
 
 
 def _inverse_of_upper(matrix: Array) -> Array:

@@ -5,7 +5,7 @@ The figures were fitted to measurements (`python tools/time_conversion.py lean`;
 
 import shutil
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from math import prod
 from pathlib import Path
@@ -20,7 +20,9 @@ from dgpt2_quant.quantize.recipes.plan import Plan
 
 FISHER_TOKENS = 4096  # of the calibration text: gradients cost twice a forward pass, and their means settle soon
 STREAM_TOKENS = 16_384  # of it go through the quantized model; more gained nothing measurable
-_BASE = 600 << 20  # of the program, its libraries, and memory that was freed but not returned
+_PROGRAM = 130_000_000  # bytes of the program and its libraries
+_FREED = 62_000_000  # bytes per thread that were freed and not returned to the system
+_FACTORING = 46  # bytes per element of the largest matrix of moments
 _SCORED_TOKENS = 2048  # on which a search measures
 
 
@@ -42,38 +44,33 @@ class Needs:
         needed, left = self.memory(threads, searches=searches), available_memory()
         if left is not None and needed > left:
             hint = "Use a machine with more memory, or the recipe stock."
-            if self.calibration == "sampling" and self._computing(threads, searches=searches) <= left:
-                hint = "Give a text with `calibrate`: generating one needs all weights in memory."
+            if replace(self, calibration="collecting").memory(threads, searches=searches) <= left:
+                hint = "Give a text with `calibrate`: to generate one, all weights must be in memory."
             raise RuntimeFailure(
-                f"{what} needs about {_gigabytes(needed)} of memory for this model, and {_gigabytes(left)} are"
-                " available",
+                f"{what} needs about {_gigabytes(needed)} of memory for this model; {_gigabytes(left)} are available",
                 hint,
             )
         folder = next((path for path in (cache_folder(), *cache_folder().parents) if path.exists()), Path())
         if not searches and self.scratch > (free := shutil.disk_usage(folder).free):
             raise OutputError(
-                f"{what} needs about {_gigabytes(self.scratch)} of disk space for this model, and {_gigabytes(free)}"
-                f" are free in {folder}",
+                f"{what} needs about {_gigabytes(self.scratch)} of disk space for this model; {_gigabytes(free)} are"
+                f" free in {folder}",
                 "Set DGPT2_QUANT_CACHE to a folder with more space.",
             )
 
     def memory(self, threads: int, *, searches: bool = False) -> int:
         """Bytes at the peak."""
-        computing = _BASE + self._computing(threads, searches=searches)
-        if self.calibration == "sampling":
-            return max(computing, _BASE + sampling_bytes(self.sizes, self.chunks, self.length))
-        return computing
-
-    def _computing(self, threads: int, *, searches: bool) -> int:
-        width, inner, head = self.sizes.width, self.sizes.inner, 4 * self.sizes.vocabulary * self.sizes.width
+        width, inner, vocabulary = self.sizes.width, self.sizes.inner, self.sizes.vocabulary
         tokens = min(STREAM_TOKENS, self.chunks * self.length)
-        of_layers = 8 * tokens * (width + inner) + 28 * inner**2
-        of_logits = 12 * self.sizes.vocabulary * self.length * min(threads, 2)
-        kept = min(4 * self.weights, max(KEPT_BYTES, head))
-        if searches:
-            states = 4 * _SCORED_TOKENS * (2 * self.sizes.layers * width + self.sizes.vocabulary)
-            kept = 8 * self.weights + states  # the model, and a quantized one
-        return kept + max(of_layers, of_logits, 2 * head)
+        weights = min(4 * self.weights, max(KEPT_BYTES, 4 * vocabulary * width))
+        if searches:  # the model, its states on the text, and a quantized model
+            weights = 8 * self.weights + 4 * _SCORED_TOKENS * (2 * self.sizes.layers * width + vocabulary)
+        of_layers = 8 * tokens * (width + inner) + _FACTORING * inner**2
+        of_logits = 12 * vocabulary * self.length * min(threads, 2)
+        peak = weights + max(of_layers, of_logits, 8 * vocabulary * width) + _FREED * (2 + threads)
+        if self.calibration == "sampling":
+            peak = max(peak, sampling_bytes(self.sizes, self.chunks, self.length))
+        return _PROGRAM + peak
 
     @property
     def scratch(self) -> int:

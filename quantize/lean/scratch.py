@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 import time
 import zlib
@@ -53,27 +54,39 @@ def scratch(source: ModelSource, importance: ImportanceMatrix) -> Iterator[NewSt
 
     While another process holds the folder, a new one is used. Without a writable cache the stores are in memory.
     """
-    key = hashlib.sha256(json.dumps([source.sha256(), importance.sha256, cache_version()]).encode()).hexdigest()[:32]
+    key = json.dumps([source.sha256(), importance.sha256, cache_version()])
+    own = hashlib.sha256(key.encode()).hexdigest()[:32]
     parent = cache_folder() / SCRATCH_FOLDERS[0]
-    name = clean_name(source.name)
+    folder, held = None, None
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        for path in parent.iterdir():
-            if time.time() - path.stat().st_mtime > _STALE:
-                remove_scratch(path)
-        held = _hold(folder := parent / f"{name}-{key}")
-        if held is None:
-            held = _hold(folder := parent / f"{name}-{secrets.token_hex(16)}")
+        _remove_stale(parent)
+        for ending in (own, secrets.token_hex(16)):
+            folder = parent / f"{clean_name(source.name)}-{ending}"
+            folder.mkdir(exist_ok=True)
+            if held := _hold(folder):
+                break
     except OSError as error:
-        _log.warning("%s cannot be written (%s): more memory is used, and an interruption loses all", parent, error)
+        _log.warning("%s cannot be written (%s): an interruption would lose all work", parent, error.strerror)
+    if folder is None or held is None:
         yield in_memory
         return
     try:
         yield lambda *parts: Files(folder, hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12])
         _empty(folder)
     finally:
-        if held is not None:
-            os.close(held)
+        os.close(held)
+
+
+def _remove_stale(parent: Path) -> None:
+    for path in parent.iterdir():
+        if re.fullmatch(SCRATCH_FOLDERS[1], path.name) and time.time() - path.stat().st_mtime > _STALE:
+            remove_scratch(path)
+
+
+def scratch_files(folder: Path) -> list[Path]:
+    """The files of a folder of scratch."""
+    return [path for path in folder.iterdir() if path.suffix in _SUFFIXES]
 
 
 def remove_scratch(folder: Path) -> bool:
@@ -88,8 +101,7 @@ def remove_scratch(folder: Path) -> bool:
 
 
 def _hold(folder: Path) -> int | None:
-    """A descriptor of the folder, which is created and locked; None if another process has locked it."""
-    folder.mkdir(exist_ok=True)
+    """A descriptor of the folder, locked; None if another process has locked it, or removes it."""
     held = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -102,9 +114,8 @@ def _hold(folder: Path) -> int | None:
 
 
 def _empty(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.suffix in _SUFFIXES:
-            path.unlink()
+    for path in scratch_files(folder):
+        path.unlink()
     with suppress(OSError):  # it has a file of somebody else
         folder.rmdir()
 
