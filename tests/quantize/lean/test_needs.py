@@ -22,6 +22,7 @@ MEASURED = {  # two threads, 20,480 tokens: bytes at the peak
     "storybook": (shape(6, 256, 8189, 512), "sampling", 502e6),
     "DistilGPT2": (shape(6, 768), "sampling", 1.93e9),
     "2 layers of medium": (shape(2, 1024), "collecting", 2.15e9),
+    "2 layers of large": (shape(2, 1280), "collecting", 2.83e9),
     "2 layers of XL": (shape(2, 1600), "collecting", 3.88e9),
 }
 
