@@ -96,7 +96,7 @@ def quantize_layers(
             store[name] = trained.weights[name]
         inner = quantize_and_apply(first, forward.norm(norm, state))
         report(2 * half + 1, first)
-        if is_due():  # both streams are before this half
+        if half > begin and is_due():  # both streams are before this half
             store[f"{_STREAMS}{half}"] = np.stack([wanted, state])
             store.pop(f"{_STREAMS}{begin}", None)
             begin = half
