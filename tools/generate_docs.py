@@ -113,6 +113,7 @@ def tables() -> dict[str, list[str]]:
         "lean_texts": doc_tables.texts_table(lean),
         "lean_quality": doc_tables.quality_tables(lean),
         "lean_speeds": doc_tables.speeds_table(speeds),
+        "lean_large": doc_tables.large_models_table(document_of("lean-large")),
         "presets": doc_tables.presets_table(),
     }
 

@@ -42,7 +42,7 @@ def sample(
     """
     head = np.ascontiguousarray(reference.weights[reference.head].T)  # a fifth faster for few rows
     written: list[int] = []
-    for some in _batches(reference.sizes, count, length):
+    for some in batches(reference.sizes, count, length):
         number = some.stop - some.start
         groups = [
             _Group(reference, first, rows.stop - rows.start, length, some.start + rows.start, observers and observers())
@@ -62,12 +62,12 @@ def sample(
 
 def sampling_bytes(sizes: Hyperparameters, count: int, length: int) -> int:
     """The memory that `sample` needs: the weights in float32, a copy of the output matrix, KV cache and logits."""
-    number: int = max(batch.stop - batch.start for batch in _batches(sizes, count, length))
+    number: int = max(batch.stop - batch.start for batch in batches(sizes, count, length))
     head = 4 * sizes.vocabulary * sizes.width
     return _weight_bytes(sizes) + head + number * (_cache_bytes(sizes, length) + 16 * sizes.vocabulary)
 
 
-def _batches(sizes: Hyperparameters, count: int, length: int) -> list[slice]:
+def batches(sizes: Hyperparameters, count: int, length: int) -> list[slice]:
     """The sequences that are computed together: each batch reads all weights for each position."""
     fitting = max(_CACHE_BYTES, _weight_bytes(sizes) // 2) // _cache_bytes(sizes, length)
     return evenly(count, max(1, min(_AT_ONCE, fitting)))

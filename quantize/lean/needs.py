@@ -66,7 +66,7 @@ class Needs:
         if searches:  # the model, its states on the text, and a quantized model
             weights = 8 * self.weights + 4 * _SCORED_TOKENS * (2 * self.sizes.layers * width + vocabulary)
         of_layers = 8 * tokens * (width + inner) + _FACTORING * inner**2
-        of_logits = 12 * vocabulary * self.length * min(threads, 2)
+        of_logits = 8 * vocabulary * self.length * min(threads, 2)
         peak = weights + max(of_layers, of_logits, 8 * vocabulary * width) + _FREED * (2 + threads)
         if self.calibration == "sampling":
             peak = max(peak, sampling_bytes(self.sizes, self.chunks, self.length))
