@@ -1,6 +1,6 @@
 """Times the recipe `lean` for the shapes of GPT-2 medium, large and XL, with random weights and few layers.
 
-usage: time_lean.py [--model NAME|LAYERSxWIDTH ...] [--layers FEW MORE] [--positions N] [--threads N] > docs/bench/lean-large.json
+usage: time_lean.py [--model NAME|LAYERSxWIDTH ...] [--layers FEW MORE] [--positions N] [--threads N]
 
 `convert -t q4_k_m --recipe lean` runs at two numbers of layers, calibrated on 20,480 tokens, each in a process of its
 own; the time of the whole model is extrapolated from them. Its peak memory is the larger of the two: from there on it
