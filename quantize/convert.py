@@ -6,7 +6,7 @@ The steps are: a `Request` (request.py), a `Plan` for each file (recipes/plan.py
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,14 +15,15 @@ from dgpt2_quant.core.parallel import calculating
 from dgpt2_quant.core.progress import Progress, Stages
 from dgpt2_quant.core.quant_types import QuantType
 from dgpt2_quant.core.read_input import Announce
+from dgpt2_quant.core.scratch import NewStore, in_memory, scratch
 from dgpt2_quant.core.text import NamedText
 from dgpt2_quant.quantize.calibration.calibration import Calibration, Outline, read_given
 from dgpt2_quant.quantize.calibration.imatrix_file import ImportanceMatrix
+from dgpt2_quant.quantize.checkpoint.model_name import clean_name
 from dgpt2_quant.quantize.checkpoint.resolve import DEFAULT_MODEL
 from dgpt2_quant.quantize.checkpoint.source import ModelSource, open_model
 from dgpt2_quant.quantize.lean.model import LeanModel
 from dgpt2_quant.quantize.lean.needs import Needs
-from dgpt2_quant.quantize.lean.scratch import NewStore, in_memory, scratch
 from dgpt2_quant.quantize.recipes.plan import Plan, make_lean_plan, make_plan, needs_importance, plan_of_recipe
 from dgpt2_quant.quantize.recipes.tensor_types import Override
 from dgpt2_quant.quantize.search.saved_recipe import saved_recipe
@@ -113,7 +114,7 @@ def convert(
     if request.uses_lean and not dry_run:
         assert outline  # `lean` always has an importance matrix
         needs = Needs(source.sizes, outline.chunks, outline.length, calibration.step)
-        needs.require(threads, searches=request.target is not None)
+        needs.require(threads, len(paths), searches=request.target is not None)
     if request.target:
         with calculating(threads):
             importance = calibration.collected(progress)
@@ -127,14 +128,17 @@ def convert(
         files = [ConvertedFile.of(source, plan, path, plan.file_bytes(source, stated)) for path, plan in plans.items()]
     else:
         stages = Stages(progress, needs.work(plans.values()) if needs else None)
-        with saved_recipe(found, paths[0], overwrite) if found else nullcontext():
+        with ExitStack() as stack:
+            if found:
+                stack.enter_context(saved_recipe(found, paths[0], overwrite))
+            new_store = in_memory
+            if request.uses_lean:
+                new_store = stack.enter_context(scratch(clean_name(source.name), source.sha256()))
             if importance is None and any(plan.uses_importance for plan in plans.values()):
                 with calculating(threads):  # after all checks, because it takes long
-                    importance = calibration.collected(stages.begin(needs.calibrating if needs else 0))
-            is_lean = any(plan.recipe != "stock" for plan in plans.values())
-            with scratch(source, importance) if is_lean and importance else nullcontext(in_memory) as new_store:
-                ready = prepare(source, plans, importance, new_store, threads=threads, stages=stages)
-                files = write_files(source, plans, ready, importance, threads=threads, overwrite=overwrite)
+                    importance = calibration.collected(stages.begin(needs.calibrating if needs else 0), new_store)
+            ready = prepare(source, plans, importance, new_store, threads=threads, stages=stages)
+            files = write_files(source, plans, ready, importance, threads=threads, overwrite=overwrite)
     return [replace(file, found=found.found) for file in files] if found else files
 
 

@@ -71,7 +71,7 @@ def measured(arguments: argparse.Namespace, layers: int, width: int) -> dict[str
         "peak_mb": max(each["peak_mb"] for each in found),
         "needs_mb": round(needs.memory(arguments.threads) / 1e6),
         "generating_needs_mb": round(replace(needs, calibration="sampling").memory(arguments.threads) / 1e6),
-        "scratch_mb": round(needs.scratch / 1e6),
+        "scratch_mb": round(needs.scratch() / 1e6),
     }
 
 

@@ -5,17 +5,19 @@ The last is slow, so its result is cached for further conversions.
 
 import contextlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from dgpt2_quant.core.cache_folder import cache_folder, cache_version, read_entry
 from dgpt2_quant.core.errors import DgptQuantError, GGUFError, UsageError
 from dgpt2_quant.core.hyperparameters import matmul_weights
 from dgpt2_quant.core.parallel import calculating
 from dgpt2_quant.core.progress import Progress
 from dgpt2_quant.core.read_input import Announce
+from dgpt2_quant.core.scratch import NewStore, in_memory
 from dgpt2_quant.core.text import NamedText
 from dgpt2_quant.quantize.checkpoint.model_name import clean_name
 from dgpt2_quant.quantize.checkpoint.source import ModelSource
@@ -102,14 +104,20 @@ class Calibration:
         return None if self._kept.is_file() else "sampling"
 
     @calculating()
-    def collected(self, progress: Progress | None = None) -> ImportanceMatrix | None:
-        """The matrix, collected if necessary. Raises `DgptQuantError`."""
+    def collected(self, progress: Progress | None = None, new_store: NewStore = in_memory) -> ImportanceMatrix | None:
+        """The matrix, collected if necessary; its sums over a text are kept in a store. Raises `DgptQuantError`."""
         if self._imatrix is not None:
             return self._file
         if self._text is None:
             return None
         if not isinstance(self._text, str):
-            return collect(self._source, self._cut, progress=progress)
+            text, names = self._cut, matmul_weights({t.name: t.shape for t in self._source.tensors})
+            store = new_store("importance", text.size, list(text.tokens))
+            if not all(name in store for name in names):
+                for name, entry in collect(self._source, text, progress=progress).entries.items():
+                    assert entry.sums is not None
+                    store[name] = np.stack([entry.sum_squares, entry.sums])
+            return collect(self._source, replace(text, sums={name: store[name] for name in names}))
         if found := read_entry(self._kept, self._checked):
             return found
         found = collect(self._source, cut(self._source, None, progress=progress), progress=progress)

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from dgpt2_quant.core.quant_types import TensorType
+from dgpt2_quant.core.scratch import Store
 from dgpt2_quant.quantize.checkpoint.rows import BlockReader, RowReader, from_bfloat16
 
 from .block_codes import Bytes
 from .layerwise import Array
 from .padding import Padding
-from .scratch import Store
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ import numpy as np
 import numpy.typing as npt
 from dgpt2_quant.core.parallel import in_parallel, pieces
 from dgpt2_quant.core.progress import Progress
+from dgpt2_quant.core.scratch import Rarely, Store
 from dgpt2_quant.core.workers import check_cancelled
 from dgpt2_quant.quantize.calibration.block_weights import KEPT_BYTES
 from dgpt2_quant.quantize.calibration.numpy_gpt2 import Reference, attention_probabilities, gelu, softmax
 from dgpt2_quant.quantize.calibration.sample_text import draw
 
 from .gptq import Factor, factor
-from .scratch import Rarely, Store
 
 Array = npt.NDArray[np.floating[Any]]
 Gram = npt.NDArray[np.float64]
@@ -112,8 +112,10 @@ class Fisher:
             results = in_parallel(_call, [*factoring, *tasks])
             for _ in factoring:
                 next(results)
-            if half + 1 < self._halves and is_due():
+            if half + 1 < reached and is_due():
                 self._store[f"{_GRADIENT}{half + 1}"] = g
+                self._store.pop(f"{_GRADIENT}{reached}", None)
+                reached = half + 1
             parts: list[Array] = []
             sums: dict[str, Array] = {}
             for part, grams in results:

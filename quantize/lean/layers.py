@@ -16,6 +16,7 @@ from dgpt2_quant.core.ggml import dequantize
 from dgpt2_quant.core.parallel import by_rows, in_parallel, mean_of, pieces
 from dgpt2_quant.core.progress import Progress
 from dgpt2_quant.core.quant_types import TensorType
+from dgpt2_quant.core.scratch import Rarely, Store
 from dgpt2_quant.quantize.calibration.numpy_gpt2 import Reference
 from dgpt2_quant.quantize.recipes.lean_steps import Steps
 from dgpt2_quant.quantize.recipes.tensor_types import ROUNDABLE
@@ -24,7 +25,6 @@ from .activation_rounding import round_activations
 from .block_codes import Bytes
 from .gptq import SWEEPS, Factor, factor, quantize_rows, round_matrix
 from .layerwise import Array, LayerwiseForward, half_block_names
-from .scratch import Rarely, Store
 
 _STREAMS = "streams."  # and the number of the half block after them
 _TOKENS = 8192  # per task

@@ -15,6 +15,7 @@ from dgpt2_quant.core.hyperparameters import Hyperparameters, pad_count
 from dgpt2_quant.core.parallel import in_parallel
 from dgpt2_quant.core.progress import Progress, Stages
 from dgpt2_quant.core.quant_types import TensorType
+from dgpt2_quant.core.scratch import NewStore, Store, in_memory
 from dgpt2_quant.quantize.calibration.block_weights import KEPT_BYTES, BlockWeights
 from dgpt2_quant.quantize.calibration.imatrix_file import ImportanceMatrix
 from dgpt2_quant.quantize.calibration.numpy_gpt2 import Reference, softmax
@@ -29,7 +30,6 @@ from .gptq import SWEEPS, Factor, factor, quantize_rows, round_matrix
 from .layers import QuantizedTensor, quantize_layers
 from .needs import FISHER_TOKENS, STREAM_TOKENS, Needs
 from .padding import NO_PADDING, Padding, least_likely
-from .scratch import NewStore, Store, in_memory
 
 Array = npt.NDArray[np.floating[Any]]
 _PAD_TOKENS = 1024  # to measure the probability of the pads on
@@ -74,7 +74,7 @@ class LeanModel:
 
     @cached_property
     def fisher(self) -> Fisher:
-        store = self._new_store("gradients", self.steps.left_out)
+        store = self._new_store("gradients", self.importance.sha256, self.steps.left_out)
         chunks = self.first_chunks(FISHER_TOKENS)
         return Fisher(self.reference, chunks, store, self._stages.begin(self.needs.gradients))
 
@@ -127,7 +127,10 @@ class LeanModel:
     def _quantized(self, types: Mapping[str, TensorType]) -> Store:
         """All tensors at these types: the blocks of tables and matrices, and vectors in float32."""
         named = sorted(f"{name}={kind.name}" for name, kind in types.items())
-        store, weights = self._new_store("tensors", self.steps.left_out, named), self.reference.weights
+        store, weights = (
+            self._new_store("tensors", self.importance.sha256, self.steps.left_out, named),
+            self.reference.weights,
+        )
         for name in (_POSITIONS, _EMBEDDING, _OUTPUT):
             if name in types and name not in store:
                 store[name] = self._table(name, types).blocks

@@ -38,7 +38,7 @@ class Needs:
     length: int = 0
     calibration: str | None = None
 
-    def require(self, threads: int, *, searches: bool = False) -> None:
+    def require(self, threads: int, files: int = 1, *, searches: bool = False) -> None:
         """Raises `RuntimeFailure` where memory is too small, and `OutputError` where the cache's disk is."""
         what = "a search" if searches else "`lean`"
         needed, left = self.memory(threads, searches=searches), available_memory()
@@ -51,9 +51,9 @@ class Needs:
                 hint,
             )
         folder = next((path for path in (cache_folder(), *cache_folder().parents) if path.exists()), Path())
-        if not searches and self.scratch > (free := shutil.disk_usage(folder).free):
+        if (size := self.scratch(files)) > (free := shutil.disk_usage(folder).free):
             raise OutputError(
-                f"{what} needs about {_gigabytes(self.scratch)} of disk space for this model; {_gigabytes(free)} are"
+                f"{what} needs about {_gigabytes(size)} of disk space for this model; {_gigabytes(free)} are"
                 f" free in {folder}",
                 "Set DGPT2_QUANT_CACHE to a folder with more space.",
             )
@@ -72,12 +72,11 @@ class Needs:
             peak = max(peak, sampling_bytes(self.sizes, self.chunks, self.length))
         return _PROGRAM + peak
 
-    @property
-    def scratch(self) -> int:
+    def scratch(self, files: int = 1) -> int:
         """Bytes of the factors of G, of states of the text, and of the quantized tensors."""
         width, layers = self.sizes.width, self.sizes.layers
         states = 2 * layers * FISHER_TOKENS + 4 * STREAM_TOKENS
-        return 44 * layers * width**2 + 4 * width * states + self.weights
+        return 44 * layers * width**2 + 4 * width * states + files * self.weights
 
     @property
     def weights(self) -> int:

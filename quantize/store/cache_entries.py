@@ -17,8 +17,8 @@ from pathlib import Path
 from dgpt2_quant.core.cache_folder import cache_folder
 from dgpt2_quant.core.errors import OutputError, UsageError
 from dgpt2_quant.core.quant_types import QUANT_TYPES
+from dgpt2_quant.core.scratch import SCRATCH_FOLDERS, remove_scratch, scratch_files
 from dgpt2_quant.core.sizes import parse_bytes
-from dgpt2_quant.quantize.lean.scratch import SCRATCH_FOLDERS, remove_scratch, scratch_files
 
 from .conversion_lock import free_folder, holder_of, lock_of
 from .file_record import record_of

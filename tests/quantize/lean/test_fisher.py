@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from dgpt2_quant.core import scratch
 from dgpt2_quant.quantize.calibration.numpy_gpt2 import Reference, softmax
 from dgpt2_quant.quantize.calibration.sample_text import draw
-from dgpt2_quant.quantize.lean import fisher, scratch
+from dgpt2_quant.quantize.lean import fisher
 from dgpt2_quant.quantize.lean.fisher import Fisher, backward_half, by_final, forward_half
 from dgpt2_quant.quantize.lean.gptq import factor
 

@@ -1,8 +1,8 @@
-"""Scratch: arrays that `lean` computes, in files, so that memory stays small and an interrupted conversion resumes.
+"""Scratch: arrays of a long computation, in files, so that memory stays small and an interrupted computation resumes.
 
 Each array is a file of a folder in the cache, written under another name and renamed. Its checksum is verified when a
-later process finds it: after a power cut a file may be incomplete. The folder's name has a hash of everything that the
-arrays depend on. It is removed when the conversion is complete, and a week after an interruption by the next one.
+later process finds it: after a power cut a file may be incomplete. Names have hashes of all that the arrays depend on.
+The folder is removed when the computation is complete, and a week after an interruption by the next one.
 """
 
 import fcntl
@@ -21,17 +21,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from dgpt2_quant.core.atomic_file import explain_errors
-from dgpt2_quant.core.cache_folder import cache_folder, cache_version
-from dgpt2_quant.core.errors import OutputError
-from dgpt2_quant.quantize.calibration.imatrix_file import ImportanceMatrix
-from dgpt2_quant.quantize.checkpoint.model_name import clean_name
-from dgpt2_quant.quantize.checkpoint.source import ModelSource
+
+from .atomic_file import explain_errors
+from .cache_folder import cache_folder, cache_version
+from .errors import OutputError
 
 Array = npt.NDArray[Any]
 Store = MutableMapping[str, Array]
 NewStore = Callable[..., Store]
-"""Called with what the arrays depend on besides model and importance matrix, as JSON; returns their store."""
+"""Called with what the arrays depend on besides the model, as JSON; returns their store."""
 
 SCRATCH_FOLDERS = ("lean", r"(?P<model>.+)-[0-9a-f]{32}")
 """Patterns of the folders' path in the cache."""
@@ -49,20 +47,19 @@ def in_memory(*_: object) -> Store:
 
 
 @contextmanager
-def scratch(source: ModelSource, importance: ImportanceMatrix) -> Iterator[NewStore]:
-    """Yields a function that opens stores in the conversion's folder, which is removed when the block succeeds.
+def scratch(model: str, sha256: str) -> Iterator[NewStore]:
+    """Yields a function that opens stores in the folder of a model, which is removed when the block succeeds.
 
     While another process holds the folder, a new one is used. Without a writable cache the stores are in memory.
     """
-    key = json.dumps([source.sha256(), importance.sha256, cache_version()])
-    own = hashlib.sha256(key.encode()).hexdigest()[:32]
+    own = hashlib.sha256(f"{sha256} {cache_version()}".encode()).hexdigest()[:32]
     parent = cache_folder() / SCRATCH_FOLDERS[0]
     folder, held = None, None
     try:
         parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(parent)
         for ending in (own, secrets.token_hex(16)):
-            folder = parent / f"{clean_name(source.name)}-{ending}"
+            folder = parent / f"{model}-{ending}"
             folder.mkdir(exist_ok=True)
             if held := _hold(folder):
                 break
