@@ -105,7 +105,7 @@ class Calibration:
 
     @calculating()
     def collected(self, progress: Progress | None = None, new_store: NewStore = in_memory) -> ImportanceMatrix | None:
-        """The matrix, collected if necessary; its sums over a text are kept in a store. Raises `DgptQuantError`."""
+        """The matrix, collected if necessary; what that computes is kept in stores. Raises `DgptQuantError`."""
         if self._imatrix is not None:
             return self._file
         if self._text is None:
@@ -120,7 +120,8 @@ class Calibration:
             return collect(self._source, replace(text, sums={name: store[name] for name in names}))
         if found := read_entry(self._kept, self._checked):
             return found
-        found = collect(self._source, cut(self._source, None, progress=progress), progress=progress)
+        generated = cut(self._source, None, store=new_store("sampling", SAMPLED_TOKENS), progress=progress)
+        found = collect(self._source, generated)
         with contextlib.suppress(DgptQuantError):  # the cache is optional
             found.write(self._kept, overwrite=True)
         return found

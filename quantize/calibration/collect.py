@@ -20,10 +20,12 @@ import numpy as np
 import numpy.typing as npt
 from dgpt2_quant.core.atomic_file import output_file, refuse_existing
 from dgpt2_quant.core.errors import CheckpointError, UsageError
+from dgpt2_quant.core.hyperparameters import matmul_weights
 from dgpt2_quant.core.parallel import calculating, in_parallel, pieces
 from dgpt2_quant.core.paths import user_path
 from dgpt2_quant.core.progress import Progress
 from dgpt2_quant.core.read_input import Announce, input_exists
+from dgpt2_quant.core.scratch import Store
 from dgpt2_quant.core.text import NamedText, load_text
 from dgpt2_quant.quantize.checkpoint.encode_text import encode_text, special_note
 from dgpt2_quant.quantize.checkpoint.resolve import DEFAULT_MODEL
@@ -130,30 +132,20 @@ def cut(
     ctx_size: int = CONTEXT,
     chunks: int | None = None,
     *,
+    store: Store | None = None,
     progress: Progress | None = None,
     announce: Announce | None = None,
 ) -> ChunkedText:
     """Tokenizes a text, and returns its first `chunks` chunks (default: all); for None, generates a text.
 
-    Raises `UsageError` for a text shorter than a chunk.
+    The batches of a generated text are kept in `store`, from which an interrupted call continues. Raises `UsageError`
+    for a text shorter than a chunk.
     """
     if ctx_size < 1 or (chunks is not None and chunks < 1):
         raise UsageError(f"`ctx_size` and `chunks` must be at least 1, not {ctx_size} and {chunks}")
     size = min(ctx_size, source.sizes.context)
     if text is None:
-        from .sample_text import sample
-
-        count = chunks or -(-SAMPLED_TOKENS // size)
-        inputs: list[dict[str, Sums]] = []
-
-        def observer() -> Observer:
-            inputs.append({})
-            return _add_to(inputs[-1])
-
-        first = source.tokenizer().bos
-        tokens = sample(from_source(source), first, count, size, observers=observer, progress=progress)
-        sums = {name: np.sum([of_some[name] for of_some in inputs], axis=0) for name in inputs[0]}
-        return ChunkedText(SAMPLED, size, tokens, sums)
+        return _sampled(source, size, chunks or -(-SAMPLED_TOKENS // size), {} if store is None else store, progress)
     tokenizer = source.tokenizer()
     text = text.noting(special_note(text, tokenizer.tokens, tokenizer.types), announce)
     tokens = encode_text(tokenizer, text.text, parse_special=text.parse_special)
@@ -167,6 +159,36 @@ def cut(
             "Use a longer text, or a smaller `ctx_size` (`dgpt2-quant imatrix`).",
         )
     return ChunkedText(text.name, size, tokens[: count * size])
+
+
+def _sampled(source: ModelSource, size: int, count: int, store: Store, progress: Progress | None) -> ChunkedText:
+    """A generated text of `count` chunks, and the sums of inputs."""
+    from .sample_text import batches, sample_batch
+
+    columns = {tensor.name: tensor.shape[-1] for tensor in source.tensors}
+    names = matmul_weights({tensor.name: tensor.shape for tensor in source.tensors})
+    reference: Reference | None = None
+    tokens: list[int] = []
+    sums = []
+    for batch in batches(source.sizes, count, size):
+        kept = f"sums.{batch.start}", f"tokens.{batch.start}"
+        if kept[1] not in store:
+            reference = reference or from_source(source)
+            groups: list[dict[str, Sums]] = []
+
+            def observer(groups: list[dict[str, Sums]] = groups) -> Observer:
+                groups.append({})
+                return _add_to(groups[-1])
+
+            first = source.tokenizer().bos
+            found = sample_batch(reference, first, batch, count, size, observers=observer, progress=progress)
+            store[kept[0]] = np.stack([np.concatenate([group[name] for name in names], axis=1) for group in groups])
+            store[kept[1]] = np.asarray(found)
+        sums.append(store[kept[0]])
+        tokens += store[kept[1]].tolist()
+    ends = np.cumsum([columns[name] for name in names])[:-1]
+    whole = np.split(np.concatenate(sums).sum(axis=0), ends, axis=1)
+    return ChunkedText(SAMPLED, size, tokens, dict(zip(names, whole, strict=True)))
 
 
 def collect(

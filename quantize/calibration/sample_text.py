@@ -40,24 +40,38 @@ def sample(
 
     `observers` is called for each group of sequences, in order; the observer is called from the group's thread.
     """
-    head = np.ascontiguousarray(reference.weights[reference.head].T)  # a fifth faster for few rows
     written: list[int] = []
-    for some in batches(reference.sizes, count, length):
-        number = some.stop - some.start
-        groups = [
-            _Group(reference, first, rows.stop - rows.start, length, some.start + rows.start, observers and observers())
-            for rows in evenly(number, min(_ROWS, -(-number // 2)))
-        ]
-        logits = np.empty((number, head.shape[1]), head.dtype)
-        for position in range(length):
-            hidden = np.concatenate([*in_parallel(partial(_Group.hidden, position=position), groups)])
-            if position + 1 < length:
-                _choose(groups, _multiplied(hidden, head, logits), position + 1)
-            if progress:
-                progress(some.start * length + number * (position + 1), count * length, "text that the model writes")
-        for group in groups:
-            written += group.tokens.reshape(-1).tolist()
+    for batch in batches(reference.sizes, count, length):
+        written += sample_batch(reference, first, batch, count, length, observers=observers, progress=progress)
     return written
+
+
+def sample_batch(
+    reference: Reference,
+    first: int,
+    batch: slice,
+    count: int,
+    length: int,
+    *,
+    observers: Callable[[], Observer] | None = None,
+    progress: Progress | None = None,
+) -> list[int]:
+    """The sequences of one of the `batches` of `sample`."""
+    head = np.ascontiguousarray(reference.weights[reference.head].T)  # a fifth faster for few rows
+    number = batch.stop - batch.start
+    groups = [
+        _Group(reference, first, rows.stop - rows.start, length, batch.start + rows.start, observers and observers())
+        for rows in evenly(number, min(_ROWS, -(-number // 2)))
+    ]
+    logits = np.empty((number, head.shape[1]), head.dtype)
+    for position in range(length):
+        hidden = np.concatenate([*in_parallel(partial(_Group.hidden, position=position), groups)])
+        if position + 1 < length:
+            _choose(groups, _multiplied(hidden, head, logits), position + 1)
+        if progress:
+            done = batch.start * length + number * (position + 1)
+            progress(done, count * length, "text that the model writes")
+    return [token for group in groups for token in group.tokens.reshape(-1).tolist()]
 
 
 def sampling_bytes(sizes: Hyperparameters, count: int, length: int) -> int:
