@@ -37,7 +37,7 @@ _SUFFIXES = (".array", ".part")
 _STALE = 7 * 24 * 3600.0  # seconds
 SAVE_EVERY = 20.0
 """Seconds between two savings of a state that is computed again after an interruption."""
-_HINT = "Set DGPT2_QUANT_CACHE to a folder with free space."
+_HINT = "Set DGPT2_QUANT_CACHE to a writable folder with free space."
 _log = logging.getLogger(__name__)
 
 

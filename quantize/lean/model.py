@@ -131,9 +131,12 @@ class LeanModel:
             self._new_store("tensors", self.importance.sha256, self.steps.left_out, named),
             self.reference.weights,
         )
-        for name in (_POSITIONS, _EMBEDDING, _OUTPUT):
-            if name in types and name not in store:
-                store[name] = self._table(name, types).blocks
+        if _POSITIONS not in store:
+            store[_POSITIONS] = self.plain(_POSITIONS, weights[_POSITIONS], types[_POSITIONS]).blocks
+        for name, gram in self._embedding_grams(types).items():
+            progress = self._stages.begin(self.needs.embedding)
+            if name not in store:
+                store[name] = self.rounded(name, types[name], gram, progress=progress).blocks
         if self.chunks:
             quantize_layers(
                 self.reference,
@@ -165,15 +168,11 @@ class LeanModel:
         tokens = np.concatenate(self.chunks) if self.chunks else np.empty(0, np.int64)
         return np.bincount(tokens, minlength=self.source.sizes.vocabulary).astype(np.float64)
 
-    def _table(self, name: str, types: Mapping[str, TensorType]) -> QuantizedTensor:
-        """The position table, or an embedding: looked up, multiplied with as the output matrix, or both."""
-        if name == _POSITIONS:
-            return self.plain(name, self.reference.weights[name], types[name])
+    def _embedding_grams(self, types: Mapping[str, TensorType]) -> dict[str, Array]:
+        """The weights of errors in a row of the embedding; without an output matrix it is used for both purposes."""
         if _OUTPUT in types:
-            gram = self.lookup_gram if name == _EMBEDDING else self.head_gram
-        else:
-            gram = self.head_gram + self.lookup_gram
-        return self.rounded(name, types[name], gram, progress=self._stages.begin(self.needs.embedding))
+            return {_EMBEDDING: self.lookup_gram, _OUTPUT: self.head_gram}
+        return {_EMBEDDING: self.head_gram + self.lookup_gram}
 
     def rounded(
         self,
