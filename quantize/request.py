@@ -15,7 +15,14 @@ from dgpt2_quant.quantize.checkpoint.resolve import is_gguf_name
 from dgpt2_quant.quantize.recipes.lean_steps import steps_without
 from dgpt2_quant.quantize.recipes.plan import needs_importance
 from dgpt2_quant.quantize.recipes.recipe_file import Recipe, read_recipe
-from dgpt2_quant.quantize.recipes.tensor_types import Override, Prefer, check_recipe, find_override, find_preference
+from dgpt2_quant.quantize.recipes.tensor_types import (
+    Override,
+    Prefer,
+    check_recipe,
+    find_override,
+    find_preference,
+    has_lean,
+)
 from dgpt2_quant.quantize.search.saved_recipe import refuse_existing_search
 from dgpt2_quant.quantize.search.target import Target, find_target
 
@@ -35,8 +42,8 @@ class Request:
     weighed: bool  # whether an importance matrix was asked for
 
     def is_lean(self, quant_type: QuantType) -> bool:
-        """Whether `lean` computes the file: at F32, F16 and BF16 it has no effect."""
-        return self.file is not None or (self.recipe == "lean" and quant_type.base.is_quantized)
+        """Whether `lean` computes the file."""
+        return self.file is not None or (self.recipe == "lean" and has_lean(quant_type))
 
     @property
     def uses_lean(self) -> bool:

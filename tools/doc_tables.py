@@ -221,6 +221,33 @@ def quality_tables(document: Document) -> list[str]:
     return lines
 
 
+def recipes_table(*documents: Document) -> list[str]:
+    """`lean` compared with `stock` at the same quant type, for several models and texts."""
+    rows = []
+    for document in documents:
+        files = {file["name"]: file for file in document["files"]}
+        for pair in document["pairs"]:
+            one, other = files[pair["a"]], files[pair["b"]]
+            if one["kind"] != "level" or one["name"] != f"lean {other['type']}":
+                continue
+            speeds = pair["speed_ratio"]
+            rows.append(
+                [
+                    document["model"]["name"],
+                    pair["text"],
+                    other["type"],
+                    f"{pair['bytes_ratio']:.3f}",
+                    small(other["quality"][pair["text"]]["kld"]["value"]),
+                    "{value:.2f} ({low:.2f}-{high:.2f})".format_map(pair["kld_ratio"]),
+                    f"{pair['kld_p999_ratio']:.2f}",
+                    f"{100 * pair['top1_difference']['value']:+.2f}",
+                    *("{median:.2f}".format_map(speeds[batch]) for batch in ("1", "8") if batch in speeds),
+                ]
+            )
+    columns = ["model", "text", "type", "bytes", "KLD of `stock`", "KLD", "KLD 99.9%", "top-1, points"]
+    return markdown_table([*columns, "speed, 1 sequence", "8 sequences"][: len(rows[0])], rows)
+
+
 def speeds_table(document: Document) -> list[str]:
     """Decode speed and size of each file, as ratios to a stock file; empty where no speeds were measured."""
     pairs = {(pair["a"], pair["b"]): pair for pair in document["pairs"] if pair.get("speed_ratio")}

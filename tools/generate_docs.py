@@ -65,6 +65,7 @@ def cli_page() -> str:
     return "\n".join(parts)
 
 
+LEAN_MODELS = ("storybook", "dictionary", "code", "handbook")
 FOLDERS = ("dgpt2_quant", "core", "quantize", "runtime", "bench", "cli", "demo", "tools")
 
 
@@ -112,6 +113,7 @@ def tables() -> dict[str, list[str]]:
         ),
         "lean_texts": doc_tables.texts_table(lean),
         "lean_quality": doc_tables.quality_tables(lean),
+        "lean_models": doc_tables.recipes_table(*(document_of(f"lean-{name}") for name in LEAN_MODELS)),
         "lean_speeds": doc_tables.speeds_table(speeds),
         "lean_large": doc_tables.large_models_table(document_of("lean-large")),
         "presets": doc_tables.presets_table(),

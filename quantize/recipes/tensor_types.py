@@ -35,15 +35,11 @@ ROUNDABLE = (
 )
 """The tensor types whose codes GPTQ chooses (`lean/block_codes`); the codebooks of the smaller IQ types are in C."""
 
+_TRAINED_FOR = (TensorType.Q1_0, TensorType.Q2_0, TensorType.TQ1_0, TensorType.TQ2_0)
+"""Types for models whose weights were trained to have few values, which `lean` would change."""
+
 _FASTEST = {TensorType.Q4_0, TensorType.IQ4_NL, TensorType.Q4_K}
 _POSITION_TYPE = TensorType.Q8_0  # the position table is only looked up
-_LEAN_EMBEDDING = {  # of the quant types whose embedding is not of their own tensor type
-    "Q3_K_M": TensorType.Q5_K,
-    "Q3_K_L": TensorType.Q6_K,
-    "IQ4_XS": TensorType.IQ4_NL,
-    "Q4_K_M": TensorType.Q5_K,
-    "Q5_K_M": TensorType.Q6_K,
-}
 
 # Where a row does not divide into the type's blocks: the nearest type with blocks of 32.
 _FALLBACK: dict[TensorType, TensorType] = dict.fromkeys(
@@ -147,28 +143,45 @@ def tensor_types(
             elif recipe == "stock":
                 chosen = mix.choose(name, shape[1])
             else:
-                chosen = lean_embedding(quant_type, prefer) if block_of(name) is None else lean_matrix(quant_type)
+                lean = lean_embedding(quant_type, prefer) if block_of(name) is None else lean_matrix(quant_type)
+                chosen = lean or mix.choose(name, shape[1])
             types[name] = fitting(name, chosen, shape[1])
     return types
 
 
-def lean_matrix(quant_type: QuantType) -> TensorType:
-    """The type of the blocks' matrices in the recipe `lean`."""
-    return TensorType.Q8_0 if quant_type.name == "MXFP4_MOE" else quant_type.base
+def has_lean(quant_type: QuantType) -> bool:
+    """Whether the recipe `lean` writes another file than `stock`: not where nothing is rounded, or all was trained."""
+    return quant_type.base.is_quantized and quant_type.base not in _TRAINED_FOR
 
 
-def lean_embedding(quant_type: QuantType, prefer: Prefer | None = None) -> TensorType:
-    """The type of the embedding in the recipe `lean`, and of the output matrix of an untied model."""
+def lean_matrix(quant_type: QuantType) -> TensorType | None:
+    """The type of the blocks' matrices in the recipe `lean`; None: that of the stock mix.
+
+    The codebooks of the small types are searched by llama.cpp, without feedback; there the stock mix is the better one.
+    """
+    base = TensorType.Q8_0 if quant_type.name == "MXFP4_MOE" else quant_type.base
+    return base if base in ROUNDABLE else None
+
+
+def lean_embedding(quant_type: QuantType, prefer: Prefer | None = None) -> TensorType | None:
+    """The type of the embedding in the recipe `lean`, and of the output matrix of an untied model; None: that of the
+    stock mix.
+
+    Fewer bits than the default's cost more on texts unlike the calibration text than `lean` gains elsewhere.
+    """
     base = lean_matrix(quant_type)
-    bits = int(base.bits_per_weight)
-    least = base if bits >= 4 else TensorType.Q4_K  # in fewer bits it would lose more than everything else
-    if bits > 6 or prefer == "size":
-        return least
+    bits = int(base.bits_per_weight) if base else 0
+    if bits > 6:
+        return base
     if prefer == "quality":
-        return TensorType.Q8_0 if bits > 4 else TensorType.Q6_K
+        return TensorType.Q8_0 if bits >= 4 else TensorType.Q6_K
     if prefer == "speed":
         return base if base in _FASTEST else TensorType.Q4_K
-    return _LEAN_EMBEDDING.get(quant_type.name, least)
+    if prefer == "size":
+        return base if bits >= 4 else TensorType.Q4_K
+    if base is None:
+        return None
+    return TensorType.Q6_K if bits >= 4 or quant_type.name == "Q3_K_L" else TensorType.Q5_K
 
 
 def _lean_position(quant_type: QuantType, shape: tuple[int, ...]) -> TensorType:

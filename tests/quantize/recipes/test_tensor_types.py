@@ -18,8 +18,10 @@ from dgpt2_quant.quantize.calibration.imatrix_file import ImportanceMatrix, Stat
 from dgpt2_quant.quantize.convert import convert
 from dgpt2_quant.quantize.recipes.tensor_types import (
     PREFERENCES,
+    ROUNDABLE,
     find_override,
     find_preference,
+    has_lean,
     lean_embedding,
     lean_matrix,
     tensor_types,
@@ -267,21 +269,33 @@ def test_an_override_that_needs_importance_is_refused_without(expression: str, t
     assert list(tmp_path.iterdir()) == []
 
 
-def test_lean_gives_the_blocks_the_quant_types_own_type() -> None:
+def test_lean_gives_the_blocks_the_quant_types_own_type_where_gptq_can_round_to_it() -> None:
     for quant_type in QUANT_TYPES.values():
-        assert lean_matrix(quant_type) is (TensorType.Q8_0 if quant_type.name == "MXFP4_MOE" else quant_type.base)
+        own = TensorType.Q8_0 if quant_type.name == "MXFP4_MOE" else quant_type.base
+        assert lean_matrix(quant_type) is (own if own in ROUNDABLE else None)
+
+
+def test_elsewhere_lean_has_the_stock_mix() -> None:
+    sizes = Hyperparameters(vocabulary=100, context=64, width=256, inner=1024, layers=8, heads=4, norm_epsilon=1e-5)
+    assert not any(has_lean(QUANT_TYPES[name]) for name in ("F32", "BF16", "Q1_0", "Q2_0", "TQ1_0", "TQ2_0"))
+    for name in ("IQ3_S", "IQ2_XS", "IQ1_M"):
+        assert has_lean(QUANT_TYPES[name])
+        stock, lean = (tensor_types(sizes.shapes(), QUANT_TYPES[name], recipe) for recipe in ("stock", "lean"))
+        different = {name for name in stock if stock[name] is not lean[name]}
+        assert different == {"position_embd.weight"}
 
 
 def test_preferences_order_the_types_of_leans_embedding() -> None:
     for quant_type in QUANT_TYPES.values():
-        if not quant_type.base.is_quantized:
+        if not quant_type.base.is_quantized or lean_matrix(quant_type) is None:
             continue
-        bits = {prefer: lean_embedding(quant_type, prefer).bits_per_weight for prefer in (*PREFERENCES, None)}
+        chosen = {prefer: lean_embedding(quant_type, prefer) for prefer in (*PREFERENCES, None)}
+        bits = {prefer: kind.bits_per_weight for prefer, kind in chosen.items() if kind}
         assert bits["size"] <= bits[None] <= bits["quality"], quant_type
         assert bits["speed"] <= bits["quality"]
+    embeddings = {name: lean_embedding(find_type(name)) for name in ("q8_0", "q6_k", "q5_k", "q4_0", "q4_k_s", "q3_k")}
+    assert [kind and kind.name for kind in embeddings.values()] == ["Q8_0", "Q6_K", "Q6_K", "Q6_K", "Q6_K", "Q5_K"]
     assert lean_embedding(find_type("q5_k"), "speed") is TensorType.Q4_K
-    assert lean_embedding(find_type("q4_k")) is lean_embedding(find_type("q3_k")) is TensorType.Q5_K
-    assert lean_embedding(find_type("q4_k_s")) is lean_embedding(find_type("q3_k_s")) is TensorType.Q4_K
     assert lean_embedding(find_type("q4_0"), "speed") is TensorType.Q4_0
 
 
