@@ -61,7 +61,8 @@ def scratch(model: str, sha256: str) -> Iterator[NewStore]:
         for ending in (own, secrets.token_hex(16)):
             folder = parent / f"{model}-{ending}"
             folder.mkdir(exist_ok=True)
-            if held := _hold(folder):
+            held = _hold(folder)
+            if held is not None:
                 break
     except OSError as error:
         _log.warning("%s cannot be written (%s): an interruption would lose all work", parent, error.strerror)
@@ -77,8 +78,9 @@ def scratch(model: str, sha256: str) -> Iterator[NewStore]:
 
 def _remove_stale(parent: Path) -> None:
     for path in parent.iterdir():
-        if re.fullmatch(SCRATCH_FOLDERS[1], path.name) and time.time() - path.stat().st_mtime > _STALE:
-            remove_scratch(path)
+        with suppress(OSError):  # another process may remove it
+            if re.fullmatch(SCRATCH_FOLDERS[1], path.name) and time.time() - path.stat().st_mtime > _STALE:
+                remove_scratch(path)
 
 
 def scratch_files(folder: Path) -> list[Path]:
