@@ -75,8 +75,9 @@ class Needs:
     def scratch(self, files: int = 1) -> int:
         """Bytes of the factors of G, of states of the text, and of the quantized tensors."""
         width, layers = self.sizes.width, self.sizes.layers
-        states = 2 * layers * FISHER_TOKENS + 4 * STREAM_TOKENS
-        return 44 * layers * width**2 + 4 * width * states + files * self.weights
+        states = 8 * layers * FISHER_TOKENS * width
+        kept = 16 * STREAM_TOKENS * width + (states if states > KEPT_BYTES else 0)
+        return 44 * layers * width**2 + kept + files * self.weights
 
     @property
     def weights(self) -> int:
