@@ -46,7 +46,7 @@ bench: $(READY)  ## all quant types of the bundled model compared: the tables an
 
 constraints: $(UV)  ## resolve the dependencies again, to the newest versions that pyproject.toml allows
 	rm -f uv.lock
-	$(UV) export --quiet --no-emit-project --no-header --no-annotate -o constraints.txt
+	$(UV) export --quiet --extra serve --no-emit-project --no-header --no-annotate -o constraints.txt
 
 clean:           ## remove what the targets made
 	rm -rf .venv .tools .types build dist *.egg-info dgpt2-quant-demo dgpt2-quant-bench

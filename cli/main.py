@@ -30,6 +30,7 @@ from .list_types import types
 from .perplexity import perplexity
 from .report import report as merge_report
 from .run import run
+from .serve import serve
 from .signals import end, exit_on_signals, raise_on_signals
 from .streams import drop_output, is_closed, open_streams
 
@@ -38,6 +39,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "convert": convert,
     "run": run,
     "features": features,
+    "serve": serve,
     "classify": classify,
     "bench": bench,
     "perplexity": perplexity,

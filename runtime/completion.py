@@ -23,7 +23,8 @@ class TokenLogprob:
 class Completion:
     """A finished text. `tokens` counts the sampled tokens; `token_ids` and `logprobs` list them.
 
-    Only the first three fields are compared. `logprobs` and `prompt_logprobs` are None unless requested.
+    `stop_reason` is the stop text or the stop token that ended the text, otherwise None. `logprobs` and
+    `prompt_logprobs` are None unless requested. Only the first three fields are compared.
     """
 
     text: str
@@ -32,6 +33,7 @@ class Completion:
     token_ids: tuple[int, ...] = field(default=(), compare=False, repr=False)
     logprobs: tuple[TokenLogprob, ...] | None = field(default=None, compare=False, repr=False)
     prompt_logprobs: tuple[TokenLogprob, ...] | None = field(default=None, compare=False, repr=False)
+    stop_reason: str | int | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -39,9 +41,9 @@ class Event(str):
     """A piece of text with the tokens since the previous event, from `Model.stream`, `Model.batch` or a `Scheduler`.
 
     It is a `str`, equal to its `text`: print it, join it, compare it. `number` is that of the text in its batch (0 in
-    a stream or a scheduler). `logprobs` are those of `token_ids`, if requested. The last event of a text has the
-    `completion`, perhaps without text. Text comes later than its tokens while a character or a stop string is
-    incomplete.
+    a stream or a scheduler). `logprobs` are those of `token_ids`, if requested. The first event has the
+    `prompt_logprobs`, if requested, and the last one the `completion`, perhaps without text. Tokens whose text is held
+    back, because a character or a stop string is incomplete, are part of a later event.
     """
 
     text: str
@@ -49,6 +51,7 @@ class Event(str):
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     completion: Completion | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
     def __new__(
         cls,
@@ -57,10 +60,18 @@ class Event(str):
         token_ids: tuple[int, ...] = (),
         logprobs: tuple[TokenLogprob, ...] = (),
         completion: Completion | None = None,
+        prompt_logprobs: tuple[TokenLogprob, ...] = (),
     ) -> Self:
         event = super().__new__(cls, text)
         # the dataclass's own __init__ takes twice as long, between two decodes
-        event.__dict__.update(text=text, number=number, token_ids=token_ids, logprobs=logprobs, completion=completion)
+        event.__dict__.update(
+            text=text,
+            number=number,
+            token_ids=token_ids,
+            logprobs=logprobs,
+            completion=completion,
+            prompt_logprobs=prompt_logprobs,
+        )
         return event
 
 
@@ -68,19 +79,35 @@ class Event(str):
 class Timing:
     """Counts of a generation, and wall-clock times in seconds.
 
-    The prompt's time is that of computing it. The first token is sampled from the prompt's last logits and needs no
-    decode, so `decoded` and `decode_tps` count from the second token on. `first_token_ms` includes the prompt. Each of
-    several sequences that decode together counts the whole step. `waited_seconds` is the time before the prompt's turn.
+    `submitted`, `started` (the prompt's turn), `first_token` and `finished` are readings of `time.perf_counter`; None
+    for what has not happened. `prompt_cached` tokens of the prompt were reused, `prompt_computed` computed in
+    `prompt_seconds`. The first token is sampled from the prompt's last logits and needs no decode, so `decoded` and
+    `decode_tps` count from the second token on. Each of several sequences that decode together counts the whole step.
     """
 
-    waited_seconds: float = 0.0
+    submitted: float = 0.0
+    started: float | None = None
+    first_token: float | None = None
+    finished: float | None = None
     prompt_tokens: int = 0
+    prompt_cached: int = 0
     prompt_computed: int = 0
     prompt_seconds: float = 0.0
     decode_tokens: int = 0
     decoded: int = 0
     decode_seconds: float = 0.0
-    first_token_ms: float | None = None
+
+    @property
+    def waited_seconds(self) -> float:
+        """The time before the prompt's turn."""
+        return 0.0 if self.started is None else self.started - self.submitted
+
+    @property
+    def first_token_ms(self) -> float | None:
+        """The time from the prompt's turn to the first token."""
+        if self.started is None or self.first_token is None:
+            return None
+        return 1000 * (self.first_token - self.started)
 
     @property
     def prompt_tps(self) -> float | None:

@@ -4,65 +4,41 @@ llama.cpp's kernels for one row and for several differ in the last bits, which c
 equal. A sequence that is alone in its step gets the same bits whatever was computed before, because
 
 - a prompt is cut at multiples of `CHUNK` from its beginning, and each chunk is decoded separately; only whole chunks of
-  an earlier prompt are reused (or all of an equal prompt), and a new decode would give the same bits;
+  an earlier prompt are reused (or all of an equal prompt), and a new decode would give the same bits (slot.py has the
+  rule for prompts that are scored);
 - the cells of a sequence are in order from the beginning of its own stream of the KV cache, the slot.
 
 Sequences that decode together share matrix products of several rows, so their texts depend on their number.
 """
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
-from dgpt2_quant.runtime.native.batch_token import BatchToken, Logits, TokenIds
+from dgpt2_quant.runtime.native.batch_token import BatchToken, Logits
 from dgpt2_quant.runtime.native.context import NativeContext
 from dgpt2_quant.runtime.native.depth_context import DepthContext
 
-from .completion import TokenLogprob
 from .sequence import Sequence, token_logprob
+from .slot import CHUNK, Slot
 from .threads import Fixed, Governor
-
-CHUNK = 128  # tokens of a prompt in one decode, and the unit of reuse
 
 Piece = tuple[Sequence, str]  # a sequence, and its text to show now
 
 
 @dataclass
-class _Slot:
-    """A sequence's cells in the KV cache. The first hold `prompt`; if it is `entire`, `row` are the logits after it."""
-
-    number: int
-    row: Logits
-    entire: bool = False
-    prompt: list[int] = field(default_factory=list)
-    sequence: Sequence | None = None
-
-    def forget(self) -> None:
-        self.prompt, self.entire = [], False
-
-    def keep_row(self, row: Logits) -> None:
-        self.row[:] = row  # into existing memory: new pages cost more than the copy
-        self.entire = True
-
-    def reusable(self, prompt: TokenIds) -> int:
-        """The number of a prompt's tokens that need no decode: all of an equal prompt, otherwise whole chunks."""
-        if self.entire and self.prompt == prompt:
-            return len(prompt)
-        common = 0
-        for one, other in zip(self.prompt, prompt, strict=False):
-            if one != other:
-                break
-            common += 1
-        return min(common, len(prompt) - 1) // CHUNK * CHUNK
-
-
-@dataclass
 class Totals:
-    """What an engine has computed: tokens, wall-clock seconds, and the `steps` that decoded."""
+    """What an engine has computed: tokens, and wall-clock seconds.
+
+    `cached_tokens` of prompts were reused. Each of the `prompt_steps` computed a chunk of a prompt, and each of the
+    `steps` a token of each active sequence; both are calls of `llama_decode`.
+    """
 
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     prompt_seconds: float = 0.0
+    prompt_steps: int = 0
     decode_tokens: int = 0
     decode_seconds: float = 0.0
     steps: int = 0
@@ -76,9 +52,9 @@ class Engine:
         self.governor = governor
         self.totals = Totals()
         self._waiting: deque[Sequence] = deque()
-        self._slots = [_Slot(number, np.zeros(context.vocabulary, np.float32)) for number in range(context.slots)]
+        self._slots = [Slot(number, np.zeros(context.vocabulary, np.float32)) for number in range(context.slots)]
         self._row = np.zeros(context.vocabulary, np.float32)  # a copy to change: the slot keeps its own
-        self._entering: _Slot | None = None  # the slot whose prompt is being computed
+        self._entering: Slot | None = None  # the slot whose prompt is being computed
         self._active: list[Sequence] = []  # by slot; llama.cpp computes them together only if there is no gap
         self._drafted: deque[tuple[BatchToken, Logits]] = deque()  # draft tokens, and the logits after each
         self._decode_next = False
@@ -203,53 +179,44 @@ class Engine:
             self._entering = None
             self._active = [slot.sequence for slot in self._slots if slot.sequence]
             sequence.began_at = self.totals.decode_seconds
-            if not computed:
-                self._row[:] = slot.row
-            row = self.context.logits(1)[0] if computed else self._row
-            pieces.append((sequence, sequence.advance(row[: sequence.real_vocabulary])))
+            self._row[:] = slot.row
+            pieces.append((sequence, sequence.advance(self._row[: sequence.real_vocabulary])))
         return computed
 
-    def _reuse(self, slot: _Slot, sequence: Sequence) -> None:
+    def _reuse(self, slot: Slot, sequence: Sequence) -> None:
         """Copies the longest reusable prefix of this prompt from any slot to its own."""
-        prompt = sequence.request.prompt
-        best = max(self._slots, key=lambda other: (other.reusable(prompt), other is slot))
-        kept = 0 if sequence.request.scores_prompt else best.reusable(prompt)
+        request = sequence.request
+        best = max(self._slots, key=lambda other: (other.reusable(request), other is slot))
+        kept = best.reusable(request)
         if best is not slot and kept:
             self.context.copy(best.number, slot.number)
-            slot.keep_row(best.row)
-        slot.entire = kept == len(prompt)
-        slot.prompt = list(prompt[:kept])
+        slot.take(best, kept, request)
         self.context.keep(kept, slot.number)
+        sequence.timing.prompt_cached = kept
+        self.totals.cached_tokens += kept
+        if request.scores_prompt:
+            sequence.prompt_logprobs = slot.scores
 
-    def _compute(self, slot: _Slot, sequence: Sequence) -> int:
+    def _compute(self, slot: Slot, sequence: Sequence) -> int:
         """Decodes the next chunk of a slot's prompt; after the last chunk the slot has its logits."""
-        prompt, begin = sequence.request.prompt, len(slot.prompt)
-        chunk = prompt[begin : begin + CHUNK]
-        if sequence.request.scores_prompt:
-            self._score(slot, sequence, chunk, begin)
+        request, begin = sequence.request, len(slot.prompt)
+        prompt, chunk = request.prompt, slot.next_chunk(request)
         if self.context.threads != self.governor.threads:
             self.context.set_threads(self.governor.threads)
-        is_last = begin + len(chunk) == len(prompt)
-        self.context.decode(chunk, begin, slot.number, None if is_last else len(chunk))
+        end = begin + len(chunk)
+        is_last = end == len(prompt)
+        scored = len(chunk) if request.scores_prompt else int(is_last)
+        self.context.decode(chunk, begin, slot.number, len(chunk) - scored)
+        self.totals.prompt_steps += 1
         slot.prompt.extend(chunk)
-        if is_last:
-            slot.keep_row(self.context.logits(1)[0])
+        if scored:
+            rows = self.context.logits(scored)
+            if request.scores_prompt:
+                for row, token in zip(rows, prompt[begin + 1 : end + 1], strict=False):
+                    slot.scores.append(token_logprob(row[: sequence.real_vocabulary], token, slot.top))
+            if is_last:
+                slot.keep_row(rows[-1])
         return len(chunk)
-
-    def _score(self, slot: _Slot, sequence: Sequence, chunk: TokenIds, begin: int) -> None:
-        """Adds the log-probabilities of a chunk's tokens. The chunk is decoded again afterwards, because the last bits
-        of a row depend on how many rows are scored with it."""
-        prompt, count = sequence.request.prompt, sequence.request.logprobs
-        assert count is not None
-        if begin == 0:
-            sequence.prompt_logprobs.append(TokenLogprob(prompt[0], None))
-        self.context.decode(chunk, begin, slot.number, 0)
-        following = prompt[begin + 1 : begin + len(chunk) + 1]
-        rows = self.context.logits(len(chunk))[:, : sequence.real_vocabulary]
-        sequence.prompt_logprobs += [
-            token_logprob(row, token, count) for row, token in zip(rows, following, strict=False)
-        ]
-        self.context.keep(begin, slot.number)
 
     def _decode(self) -> list[Piece]:
         """Decodes one token for each active sequence; for a single one also its draft tokens."""
@@ -304,7 +271,9 @@ class Engine:
         for sequence in finished:
             sequence.timing.decode_seconds = self.totals.decode_seconds - sequence.began_at
             slot = self._slots[sequence.slot]
-            slot.sequence = None
+            slot.leave()
+            if sequence.error:
+                slot.forget()
             self.context.keep(len(slot.prompt), slot.number)  # only prompts are reused
         if not finished:
             return
@@ -317,7 +286,6 @@ class Engine:
                 moved = self._active.pop()
                 last = self._slots[moved.slot]
                 self.context.copy(last.number, free.number)
-                free.keep_row(last.row)
-                free.prompt, free.entire, free.sequence = list(last.prompt), last.entire, moved
-                last.sequence, moved.slot = None, free.number
+                free.become(last)
+                moved.slot = free.number
                 self._active.insert(free.number, moved)

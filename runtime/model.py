@@ -39,13 +39,14 @@ from dgpt2_quant.runtime.native.native_thread import flush
 from .check_gguf import check_model_file, lacks_pre_tokenizer, read_head
 from .classifier import Classifier
 from .completion import Completion, Event
-from .decode_loop import CHUNK, Engine
+from .decode_loop import Engine
 from .generation import Batch, Generation
 from .lifecycle import refuse_within
 from .load_options import LoadOptions, check_load_options
 from .request import Options, Prompt, check_count, check_seed, make_request, random_seed
 from .scoring import SCORING
 from .sequence import Sequence
+from .slot import CHUNK
 from .threads import check_threads, make_governor
 
 PARALLEL = 8  # default number of sequences that decode together
@@ -70,7 +71,8 @@ class Model(Classifier):
     `positions` is the length of the context in tokens, `vocabulary` the number of logits (the first `real_vocabulary`
     belong to real tokens, the others to pad tokens), `width` the size of a hidden state, `quant_type` the name of the
     file's quant type or None, `huge_pages` whether the weights are in private memory, `first_token` the token that
-    begins each text, or None, and `head` the file's classification head, or None."""
+    begins each text, or None, `start_token` the one that stands for an empty prompt, `end_token` the one
+    that ends a text, and `head` the file's classification head, or None."""
 
     def __init__(
         self,
@@ -95,6 +97,7 @@ class Model(Classifier):
         self.real_vocabulary = native.real_vocabulary
         self.width = native.width
         self.first_token = native.bos if native.adds_bos else None
+        self.start_token, self.end_token = native.bos, native.eos
         self._threads = threads
         self._flash_attention = flash_attention
         self._kv_type = kv_type
@@ -311,6 +314,8 @@ class Model(Classifier):
                     raise RuntimeFailure("a new generation of this model ended this one", "Use a `Scheduler` for both.")
                 pieces = engine.step()
             for sequence, text in pieces:
+                if sequence.error:
+                    raise sequence.error
                 if sequence.completion:
                     left -= 1
                 if (event := sequence.event(text)) is not None:

@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import TypedDict, Unpack
 
@@ -36,6 +36,7 @@ class Options(TypedDict, total=False):
     - `echo`: the result begins with the prompt's text.
     - `logprobs`: adds to the completion each token's log-probability, and those of the N most likely tokens; with
       `echo` the prompt's too.
+    - `prompt_logprobs`: adds those of the prompt's tokens, and of the N most likely ones there.
     - `lookup`: the number of draft tokens to take from earlier in the text where it repeats itself, which is faster
       (default: 3 for greedy sampling, otherwise 0).
     """
@@ -50,6 +51,7 @@ class Options(TypedDict, total=False):
     truncate: bool
     echo: bool
     logprobs: int | None
+    prompt_logprobs: int | None
     lookup: int | None
     temperature: float
     top_k: int
@@ -74,7 +76,10 @@ class Options(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Request:
-    """A checked request. `prompt` has at least one token id and fits the context; `echo` is its text, or None."""
+    """A checked request. `prompt` has at least one token id and fits the context; `echo` is its text, or None.
+
+    `stop_token_ids` maps each to what the caller named: the token, or a text of `stop`.
+    """
 
     prompt: list[int]
     max_tokens: int
@@ -86,13 +91,14 @@ class Request:
     logprobs: int | None = None
     echo: str | None = None
     lookup: int = 0
-    stop_token_ids: frozenset[int] = frozenset()
+    stop_token_ids: Mapping[int, int | str] = field(default_factory=dict)
     show_special: bool = False
+    prompt_logprobs: int | None = None
 
     @property
     def scores_prompt(self) -> bool:
         """Whether the log-probabilities of the prompt's tokens are requested."""
-        return self.echo is not None and self.logprobs is not None
+        return self.prompt_logprobs is not None
 
 
 def random_seed() -> int:
@@ -119,10 +125,8 @@ def make_request(model: NativeModel, positions: int, prompt: Prompt, **options: 
         max_tokens = positions
     min_tokens = check_count("min_tokens", settings.pop("min_tokens", 0))
     seed = check_seed(settings.pop("seed", None))
-    wanted = settings.pop("logprobs", None)
-    logprobs = None if wanted is None else check_count("logprobs", wanted)
-    if logprobs is not None and logprobs > model.real_vocabulary:
-        raise UsageError(f"`logprobs` must be 0-{model.real_vocabulary}, the size of this vocabulary, not {logprobs}")
+    logprobs = _alternatives(model, "logprobs", settings.pop("logprobs", None))
+    prompt_logprobs = _alternatives(model, "prompt_logprobs", settings.pop("prompt_logprobs", None))
     ignore_eos, truncate, echo, show_special = (
         check_flag(name, settings.pop(name, False)) for name in ("ignore_eos", "truncate", "echo", "show_special")
     )
@@ -134,6 +138,8 @@ def make_request(model: NativeModel, positions: int, prompt: Prompt, **options: 
         lookup = DRAFT_TOKENS if sampling.is_greedy else 0
     else:
         lookup = check_count("lookup", lookup, 0, MAX_DRAFT_TOKENS)
+    if echo and prompt_logprobs is None:
+        prompt_logprobs = logprobs
     text = None
     if echo:
         text = prompt if isinstance(prompt, str) and not is_cut else _text_of(model, tokens, show_special)
@@ -150,7 +156,15 @@ def make_request(model: NativeModel, positions: int, prompt: Prompt, **options: 
         lookup,
         stop_ids,
         show_special,
+        prompt_logprobs,
     )
+
+
+def _alternatives(model: NativeModel, name: str, value: object) -> int | None:
+    count = None if value is None else check_count(name, value)
+    if count is not None and count > model.real_vocabulary:
+        raise UsageError(f"`{name}` must be 0-{model.real_vocabulary}, the size of this vocabulary, not {count}")
+    return count
 
 
 def _prompt(model: NativeModel, positions: int, prompt: Prompt, truncated_for: int | None) -> tuple[list[int], bool]:
@@ -182,9 +196,11 @@ def _text_of(model: NativeModel, tokens: TokenIds, show_special: bool) -> str:
 
 def _stops(
     model: NativeModel, stop: object, stop_token_ids: object, show_special: bool
-) -> tuple[tuple[str, ...], frozenset[int]]:
+) -> tuple[tuple[str, ...], dict[int, int | str]]:
     """The texts and the tokens at which to stop. The name of a special token becomes that token: it has no text."""
-    ids = set() if stop_token_ids is None else set(token_ids(stop_token_ids, model.real_vocabulary))
+    ids: dict[int, int | str] = {}
+    if stop_token_ids is not None:
+        ids.update((token, token) for token in token_ids(stop_token_ids, model.real_vocabulary))
     given = () if stop is None else (stop,) if isinstance(stop, str) else stop
     if not isinstance(given, Iterable) or isinstance(given, Mapping | bytes):
         raise UsageError(f"`stop` must be a text or a list of texts, not {stop!r}")
@@ -195,7 +211,7 @@ def _stops(
         tokens = model.tokenize(text, special=True)
         hidden = [token for token in tokens if not model.piece(token)[0]]
         if len(tokens) == len(hidden) == 1:
-            ids.add(tokens[0])
+            ids[tokens[0]] = text
         elif hidden and not show_special:
             name = model.special_text(hidden[0]).decode("utf-8", "replace")
             raise UsageError(
@@ -204,7 +220,7 @@ def _stops(
             )
         else:
             texts.append(text)
-    return tuple(texts), frozenset(ids)
+    return tuple(texts), ids
 
 
 def check_flag(name: str, value: object) -> bool:

@@ -6,7 +6,7 @@ import copy
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -14,6 +14,7 @@ from dgpt2_quant.core.errors import RuntimeFailure, WaitTimeoutError
 
 from .completion import Completion, Event, Timing
 
+Waiter = tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]"]
 _POLL = 0.5  # seconds between two checks for the end: an interrupt may drop the notice of it
 
 
@@ -21,7 +22,7 @@ class RequestHandle(Iterator[Event], AsyncIterator[Event]):
     """One request of a scheduler. Iterate for its events (`for` or `async for`), or `await` its completion.
 
     Several readers share the events: each event goes to one of them, and the end to all. The scheduler does not wait
-    for readers. Dropping the handle cancels the request. Reading raises the error that the scheduler failed with.
+    for readers. Dropping the handle cancels the request. Reading raises the error that the request failed with.
     """
 
     def __init__(self, seed: int, timing: Timing, cancel: Callable[[], None]) -> None:
@@ -31,7 +32,7 @@ class RequestHandle(Iterator[Event], AsyncIterator[Event]):
         self._end: Completion | BaseException | None = None
         # implemented in C: an interrupt cannot leave it locked
         self._events: SimpleQueue[Event | None] = SimpleQueue()  # None: check for the end
-        self._waiters: deque[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = deque()
+        self._waiters: deque[Waiter] = deque()
         self._process = os.getpid()
 
     def cancel(self) -> None:
@@ -41,7 +42,7 @@ class RequestHandle(Iterator[Event], AsyncIterator[Event]):
     def result(self, timeout: float | None = None) -> Completion:
         """Waits for the end and returns the completion. It can be called again, and after a loop over the events.
 
-        Raises `WaitTimeoutError` after `timeout` seconds without an event, and the error of a scheduler that failed.
+        Raises `WaitTimeoutError` after `timeout` seconds without an event, and the error that the request failed with.
         """
         while self._next(timeout) is not None:
             pass
@@ -65,10 +66,10 @@ class RequestHandle(Iterator[Event], AsyncIterator[Event]):
         if isinstance(self._end, BaseException):
             raise copy.copy(self._end) from self._end
 
-    def push(self, event: Event | BaseException) -> None:
-        """Called by the scheduler. The last call has an exception, or an event with a completion."""
+    def push(self, event: Event | BaseException) -> list[Waiter]:
+        """Called by the scheduler; returns the tasks to `wake`. The last call has an exception, or a completion."""
         if self._end:
-            return
+            return []
         if isinstance(event, Event):
             self._events.put(event)
             self._end = event.completion
@@ -76,10 +77,7 @@ class RequestHandle(Iterator[Event], AsyncIterator[Event]):
             self._end = event
         if self._end:
             self._events.put(None)
-        while self._waiters:
-            loop, waiter = self._waiters.popleft()
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(_wake, waiter)
+        return [self._waiters.popleft() for _ in range(len(self._waiters))]
 
     def __next__(self) -> Event:
         event = self._next(None)
@@ -112,7 +110,7 @@ class RequestHandle(Iterator[Event], AsyncIterator[Event]):
             )
 
     def _next(self, timeout: float | None) -> Event | None:
-        """The next event; None after the last. Raises the error that the scheduler failed with."""
+        """The next event; None after the last. Raises the error that the request failed with."""
         self._check_process()
         until = None if timeout is None else time.monotonic() + timeout
         while True:
@@ -128,7 +126,7 @@ class RequestHandle(Iterator[Event], AsyncIterator[Event]):
                 )
 
     def _ended(self) -> bool:
-        """Whether all events were read. Raises the error that the scheduler failed with."""
+        """Whether all events were read. Raises the error that the request failed with."""
         if not self._end or not self._events.empty():
             return False
         self._events.put(None)  # for the other readers
@@ -136,6 +134,18 @@ class RequestHandle(Iterator[Event], AsyncIterator[Event]):
         return True
 
 
-def _wake(waiter: "asyncio.Future[None]") -> None:
-    if not waiter.done():
-        waiter.set_result(None)
+def wake(waiters: Iterable[Waiter]) -> None:
+    """Wakes tasks of asyncio from another thread: all of a loop together, as each call of a loop costs a turn of
+    Python's lock."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+    for loop, waiter in waiters:
+        by_loop.setdefault(loop, []).append(waiter)
+    for loop, futures in by_loop.items():
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(_set, futures)
+
+
+def _set(futures: "list[asyncio.Future[None]]") -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(None)

@@ -27,8 +27,9 @@ from .decode_loop import Engine, Piece, Totals
 from .lifecycle import Closing
 from .model import PARALLEL, Model, check_parallel
 from .request import Options, Prompt, check_count
-from .request_handle import RequestHandle
+from .request_handle import RequestHandle, Waiter, wake
 from .sequence import Sequence
+from .turns import Turns
 
 QUEUE = 64  # default number of requests that may wait
 
@@ -59,13 +60,21 @@ class Scheduler(Closing):
     """Runs requests from any thread on one model, `parallel` at a time, in the order of their arrival.
 
     At most `queue` more may wait. Each has `ctx_size` positions (default: the model's). One thread does the
-    work; prompts are computed in chunks between the steps of other requests. Closing the model closes its schedulers. A
-    scheduler that is dropped without `close` finishes the requests whose handles still exist, as a `ThreadPoolExecutor`
-    does, and ends.
+    work; prompts are computed in chunks between the steps of other requests. Schedulers that share `turns` take turns
+    step by step. A request whose grammar takes more than `grammar_seconds` for a token fails (default: no limit).
+    Closing the model closes its schedulers. A scheduler that is dropped without `close` finishes the requests whose
+    handles still exist, as a `ThreadPoolExecutor` does, and ends.
     """
 
     def __init__(
-        self, model: Model, *, parallel: int = PARALLEL, queue: int = QUEUE, ctx_size: int | None = None
+        self,
+        model: Model,
+        *,
+        parallel: int = PARALLEL,
+        queue: int = QUEUE,
+        ctx_size: int | None = None,
+        turns: Turns | None = None,
+        grammar_seconds: float | None = None,
     ) -> None:
         if not isinstance(model, Model):
             raise UsageError(f"`model` must be a Model, not {reprlib.repr(model)}", "Load one with Model.load(path).")
@@ -73,12 +82,15 @@ class Scheduler(Closing):
         queue = check_count("queue", queue)
         if ctx_size is not None:
             ctx_size = check_count("ctx_size", ctx_size, 1)
+        if grammar_seconds is not None and not (isinstance(grammar_seconds, int | float) and grammar_seconds > 0):
+            raise UsageError(f"`grammar_seconds` must be a number above 0, not {grammar_seconds!r}")
         self.model = model
         self.parallel = parallel
         self.queue = queue
+        self.grammar_seconds = grammar_seconds
         self.positions = min(ctx_size or model.positions, model.positions)
         self._lock = threading.RLock()
-        self._worker = worker = _Worker(model.new_engine(parallel, self.positions))
+        self._worker = worker = _Worker(model.new_engine(parallel, self.positions), turns or Turns())
         # the callback is C, so no interrupt can arrive in it
         worker.scheduler = weakref.ref(self, worker.inbox.put)
         model.add_user(worker)
@@ -91,6 +103,8 @@ class Scheduler(Closing):
         is full, and `RuntimeFailure` when the scheduler is closed.
         """
         sequence = self.model.new_sequence(prompt, self.positions, **options)
+        if self.grammar_seconds is not None:
+            sequence.limit_grammar(self.grammar_seconds)
         job: _Job
 
         def cancel() -> None:
@@ -145,6 +159,7 @@ class _Worker:
     """
 
     engine: Engine
+    turns: Turns
     inbox: "SimpleQueue[_Job | weakref.ref[Scheduler] | None]" = field(default_factory=SimpleQueue)
     scheduler: "weakref.ref[Scheduler] | None" = None
     jobs: dict[Sequence, _Job] = field(default_factory=dict)  # of the sequences that the engine has
@@ -197,7 +212,9 @@ class _Worker:
         try:
             while self._take_jobs():
                 try:
-                    self._report(self.engine.step())
+                    with self.turns:
+                        pieces = self.engine.step()
+                    self._report(pieces)
                 except BaseException as error:  # the state of the KV cache is unknown
                     self._fail(error)
                     self.engine.reset()
@@ -239,13 +256,18 @@ class _Worker:
 
     def _report(self, pieces: list[Piece]) -> None:
         """Sends events to the handles, and counts the requests that have ended."""
+        waiters: list[Waiter] = []
         for sequence, text in pieces:
             handle = self.jobs[sequence].handle()
             if sequence.completion:
                 del self.jobs[sequence]
-                self.counts["cancelled" if sequence.completion.finish_reason == "cancelled" else "finished"] += 1
-            if handle is not None and (event := sequence.event(text)) is not None:
-                handle.push(event)
+                is_cancelled = sequence.completion.finish_reason == "cancelled"
+                self.counts["failed" if sequence.error else "cancelled" if is_cancelled else "finished"] += 1
+            if handle is not None and sequence.error:
+                waiters += handle.push(sequence.error)
+            elif handle is not None and (event := sequence.event(text)) is not None:
+                waiters += handle.push(event)
+        wake(waiters)
 
     def _fail(self, error: BaseException) -> None:
         """Ends all requests of the engine; their handles raise the error."""
@@ -255,7 +277,7 @@ class _Worker:
         for job in failed:
             job.sequence.stop()
             if handle := job.handle():
-                handle.push(error)
+                wake(handle.push(error))
 
 
 @cache

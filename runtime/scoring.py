@@ -11,6 +11,7 @@ from dgpt2_quant.runtime.native.batch_token import TokenIds, token_ids
 from dgpt2_quant.runtime.native.context import NativeContext
 from dgpt2_quant.runtime.sampling.candidates import log_total
 
+from .slot import SCORED_UNIT
 from .vocabulary import Vocabulary
 
 Pooling = Literal["none", "mean", "last"]
@@ -167,7 +168,7 @@ def _decoded(
     context.keep(0)
     size = min(batch or context.batch_size, context.batch_size)
     if batch is None:  # batches of equal size: a last one of a single token would depend on the number of threads
-        size = -(-len(tokens) // -(-len(tokens) // size))
+        size = min(-(-len(tokens) // -(-len(tokens) // size) // SCORED_UNIT) * SCORED_UNIT, size)
     for start in range(0, len(tokens), size):
         part = tokens[start : start + size]
         scored_from = min(max(0, first - start), len(part))

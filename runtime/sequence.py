@@ -5,6 +5,7 @@ import time
 from collections import abc
 
 import numpy as np
+from dgpt2_quant.core.errors import RuntimeFailure
 from dgpt2_quant.runtime.native.batch_token import Logits
 from dgpt2_quant.runtime.native.model import NativeModel
 from dgpt2_quant.runtime.sampling.candidates import log_total, top_k
@@ -26,8 +27,9 @@ class Sequence:
         self.request = request
         self.number = number  # in its batch
         self.real_vocabulary = model.real_vocabulary
-        self.timing = Timing(prompt_tokens=len(request.prompt))
+        self.timing = Timing(submitted=time.perf_counter(), prompt_tokens=len(request.prompt))
         self.completion: Completion | None = None
+        self.error: RuntimeFailure | None = None  # why the text could not be continued
         self.token_ids: list[int] = []
         self.prompt_logprobs: list[TokenLogprob] = []
         self.token = -1  # the last one sampled; it is decoded at `next_position`
@@ -42,14 +44,17 @@ class Sequence:
         self._shown: list[str] = []
         self._logprobs: list[TokenLogprob] = []
         self._reported = 0  # tokens in earlier events
+        self._begun = False  # whether there was an event
         self._sampler = Sampler(model, request.sampling, request.seed, positions, request.prompt)
         self._lookup: Lookup | None = None  # made when first needed: never where several sequences decode together
-        self._created = self._started = time.perf_counter()
+
+    def limit_grammar(self, seconds: float) -> None:
+        """The text fails if its grammar takes longer for a token."""
+        self._sampler.grammar_seconds = seconds
 
     def begin(self) -> str:
         """Starts the clock before the prompt is computed. A request for no tokens ends here; returns its text."""
-        self._started = time.perf_counter()
-        self.timing.waited_seconds = self._started - self._created
+        self.timing.started = time.perf_counter()
         if self.room > 0 or self.request.scores_prompt:
             return ""
         return self._show(self.request.echo or "") + self._finish("length")
@@ -79,7 +84,11 @@ class Sequence:
         raw = logits.copy() if request.logprobs is not None else None
         if len(token_ids) < request.min_tokens:
             logits[self._ends] = -np.inf
-        token = self._sampler.sample(logits)
+        try:
+            token = self._sampler.sample(logits)
+        except RuntimeFailure as error:  # others that decode in the same step continue
+            self.error = error.with_traceback(None)  # its frames refer to this
+            return shown + self._finish("cancelled")
         if token is None:  # a grammar or a bias allows no token
             return shown + self._finish("stop")
         self.token = token
@@ -87,9 +96,9 @@ class Sequence:
         if raw is not None:
             self._logprobs.append(token_logprob(raw, token, request.logprobs or 0))
         if len(token_ids) == 1:
-            self.timing.first_token_ms = 1000 * (time.perf_counter() - self._started)
+            self.timing.first_token = time.perf_counter()
         if token in request.stop_token_ids:
-            return shown + self._finish("stop")
+            return shown + self._finish("stop", request.stop_token_ids[token])
         data, ends = self._model.piece(token)
         if not data and request.show_special:
             data = self._model.special_text(token)
@@ -110,15 +119,18 @@ class Sequence:
             return None
         begin, self._reported = self._reported, len(self.token_ids)
         logprobs = tuple(self._logprobs[begin:]) if self._logprobs else ()
-        return Event(text, self.number, tuple(self.token_ids[begin:]), logprobs, self.completion)
+        prompt_logprobs = () if self._begun or not self.prompt_logprobs else tuple(self.prompt_logprobs)
+        self._begun = True
+        return Event(text, self.number, tuple(self.token_ids[begin:]), logprobs, self.completion, prompt_logprobs)
 
     def stop(self) -> str:
         """Cancels the text; returns the part that was held back."""
         return "" if self.completion else self._finish("cancelled")
 
-    def _finish(self, reason: FinishReason) -> str:
+    def _finish(self, reason: FinishReason, stop_reason: str | int | None = None) -> str:
         rest = self._show(self._text.finish())
         request = self.request
+        self.timing.finished = time.perf_counter()
         self.timing.decode_tokens = len(self.token_ids)
         self.timing.decoded = max(0, len(self.token_ids) - 1)
         self.completion = Completion(
@@ -128,6 +140,7 @@ class Sequence:
             tuple(self.token_ids),
             None if request.logprobs is None else tuple(self._logprobs),
             tuple(self.prompt_logprobs) if self.prompt_logprobs else None,
+            self._text.stopped_by or stop_reason,
         )
         self._sampler.close()
         return rest

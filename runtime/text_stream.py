@@ -12,11 +12,15 @@ class TextStream:
     """
 
     def __init__(self, stop: Sequence[str] = ()) -> None:
-        self.stopped = False
+        self.stopped_by: str | None = None
         self._stop = [text for text in stop if text]
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
         self._whole = True  # no character is incomplete
+
+    @property
+    def stopped(self) -> bool:
+        return self.stopped_by is not None
 
     def feed(self, data: bytes) -> str:
         """The text to show now. Afterwards, `stopped` states whether a stop string occurred (it is not shown)."""
@@ -40,11 +44,11 @@ class TextStream:
             return ""
         text = self._held + new
         # the stop string that is complete first, so that token boundaries do not matter
-        found = [(at + len(stop), at) for stop in self._stop if (at := text.find(stop)) >= 0]
+        found = [(at + len(stop), at, stop) for stop in self._stop if (at := text.find(stop)) >= 0]
         if found:
-            self.stopped = True
+            _, at, self.stopped_by = min(found)
             self._held = ""
-            return text[: min(found)[1]]
+            return text[:at]
         keep = max((_overlap(text, stop) for stop in self._stop), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

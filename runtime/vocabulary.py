@@ -33,9 +33,10 @@ class Vocabulary(Closing):
         native = self._open()
         return native.detokenize(token_ids(tokens, native.vocabulary))
 
-    def token_bytes(self, token: int) -> bytes:
-        """The bytes of one token."""
-        return self._open().piece(token)[0]
+    def token_bytes(self, token: int, *, special: bool = False) -> bytes:
+        """The bytes of one token. A control token has none, or with `special` those of its name."""
+        native = self._open()
+        return native.piece(token)[0] or (native.special_text(token) if special else b"")
 
     def is_end(self, token: int) -> bool:
         """Whether this token ends a text."""

@@ -38,7 +38,10 @@ MAY_IMPORT = {  # a folder: the other folders whose modules it may import
     "bench/tasks": {*MEASURES, "bench/quality"},
     "bench/report": {"core", "bench/document"},
     "bench": VERBS - {"bench"},
-    "cli": VERBS,
+    "serve/calls": RUNNER,
+    "serve/dialects": {*RUNNER, "serve/calls"},
+    "serve": {*RUNNER, "serve/calls", "serve/dialects"},
+    "cli": {*VERBS, "serve", "serve/calls"},
     "demo": set(),
     "dgpt2_quant": {*VERBS, "cli"},
 }

@@ -65,8 +65,8 @@ def cli_page() -> str:
     return "\n".join(parts)
 
 
-LEAN_MODELS = ("storybook", "dictionary", "code", "handbook")
-FOLDERS = ("dgpt2_quant", "core", "quantize", "runtime", "bench", "cli", "demo", "tools")
+LEAN_MODELS = ("storybook", "small-dictionary", "small-code", "small-handbook")
+FOLDERS = ("dgpt2_quant", "core", "quantize", "runtime", "bench", "serve", "cli", "demo", "tools")
 
 
 def map_page() -> str:

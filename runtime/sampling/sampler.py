@@ -1,6 +1,7 @@
 """Sampling a token from a row of logits: candidates by NumPy first, then llama.cpp's samplers on these."""
 
 import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,11 +11,12 @@ from dgpt2_quant.runtime.native.batch_token import Logits, TokenIds
 from dgpt2_quant.runtime.native.model import NativeModel
 from dgpt2_quant.runtime.native.sampler import NativeSampler
 
-from .candidates import Ids, at_least, log_total, nucleus, top_k_candidates, typical
+from .candidates import Ids, at_least, log_total, nucleus, top_k, top_k_candidates, typical
 from .grammar import check_grammar
 from .settings import Sampling
 
 _BLOCK = 256  # tokens; without a filter, a block is sampled first, then a token in it
+_CHECKED = 64  # tokens that C checks against a grammar in one call
 
 
 class Sampler:
@@ -28,6 +30,7 @@ class Sampler:
         self, model: NativeModel, sampling: Sampling, seed: int, positions: int, prompt: TokenIds = ()
     ) -> None:
         self.sampling = sampling
+        self.grammar_seconds = math.inf  # for a token; after that `sample` raises
         self._penalties = self._grammar = self._chain = None
         for token in sampling.logit_bias:
             if not 0 <= token < model.real_vocabulary:
@@ -58,10 +61,11 @@ class Sampler:
     def sample(self, logits: Logits) -> int | None:
         """Samples the next token from logits, shape (real vocabulary,), which it changes.
 
-        None if no token is allowed. Raises `RuntimeFailure` for logits that are not finite.
+        None if no token is allowed. Raises `RuntimeFailure` for logits that are not finite, and for a slow grammar.
         """
         if self._filters_only:
             return self._pick(logits)
+        started = time.perf_counter()
         if len(self._bias):
             logits[self._bias_ids] += self._bias
         if self._penalties and self._length:
@@ -71,15 +75,15 @@ class Sampler:
             logits[self._penalties.ids[: len(recent)]] = self._penalties.logits[: len(recent)]
         token = self._pick(logits)
         if self._grammar and token is not None and not self._fits(token):
-            # as in llama.cpp's tools, the whole vocabulary is checked only if the first choice does not fit
-            self._grammar.apply(np.arange(len(logits)), logits)
-            logits[:] = self._grammar.logits[: len(logits)]
+            # as in llama.cpp's tools, other tokens are checked only if the first choice does not fit
+            self._keep_fitting(logits, started)
             token = self._pick(logits)
         if token is not None:
             if self._penalties:
                 self._remember(token)
             if self._grammar:
                 self._grammar.accept(token)
+                self._check_time(started)
         return token
 
     def close(self) -> None:
@@ -147,6 +151,38 @@ class Sampler:
         scaled = logits / np.float32(self.sampling.temperature)
         found = at_least(scaled, log_total(scaled) - self._surprise_limit * math.log(2))
         return self._draw(found, scaled[found])
+
+    def _keep_fitting(self, logits: Logits, started: float) -> None:
+        """Forbids the tokens that do not fit the grammar: the most likely first, until `top_k` are found that fit.
+
+        C checks few at a time, because a slow grammar takes minutes for all, and its call cannot be interrupted.
+        """
+        assert self._grammar
+        settings = self.sampling
+        missing = 1 if settings.is_greedy else len(logits) if settings.mirostat else settings.top_k or len(logits)
+        likely = top_k(logits, _BLOCK)
+        found = []
+        for start in range(0, len(logits), _CHECKED):
+            if start == _BLOCK:
+                likely = np.argsort(-logits, kind="stable")
+            ids = likely[start : start + _CHECKED]
+            self._grammar.apply(ids, np.zeros(len(ids), np.float32))
+            found.append(ids[self._grammar.logits[: len(ids)] == 0])
+            missing -= len(found[-1])
+            if missing <= 0:
+                break
+            self._check_time(started)
+        fitting = np.concatenate(found)
+        kept = logits[fitting]
+        logits.fill(-np.inf)
+        logits[fitting] = kept
+
+    def _check_time(self, started: float) -> None:
+        if (seconds := time.perf_counter() - started) > self.grammar_seconds:
+            raise RuntimeFailure(
+                f"the grammar must take at most {self.grammar_seconds:g} s for a token, not {seconds:.2g} s",
+                "Write it so that a text fits it in one way only.",
+            )
 
     def _fits(self, token: int) -> bool:
         assert self._grammar

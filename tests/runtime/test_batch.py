@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from dgpt2_quant.core.errors import UsageError
 from dgpt2_quant.runtime import Completion, Model
-from dgpt2_quant.runtime.decode_loop import CHUNK, Engine
+from dgpt2_quant.runtime.decode_loop import Engine
 from dgpt2_quant.runtime.sequence import Sequence
+from dgpt2_quant.runtime.slot import CHUNK
 
 PROMPTS = [
     "Once upon a time",

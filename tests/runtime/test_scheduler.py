@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from dgpt2_quant.core.errors import OverloadedError, RuntimeFailure, UsageError
 from dgpt2_quant.runtime import Model, Scheduler
-from dgpt2_quant.runtime.decode_loop import CHUNK
+from dgpt2_quant.runtime.slot import CHUNK
 
 from .conftest import FAILING
 

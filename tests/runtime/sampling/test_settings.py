@@ -109,6 +109,12 @@ def test_breakers_are_short_texts(breakers: Any) -> None:
         Sampling(dry_sequence_breakers=breakers)
 
 
+def test_there_are_at_most_32_breakers() -> None:
+    Sampling(dry_sequence_breakers=["x"] * 32)
+    with pytest.raises(UsageError, match="`dry_sequence_breakers` must be at most 32 texts, not 33"):
+        Sampling(dry_sequence_breakers=["x"] * 33)
+
+
 @pytest.mark.parametrize(
     "sampling",
     [

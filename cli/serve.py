@@ -1,0 +1,125 @@
+"""`dgpt2-quant serve`: an HTTP server for one or several quant types."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .options import OfflineOption, RevisionOption, ThreadsOrAutoOption, TypesOption, thread_count
+from .output import note
+from .progress import progress_bar
+
+if TYPE_CHECKING:
+    from dgpt2_quant.serve.calls.models import ModelFile
+
+_DEFAULT = "distilbert/distilgpt2"
+
+
+def serve(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="MODEL",
+            help="storybook (bundled), a Hub name, a checkpoint folder, or a .gguf file; repeat for several."
+            f" Default: {_DEFAULT}.",
+        ),
+    ] = None,
+    type: TypesOption = None,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any free one.")] = 8080,
+    parallel: Annotated[int, typer.Option(min=1, help="Texts of a model that decode together.")] = 8,
+    queue: Annotated[int, typer.Option(min=0, help="Texts of a model that may wait; more are refused (429).")] = 64,
+    ctx_size: Annotated[int | None, typer.Option(min=1, help="Context size in tokens. Default: the model's.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Limit of the tokens to generate in a text. Default: the context.")
+    ] = None,
+    max_body: Annotated[int, typer.Option(min=1024, metavar="BYTES", help="Limit of a request's body.")] = 1 << 20,
+    request_timeout: Annotated[
+        float, typer.Option(min=0.1, metavar="SECONDS", help="Limit of the time for an answer.")
+    ] = 600.0,
+    max_connections: Annotated[int, typer.Option(min=1, metavar="N", help="Limit of open connections.")] = 512,
+    api_key_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Ask for an API key: one of the lines of this file.")
+    ] = None,
+    allow_no_key: Annotated[
+        bool, typer.Option("--allow-no-key", help="Let everybody in who reaches an address that is not loopback.")
+    ] = False,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Another name of this server, such as a reverse proxy's; repeatable."),
+    ] = None,
+    allow_grammar: Annotated[
+        bool, typer.Option("--allow-grammar", help="Accept `grammar`, with which one request can slow down all.")
+    ] = False,
+    threads: ThreadsOrAutoOption = "auto",
+    revision: RevisionOption = None,
+    offline: OfflineOption = False,
+    log_json: Annotated[bool, typer.Option("--log-json", help="Write the access log as lines of JSON.")] = False,
+) -> None:
+    """Serve models over HTTP: OpenAI's API, llama.cpp's, and Azure ML's /score.
+
+    A checkpoint is converted first; the files are kept in the cache. Stop it with Ctrl-C.
+
+    Example: dgpt2-quant serve -m storybook -t q8_0 -t q4_0
+    """
+    from dgpt2_quant.core.errors import UsageError
+    from dgpt2_quant.serve.calls.settings import Limits, Settings
+    from dgpt2_quant.serve.extra import require_extra
+
+    require_extra()
+    from dgpt2_quant.serve.access_log import AccessLog
+    from dgpt2_quant.serve.calls.models import Models
+    from dgpt2_quant.serve.keys import read_keys
+    from dgpt2_quant.serve.server import Server, listen
+
+    count = thread_count(threads)
+    limits = Limits(body=max_body, tokens=max_tokens, request_seconds=request_timeout, connections=max_connections)
+    settings = Settings(
+        host=host,
+        port=port,
+        keys=read_keys(api_key_file) if api_key_file else (),
+        hosts=tuple(allowed_host or ()),
+        allow_grammar=allow_grammar,
+        limits=limits,
+    )
+    if not (settings.is_loopback or settings.keys or allow_no_key):
+        raise UsageError(
+            f"--host {host} can be reached from other machines: it needs --api-key-file FILE",
+            "Or let everybody in with --allow-no-key.",
+        )
+    with listen(settings) as listener:
+        files = _files(model or [_DEFAULT], type, revision, offline)
+        models = Models(files, parallel=parallel, queue=queue, ctx_size=ctx_size, threads=count)
+        name = f"[{host}]" if ":" in host else host
+        address = f"http://{name}:{listener.getsockname()[1]}"
+
+        def ready() -> None:
+            note(f"Serving {', '.join(models.loaded)} on {address}; Ctrl-C stops it.")
+
+        Server(models, settings, access_log=AccessLog(as_json=log_json), on_ready=ready).serve_on(listener)
+
+
+def _files(names: list[str], types: list[str] | None, revision: str | None, offline: bool) -> "list[ModelFile]":
+    """The GGUF files to serve; checkpoints are converted to each of the types."""
+    from dgpt2_quant.quantize.checkpoint.resolve import is_gguf_name
+    from dgpt2_quant.quantize.store.converted_models import model_files
+    from dgpt2_quant.serve.calls.models import ModelFile, file_to_serve
+
+    found: list[ModelFile] = []
+    for name in names:
+        if is_gguf_name(name):
+            found.append(file_to_serve(Path(name)))
+            continue
+        with progress_bar() as progress:
+            stored = model_files(
+                name,
+                types=types or ["q4_k_m"],
+                revision=revision,
+                offline=offline,
+                progress=progress,
+                announce=note,
+            )
+        found += [ModelFile(stored.name, kind.name, path, (name,)) for kind, path in stored.files.items()]
+    return found

@@ -1,0 +1,106 @@
+"""A slot of the KV cache: the cells of one sequence, and the part of another prompt that they can replace.
+
+The log-probabilities of a prompt's tokens (`echo` with `logprobs`) are kept with its cells: the logits are gone. With
+them, requests that differ only in the end of their prompts (lm-evaluation-harness: one context, several continuations)
+compute only that end.
+
+llama.cpp rounds a row of a prompt in the same way in every decode of at least `SCORED_ROWS` rows that begins at a
+multiple of `SCORED_UNIT`: the tiles of its flash attention have 64 rows (`GGML_FA_TILE_Q` in ggml-cpu/ops.cpp), its
+matrix products take rows by fours. Prompts are scored in such decodes only, so their log-probabilities have the bits
+of `Model.score`, whatever was reused.
+"""
+
+from dataclasses import dataclass, field
+
+from dgpt2_quant.runtime.native.batch_token import Logits, TokenIds
+
+from .completion import TokenLogprob
+from .request import Request
+from .sequence import Sequence
+
+CHUNK = 128  # tokens of a prompt in one decode, and the unit of reuse
+SCORED_ROWS = 64
+SCORED_UNIT = 16
+_MOST_KEPT = 20  # alternatives of each token that are kept after a request has ended; more take megabytes
+
+
+@dataclass
+class Slot:
+    """A sequence's cells in the KV cache. The first hold `prompt`; if it is `entire`, `row` are the logits after it.
+
+    `scores` are the log-probabilities of the first tokens, with `top` alternatives each.
+    """
+
+    number: int
+    row: Logits
+    entire: bool = False
+    prompt: list[int] = field(default_factory=list)
+    scores: list[TokenLogprob] = field(default_factory=list)
+    top: int = 0
+    sequence: Sequence | None = None
+
+    def forget(self) -> None:
+        self.prompt, self.scores, self.entire = [], [], False
+
+    def keep_row(self, row: Logits) -> None:
+        self.row[:] = row  # into existing memory: new pages cost more than the copy
+        self.entire = True
+
+    def reusable(self, request: Request) -> int:
+        """The number of a prompt's tokens that need no decode: all of an equal prompt, otherwise its beginning."""
+        prompt, scored = request.prompt, request.scores_prompt
+        if scored and self.top < (request.prompt_logprobs or 0):
+            return 0
+        if self.entire and self.prompt == prompt and scored == self._is_scored():
+            return len(prompt)
+        common = 0
+        for one, other in zip(self.prompt, prompt, strict=False):
+            if one != other:
+                break
+            common += 1
+        if not scored:
+            return min(common, len(prompt) - 1) // CHUNK * CHUNK
+        # the first token after them must have its score: the row before it is not computed again
+        common = min(common, len(self.scores)) - 1
+        return max(0, min(common, len(prompt) - SCORED_ROWS)) // SCORED_UNIT * SCORED_UNIT
+
+    def take(self, other: "Slot", kept: int, request: Request) -> None:
+        """Begins a prompt with the first `kept` cells of another slot, which are copied to this one."""
+        scores, top = other.scores[: kept + request.scores_prompt], request.prompt_logprobs or 0
+        if request.scores_prompt:
+            scores = scores if kept else [TokenLogprob(request.prompt[0], None)]
+            if top < other.top:
+                scores = [_fewer(score, top) for score in scores]
+        else:
+            top = other.top
+        self.prompt, self.scores, self.top = other.prompt[:kept], scores, top
+        self.entire = kept == len(request.prompt)
+        if self.entire and other is not self:
+            self.row[:] = other.row
+
+    def next_chunk(self, request: Request) -> TokenIds:
+        """The tokens of the prompt to decode now."""
+        begin = len(self.prompt)
+        left = len(request.prompt) - begin
+        is_short_after = request.scores_prompt and CHUNK < left < CHUNK + SCORED_ROWS
+        return request.prompt[begin : begin + (SCORED_ROWS if is_short_after else CHUNK)]
+
+    def become(self, other: "Slot") -> None:
+        """Takes over a sequence, whose cells are copied to this slot."""
+        self.keep_row(other.row)
+        self.prompt, self.scores, self.top = list(other.prompt), other.scores, other.top
+        self.entire, self.sequence = other.entire, other.sequence
+        other.sequence = None
+
+    def leave(self) -> None:
+        """The sequence has ended; its prompt can be reused."""
+        self.sequence = None
+        if self._is_scored() and self.top > _MOST_KEPT:
+            self.forget()
+
+    def _is_scored(self) -> bool:
+        return len(self.scores) >= len(self.prompt)
+
+
+def _fewer(score: TokenLogprob, top: int) -> TokenLogprob:
+    return TokenLogprob(score.token, score.logprob, dict(list(score.top.items())[:top]))

@@ -1,0 +1,181 @@
+"""The models that the server has: one `ServedModel` for each quant type, found by the `model` of a request."""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from dgpt2_quant.core.errors import UsageError
+from dgpt2_quant.core.gguf_file import read_header, require_file
+from dgpt2_quant.core.versions import tool_version
+from dgpt2_quant.runtime import Model, Scheduler, Turns
+
+from .errors import HTTPError, unavailable
+
+_GRAMMAR_SECONDS = 0.25  # that a grammar may take for a token, while all other texts wait
+_INLINE = 2000  # characters that are tokenized in the event loop: faster than a switch of threads
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A GGUF file to serve. `name` and `quant_type` make its id, `aliases` are other names for it."""
+
+    name: str
+    quant_type: str
+    path: Path
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def id(self) -> str:
+        return f"{self.name}:{self.quant_type}"
+
+
+def file_to_serve(path: Path) -> ModelFile:
+    """A GGUF file under its own name: `storybook.lean.Q4_0.gguf` is `storybook.lean:Q4_0`. Raises `GGUFError`."""
+    quant_type = read_header(require_file(path)).quant_type or "unknown"
+    return ModelFile(path.stem.removesuffix(f".{quant_type}"), quant_type, path, (path.stem, path.name))
+
+
+@dataclass(eq=False)
+class ServedModel:
+    """A loaded model with its scheduler."""
+
+    file: ModelFile
+    model: Model
+    scheduler: Scheduler
+    turns: Turns
+    chat_template: str | None
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def id(self) -> str:
+        return self.file.id
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the file and the version. Batched texts depend also on their company (docs/serving.md)."""
+        about = f"{tool_version()} {self.id} {self.file.path.stat().st_size}"
+        return f"fp_{hashlib.sha256(about.encode()).hexdigest()[:12]}"
+
+    @property
+    def end_text(self) -> str:
+        """The name of the token that ends a text."""
+        return self.model.token_bytes(self.model.end_token, special=True).decode("utf-8", "replace")
+
+    @property
+    def room(self) -> int:
+        """The number of texts that it would take now."""
+        stats = self.scheduler.stats
+        return self.scheduler.parallel + self.scheduler.queue - stats.waiting - stats.active
+
+    async def tokenize(self, text: str, *, special: bool = False, add_special: bool = True) -> list[int]:
+        """Token ids of a text. `special` reads names such as `<|endoftext|>` as special tokens."""
+        if len(text) <= _INLINE:
+            return self.model.tokenize(text, special=special, add_special=add_special)
+        return await asyncio.to_thread(self.model.tokenize, text, special=special, add_special=add_special)
+
+    def features(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        """The mean of the hidden states of a text; called in a thread of its own."""
+        with self.turns:
+            return self.model.features(list(tokens), pooling="mean")
+
+    def close(self) -> None:
+        self.scheduler.close()
+        self.model.close()
+
+
+class Models:
+    """The served models, in the order in which they were given; the first is the default."""
+
+    def __init__(
+        self,
+        files: Sequence[ModelFile],
+        *,
+        parallel: int,
+        queue: int,
+        ctx_size: int | None = None,
+        threads: int | Literal["auto"] = "auto",
+    ) -> None:
+        """Raises `UsageError` for two files with one id."""
+        ids = [file.id for file in files]
+        if twice := next((name for name in ids if ids.count(name) > 1), None):
+            raise UsageError(f"two files have the id {twice}", "Rename one of them.")
+        self.files = list(files)
+        self.parallel, self.queue, self.ctx_size, self.threads = parallel, queue, ctx_size, threads
+        self.turns = Turns()
+        self.loaded: dict[str, ServedModel] = {}
+        self.failure: Exception | None = None
+
+    @property
+    def ready(self) -> bool:
+        return len(self.loaded) == len(self.files)
+
+    def load(self) -> None:
+        """Loads all files; called in a thread of its own."""
+        for file in self.files:
+            self.loaded[file.id] = self._load(file)
+
+    def _load(self, file: ModelFile) -> ServedModel:
+        template = read_header(file.path).metadata.get("tokenizer.chat_template")
+        model = Model.load(file.path, threads=self.threads, ctx_size=self.ctx_size)
+        scheduler = Scheduler(
+            model, parallel=self.parallel, queue=self.queue, turns=self.turns, grammar_seconds=_GRAMMAR_SECONDS
+        )
+        return ServedModel(file, model, scheduler, self.turns, template)
+
+    def find(self, name: str | None) -> ServedModel:
+        """The model of that id, name or alias; without a name, the first. Raises `HTTPError` 404 or 503."""
+        if not self.ready:
+            raise unavailable("the model is loading")
+        if name is None:
+            return next(iter(self.loaded.values()))
+        wanted = name.lower()
+        for served in self.loaded.values():
+            if served.id.lower() == wanted:
+                return served
+        for served in self.loaded.values():
+            if wanted in (served.file.name.lower(), *(alias.lower() for alias in served.file.aliases)):
+                return served
+        known = ", ".join(self.loaded)
+        raise HTTPError(
+            404,
+            f"the model {name[:100]!r} does not exist; the models are {known}",
+            param="model",
+            code="model_not_found",
+        )
+
+    def list(self) -> list[dict[str, Any]]:
+        """The entries of `GET /v1/models`."""
+        if not self.ready:
+            raise unavailable("the model is loading")
+        return [self.describe(served) for served in self.loaded.values()]
+
+    def describe(self, served: ServedModel) -> dict[str, Any]:
+        return {
+            "id": served.id,
+            "object": "model",
+            "created": served.created,
+            "owned_by": "dgpt2-quant",
+            "max_model_len": served.scheduler.positions,
+            "meta": {
+                "quant_type": served.file.quant_type,
+                "n_vocab": served.model.real_vocabulary,
+                "n_ctx_train": served.model.positions,
+                "n_embd": served.model.width,
+                "size": served.file.path.stat().st_size,
+            },
+        }
+
+    def end_texts(self) -> None:
+        """Cancels all texts: their requests are answered with an error."""
+        for served in self.loaded.values():
+            served.scheduler.close()
+
+    def close(self) -> None:
+        for served in self.loaded.values():
+            served.close()

@@ -1,0 +1,120 @@
+"""The texts that one HTTP request generates: submitted together or not at all, and cancelled together."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from dgpt2_quant.core.errors import DgptQuantError
+from dgpt2_quant.runtime import Completion, Event, RequestHandle
+
+from .call import Call
+from .errors import HTTPError, internal, of_library, overloaded, refused, timed_out, unavailable
+from .models import ServedModel
+
+
+class Running:
+    """Use it in `with`: leaving the block cancels what has not ended, within one step of the scheduler."""
+
+    def __init__(
+        self,
+        call: Call,
+        served: ServedModel,
+        texts: Sequence[tuple[Sequence[int], Mapping[str, Any]]],
+        names: Mapping[str, str] | None = None,
+    ) -> None:
+        """Submits (token ids, options of `Scheduler.submit`) for each text. `names` maps options to request fields.
+
+        Raises `HTTPError`: 429 when the queue has no room for all of them, 400 for a wrong option.
+        """
+        self.call, self.served = call, served
+        scheduler = served.scheduler
+        if len(texts) > scheduler.parallel + scheduler.queue:
+            most = scheduler.parallel + scheduler.queue
+            raise refused(f"a request may generate at most {most} texts on this server, not {len(texts)}", "n")
+        if len(texts) > served.room:
+            raise overloaded()
+        names = names or {}
+        texts = [(tokens, _limited(options, call, names.get("max_tokens", "max_tokens"))) for tokens, options in texts]
+        self.generated = [0] * len(texts)  # tokens of each text so far
+        self.handles: list[RequestHandle] = []
+        try:
+            for tokens, options in texts:
+                self.handles.append(scheduler.submit(list(tokens), **options))
+        except DgptQuantError as error:
+            self.cancel()
+            raise of_library(error, names) from error
+        call.began(served, self.handles)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cancel()
+        self.call.ended(self.served, self.handles, sum(self.generated))
+
+    def cancel(self) -> None:
+        for handle in self.handles:
+            handle.cancel()
+
+    async def events(self) -> AsyncIterator[tuple[int, Event]]:
+        """(number of the text, event) as they come. Raises `HTTPError` after the time limit, or for a failure."""
+        arrived: asyncio.Queue[tuple[int, Event | Exception | None]] = asyncio.Queue()
+
+        async def follow(number: int, handle: RequestHandle) -> None:
+            try:
+                async for event in handle:
+                    arrived.put_nowait((number, event))
+                arrived.put_nowait((number, None))
+            except Exception as error:
+                arrived.put_nowait((number, error))
+
+        tasks = [asyncio.create_task(follow(number, handle)) for number, handle in enumerate(self.handles)]
+        late = timed_out(self.call.limits.request_seconds)
+        # not `asyncio.timeout`: the reader of this generator may be another task each time
+        timer = asyncio.get_running_loop().call_at(self.call.deadline, arrived.put_nowait, (0, late))
+        left = len(tasks)
+        try:
+            while left:
+                number, event = await arrived.get()
+                if event is None:
+                    left -= 1
+                elif isinstance(event, HTTPError):
+                    raise event
+                elif isinstance(event, Exception):
+                    raise internal() from event
+                else:
+                    if event.completion and event.completion.finish_reason == "cancelled":
+                        raise unavailable("the server is shutting down")
+                    self.generated[number] += len(event.token_ids)
+                    self.call.saw(self.served, number, event)
+                    yield number, event
+        finally:
+            timer.cancel()
+            for task in tasks:
+                task.cancel()
+
+    async def results(self) -> list[Completion]:
+        """The completions, in order."""
+        found: dict[int, Completion] = {}
+        async for number, event in self.events():
+            if event.completion:
+                found[number] = event.completion
+        return [found[number] for number in range(len(self.handles))]
+
+
+def _limited(options: Mapping[str, Any], call: Call, name: str) -> Mapping[str, Any]:
+    """The options within the server's limit of tokens. Raises `HTTPError` for a larger number."""
+    most, wanted = call.limits.tokens, options["max_tokens"]
+    if most is None:
+        return options
+    if wanted is not None and wanted > most:
+        raise refused(f"`{name}` must be at most {most} on this server, not {wanted}", name)
+    return options if wanted is not None and wanted >= 0 else {**options, "max_tokens": most}
+
+
+def cached_tokens(handle: RequestHandle) -> int:
+    """The tokens of a prompt that needed no computing."""
+    return handle.timing.prompt_cached

@@ -1,0 +1,175 @@
+"""The table of all routes: path, what it takes, what it answers. The OpenAPI document is made from it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from dgpt2_quant.serve.calls.call import Call
+from dgpt2_quant.serve.calls.errors import HTTPError, of_library
+from dgpt2_quant.serve.calls.event_stream import to_json
+from dgpt2_quant.serve.calls.json_body import parse, read_body, require_json
+from dgpt2_quant.serve.calls.metrics import CONTENT_TYPE
+from dgpt2_quant.serve.dialects import (
+    azure,
+    llama_cpp,
+    llama_cpp_info,
+    openai_chat,
+    openai_completions,
+    openai_embeddings,
+    tgi,
+)
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+
+
+@dataclass(frozen=True)
+class Route:
+    """`handle(call, body)` answers with JSON, an `EventStream` or a `Response`; without a `body` it gets the request.
+
+    `dialect` is whose error body it has: openai, llama_cpp, azure or tgi.
+    """
+
+    method: str
+    path: str
+    handle: Callable[..., Awaitable[Any]]
+    body: type[BaseModel] | None = None
+    dialect: str = "openai"
+    answers: str = "application/json"
+    query: tuple[str, ...] = ()
+
+    @property
+    def streams(self) -> bool:
+        return self.body is not None and "stream" in self.body.model_fields
+
+    @property
+    def summary(self) -> str:
+        return (self.handle.__doc__ or "").strip().split("\n")[0]
+
+
+async def health(call: Call, request: Request) -> dict[str, str]:
+    """Whether all models are loaded: 200, or 503 while they are loading."""
+    call.models.list()
+    return {"status": "ok"}
+
+
+async def metrics(call: Call, request: Request) -> Response:
+    """Counters and histograms for Prometheus."""
+    text = await asyncio.to_thread(call.metrics.text)
+    return Response(
+        text, headers={"content-type": CONTENT_TYPE, "process-start-time-unix": str(int(call.metrics.started))}
+    )
+
+
+async def show_model(call: Call, request: Request) -> dict[str, Any]:
+    """One model."""
+    return call.models.describe(call.models.find(request.path_params["name"]))
+
+
+async def list_models(call: Call, request: Request) -> dict[str, Any]:
+    """The models that the server has."""
+    return {"object": "list", "data": call.models.list()}
+
+
+async def slots(call: Call, request: Request) -> list[dict[str, Any]]:
+    """The slots of each model, and whether they are in use."""
+    return await llama_cpp_info.slots(call, fail_on_no_slot=request.query_params.get("fail_on_no_slot") == "1")
+
+
+async def props(call: Call, request: Request) -> dict[str, Any]:
+    """Facts about the default model."""
+    return await llama_cpp_info.props(call)
+
+
+async def tokenizer_info(call: Call, request: Request) -> dict[str, Any]:
+    """The tokenizer's facts that lm-evaluation-harness asks for."""
+    return await llama_cpp_info.tokenizer_info(call)
+
+
+async def healthy(call: Call, request: Request) -> Response:
+    """The liveness text of Azure ML's inference server."""
+    return Response("Healthy", media_type="text/plain")
+
+
+ROUTES = (
+    Route("GET", "/health", health, dialect="llama_cpp"),
+    Route("GET", "/v1/models", list_models),
+    Route("GET", "/v1/models/{name:path}", show_model),
+    Route("POST", "/v1/completions", openai_completions.complete, openai_completions.CompletionBody),
+    Route("POST", "/v1/chat/completions", openai_chat.chat, openai_chat.ChatBody),
+    Route("POST", "/v1/embeddings", openai_embeddings.embed, openai_embeddings.EmbeddingBody),
+    Route("POST", "/completion", llama_cpp.complete, llama_cpp.CompletionBody, "llama_cpp"),
+    Route("POST", "/completions", llama_cpp.complete, llama_cpp.CompletionBody, "llama_cpp"),
+    Route("POST", "/tokenize", llama_cpp_info.tokenize, llama_cpp_info.TokenizeBody, "llama_cpp"),
+    Route("POST", "/detokenize", llama_cpp_info.detokenize, llama_cpp_info.DetokenizeBody, "llama_cpp"),
+    Route("GET", "/tokenizer_info", tokenizer_info, dialect="llama_cpp"),
+    Route("GET", "/props", props, dialect="llama_cpp"),
+    Route("GET", "/slots", slots, dialect="llama_cpp", query=("fail_on_no_slot",)),
+    Route("GET", "/metrics", metrics, answers="text/plain"),
+    Route("POST", "/score", azure.score, azure.ScoreBody, "azure"),
+    Route("POST", "/", tgi.root, tgi.GenerateBody, "tgi"),
+    Route("POST", "/generate", tgi.generate, tgi.GenerateBody, "tgi"),
+    Route("POST", "/generate_stream", tgi.generate_stream, tgi.GenerateBody, "tgi", "text/event-stream"),
+    Route("GET", "/", healthy, answers="text/plain"),
+)
+
+
+async def answer(route: Route, request: Request) -> Response:
+    """Runs a route. Never raises an `HTTPError`: it becomes a response in the route's dialect."""
+    call: Call = request.state.call
+    call.route = route.path
+    try:
+        if route.body:
+            require_json(request)
+            given: Any = parse(route.body, await read_body(request, call.limits))
+        else:
+            given = request
+        found = await _unless_client_leaves(request, call, route.handle(call, given))
+    except HTTPError as error:
+        return error_response(error, route.dialect)
+    if found is None:
+        return Response(status_code=499)
+    if isinstance(found, Response):
+        return found
+    return Response(to_json(found), media_type="application/json", headers=_headers(route, call))
+
+
+def _headers(route: Route, call: Call) -> dict[str, str]:
+    return {"x-ms-run-fn-exec-ms": f"{1000 * call.seconds:.3f}"} if route.dialect == "azure" else {}
+
+
+async def _unless_client_leaves(request: Request, call: Call, work: Awaitable[Any]) -> Any:
+    """The result of `work`, or None: it is cancelled when the client leaves."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.create_task(_disconnect(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            call.left_early = True
+            return None
+        return working.result()
+    except HTTPError:
+        raise
+    except Exception as error:
+        if (found := of_library(error)).status >= 500:
+            raise
+        raise found from error
+    finally:
+        leaving.cancel()
+        working.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def error_response(error: HTTPError, dialect: str = "openai") -> Response:
+    bodies = {"azure": azure.error_body, "llama_cpp": llama_cpp.error_body, "tgi": tgi.error_body}
+    body = bodies.get(dialect, HTTPError.body)
+    headers = dict(error.headers)
+    if dialect == "azure" and error.status >= 500:
+        headers["x-ms-run-function-failed"] = "True"
+    return Response(to_json(body(error)), error.status, headers, "application/json")

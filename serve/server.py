@@ -1,0 +1,151 @@
+"""Runs the application under uvicorn: the socket, connections and their limits, signals, and a shutdown that ends."""
+
+import asyncio
+import json
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from dgpt2_quant.core.errors import RuntimeFailure, UsageError
+from dgpt2_quant.serve.calls.errors import HTTPError
+from dgpt2_quant.serve.calls.models import Models
+from dgpt2_quant.serve.calls.settings import Limits, Settings
+from starlette.applications import Starlette
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from .access_log import AccessLog
+from .app import make_app
+
+_LAST_SECONDS = 3  # after the texts were cancelled, for their connections to end
+
+
+def listen(settings: Settings) -> socket.socket:
+    """A socket bound to the address. Raises `UsageError` for one that is in use or does not exist."""
+    host = settings.host.strip("[]")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, settings.port, type=socket.SOCK_STREAM)[0]
+        found = socket.socket(family, kind, protocol)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+    except OSError as error:
+        raise UsageError(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}",
+            "Choose another `port` or `host`.",
+        ) from error
+    return found
+
+
+class Server(uvicorn.Server):
+    """Serves until SIGINT or SIGTERM; then requests in progress have `shutdown_seconds` to end.
+
+    After that all texts are ended, so that each answer has an end.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        settings: Settings,
+        *,
+        access_log: AccessLog | None = None,
+        on_ready: Callable[[], None] | None = None,
+    ) -> None:
+        self.models, self.settings = models, settings
+        app = make_app(models, settings, access_log=access_log, on_ready=on_ready, on_failure=self._fail)
+        super().__init__(_config(app, settings))
+
+    def serve_on(self, listener: socket.socket) -> None:
+        """Runs until the server is stopped. Raises `DgptQuantError` if a model cannot be loaded."""
+        self.run(sockets=[listener])
+        if self.models.failure:
+            raise self.models.failure
+        if not self.started:
+            raise RuntimeFailure("the server did not start", "See the lines above.")
+
+    def _fail(self, error: Exception) -> None:
+        self.should_exit = True
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, without raising the signal again: the end that it asked for was orderly."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal ends the server after its requests, the second one now."""
+        if self.should_exit:
+            self.models.end_texts()
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        ending = asyncio.get_running_loop().call_later(self.settings.shutdown_seconds, self.models.end_texts)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            ending.cancel()
+
+
+def _limited(limits: Limits) -> type[asyncio.Protocol]:
+    """A protocol that refuses connections above the limit, and closes those that send no request."""
+
+    class Protocol(H11Protocol):
+        """HTTP/1.1 with limits."""
+
+        _waiting: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self.app_state = {**self.app_state, "abort": transport.abort}
+            if len(self.connections) > limits.connections:
+                transport.write(_TOO_MANY)
+                transport.close()
+                return
+            self._waiting = self.loop.call_later(limits.idle_seconds, self._close_idle)
+
+        def _close_idle(self) -> None:
+            if self.cycle is None:
+                self.transport.close()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            if self._waiting:
+                self._waiting.cancel()
+            super().connection_lost(exc)
+
+    return Protocol
+
+
+def _raw(error: HTTPError) -> bytes:
+    body = json.dumps(error.body()).encode()
+    head = f"HTTP/1.1 {error.status} Service Unavailable\r\ncontent-type: application/json\r\n"
+    head += f"content-length: {len(body)}\r\nretry-after: 1\r\nconnection: close\r\n\r\n"
+    return head.encode() + body
+
+
+_TOO_MANY = _raw(HTTPError(503, "too many connections; try again later", "unavailable_error", None, "unavailable"))
+
+
+def _config(app: Starlette, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=_limited(settings.limits),
+        ws="none",
+        lifespan="on",
+        loop="asyncio",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=int(settings.shutdown_seconds) + _LAST_SECONDS,
+    )

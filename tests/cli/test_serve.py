@@ -1,0 +1,64 @@
+"""`dgpt2-quant serve` as a process: it starts, answers, logs and stops; what it refuses before it starts."""
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx2
+import pytest
+from dgpt2_quant.core.errors import DgptQuantError
+from dgpt2_quant.serve.extra import require_extra
+
+from .program import TOOL, run_text
+
+
+def test_it_serves_until_a_signal_and_exits_0(short_files: dict[str, Path]) -> None:
+    command = [TOOL, "serve", "-m", str(short_files["Q8_0"]), "--port", "0", "--log-json", "--threads", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        line = process.stderr.readline()
+        address = re.search(r"http://127\.0\.0\.1:\d+", line)
+        assert address, line
+        body = {"prompt": "Once upon a time", "max_tokens": 3}
+        assert httpx2.post(f"{address[0]}/v1/completions", json=body, timeout=30).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        stdout, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stdout) == (0, "")
+    entry = json.loads(stderr.splitlines()[0])
+    assert (entry["status"], entry["model"], entry["completion_tokens"]) == (200, "storybook:Q8_0", 3)
+
+
+def test_another_address_needs_keys() -> None:
+    result = run_text("serve", "-m", "storybook", "--host", "0.0.0.0")
+    assert result.returncode == 2
+    assert "--api-key-file FILE" in result.stderr
+    assert "--allow-no-key" in result.stderr
+
+
+def test_a_port_in_use_is_refused_before_anything_is_converted() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = run_text("serve", "-m", "storybook", "--port", str(port))
+    assert result.returncode == 2
+    assert f"127.0.0.1:{port}: Address already in use" in result.stderr
+    assert "Converting" not in result.stderr
+
+
+def test_a_damaged_file_ends_the_server(tmp_path: Path) -> None:
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF" + b"\0" * 60)
+    result = run_text("serve", "-m", str(tmp_path / "bad.gguf"), "--port", "0")
+    assert result.returncode == 1
+    assert "bad.gguf" in result.stderr
+
+
+def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    with pytest.raises(DgptQuantError, match="the server needs prometheus_client") as caught:
+        require_extra()
+    assert "pip install 'dgpt2-quant[serve]'" in caught.value.hint

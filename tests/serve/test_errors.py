@@ -1,0 +1,81 @@
+"""What is refused, and how: OpenAI's error body with the name of the field, never a trace."""
+
+from typing import Any
+
+import pytest
+
+from .conftest import Running
+
+WRONG: list[tuple[dict[str, Any], str | None, str]] = [
+    ({"prompt": 5}, "prompt", "not 5"),
+    ({"prompt": []}, "prompt", "empty list"),
+    ({"prompt": [-1]}, "prompt", "token ids 0-"),
+    ({"prompt": [99999]}, "prompt", "99999"),
+    ({"prompt": [[1], ["a"]]}, "prompt", ""),
+    ({"prompt": "a\ud800"}, None, "not JSON"),
+    ({"prompt": "word " * 600}, "prompt", "at most 512 tokens"),
+    ({"max_tokens": -1}, "max_tokens", ""),
+    ({"max_tokens": "many"}, "max_tokens", "'many'"),
+    ({"max_tokens": True}, "max_tokens", "True"),
+    ({"temperature": -0.1}, "temperature", "-0.1"),
+    ({"temperature": "hot"}, "temperature", "'hot'"),
+    ({"top_p": 2}, "top_p", "2"),
+    ({"n": 0}, "n", "0"),
+    ({"n": 1000}, "n", "at most"),
+    ({"n": 2, "best_of": 1}, "best_of", "at least"),
+    ({"best_of": 2, "stream": True}, "best_of", "streamed"),
+    ({"logprobs": 1000}, "logprobs", "0-100"),
+    ({"logit_bias": {"a": 1}}, "logit_bias", "'a'"),
+    ({"logit_bias": {"99999": 1}}, "logit_bias", "99999"),
+    ({"stop": [""]}, "stop", ""),
+    ({"suffix": "end"}, "suffix", "not supported"),
+    ({"stream_options": {}}, "stream_options", "needs `stream`"),
+    ({"grammar": "root ::= [a]"}, "grammar", "--allow-grammar"),
+    ({"include_stop_str_in_output": True}, "include_stop_str_in_output", "not supported"),
+    ({"repetition_penalty": 0}, "repetition_penalty", "0"),
+    ({"seed": 10**30, "temperature": 5, "n": 1, "banana": 1}, "banana", "Unrecognized"),
+]
+
+
+@pytest.mark.parametrize(("body", "param", "words"), WRONG, ids=lambda value: str(value)[:40])
+def test_a_wrong_field_is_named(served: Running, body: dict[str, Any], param: str | None, words: str) -> None:
+    import json
+
+    data = json.dumps({"prompt": "Once", **body})  # keeps the lone surrogate as an escape
+    response = served.client.post("/v1/completions", content=data, headers={"content-type": "application/json"})
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert error["type"] == "invalid_request_error"
+    assert error["param"] == param
+    assert words in error["message"]
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b'"text"', b"\xff", b'{"temperature": NaN}', b'{"seed": 1e999}', b"[" * 10_000]
+)
+def test_what_is_not_a_json_object_is_refused(served: Running, body: bytes) -> None:
+    response = served.client.post("/v1/completions", content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 400
+    assert response.json()["error"]["message"]
+
+
+def test_other_statuses(served: Running) -> None:
+    client = served.client
+    assert client.post("/v1/completions", content=b"{}", headers={"content-type": "text/plain"}).status_code == 415
+    assert client.post("/v1/completions", content=b" " * (1 << 21)).status_code == 413
+    missing = served.post("/v1/completions", prompt="a", model="nobody")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
+    assert client.get("/v1/nothing").json()["error"]["message"] == "there is no such route"
+    wrong = client.get("/v1/completions")
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+    assert "detail" not in wrong.json()
+    chat = served.post("/v1/chat/completions", messages=[{"role": "user", "content": "Hi"}])
+    assert chat.status_code == 400
+    assert "/v1/completions" in chat.json()["error"]["message"]
+
+
+def test_request_ids_are_echoed_if_clean(served: Running) -> None:
+    get = served.client.get
+    assert get("/v1/models", headers={"x-request-id": "my-id.7"}).headers["x-request-id"] == "my-id.7"
+    assert get("/v1/models", headers={"x-request-id": "a" * 101}).headers["x-request-id"] != "a" * 101
+    assert len(get("/v1/models").headers["x-request-id"]) == 24
