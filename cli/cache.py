@@ -31,7 +31,8 @@ def cache(
 ) -> None:
     """List or clear the cache.
 
-    The cache has converted models, calibrations, measured effects, reference logits, downloaded data sets and hashes.
+    The cache has converted models, calibrations, measured effects, reference logits, downloaded data sets, hashes, and
+    what an interrupted conversion with recipe lean continues from.
     It is in DGPT2_QUANT_CACHE, by default ~/.cache/dgpt2-quant. Other files in it are never removed. When converted
     models exceed DGPT2_QUANT_CACHE_LIMIT (default 10GB), the least recently used are removed.
 
@@ -53,7 +54,7 @@ def cache(
         cleared = clear_cache(age, dry_run=dry_run)
         entries = cleared.removed
         for folder in cleared.busy:
-            note(f"{folder} is not cleared: a conversion into it is running")
+            note(f"{folder} is not cleared: a running conversion uses it")
         document = {"folder": str(cache_folder()), "dry_run": dry_run, **_document(entries)}
         done = "Would remove" if dry_run else "Removed"
         end = f"{done} {megabytes(sum(e.bytes for e in entries))} in {len(entries)} files from {cache_folder()}"

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
 LINE_SECONDS = 10.0  # before the first line, and between lines
+_SPEED_SECONDS = 600.0  # over which the time left is estimated: in a large model a step takes minutes
 _FAILURES = (OSError, ValueError)  # ValueError: the stream is closed
 
 
@@ -34,22 +35,34 @@ def progress_bar() -> Iterator[Progress]:
 
 
 class _Lines:
-    """`[1:05] speed, round 2 of 3, Q4_0: 45 %`."""
+    """`[1:05] speed, round 2 of 3, Q4_0: 45 %, 1:20 left`."""
 
     def __init__(self) -> None:
         self._started = self._last = time.monotonic()
+        self._first = (0, 0, self._started)  # done, total and time of the first report of this whole
+        self._done = 0
 
     def __call__(self, done: int, total: int, what: str) -> None:
         now = time.monotonic()
+        before, whole, begun = self._first
+        if total != whole or done < self._done:
+            before, whole, begun = self._first = (done, total, now)
+        self._done = done
         if now - self._last < LINE_SECONDS:
             return
         self._last = now
-        minutes, seconds = divmod(int(now - self._started), 60)
         share = f": {100 * done // total} %" if total > 0 else ""
-        line = f"[{minutes}:{seconds:02}] {what}{share}\n"
+        if before < done < total:
+            share += f", {_clock((now - begun) * (total - done) / (done - before))} left"
+        line = f"[{_clock(now - self._started)}] {what}{share}\n"
         with suppress(*_FAILURES, AttributeError):  # AttributeError: Python has no stderr
             # unbuffered: Python would retry a failed write at exit, and exit with 120
             os.write(sys.stderr.fileno(), line.encode("utf-8", "replace"))
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    return f"{minutes}:{seconds:02}"
 
 
 class _Drawn:
@@ -93,4 +106,11 @@ def _new_bar() -> "Bar":
         "{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)
     )
     columns = (BarColumn(20), TaskProgressColumn(), TimeRemainingColumn(), what)
-    return Bar(*columns, console=Console(stderr=True), transient=True, auto_refresh=False, expand=True)
+    return Bar(
+        *columns,
+        console=Console(stderr=True),
+        transient=True,
+        auto_refresh=False,
+        expand=True,
+        speed_estimate_period=_SPEED_SECONDS,
+    )

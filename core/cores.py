@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from math import floor
 from pathlib import Path
 
+from .control_groups import GROUPS, MOUNTED, control_groups
 from .errors import UsageError
 
 # Iterations of OpenMP's wait loop before a thread sleeps, about 30 ns each on a Zen 3. With libgomp's default a thread
@@ -25,26 +26,12 @@ def usable_cores() -> int:
     return cores if quota is None else max(1, min(cores, floor(quota)))
 
 
-def quota_cores(groups: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")) -> float | None:
+def quota_cores(groups: Path = GROUPS, mounted: Path = MOUNTED) -> float | None:
     """The CPU quota of the control groups in cores; None for no limit, or if unknown.
 
-    Reads version 2 (`cpu.max`) and version 1 (`cpu.cfs_quota_us`) of the group and its parents (`man 7 cgroups`).
+    Reads version 2 (`cpu.max`) and version 1 (`cpu.cfs_quota_us`) of the group and its parents.
     """
-    limits = []
-    try:
-        lines = groups.read_text("utf-8").splitlines()
-    except (OSError, ValueError):
-        return None
-    for line in lines:
-        _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        top = mounted / controllers if controllers else mounted
-        own = top / path.lstrip("/")
-        for folder in (own, *own.parents):
-            limits.append(_limit(folder))
-            if folder == top:
-                break
+    limits = map(_limit, control_groups("cpu", groups, mounted))
     return min((limit for limit in limits if limit), default=None)
 
 

@@ -6,21 +6,24 @@ The steps are: a `Request` (request.py), a `Plan` for each file (recipes/plan.py
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 from dgpt2_quant.core.cores import threads_or_all
 from dgpt2_quant.core.parallel import calculating
-from dgpt2_quant.core.progress import Progress
+from dgpt2_quant.core.progress import Progress, Stages
 from dgpt2_quant.core.quant_types import QuantType
 from dgpt2_quant.core.read_input import Announce
+from dgpt2_quant.core.scratch import NewStore, in_memory, scratch
 from dgpt2_quant.core.text import NamedText
 from dgpt2_quant.quantize.calibration.calibration import Calibration, Outline, read_given
 from dgpt2_quant.quantize.calibration.imatrix_file import ImportanceMatrix
+from dgpt2_quant.quantize.checkpoint.model_name import clean_name
 from dgpt2_quant.quantize.checkpoint.resolve import DEFAULT_MODEL
 from dgpt2_quant.quantize.checkpoint.source import ModelSource, open_model
 from dgpt2_quant.quantize.lean.model import LeanModel
+from dgpt2_quant.quantize.lean.needs import Needs
 from dgpt2_quant.quantize.recipes.plan import Plan, make_lean_plan, make_plan, needs_importance, plan_of_recipe
 from dgpt2_quant.quantize.recipes.tensor_types import Override
 from dgpt2_quant.quantize.search.saved_recipe import saved_recipe
@@ -107,26 +110,35 @@ def convert(
     calibration = Calibration(source, imatrix, text or request.default_text, announce)
     outline = calibration.outline(uses_text=request.uses_lean)
 
-    importance, found = None, None
+    importance, found, needs = None, None, None
+    if request.uses_lean and not dry_run:
+        assert outline  # `lean` always has an importance matrix
+        needs = Needs(source.sizes, outline.chunks, outline.length, calibration.step)
+        needs.require(threads, len(paths), searches=request.target is not None)
     if request.target:
         with calculating(threads):
             importance = calibration.collected(progress)
             assert importance  # there is at least sampled text
             found = find_recipe(source, importance, request.target, skip_steps=request.skip_steps, progress=progress)
         request = replace(request, file=found)
+        needs = needs and replace(needs, calibration=None)
     plans = dict(zip(paths, make_plans(source, request, outline), strict=True))
     if dry_run:
         stated = outline.metadata if outline else {}
         files = [ConvertedFile.of(source, plan, path, plan.file_bytes(source, stated)) for path, plan in plans.items()]
     else:
-        with saved_recipe(found, paths[0], overwrite) if found else nullcontext():
+        stages = Stages(progress, needs.work(plans.values()) if needs else None)
+        with ExitStack() as stack:
+            if found:
+                stack.enter_context(saved_recipe(found, paths[0], overwrite))
+            new_store = in_memory
+            if request.uses_lean:
+                new_store = stack.enter_context(scratch(clean_name(source.name), source.sha256()))
             if importance is None and any(plan.uses_importance for plan in plans.values()):
-                with calculating(threads):
-                    importance = calibration.collected(progress)  # after all checks, because it takes long
-            ready = prepare(source, plans, importance, threads=threads, progress=progress)
-            files = write_files(
-                source, plans, ready, importance, threads=threads, overwrite=overwrite, progress=progress
-            )
+                with calculating(threads):  # after all checks, because it takes long
+                    importance = calibration.collected(stages.begin(needs.calibrating if needs else 0), new_store)
+            ready = prepare(source, plans, importance, new_store, threads=threads, stages=stages)
+            files = write_files(source, plans, ready, importance, threads=threads, overwrite=overwrite)
     return [replace(file, found=found.found) for file in files] if found else files
 
 
@@ -161,14 +173,16 @@ def prepare(
     source: ModelSource,
     plans: Mapping[Path, Plan],
     importance: ImportanceMatrix | None = None,
+    new_store: NewStore = in_memory,
     *,
     threads: int | None = None,
-    progress: Progress | None = None,
+    stages: Stages | None = None,
 ) -> Iterator[Prepared]:
     """Yields the tensors to write: those of the source for all `stock` files together, then those of each `lean` file,
     computed when the iterator reaches them."""
+    stages = stages or Stages()
     if stock := [path for path, plan in plans.items() if plan.recipe == "stock"]:
-        yield Prepared(stock, source.tensors)
+        yield Prepared(stock, source.tensors, stages.begin(Needs(source.sizes).writing))
     model: LeanModel | None = None
     for path, plan in plans.items():
         if plan.recipe == "stock":
@@ -177,6 +191,6 @@ def prepare(
             raise needs_importance(f"the recipe {plan.recipe}")
         with calculating(threads):
             if model is None or model.skip_steps != plan.skip_steps:
-                model = LeanModel(source, importance, plan.skip_steps, progress)
+                model = LeanModel(source, importance, plan.skip_steps, stages, new_store=new_store)
             tensors, padding = model.encoded(plan.types)
-        yield Prepared([path], tensors, padding)
+        yield Prepared([path], tensors, stages.begin(model.needs.writing), padding)

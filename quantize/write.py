@@ -44,10 +44,11 @@ Blocks = dict[TensorType, npt.NDArray[np.uint8]]
 
 @dataclass(frozen=True)
 class Prepared:
-    """Tensors that are ready to be written, and the files that get them."""
+    """Tensors that are ready to be written, the files that get them, and the callback of this stage."""
 
     paths: Sequence[Path]
     tensors: Sequence[ModelTensor]
+    progress: Progress | None = None
     padding: Padding = NO_PADDING
 
 
@@ -59,7 +60,6 @@ def write_files(
     *,
     threads: int | None = None,
     overwrite: bool = False,
-    progress: Progress | None = None,
     known_sha256: str | None = None,
 ) -> list[ConvertedFile]:
     """Writes a file for each plan. They appear when all are complete.
@@ -88,7 +88,7 @@ def write_files(
                     for file in group
                 ]
 
-            _stream(ready.tensors, group, headers, importance, threads, progress)
+            _stream(ready.tensors, group, headers, importance, threads, ready.progress)
     seconds = round(time.monotonic() - started, 3)
     return [
         ConvertedFile.of(source, file.plan, path, file.bytes, file.hash.hexdigest(), seconds, padding.get(path))

@@ -266,6 +266,20 @@ def speeds_table(document: Document) -> list[str]:
     return markdown_table(["file", "compared with", *speeds, "bytes ratio"], rows)
 
 
+def large_models_table(document: Document) -> list[str]:
+    """Time, memory and disk space of `lean` for large models, by tools/time_lean.py."""
+    rows = [
+        [
+            f"{name}, {found['layers']} x {found['width']}",
+            *(f"{found[key] / 60:.0f}" for key in ("lean_s", "generating_s")),
+            *(f"{found[key] / 1e3:.1f}" for key in ("peak_mb", "generating_needs_mb", "scratch_mb")),
+        ]
+        for name, found in document["models"].items()
+    ]
+    columns = ["model", "`--calibrate TEXT`, minutes", "generated text, minutes more", "`--calibrate TEXT`, GB"]
+    return markdown_table([*columns, "generated text, GB", "scratch, GB"], rows)
+
+
 def presets_table() -> list[str]:
     """The bytes of DistilGPT2's weights at some quant types by each recipe, computed from the recipes."""
     rows = []

@@ -115,6 +115,7 @@ def tables() -> dict[str, list[str]]:
         "lean_quality": doc_tables.quality_tables(lean),
         "lean_models": doc_tables.recipes_table(*(document_of(f"lean-{name}") for name in LEAN_MODELS)),
         "lean_speeds": doc_tables.speeds_table(speeds),
+        "lean_large": doc_tables.large_models_table(document_of("lean-large")),
         "presets": doc_tables.presets_table(),
     }
 

@@ -5,17 +5,19 @@ The last is slow, so its result is cached for further conversions.
 
 import contextlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 from dgpt2_quant.core.cache_folder import cache_folder, cache_version, read_entry
 from dgpt2_quant.core.errors import DgptQuantError, GGUFError, UsageError
 from dgpt2_quant.core.hyperparameters import matmul_weights
 from dgpt2_quant.core.parallel import calculating
 from dgpt2_quant.core.progress import Progress
 from dgpt2_quant.core.read_input import Announce
+from dgpt2_quant.core.scratch import NewStore, in_memory
 from dgpt2_quant.core.text import NamedText
 from dgpt2_quant.quantize.checkpoint.model_name import clean_name
 from dgpt2_quant.quantize.checkpoint.source import ModelSource
@@ -50,10 +52,13 @@ class Outline:
     """What is known of an importance matrix before it is collected: enough to plan a file.
 
     `names` are the matrices that have an entry, `metadata` is what a converted file states (the hash may be zeros).
+    The text has `chunks` times `length` tokens.
     """
 
     names: Collection[str]
     metadata: Mapping[str, Any]
+    chunks: int
+    length: int
 
 
 class Calibration:
@@ -78,33 +83,47 @@ class Calibration:
             self._file.check(shapes)
             if uses_text:
                 self._file.check_text(self._source.sizes.vocabulary, self._source.sizes.context)
-            return Outline(self._file.entries.keys(), self._file.metadata())
+            file = self._file
+            return Outline(file.entries.keys(), file.metadata(), len(file.chunks), file.chunk_size)
         if self._text is None:
             return None
+        names, length = matmul_weights(shapes), min(CONTEXT, self._source.sizes.context)
         if isinstance(self._text, str):
-            name, count = SAMPLED, -(-SAMPLED_TOKENS // min(CONTEXT, self._source.sizes.context))
+            name, count = SAMPLED, -(-SAMPLED_TOKENS // length)
         else:
             name, count = self._cut.name, self._cut.count
-        names = matmul_weights(shapes)
-        return Outline(names, importance_metadata("0" * 64, [name], len(names), count))
+        return Outline(names, importance_metadata("0" * 64, [name], len(names), count), count, length)
+
+    @property
+    def step(self) -> Literal["sampling", "collecting"] | None:
+        """What `collected` computes: a text and its statistics, the statistics of a text, or nothing."""
+        if self._imatrix is not None or self._text is None:
+            return None
+        if not isinstance(self._text, str):
+            return "collecting"
+        return None if self._kept.is_file() else "sampling"
 
     @calculating()
-    def collected(self, progress: Progress | None = None) -> ImportanceMatrix | None:
-        """The matrix, collected if necessary. Raises `DgptQuantError`."""
+    def collected(self, progress: Progress | None = None, new_store: NewStore = in_memory) -> ImportanceMatrix | None:
+        """The matrix, collected if necessary; what that computes is kept in stores. Raises `DgptQuantError`."""
         if self._imatrix is not None:
             return self._file
         if self._text is None:
             return None
         if not isinstance(self._text, str):
-            return collect(self._source, self._cut, progress=progress)
-        source = self._source
-        name = f"{clean_name(source.name)}-{source.sha256()[:16]}-{cache_version()}.gguf"
-        kept = cache_folder() / "calibration" / name
-        if found := read_entry(kept, self._checked):
+            text, names = self._cut, matmul_weights({t.name: t.shape for t in self._source.tensors})
+            store = new_store("importance", text.size, list(text.tokens))
+            if not all(name in store for name in names):
+                for name, entry in collect(self._source, text, progress=progress).entries.items():
+                    assert entry.sums is not None
+                    store[name] = np.stack([entry.sum_squares, entry.sums])
+            return collect(self._source, replace(text, sums={name: store[name] for name in names}))
+        if found := read_entry(self._kept, self._checked):
             return found
-        found = collect(source, cut(source, None, progress=progress), progress=progress)
+        generated = cut(self._source, None, store=new_store("sampling", SAMPLED_TOKENS), progress=progress)
+        found = collect(self._source, generated)
         with contextlib.suppress(DgptQuantError):  # the cache is optional
-            found.write(kept, overwrite=True)
+            found.write(self._kept, overwrite=True)
         return found
 
     def _checked(self, path: Path) -> ImportanceMatrix:
@@ -115,6 +134,12 @@ class Calibration:
         if not found.tokens:
             raise GGUFError(f"{path} lacks its tokens")
         return found
+
+    @cached_property
+    def _kept(self) -> Path:
+        """The cache entry of the matrix over generated text."""
+        name = f"{clean_name(self._source.name)}-{self._source.sha256()[:16]}-{cache_version()}.gguf"
+        return cache_folder() / "calibration" / name
 
     @cached_property
     def _file(self) -> ImportanceMatrix:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,20 @@ import numpy as np
 import numpy.typing as npt
 from dgpt2_quant.core.atomic_file import output_file, refuse_existing
 from dgpt2_quant.core.errors import CheckpointError, UsageError
-from dgpt2_quant.core.parallel import calculating, in_parallel
+from dgpt2_quant.core.hyperparameters import matmul_weights
+from dgpt2_quant.core.parallel import calculating, in_parallel, pieces
 from dgpt2_quant.core.paths import user_path
 from dgpt2_quant.core.progress import Progress
 from dgpt2_quant.core.read_input import Announce, input_exists
+from dgpt2_quant.core.scratch import Store
 from dgpt2_quant.core.text import NamedText, load_text
 from dgpt2_quant.quantize.checkpoint.encode_text import encode_text, special_note
 from dgpt2_quant.quantize.checkpoint.resolve import DEFAULT_MODEL
 from dgpt2_quant.quantize.checkpoint.source import ModelSource, open_model
 
+from .block_weights import BlockWeights
 from .imatrix_file import ImportanceMatrix, Statistics, merged, read_importance
-from .numpy_gpt2 import Observer, from_source
+from .numpy_gpt2 import Observer, Reference, from_source
 
 CONTEXT = 512
 SAMPLED = "sampled"
@@ -37,6 +41,7 @@ SAMPLED_TOKENS = 20_000
 """The length of generated text (docs/quantization.md: more tokens gain little)."""
 Sums = npt.NDArray[np.float64]
 _SAVE_EVERY = 20.0  # seconds
+_CHUNKS = 4  # per task, where the weights do not fit in memory and are read for each task
 _LARGEST = 1e30  # limit for a chunk's sums: sums over millions of chunks stay within float32
 
 
@@ -127,30 +132,20 @@ def cut(
     ctx_size: int = CONTEXT,
     chunks: int | None = None,
     *,
+    store: Store | None = None,
     progress: Progress | None = None,
     announce: Announce | None = None,
 ) -> ChunkedText:
     """Tokenizes a text, and returns its first `chunks` chunks (default: all); for None, generates a text.
 
-    Raises `UsageError` for a text shorter than a chunk.
+    The batches of a generated text are kept in `store`, from which an interrupted call continues. Raises `UsageError`
+    for a text shorter than a chunk.
     """
     if ctx_size < 1 or (chunks is not None and chunks < 1):
         raise UsageError(f"`ctx_size` and `chunks` must be at least 1, not {ctx_size} and {chunks}")
     size = min(ctx_size, source.sizes.context)
     if text is None:
-        from .sample_text import sample
-
-        count = chunks or -(-SAMPLED_TOKENS // size)
-        inputs: list[dict[str, Sums]] = []
-
-        def observer() -> Observer:
-            inputs.append({})
-            return _add_to(inputs[-1])
-
-        first = source.tokenizer().bos
-        tokens = sample(from_source(source), first, count, size, observers=observer, progress=progress)
-        sums = {name: np.sum([of_some[name] for of_some in inputs], axis=0) for name in inputs[0]}
-        return ChunkedText(SAMPLED, size, tokens, sums)
+        return _sampled(source, size, chunks or -(-SAMPLED_TOKENS // size), {} if store is None else store, progress)
     tokenizer = source.tokenizer()
     text = text.noting(special_note(text, tokenizer.tokens, tokenizer.types), announce)
     tokens = encode_text(tokenizer, text.text, parse_special=text.parse_special)
@@ -166,6 +161,36 @@ def cut(
     return ChunkedText(text.name, size, tokens[: count * size])
 
 
+def _sampled(source: ModelSource, size: int, count: int, store: Store, progress: Progress | None) -> ChunkedText:
+    """A generated text of `count` chunks, and the sums of inputs."""
+    from .sample_text import batches, sample_batch
+
+    columns = {tensor.name: tensor.shape[-1] for tensor in source.tensors}
+    names = matmul_weights({tensor.name: tensor.shape for tensor in source.tensors})
+    reference: Reference | None = None
+    tokens: list[int] = []
+    sums = []
+    for batch in batches(source.sizes, count, size):
+        kept = f"sums.{batch.start}", f"tokens.{batch.start}"
+        if kept[1] not in store:
+            reference = reference or from_source(source)
+            groups: list[dict[str, Sums]] = []
+
+            def observer(groups: list[dict[str, Sums]] = groups) -> Observer:
+                groups.append({})
+                return _add_to(groups[-1])
+
+            first = source.tokenizer().bos
+            found = sample_batch(reference, first, batch, count, size, observers=observer, progress=progress)
+            store[kept[0]] = np.stack([np.concatenate([group[name] for name in names], axis=1) for group in groups])
+            store[kept[1]] = np.asarray(found)
+        sums.append(store[kept[0]])
+        tokens += store[kept[1]].tolist()
+    ends = np.cumsum([columns[name] for name in names])[:-1]
+    whole = np.split(np.concatenate(sums).sum(axis=0), ends, axis=1)
+    return ChunkedText(SAMPLED, size, tokens, dict(zip(names, whole, strict=True)))
+
+
 def collect(
     source: ModelSource, text: ChunkedText, *, partial: Path | None = None, progress: Progress | None = None
 ) -> ImportanceMatrix:
@@ -173,21 +198,23 @@ def collect(
     size, count, tokens = text.size, text.count, text.tokens
     if text.sums is not None:
         return _Collected("", count, text.sums).result(text.name, size, tokens)
-    reference = from_source(source)
+    weights = BlockWeights(source)
+    reference = Reference(source.sizes, weights)
     collected = _Collected("", 0, {})
     if partial:
         tokens_sha256 = hashlib.sha256(np.asarray(tokens, np.int32).tobytes()).hexdigest()
         collected = _resume(partial, [source.sha256(), tokens_sha256, size, count])
     saved = time.monotonic()
 
-    def of_chunk(chunk: int) -> dict[str, Sums]:
-        inputs: dict[str, Sums] = {}
+    def of_some(some: slice) -> list[dict[str, Sums]]:
+        inputs: list[dict[str, Sums]] = [{} for _ in left[some]]
         with np.errstate(all="ignore"):  # the observer refuses values that are not finite
-            reference.hidden(tokens[chunk * size : (chunk + 1) * size], observe=_add_to(inputs))
+            reference.hidden_of(left[some], list(map(_add_to, inputs)))
         return inputs
 
+    left = [tokens[chunk * size : (chunk + 1) * size] for chunk in range(collected.chunks, count)]
     try:
-        for inputs in in_parallel(of_chunk, range(collected.chunks, count)):
+        for inputs in chain.from_iterable(in_parallel(of_some, pieces(len(left), 1 if weights.fit else _CHUNKS))):
             collected = collected.plus(inputs)
             if progress:
                 progress(collected.chunks, count, f"importance of {collected.chunks * size} tokens")

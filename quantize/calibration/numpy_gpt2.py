@@ -41,21 +41,35 @@ class Reference:
 
     def hidden(self, tokens: Sequence[int], observe: Observer | None = None) -> Array:
         """The final norm's outputs, shape (len(tokens), width): GPT2Model's last_hidden_state."""
-        if not 0 < len(tokens) <= self.sizes.context:
-            raise ValueError(f"`tokens` must have 1 to {self.sizes.context} items, not {len(tokens)}")
-        weights = self.weights
-        x: Array = weights["token_embd.weight"][list(tokens)] + weights["position_embd.weight"][: len(tokens)]
-        for block in range(self.sizes.layers):
-            check_cancelled()
-            name = f"blk.{block}"
-            fused = self._linear(f"{name}.attn_qkv", self.norm(f"{name}.attn_norm", x), observe)
-            x = x + self._linear(f"{name}.attn_output", attention(fused, self.sizes.heads), observe)
-            inner = gelu(self._linear(f"{name}.ffn_up", self.norm(f"{name}.ffn_norm", x), observe))
-            x = x + self._linear(f"{name}.ffn_down", inner, observe)
-        x = self.norm("output_norm", x)
-        if observe:
-            observe(self.head, x)
+        (x,) = self.hidden_of([tokens], [observe])
         return x
+
+    def hidden_of(self, texts: Sequence[Sequence[int]], observers: Sequence[Observer | None]) -> list[Array]:
+        """`hidden` of several texts, which pass each block together, so that its weights are read once."""
+        for tokens in texts:
+            if not 0 < len(tokens) <= self.sizes.context:
+                raise ValueError(f"`tokens` must have 1 to {self.sizes.context} items, not {len(tokens)}")
+        states = list(map(self.embed, texts))
+        for block in range(self.sizes.layers):
+            for number, observe in enumerate(observers):
+                check_cancelled()
+                states[number] = self._block(f"blk.{block}", states[number], observe)
+        for number, observe in enumerate(observers):
+            states[number] = self.norm("output_norm", states[number])
+            if observe:
+                observe(self.head, states[number])
+        return states
+
+    def embed(self, tokens: Sequence[int]) -> Array:
+        """The sum of token and position embedding, the first state."""
+        x: Array = self.weights["token_embd.weight"][list(tokens)] + self.weights["position_embd.weight"][: len(tokens)]
+        return x
+
+    def _block(self, name: str, x: Array, observe: Observer | None) -> Array:
+        fused = self._linear(f"{name}.attn_qkv", self.norm(f"{name}.attn_norm", x), observe)
+        x = x + self._linear(f"{name}.attn_output", attention(fused, self.sizes.heads), observe)
+        inner = gelu(self._linear(f"{name}.ffn_up", self.norm(f"{name}.ffn_norm", x), observe))
+        return x + self._linear(f"{name}.ffn_down", inner, observe)
 
     def logits(self, tokens: Sequence[int]) -> Array:
         """The logits, shape (len(tokens), vocabulary)."""

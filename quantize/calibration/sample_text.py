@@ -6,11 +6,12 @@ are drawn from the full distribution. Observers see the inputs of all matrices.
 
 from collections.abc import Callable
 from functools import partial
-from math import sqrt
+from math import prod, sqrt
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from dgpt2_quant.core.hyperparameters import Hyperparameters
 from dgpt2_quant.core.parallel import evenly, in_parallel, pieces
 from dgpt2_quant.core.progress import Progress
 from dgpt2_quant.core.workers import check_cancelled
@@ -21,7 +22,7 @@ Array = npt.NDArray[np.floating[Any]]
 _ROWS = 20  # sequences per thread, at most: with fewer, the weights are read more often
 _COLUMNS = 1 << 12  # of the output matrix per task, for all sequences
 _AT_ONCE = 128  # sequences in a batch, at most
-_CACHE_BYTES = 1 << 30  # limit of the KV cache
+_CACHE_BYTES = 1 << 30  # limit of the KV cache; of a large model, half of its weights' bytes
 _BLOCK = 256  # probabilities per partial sum when a token is drawn
 _SEED = 1
 
@@ -39,26 +40,60 @@ def sample(
 
     `observers` is called for each group of sequences, in order; the observer is called from the group's thread.
     """
-    sizes = reference.sizes
-    fitting = _CACHE_BYTES // (2 * sizes.layers * length * sizes.width * 4)
-    head = np.ascontiguousarray(reference.weights[reference.head].T)  # a fifth faster for few rows
     written: list[int] = []
-    for some in evenly(count, max(1, min(_AT_ONCE, fitting))):
-        number = some.stop - some.start
-        groups = [
-            _Group(reference, first, rows.stop - rows.start, length, some.start + rows.start, observers and observers())
-            for rows in evenly(number, min(_ROWS, -(-number // 2)))
-        ]
-        logits = np.empty((number, head.shape[1]), head.dtype)
-        for position in range(length):
-            hidden = np.concatenate([*in_parallel(partial(_Group.hidden, position=position), groups)])
-            if position + 1 < length:
-                _choose(groups, _multiplied(hidden, head, logits), position + 1)
-            if progress:
-                progress(some.start * length + number * (position + 1), count * length, "text that the model writes")
-        for group in groups:
-            written += group.tokens.reshape(-1).tolist()
+    for batch in batches(reference.sizes, count, length):
+        written += sample_batch(reference, first, batch, count, length, observers=observers, progress=progress)
     return written
+
+
+def sample_batch(
+    reference: Reference,
+    first: int,
+    batch: slice,
+    count: int,
+    length: int,
+    *,
+    observers: Callable[[], Observer] | None = None,
+    progress: Progress | None = None,
+) -> list[int]:
+    """The sequences of one of the `batches` of `sample`."""
+    head = np.ascontiguousarray(reference.weights[reference.head].T)  # a fifth faster for few rows
+    number = batch.stop - batch.start
+    groups = [
+        _Group(reference, first, rows.stop - rows.start, length, batch.start + rows.start, observers and observers())
+        for rows in evenly(number, min(_ROWS, -(-number // 2)))
+    ]
+    logits = np.empty((number, head.shape[1]), head.dtype)
+    for position in range(length):
+        hidden = np.concatenate([*in_parallel(partial(_Group.hidden, position=position), groups)])
+        if position + 1 < length:
+            _choose(groups, _multiplied(hidden, head, logits), position + 1)
+        if progress:
+            done = batch.start * length + number * (position + 1)
+            progress(done, count * length, "text that the model writes")
+    return [token for group in groups for token in group.tokens.reshape(-1).tolist()]
+
+
+def sampling_bytes(sizes: Hyperparameters, count: int, length: int) -> int:
+    """The memory that `sample` needs: the weights in float32, a copy of the output matrix, KV cache and logits."""
+    number: int = max(batch.stop - batch.start for batch in batches(sizes, count, length))
+    head = 4 * sizes.vocabulary * sizes.width
+    return _weight_bytes(sizes) + head + number * (_cache_bytes(sizes, length) + 16 * sizes.vocabulary)
+
+
+def batches(sizes: Hyperparameters, count: int, length: int) -> list[slice]:
+    """The sequences that are computed together: each batch reads all weights for each position."""
+    fitting = max(_CACHE_BYTES, _weight_bytes(sizes) // 2) // _cache_bytes(sizes, length)
+    return evenly(count, max(1, min(_AT_ONCE, fitting)))
+
+
+def _cache_bytes(sizes: Hyperparameters, length: int) -> int:
+    """The KV cache of a sequence."""
+    return 2 * sizes.layers * length * sizes.width * 4
+
+
+def _weight_bytes(sizes: Hyperparameters) -> int:
+    return 4 * sum(map(prod, sizes.shapes().values()))
 
 
 def _multiplied(hidden: Array, head: Array, out: Array) -> Array:

@@ -90,9 +90,13 @@ class CheckpointModel:
         self._head = read_head(self._checkpoint, named, self.sizes, self._adapters)
         self._tokenizer: Tokenizer | None = None
         self._tokens: dict[str, Any] | None = None
+        self._sha256: str | None = None
 
     def sha256(self) -> str:
-        return merged_sha256(source_sha256(self._source.folder, self._source.weights), self._adapters)
+        if self._sha256 is None:  # it takes seconds for a large model
+            own = source_sha256(self._source.folder, self._source.weights)
+            self._sha256 = merged_sha256(own, self._adapters)
+        return self._sha256
 
     def origin(self) -> str:
         return self.sha256()

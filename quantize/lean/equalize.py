@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from dgpt2_quant.core.hyperparameters import Hyperparameters
+from dgpt2_quant.core.hyperparameters import block_of
 from dgpt2_quant.quantize.calibration.imatrix_file import ImportanceMatrix
 
 Array = npt.NDArray[np.floating[Any]]
@@ -26,14 +26,15 @@ _LEAST = 1e-9  # minimum size of a column to be scaled
 
 
 def equalize_inputs(
-    weights: Mapping[str, Array], sizes: Hyperparameters, importance: ImportanceMatrix, *, centre: bool, scale: bool
+    weights: Mapping[str, Array], importance: ImportanceMatrix, *, centre: bool, scale: bool
 ) -> Weights:
     """Centers and scales the inputs of QKV, attention output and `ffn_up`, as requested.
 
-    `importance` must have an entry for each matrix of the blocks, with the sums of inputs if `centre` is set.
+    `weights` has one or more whole blocks; each is changed independently of the others. `importance` must have an entry
+    for each of their matrices, with the sums of inputs if `centre` is set.
     """
     changed: Weights = {name: np.array(data, np.float64) for name, data in weights.items() if name.startswith("blk.")}
-    for name, gain, bias in _inputs(changed, sizes):
+    for name, gain, bias in _inputs(changed):
         entry = importance.entries[f"{name}.weight"]
         mean = np.asarray(entry.mean, np.float64) if centre else np.zeros(len(entry.sum_squares))
         spread = np.sqrt(np.maximum(np.asarray(entry.mean_squares, np.float64) - mean**2, 0))
@@ -60,17 +61,17 @@ def center_embedding(weights: Mapping[str, Array], frequencies: Array) -> Weight
     return changed
 
 
-def _inputs(weights: Weights, sizes: Hyperparameters) -> Iterator[tuple[str, Array, Array]]:
+def _inputs(weights: Weights) -> Iterator[tuple[str, Array, Array]]:
     """Each matrix whose inputs can be changed: its name, and views of the gain and bias that produce the inputs.
 
     The values are rows of the fused QKV matrix: they are changed after its columns.
     """
-    width = sizes.width
-    for block in range(sizes.layers):
+    for block in dict.fromkeys(map(block_of, weights)):
         for matrix, norm in (("attn_qkv", "attn_norm"), ("ffn_up", "ffn_norm")):
             yield f"blk.{block}.{matrix}", weights[f"blk.{block}.{norm}.weight"], weights[f"blk.{block}.{norm}.bias"]
         fused = weights[f"blk.{block}.attn_qkv.weight"], weights[f"blk.{block}.attn_qkv.bias"]
-        yield f"blk.{block}.attn_output", fused[0][2 * width :], fused[1][2 * width :]
+        values = slice(2 * len(fused[1]) // 3, None)
+        yield f"blk.{block}.attn_output", fused[0][values], fused[1][values]
 
 
 def _factors(spread: Array, matrix: Array) -> Array:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from dgpt2_quant.core.errors import CheckpointError
 from dgpt2_quant.core.ggml import quantize
 from dgpt2_quant.core.parallel import by_rows, evenly, in_parallel
+from dgpt2_quant.core.progress import Progress
 from dgpt2_quant.core.quant_types import TensorType
 from dgpt2_quant.core.workers import check_cancelled
 
@@ -37,13 +38,12 @@ SWEEPS = 2  # of coordinate descent; a third gains a quarter as much as the firs
 
 @dataclass(frozen=True)
 class Factor:
-    """A damped Gram matrix (H or G) and the Cholesky factor of its inverse.
+    """The Cholesky factor of the inverse of a damped Gram matrix (H or G).
 
-    `gram` and `upper` (the factor) are permuted by `order`, the order of rounding.
+    It is permuted by `order`, the order of rounding.
     """
 
     order: npt.NDArray[np.intp]
-    gram: Array
     upper: Array
 
     @cached_property
@@ -59,7 +59,14 @@ class Factor:
         return solved[:, np.argsort(self.order)]
 
 
-def factor(gram: Matrix) -> Factor:
+@dataclass(frozen=True)
+class GramFactor(Factor):
+    """With the damped Gram matrix itself, permuted too."""
+
+    gram: Array
+
+
+def factor(gram: Matrix) -> GramFactor:
     """Factors a symmetric positive semidefinite matrix, shape (n, n), ordered by decreasing diagonal.
 
     Raises `CheckpointError` for values that are not finite.
@@ -76,8 +83,11 @@ def factor(gram: Matrix) -> Factor:
     damped[np.diag_indices_from(damped)] += DAMPING * weight if weight > 0 else 1.0
     # H = R Rᵀ with R upper (the lower factor of the reversed matrix, reversed), so that H⁻¹ = (R⁻¹)ᵀ R⁻¹
     lower = np.linalg.cholesky(damped[::-1, ::-1])
-    upper = _inverse_of_upper(np.ascontiguousarray(lower[::-1, ::-1], np.float32))
-    return Factor(order, damped.astype(np.float32), upper)
+    single = damped.astype(np.float32)
+    del damped  # the matrices are large
+    root = np.ascontiguousarray(lower[::-1, ::-1], np.float32)
+    del lower
+    return GramFactor(order, _inverse_of_upper(root), single)
 
 
 def _inverse_of_upper(matrix: Array) -> Array:
@@ -103,15 +113,16 @@ def round_matrix(
     name: str,
     weights: Array,
     tensor_type: TensorType,
-    inputs: Factor,
+    inputs: GramFactor,
     outputs: Factor | None = None,
     *,
     sweeps: int = SWEEPS,
+    progress: Progress | None = None,
 ) -> Bytes:
     """Rounds a matrix to any of `tensor_types.ROUNDABLE`; returns its blocks, shape (rows, bytes of a row).
 
     `weights` has shape (rows, columns), `inputs` is the factor of H and `outputs` that of G (None: rows are rounded
-    independently). Raises the errors of `ggml.quantize`.
+    independently; only then `progress` is called). Raises the errors of `ggml.quantize`.
     """
     rows, columns = weights.shape
     blocks = np.empty((rows, tensor_type.row_bytes(columns)), np.uint8)
@@ -120,8 +131,10 @@ def round_matrix(
         def round_piece(piece: slice) -> None:
             blocks[piece], _ = _round_rows(name, weights[piece], tensor_type, inputs, sweeps)
 
-        for _ in in_parallel(round_piece, evenly(rows, max(1, _AT_ONCE // columns))):
-            pass
+        some = evenly(rows, max(1, _AT_ONCE // columns))
+        for number, _ in enumerate(in_parallel(round_piece, some)):
+            if progress:
+                progress(number + 1, len(some), name)
         return blocks
     left = weights[outputs.order]
     size = max(_LEAST_ROWS, -(-rows // max(1, min(_GROUPS, _STEPS // columns))))
@@ -143,7 +156,9 @@ def quantize_rows(name: str, weights: Array, tensor_type: TensorType, weighing: 
     )
 
 
-def _round_rows(name: str, weights: Array, tensor_type: TensorType, inputs: Factor, sweeps: int) -> tuple[Bytes, Array]:
+def _round_rows(
+    name: str, weights: Array, tensor_type: TensorType, inputs: GramFactor, sweeps: int
+) -> tuple[Bytes, Array]:
     """Rounds rows; returns the blocks and their error, weights minus decoded weights."""
     blocks = quantize_rows(name, weights, tensor_type, inputs.column_weights)
     grid = read_grid(name, blocks, tensor_type, (len(weights), weights.shape[1]), inputs.order)

@@ -5,9 +5,9 @@ activations are rounded as in llama.cpp. Each matrix is rounded so that its outp
 its outputs in the first.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 
 import numpy as np
@@ -16,6 +16,7 @@ from dgpt2_quant.core.ggml import dequantize
 from dgpt2_quant.core.parallel import by_rows, in_parallel, mean_of, pieces
 from dgpt2_quant.core.progress import Progress
 from dgpt2_quant.core.quant_types import TensorType
+from dgpt2_quant.core.scratch import Rarely, Store
 from dgpt2_quant.quantize.calibration.numpy_gpt2 import Reference
 from dgpt2_quant.quantize.recipes.lean_steps import Steps
 from dgpt2_quant.quantize.recipes.tensor_types import ROUNDABLE
@@ -25,61 +26,83 @@ from .block_codes import Bytes
 from .gptq import SWEEPS, Factor, factor, quantize_rows, round_matrix
 from .layerwise import Array, LayerwiseForward, half_block_names
 
+_STREAMS = "streams."  # and the number of the half block after them
 _TOKENS = 8192  # per task
 
 
 @dataclass(frozen=True)
 class QuantizedTensor:
-    """A quantized tensor: blocks, shape (rows, bytes of a row), and the weights that they decode to."""
+    """A quantized tensor: blocks, shape (rows, bytes of a row), of weights of the given shape."""
 
+    name: str
     tensor_type: TensorType
     blocks: Bytes
-    values: npt.NDArray[np.float32]
+    shape: tuple[int, ...]
 
-
-def as_quantized(name: str, blocks: Bytes, tensor_type: TensorType, shape: tuple[int, ...]) -> QuantizedTensor:
-    return QuantizedTensor(tensor_type, blocks, dequantize(name, blocks, tensor_type, shape))
+    @cached_property
+    def values(self) -> npt.NDArray[np.float32]:
+        """The weights that the blocks decode to."""
+        return dequantize(self.name, self.blocks, self.tensor_type, self.shape)
 
 
 def quantize_layers(
     trained: Reference,
-    lookup: Mapping[str, Array],
+    lookup: Callable[[], Mapping[str, Array]],
     chunks: Sequence[Sequence[int]],
     types: Mapping[str, TensorType],
     outputs: Mapping[str, Factor],
     steps: Steps,
+    store: Store,
     progress: Progress | None = None,
-) -> dict[str, QuantizedTensor]:
-    """Quantizes all matrices of the blocks, by name.
+) -> None:
+    """Quantizes all matrices of the blocks, and puts their blocks into `store`, by name.
 
-    `lookup` has the quantized embedding and position table, `outputs` the factors of G by matrix.
+    `lookup` returns the quantized embedding and position table, `outputs` has the factors of G by matrix. Matrices
+    that `store` has are not quantized again.
     """
     forward = LayerwiseForward(trained, chunks)
-    inputs = forward.inputs()
-    state = forward.embed(lookup)
-    quantized: dict[str, QuantizedTensor] = {}
+    if f"{half_block_names(forward.halves - 1)[2]}.weight" in store:  # the last one
+        return
+    begin = max((int(name.removeprefix(_STREAMS)) for name in store if name.startswith(_STREAMS)), default=0)
+    wanted, state = store[f"{_STREAMS}{begin}"] if begin else map(forward.embed, (trained.weights, lookup()))
+    inputs, is_due = forward.inputs(wanted, begin), Rarely()
+
+    def report(done: int, name: str) -> None:
+        if progress:
+            progress(done, 2 * forward.halves, name)
 
     def quantize_and_apply(name: str, x: Array) -> Array:
         weight, bias, kind = f"{name}.weight", trained.weights[f"{name}.bias"], types[f"{name}.weight"]
         met = by_rows(lambda part: round_activations(part, kind), x, x.shape[1], out=x)
-        quantized[weight] = matrix = quantize_matrix(
-            weight, trained.weights[weight], (next(inputs), met), kind, outputs.get(weight), steps
-        )
-        if progress:
-            progress(len(quantized), 2 * forward.halves, name)
+        weights, original = trained.weights[weight], next(inputs)
+        if weight in store:
+            matrix = QuantizedTensor(weight, kind, store[weight], weights.shape)
+        else:
+            matrix = quantize_matrix(weight, weights, (original, met), kind, outputs.get(weight), steps)
+            store[weight] = matrix.blocks
+        del original
+        values = matrix.values
 
         def outputs_of(part: Array) -> Array:
-            y: Array = part @ matrix.values.T
+            y: Array = part @ values.T
             y += bias
             return y
 
         return by_rows(outputs_of, met, len(bias))
 
-    for half in range(forward.halves):
+    for half in range(begin, forward.halves):
         norm, first, second = half_block_names(half)
+        for name in (f"{norm}.weight", f"{norm}.bias", f"{first}.bias", f"{second}.bias"):
+            store[name] = trained.weights[name]
         inner = quantize_and_apply(first, forward.norm(norm, state))
+        report(2 * half + 1, first)
+        if half > begin and is_due():  # both streams are before this half
+            store[f"{_STREAMS}{half}"] = np.stack([wanted, state])
+            store.pop(f"{_STREAMS}{begin}", None)
+            begin = half
         state += quantize_and_apply(second, forward.second_input(half, inner))
-    return quantized
+        report(2 * half + 2, second)
+    store.pop(f"{_STREAMS}{begin}", None)
 
 
 def quantize_matrix(
@@ -106,7 +129,7 @@ def quantize_matrix(
             weights = weights + inputs.solve(late)
         sweeps = SWEEPS if steps.sweeps else 0
         blocks = round_matrix(name, np.asarray(weights, np.float32), tensor_type, inputs, outputs, sweeps=sweeps)
-    return as_quantized(name, blocks, tensor_type, weights.shape)
+    return QuantizedTensor(name, tensor_type, blocks, weights.shape)
 
 
 def _second_moments(weights: Array, streams: Sequence[Array], *, compensation: bool) -> tuple[Array, Array | None]:

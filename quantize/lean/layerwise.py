@@ -41,10 +41,12 @@ class LayerwiseForward:
 
         return by_rows(of_chunk, x, x.shape[1], self.length)
 
-    def inputs(self) -> Iterator[Array]:
-        """Yields the input of each matrix of the blocks, in order, shape (tokens, columns)."""
-        x = self.embed(self.reference.weights)
-        for half in range(self.halves):
+    def inputs(self, x: Array, first_half: int = 0) -> Iterator[Array]:
+        """Yields the input of each matrix of the blocks, in order, shape (tokens, columns).
+
+        `x` is the state before `first_half`. It is brought up to date before the first matrix of a half is yielded.
+        """
+        for half in range(first_half, self.halves):
             norm, first, second = half_block_names(half)
             met = self.norm(norm, x)
             yield met

@@ -13,25 +13,27 @@ import numpy as np
 import numpy.typing as npt
 from dgpt2_quant.core.hyperparameters import Hyperparameters, pad_count
 from dgpt2_quant.core.parallel import in_parallel
-from dgpt2_quant.core.progress import Progress
+from dgpt2_quant.core.progress import Progress, Stages
 from dgpt2_quant.core.quant_types import TensorType
+from dgpt2_quant.core.scratch import NewStore, Store, in_memory
+from dgpt2_quant.quantize.calibration.block_weights import KEPT_BYTES, BlockWeights
 from dgpt2_quant.quantize.calibration.imatrix_file import ImportanceMatrix
-from dgpt2_quant.quantize.calibration.numpy_gpt2 import Reference, from_source, softmax
+from dgpt2_quant.quantize.calibration.numpy_gpt2 import Reference, softmax
 from dgpt2_quant.quantize.checkpoint.source import ModelSource
 from dgpt2_quant.quantize.recipes.lean_steps import steps_without
 from dgpt2_quant.quantize.recipes.tensor_types import ROUNDABLE
 
-from .encoded_tensor import EncodedTensor, encode_tensor
+from .encoded_tensor import EncodedTensor
 from .equalize import Weights, center_embedding, equalize_inputs
-from .fisher import LOOKUP, Fisher, fisher
+from .fisher import Fisher
 from .gptq import SWEEPS, Factor, factor, quantize_rows, round_matrix
-from .layers import QuantizedTensor, as_quantized, quantize_layers
+from .layers import QuantizedTensor, quantize_layers
+from .needs import FISHER_TOKENS, STREAM_TOKENS, Needs
 from .padding import NO_PADDING, Padding, least_likely
 
 Array = npt.NDArray[np.floating[Any]]
-_FISHER_TOKENS = 4096  # of the calibration text: gradients cost twice a forward pass, and their means settle soon
-_STREAM_TOKENS = 16_384  # of it go through the quantized model; more gained nothing measurable
 _PAD_TOKENS = 1024  # to measure the probability of the pads on
+_EMBEDDING, _OUTPUT, _POSITIONS = "token_embd.weight", "output.weight", "position_embd.weight"
 _LOOKUP_SHARE = 0.3  # of the head's weight, for errors in looked-up rows, where no gradients measure it
 
 
@@ -43,15 +45,24 @@ class LeanModel:
         source: ModelSource,
         importance: ImportanceMatrix,
         skip_steps: Iterable[str] = (),
-        progress: Progress | None = None,
+        stages: Stages | None = None,
+        *,
+        new_store: NewStore = in_memory,
+        kept_bytes: float = KEPT_BYTES,
     ) -> None:
-        """`importance` should hold its calibration text and the sums of the inputs, as that of `imatrix` does."""
-        self.source, self.importance, self.progress = source, importance, progress
+        """`importance` should hold its calibration text and the sums of the inputs, as that of `imatrix` does.
+
+        Results are kept in stores that `new_store` opens (scratch.py), by default in memory; `kept_bytes` is the limit
+        of `BlockWeights`.
+        """
+        self.source, self.importance, self._stages = source, importance, stages or Stages()
         self.skip_steps = tuple(skip_steps)
         self.steps = steps_without(self.skip_steps).possible_with(importance)
         self.chunks = [list(chunk) for chunk in importance.chunks]
-        self.reference = Reference(source.sizes, self._rewritten(from_source(source)))
-        self.tied = "output.weight" not in self.reference.weights
+        self._new_store = new_store
+        self.reference = Reference(source.sizes, BlockWeights(source, self._rewritten, kept_bytes))
+        self.needs = Needs(source.sizes, len(self.chunks), importance.chunk_size)
+        self.tied = _OUTPUT not in self.reference.weights
 
     @property
     def pads(self) -> int:
@@ -63,19 +74,18 @@ class LeanModel:
 
     @cached_property
     def fisher(self) -> Fisher:
-        return fisher(self.reference, self.first_chunks(_FISHER_TOKENS), self.progress)
+        store = self._new_store("gradients", self.importance.sha256, self.steps.left_out)
+        chunks = self.first_chunks(FISHER_TOKENS)
+        return Fisher(self.reference, chunks, store, self._stages.begin(self.needs.gradients))
 
     def first_chunks(self, tokens: int) -> list[list[int]]:
         """The beginning of the calibration text, of about this number of tokens."""
         return self.chunks[: max(1, tokens // len(self.chunks[0]))]
 
-    @cached_property
-    def outputs(self) -> dict[str, Factor]:
+    @property
+    def outputs(self) -> Mapping[str, Factor]:
         """Factors of the Fisher matrices of the blocks' matrices, outputs' side."""
-        if not (self.steps.feedback and self.steps.gradients):
-            return {}
-        names = [name for name in self.fisher.grams if name != LOOKUP]
-        return dict(zip(names, in_parallel(factor, (self.fisher.grams[name] for name in names)), strict=True))
+        return self.fisher.outputs if self.steps.feedback and self.steps.gradients else {}
 
     @cached_property
     def head_gram(self) -> Array:
@@ -101,37 +111,56 @@ class LeanModel:
 
     def encoded(self, types: Mapping[str, TensorType]) -> tuple[list[EncodedTensor], Padding]:
         """The model at these types, in the order of its file; a type for `output.weight` splits a tied embedding."""
-        tensors = self.tensors(types)
-        padding = self._padding(tensors)
-        order = self.sizes.shapes(tied="output.weight" not in tensors)
-        return [encode_tensor(name, tensors[name], shape, padding) for name, shape in order.items()], padding
+        store = self._quantized(types)
+        padding = self._padding(self._tensor(store, _OUTPUT if _OUTPUT in types else _EMBEDDING, types))
+        shapes = self.sizes.shapes(tied=_OUTPUT not in types)
+        return [EncodedTensor(name, shape, types[name], store, padding) for name, shape in shapes.items()], padding
 
     def tensors(self, types: Mapping[str, TensorType]) -> dict[str, QuantizedTensor | Array]:
         """All tensors of the model at these types, without pad rows."""
-        weights = self.reference.weights
-        table = "position_embd.weight"
-        found: dict[str, QuantizedTensor | Array] = {table: self.plain(table, weights[table], types[table])}
-        found |= self._embeddings(types)
-        found |= {name: np.asarray(data, np.float32) for name, data in weights.items() if data.ndim == 1}
-        if self.chunks:
-            lookup = {name: values_of(found[name]) for name in ("token_embd.weight", "position_embd.weight")}
-            chunks = self.first_chunks(_STREAM_TOKENS)
-            found |= quantize_layers(self.reference, lookup, chunks, types, self.outputs, self.steps, self.progress)
-        return found | {name: self.plain(name, weights[name], types[name]) for name in weights if name not in found}
+        store = self._quantized(types)
+        return {name: self._tensor(store, name, types) if data.ndim == 2 else data for name, data in store.items()}
 
-    def _rewritten(self, reference: Reference) -> Weights:
-        weights: Weights = dict(reference.weights)
-        if self.steps.centring or self.steps.scaling:
-            weights = equalize_inputs(
-                weights,
-                reference.sizes,
-                self.importance,
-                centre=self.steps.centring,
-                scale=self.steps.scaling,
+    def _tensor(self, store: Store, name: str, types: Mapping[str, TensorType]) -> QuantizedTensor:
+        return QuantizedTensor(name, types[name], store[name], self.source.sizes.shapes(tied=False)[name])
+
+    def _quantized(self, types: Mapping[str, TensorType]) -> Store:
+        """All tensors at these types: the blocks of tables and matrices, and vectors in float32."""
+        named = sorted(f"{name}={kind.name}" for name, kind in types.items())
+        store, weights = (
+            self._new_store("tensors", self.importance.sha256, self.steps.left_out, named),
+            self.reference.weights,
+        )
+        if _POSITIONS not in store:
+            store[_POSITIONS] = self.plain(_POSITIONS, weights[_POSITIONS], types[_POSITIONS]).blocks
+        for name, gram in self._embedding_grams(types).items():
+            progress = self._stages.begin(self.needs.embedding)
+            if name not in store:
+                store[name] = self.rounded(name, types[name], gram, progress=progress).blocks
+        if self.chunks:
+            quantize_layers(
+                self.reference,
+                lambda: {name: self._tensor(store, name, types).values for name in (_EMBEDDING, _POSITIONS)},
+                self.first_chunks(STREAM_TOKENS),
+                types,
+                self.outputs,
+                self.steps,
+                store,
+                self._stages.begin(self.needs.blocks),
             )
-        if self.steps.centring and self.chunks:
-            weights = center_embedding(weights, self.frequencies)
-        return weights
+        for name in weights:
+            if name not in store:
+                data = weights[name]
+                store[name] = self.plain(name, data, types[name]).blocks if data.ndim == 2 else data
+        return store
+
+    def _rewritten(self, block: Weights) -> Weights:
+        """The tensors of a block, or those outside the blocks, as they are quantized."""
+        if _EMBEDDING in block:
+            return center_embedding(block, self.frequencies) if self.steps.centring and self.chunks else block
+        if not (self.steps.centring or self.steps.scaling):
+            return block
+        return equalize_inputs(block, self.importance, centre=self.steps.centring, scale=self.steps.scaling)
 
     @property
     def frequencies(self) -> npt.NDArray[np.float64]:
@@ -139,23 +168,29 @@ class LeanModel:
         tokens = np.concatenate(self.chunks) if self.chunks else np.empty(0, np.int64)
         return np.bincount(tokens, minlength=self.source.sizes.vocabulary).astype(np.float64)
 
-    def _embeddings(self, types: Mapping[str, TensorType]) -> dict[str, QuantizedTensor | Array]:
-        grams = {"token_embd.weight": self.lookup_gram, "output.weight": self.head_gram}
-        if self.tied and "output.weight" not in types:
-            grams = {"token_embd.weight": self.head_gram + self.lookup_gram}
-        return {name: self.rounded(name, types[name], gram) for name, gram in grams.items()}
+    def _embedding_grams(self, types: Mapping[str, TensorType]) -> dict[str, Array]:
+        """The weights of errors in a row of the embedding; without an output matrix it is used for both purposes."""
+        if _OUTPUT in types:
+            return {_EMBEDDING: self.lookup_gram, _OUTPUT: self.head_gram}
+        return {_EMBEDDING: self.head_gram + self.lookup_gram}
 
-    def rounded(self, name: str, tensor_type: TensorType, gram: Array, *, sweeps: int | None = None) -> QuantizedTensor:
+    def rounded(
+        self,
+        name: str,
+        tensor_type: TensorType,
+        gram: Array,
+        *,
+        sweeps: int | None = None,
+        progress: Progress | None = None,
+    ) -> QuantizedTensor:
         """An embedding, with errors weighted by `gram`."""
-        weights = self.reference.weights[name if name in self.reference.weights else "token_embd.weight"]
+        weights = self.reference.weights[name if name in self.reference.weights else _EMBEDDING]
         if not self.can_feed_back(tensor_type):
             return self.plain(name, weights, tensor_type, np.diag(gram))
         if sweeps is None:
             sweeps = SWEEPS if self.steps.sweeps else 0
-        data = np.asarray(weights, np.float32)
-        return as_quantized(
-            name, round_matrix(name, data, tensor_type, factor(gram), sweeps=sweeps), tensor_type, data.shape
-        )
+        blocks = round_matrix(name, weights, tensor_type, factor(gram), sweeps=sweeps, progress=progress)
+        return QuantizedTensor(name, tensor_type, blocks, weights.shape)
 
     def plain(
         self, name: str, weights: Array, tensor_type: TensorType, weighing: Array | None = None
@@ -165,15 +200,14 @@ class LeanModel:
         if weighing is None and entry is not None:
             weighing = entry.mean_squares
         chosen = None if weighing is None else np.asarray(weighing, np.float32)
-        return as_quantized(name, quantize_rows(name, weights, tensor_type, chosen), tensor_type, weights.shape)
+        return QuantizedTensor(name, tensor_type, quantize_rows(name, weights, tensor_type, chosen), weights.shape)
 
-    def _padding(self, tensors: Mapping[str, QuantizedTensor | Array]) -> Padding:
+    def _padding(self, head: QuantizedTensor) -> Padding:
         if not self.pads:
             return NO_PADDING
-        head = tensors.get("output.weight", tensors["token_embd.weight"])
-        twin = least_likely(values_of(head), self._mean_hidden())
-        found = [softmax(self.reference.logits(chunk))[:, twin] for chunk in self._some_text()]
-        return Padding(self.pads, twin, self.pads * float(np.concatenate(found).mean()))
+        twin = least_likely(head.values, self._mean_hidden())
+        found = in_parallel(lambda chunk: softmax(self.reference.logits(chunk))[:, twin], self._some_text())
+        return Padding(self.pads, twin, self.pads * float(np.concatenate([*found]).mean()))
 
     def _some_text(self) -> list[list[int]]:
         """The beginning of the calibration text; without one, tokens from all over the vocabulary."""
@@ -192,8 +226,3 @@ class LeanModel:
             return entry.mean
         mean: Array = np.concatenate([self.reference.hidden(chunk) for chunk in self._some_text()]).mean(axis=0)
         return mean
-
-
-def values_of(tensor: QuantizedTensor | Array) -> Array:
-    """The weights, as the blocks represent them."""
-    return tensor.values if isinstance(tensor, QuantizedTensor) else tensor

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from math import inf
 from pathlib import Path
 
 from dgpt2_quant.core.atomic_file import output_file
@@ -18,7 +19,7 @@ from dgpt2_quant.core.cache_folder import cache_folder, cache_version, read_entr
 from dgpt2_quant.core.errors import OutputError, UsageError
 from dgpt2_quant.core.json_text import to_json_text
 from dgpt2_quant.core.parallel import calculating
-from dgpt2_quant.core.progress import Progress
+from dgpt2_quant.core.progress import Progress, Stages
 from dgpt2_quant.core.read_input import Announce
 from dgpt2_quant.core.text import NamedText
 from dgpt2_quant.quantize.calibration.calibration import Calibration, read_given
@@ -96,7 +97,7 @@ def find_recipe(
 ) -> Recipe:
     """`search` for an open model. Raises `UsageError` for a target that cannot be met; it names the nearest."""
     held_back, rest = _split(importance)
-    model = LeanModel(source, rest, skip_steps, progress)
+    model = LeanModel(source, rest, skip_steps, Stages(progress), kept_bytes=inf)  # each effect passes the whole model
     options = Options(source, importance, model, target)
     predictions = Predictions(model.reference, held_back)
     key = [source.sha256(), importance.sha256, cache_version(), sorted(model.steps.left_out)]

@@ -73,7 +73,8 @@ def measure_effects(
     """Adds the missing `types` of each matrix to `known`; calls `keep` with it after each matrix."""
     names = [LOOKUP, HEAD, "position_embd.weight", *(["token_embd.weight"] if model.tied else [])]
     names += [f"blk.{b}.{m}.weight" for b in range(model.source.sizes.layers) for m in _MATRICES]
-    inputs = LayerwiseForward(model.reference, model.chunks).inputs()
+    forward = LayerwiseForward(model.reference, model.chunks)
+    inputs = forward.inputs(forward.embed(model.reference.weights))
     for number, name in enumerate(names):
         of_block = next(inputs) if name.startswith("blk.") else None
         lacking = [kind for kind in types(name) if kind.name not in known.get(name, {})]

@@ -17,13 +17,14 @@ from pathlib import Path
 from dgpt2_quant.core.cache_folder import cache_folder
 from dgpt2_quant.core.errors import OutputError, UsageError
 from dgpt2_quant.core.quant_types import QUANT_TYPES
+from dgpt2_quant.core.scratch import SCRATCH_FOLDERS, remove_scratch, scratch_files
 from dgpt2_quant.core.sizes import parse_bytes
 
 from .conversion_lock import free_folder, holder_of, lock_of
 from .file_record import record_of
 
 DEFAULT_LIMIT = "10GB"
-CONVERTED = "converted"
+CONVERTED, UNFINISHED = "converted", "unfinished conversion"
 _LIMIT = "DGPT2_QUANT_CACHE_LIMIT"
 _FOLDERS = ("models", r"(?P<model>.+)-[0-9a-f]{16}(-[0-9a-f]{12})?", r"stock-\d.*")  # of converted files
 _MADE_BY = r"\d+(\.\d+)+\w*(-[0-9a-f]{12})?"
@@ -35,6 +36,7 @@ _LAYOUT: dict[str, Sequence[str]] = {
     "reference logits": ("reference", r"[0-9a-f]{32}\.f32"),
     "data set": ("datasets", r"[0-9a-f]{16}-.+"),
     "source hash": ("sources", r"[0-9a-f]{32}\.json"),
+    UNFINISHED: SCRATCH_FOLDERS,
 }
 _PART = r"\..+\.[0-9a-f]{12}\.part"  # what a killed writer may leave (output_file.py)
 _log = logging.getLogger(__name__)
@@ -42,7 +44,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One file in the cache. `last_used` is in seconds since 1970; `model` and `type` are None for other kinds."""
+    """One file in the cache, or the folder of an unfinished conversion.
+
+    `last_used` is in seconds since 1970; `model` and `type` are None for other kinds.
+    """
 
     kind: str
     model: str | None
@@ -71,7 +76,9 @@ def cache_entries() -> list[CacheEntry]:
             with suppress(FileNotFoundError):  # another process removed it
                 status = path.lstat()
                 used = max(status.st_atime, status.st_mtime)
-                found.append(CacheEntry(kind, model, quant_type, path, status.st_size, used))
+                files = scratch_files(path) if kind == UNFINISHED else [path]
+                size = sum(file.stat().st_size for file in files)
+                found.append(CacheEntry(kind, model, quant_type, path, size, used))
     kinds = list(_LAYOUT)
     return sorted(found, key=lambda entry: (kinds.index(entry.kind), -entry.last_used))
 
@@ -86,8 +93,8 @@ def clear_cache(older_than: float | None = None, *, dry_run: bool = False) -> Cl
     if dry_run:
         return Cleared(chosen, [])
     folders = sorted({entry.path.parent for entry in chosen if entry.kind == CONVERTED})
-    busy: list[Path] = []
     removed = [entry for entry in chosen if entry.kind != CONVERTED and _remove(entry)]
+    busy = [entry.path for entry in chosen if entry.kind == UNFINISHED and entry not in removed]
     for folder in folders:
         with free_folder(folder) as free:
             if free:
@@ -138,7 +145,10 @@ def enforce_limit(limit: int, keep: Collection[Path]) -> None:
 
 
 def _matching(folder: Path, patterns: Sequence[str]) -> Iterator[tuple[Path, dict[str, str]]]:
-    """The files (or folders, for `_FOLDERS`) whose path below `folder` matches the patterns, one for each part."""
+    """The files whose path below `folder` matches the patterns, one for each part.
+
+    For `_FOLDERS` and `SCRATCH_FOLDERS`, the folders.
+    """
     first, *rest = patterns
     try:
         with os.scandir(folder) as listed:
@@ -152,13 +162,15 @@ def _matching(folder: Path, patterns: Sequence[str]) -> Iterator[tuple[Path, dic
         path, parts = Path(entry.path), match.groupdict()
         if rest and entry.is_dir():
             yield from ((below, parts | more) for below, more in _matching(path, rest))
-        elif not rest and (entry.is_file() or first == _FOLDERS[-1]):
+        elif not rest and (entry.is_file() or first in (_FOLDERS[-1], SCRATCH_FOLDERS[-1])):
             yield path, parts
 
 
 def _remove(entry: CacheEntry) -> bool:
-    """Whether the file existed. Raises `OutputError`."""
+    """Whether it existed, and was not in use. Raises `OutputError`."""
     try:
+        if entry.kind == UNFINISHED:
+            return remove_scratch(entry.path)
         entry.path.unlink()
     except FileNotFoundError:
         return False

@@ -18,7 +18,7 @@ from dgpt2_quant.core.atomic_file import explain_errors, output_file
 from dgpt2_quant.core.cache_folder import cache_folder, cache_version, read_entry, touch
 from dgpt2_quant.core.errors import OutputError, UsageError
 from dgpt2_quant.core.gguf_file import require_file
-from dgpt2_quant.core.progress import Progress
+from dgpt2_quant.core.progress import Progress, Stages
 from dgpt2_quant.core.quant_types import DEFAULT_TYPE, QuantType, find_type, find_types
 from dgpt2_quant.quantize.checkpoint.folder import source_files, source_sha256
 from dgpt2_quant.quantize.checkpoint.resolve import DEFAULT_MODEL, Source, is_gguf_name, resolve
@@ -176,10 +176,9 @@ def _convert_missing(
             written = write_files(
                 model,
                 plans,
-                prepare(model, plans),
+                prepare(model, plans, stages=Stages(progress)),
                 threads=threads,
                 overwrite=bool(damaged),
-                progress=progress,
                 known_sha256=sha256,
             )
             kept.record({Path(file.path): file.sha256 for file in written})

@@ -29,12 +29,18 @@ def test_a_line_every_ten_seconds(monkeypatch: pytest.MonkeyPatch, capfd: pytest
             report(45, 100, f"speed, round 2 of 3, Q4_0, at {now}")
         now = 180
         report(0, 0, "waiting for Transformers F32 (30 of at most 900 s)")
+        for now, done in ((190, 20), (220, 50), (290, 10), (400, 90)):  # noqa: B007 - the clock reads it
+            report(done, 200, "blocks")
     out, error = capfd.readouterr()
     assert out == ""
     assert error.splitlines() == [
         "[0:10] speed, round 2 of 3, Q4_0, at 110.0: 45 %",
         "[1:05] speed, round 2 of 3, Q4_0, at 165.3: 45 %",
         "[1:20] waiting for Transformers F32 (30 of at most 900 s)",
+        "[1:30] blocks: 10 %",
+        "[2:00] blocks: 25 %, 2:30 left",
+        "[3:10] blocks: 5 %",  # another stage
+        "[5:00] blocks: 45 %, 2:31 left",
     ]
 
 

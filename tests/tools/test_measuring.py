@@ -236,3 +236,16 @@ def test_training_a_model(tmp_path: Path) -> None:
 
     [file] = convert(str(tmp_path / "model"), type="q8_0", output=tmp_path)
     assert file.parameters > 5_000_000
+
+
+def test_lean_of_large_models() -> None:
+    import doc_tables
+
+    document = run("time_lean.py", "--model", "6x64", "--layers", "1", "2", "--positions", "4", "--threads", "1")
+    assert document["layers_measured"] == [1, 2]
+    found = document["models"]["6x64"]
+    less, more = (each["lean_s"] for each in found["measured"])
+    assert found["lean_s"] == round(less + 5 * (more - less))
+    assert 100 < found["peak_mb"] < 1000
+    (row,) = doc_tables.large_models_table(document)[2:]
+    assert row.startswith("| 6x64, 6 x 64 | ")

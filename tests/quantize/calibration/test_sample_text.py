@@ -103,18 +103,32 @@ class TestAsACalibrationText:
         assert set(text.tokens[::8]) == {len(TOKENS) - 1}
         assert text.tokens == cut(source, None, chunks=4).tokens != cut(source, None, chunks=5).tokens
 
-    def test_default_number_of_tokens(self, source: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        asked: list[tuple[int, int]] = []
-
-        def sampled(reference: Any, first: int, count: int, length: int, observers: Any, progress: Any) -> list[int]:
-            asked.append((count, length))
-            observers()("matrix", np.ones((1, 1)))
-            return [first] * count * length
-
-        monkeypatch.setattr(sample_text, "sample", sampled)
+    def test_default_number_of_tokens(self, source: Any) -> None:
         assert len(cut(source, None).tokens) == SAMPLED_TOKENS
-        cut(source, None, 7)
-        assert asked == [(SAMPLED_TOKENS // 8, 8), (-(-SAMPLED_TOKENS // 7), 7)]
+        assert len(cut(source, None, 7).tokens) == 7 * -(-SAMPLED_TOKENS // 7)
+
+    def test_interrupted_text_continues_after_the_last_batch(
+        self, source: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sample_text, "_AT_ONCE", 16)  # as for a large model
+        whole = cut(source, None, chunks=43)
+        store: dict[str, Any] = {}
+        steps: list[int] = []
+
+        def interrupt(done: int, total: int, what: str) -> None:
+            if done > 30 * 8:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            cut(source, None, chunks=43, store=store, progress=interrupt)
+        found = cut(source, None, chunks=43, store=store, progress=lambda done, *_: steps.append(done))
+        assert len(steps) == 8  # positions of the last of three batches
+        assert steps[-1] == 43 * 8
+        assert found.tokens == whole.tokens
+        assert found.sums
+        assert whole.sums
+        assert found.sums.keys() == whole.sums.keys()
+        assert all(np.array_equal(found.sums[name], whole.sums[name]) for name in whole.sums)
 
     def test_importance_is_collected_during_sampling(self, source: Any) -> None:
         """Equal to collecting over the generated text afterwards."""

@@ -48,7 +48,7 @@ def logits(reference: Reference) -> Array:
 def test_equalized_inputs_keep_the_logits(centre: bool, scale: bool, tied: bool) -> None:
     model = random_reference(tied=tied)
     before = {name: data.copy() for name, data in model.weights.items()}
-    weights = equalize_inputs(model.weights, model.sizes, importance(model), centre=centre, scale=scale)
+    weights = equalize_inputs(model.weights, importance(model), centre=centre, scale=scale)
     assert {data.dtype for data in weights.values()} == {np.dtype(np.float32)}
     np.testing.assert_allclose(logits(rewritten(model, weights)), logits(model), atol=2e-5)
     changed = {name for name in weights if not np.allclose(weights[name], model.weights[name], atol=1e-6)}
@@ -60,7 +60,7 @@ def test_equalized_inputs_keep_the_logits(centre: bool, scale: bool, tied: bool)
 
 def test_centered_inputs_have_mean_0() -> None:
     model = random_reference()
-    weights = equalize_inputs(model.weights, model.sizes, importance(model), centre=True, scale=False)
+    weights = equalize_inputs(model.weights, importance(model), centre=True, scale=False)
     for name, x in seen(rewritten(model, weights)).items():
         before = seen(model)[name]
         if any(part in name for part in MADE_OF_NORMS):
@@ -74,7 +74,7 @@ def test_centered_inputs_have_mean_0() -> None:
 def test_scaling_evens_inputs_and_columns() -> None:
     model = random_reference()
     model.weights["blk.0.ffn_norm.weight"][3] *= 50  # type: ignore[index]
-    weights = equalize_inputs(model.weights, model.sizes, importance(model), centre=True, scale=True)
+    weights = equalize_inputs(model.weights, importance(model), centre=True, scale=True)
     x = seen(rewritten(model, weights))["blk.0.ffn_up.weight"]
     sizes, columns = x.std(0), np.sqrt(np.square(weights["blk.0.ffn_up.weight"]).mean(0))
     np.testing.assert_allclose(sizes / sizes[0], columns / columns[0], rtol=1e-3)  # each takes half of the difference
@@ -91,14 +91,14 @@ def test_unused_columns() -> None:
     weights["blk.0.ffn_up.weight"][:, 5] = 0  # unused weights
     weights["blk.1.ffn_norm.weight"][:] = 0
     with np.errstate(all="raise"):
-        found = equalize_inputs(weights, model.sizes, importance(model), centre=True, scale=True)
+        found = equalize_inputs(weights, importance(model), centre=True, scale=True)
     assert all(np.isfinite(data).all() for data in found.values())
     np.testing.assert_allclose(logits(rewritten(model, found)), logits(model), atol=2e-5)
 
 
 def test_scaling_needs_no_sums() -> None:
     model = random_reference()
-    weights = equalize_inputs(model.weights, model.sizes, importance(model, sums=False), centre=False, scale=True)
+    weights = equalize_inputs(model.weights, importance(model, sums=False), centre=False, scale=True)
     np.testing.assert_allclose(logits(rewritten(model, weights)), logits(model), atol=2e-5)
 
 

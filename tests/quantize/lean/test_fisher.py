@@ -1,21 +1,39 @@
 """Gradients compared with finite differences, Fisher information with the sum over the vocabulary."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from dgpt2_quant.core import scratch
 from dgpt2_quant.quantize.calibration.numpy_gpt2 import Reference, softmax
 from dgpt2_quant.quantize.calibration.sample_text import draw
-from dgpt2_quant.quantize.lean.fisher import LOOKUP, fisher, gradients
+from dgpt2_quant.quantize.lean import fisher
+from dgpt2_quant.quantize.lean.fisher import Fisher, backward_half, by_final, forward_half
+from dgpt2_quant.quantize.lean.gptq import factor
 
 from ..random_reference import random_reference
 
 TOKENS = [3, 1, 3, 7, 0, 12]
 SEED, STEP = 4, 1e-5
 MATRICES = [f"blk.{n}.{name}.weight" for n in (0, 1) for name in ("attn_output", "attn_qkv", "ffn_down")]
+LOOKUP = "lookup"
 Array = npt.NDArray[np.float64]
+
+
+def gradients(reference: Reference, tokens: list[int], seed: Any) -> dict[str, Any]:
+    """Gradients by each matrix's outputs and by the embedding sum, (tokens, outputs)."""
+    states = [reference.embed(tokens)]
+    for half in range(2 * reference.sizes.layers):
+        states.append(forward_half(reference, half, states[-1]))
+    g = by_final(reference, states.pop(), np.random.default_rng(seed))
+    found: dict[str, Any] = {}
+    for half in reversed(range(len(states))):
+        g, own = backward_half(reference, half, states[half], g)
+        found |= own
+    return {**found, LOOKUP: g}
 
 
 def changed(reference: Reference, name: str, change: Any) -> Reference:
@@ -46,15 +64,14 @@ def drawn(model: Reference) -> Any:
 
 
 @pytest.fixture(scope="module")
-def found(model: Reference) -> tuple[dict[str, Any], Any]:
-    return gradients(model, TOKENS, np.random.default_rng(SEED))
+def found(model: Reference) -> dict[str, Any]:
+    return gradients(model, TOKENS, SEED)
 
 
 def test_gradients_for_every_matrix(model: Reference, found: Any) -> None:
-    assert found[0].keys() == {*MATRICES, LOOKUP}
+    assert found.keys() == {*MATRICES, LOOKUP}
     for name in MATRICES:
-        assert found[0][name].shape == (len(TOKENS), len(model.weights[name]))
-    np.testing.assert_allclose(found[1], model.hidden(TOKENS), rtol=1e-9)
+        assert found[name].shape == (len(TOKENS), len(model.weights[name]))
 
 
 def test_gradient_by_the_embedding_sum(model: Reference, found: Any, drawn: Any) -> None:
@@ -63,7 +80,7 @@ def test_gradient_by_the_embedding_sum(model: Reference, found: Any, drawn: Any)
         direction = np.zeros_like(model.weights["position_embd.weight"])
         direction[position] = random.normal(size=direction.shape[1])
         expected = slope(model, "position_embd.weight", direction, drawn)
-        assert float(found[0][LOOKUP][position] @ direction[position]) == pytest.approx(expected, rel=1e-5, abs=1e-8)
+        assert float(found[LOOKUP][position] @ direction[position]) == pytest.approx(expected, rel=1e-5, abs=1e-8)
         assert abs(expected) > 1e-4
 
 
@@ -72,7 +89,7 @@ def test_gradient_by_matrix_outputs(name: str, model: Reference, found: Any, dra
     """By the bias: the sum over positions; by the weights: each position times its input."""
     inputs = {}
     model.hidden(TOKENS, observe=lambda matrix, x: inputs.update({matrix: x}))
-    random, gradient = np.random.default_rng(6), found[0][name]
+    random, gradient = np.random.default_rng(6), found[name]
     bias = name.replace(".weight", ".bias")
     for index in random.choice(gradient.shape[1], 4, replace=False):
         direction = np.eye(gradient.shape[1])[index]
@@ -107,30 +124,57 @@ def tiny() -> Reference:
 
 def test_fisher_of_the_model_distribution(tiny: Reference) -> None:
     tokens = [2, 5, 5]
-    exact, found = exact_fisher(tiny, tokens), fisher(tiny, [tokens] * 1500)
+    exact, found = exact_fisher(tiny, tokens), Fisher(tiny, [tokens] * 1500, {})
     assert np.linalg.norm(found.lookup - exact) < 0.11 * np.linalg.norm(exact)
     hidden = tiny.hidden(tokens)
     np.testing.assert_allclose(found.hidden, hidden.T @ hidden / 3, rtol=1e-6)
 
 
-def test_mean_over_tokens_is_deterministic(tiny: Reference) -> None:
+def test_means_and_factors_over_all_chunks(tiny: Reference) -> None:
     shown: list[tuple[int, int, str]] = []
     chunks = [[1, 2], [3, 4], [5, 6]]
-    one = fisher(tiny, iter(chunks), lambda *seen: shown.append(seen))
-    other = fisher(tiny, chunks)
-    assert one.grams.keys() == other.grams.keys() == {LOOKUP, *(n for n in MATRICES if n.startswith("blk.0"))}
-    for name, gram in one.grams.items():
-        assert np.array_equal(gram, other.grams[name])
-        assert np.array_equal(gram, gram.T)
-    assert [seen[:2] for seen in shown] == [(1, 2), (2, 2)]  # several chunks per task
+    found = Fisher(tiny, chunks, {}, lambda *seen: shown.append(seen))
     # reproducible files depend on the seeds
-    each = [gradients(tiny, chunk, np.random.default_rng([1, number]))[0] for number, chunk in enumerate(chunks)]
-    rows = np.concatenate([found[LOOKUP] for found in each])
-    np.testing.assert_allclose(one.lookup, rows.T @ rows / 6, rtol=1e-9)
+    each = [gradients(tiny, chunk, [1, number]) for number, chunk in enumerate(chunks)]
+    rows = {name: np.concatenate([of_chunk[name] for of_chunk in each]) for name in each[0]}
+    np.testing.assert_allclose(found.lookup, rows[LOOKUP].T @ rows[LOOKUP] / 6, rtol=1e-9)
+    assert found.outputs.keys() == {n for n in MATRICES if n.startswith("blk.0")}
+    for name, side in found.outputs.items():
+        expected = factor(rows[name].T @ rows[name] / 6)
+        assert np.array_equal(side.order, expected.order)
+        np.testing.assert_allclose(side.upper, expected.upper, rtol=1e-4, atol=1e-6)
+    assert [seen[:2] for seen in shown] == [(1, 4), (2, 4), (3, 4), (4, 4)]  # two halves forwards and backwards
+
+
+@pytest.mark.parametrize("stop", range(1, 9))
+def test_an_interrupted_computation_continues(
+    stop: int, model: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From states on disk, as for a large model, and without computing a step again."""
+    monkeypatch.setattr(fisher, "KEPT_BYTES", 0)
+    monkeypatch.setattr(scratch, "SAVE_EVERY", 0)
+    chunks = [[1, 2], [3, 4], [5, 6]]
+    whole = Fisher(model, chunks, {})
+
+    def interrupt(done: int, total: int, what: str) -> None:
+        if done == stop:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _ = Fisher(model, chunks, scratch.Files(tmp_path, "it"), interrupt).outputs
+    shown: list[int] = []
+    found = Fisher(model, chunks, scratch.Files(tmp_path, "it"), lambda done, *_: shown.append(done))
+    assert np.array_equal(found.lookup, whole.lookup)
+    assert np.array_equal(found.hidden, whole.hidden)
+    for name, side in whole.outputs.items():
+        assert np.array_equal(found.outputs[name].upper, side.upper)
+    begun = stop + 1 if stop < 4 else max(stop, 5)  # a state is saved before the step is reported, a gradient after
+    assert shown == list(range(begun, 9))
+    assert not [name for name in scratch.Files(tmp_path, "it") if name.startswith(("state", "gradient"))]
 
 
 def test_float32_is_accurate_enough(model: Reference, found: Any) -> None:
     single = replace(model, weights={name: data.astype(np.float32) for name, data in model.weights.items()})
-    for name, gradient in gradients(single, TOKENS, np.random.default_rng(SEED))[0].items():
+    for name, gradient in gradients(single, TOKENS, SEED).items():
         assert gradient.dtype == np.float32
-        np.testing.assert_allclose(gradient, found[0][name], atol=1e-4 * np.abs(found[0][name]).max())
+        np.testing.assert_allclose(gradient, found[name], atol=1e-4 * np.abs(found[name]).max())

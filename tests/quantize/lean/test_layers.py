@@ -77,10 +77,14 @@ def test_streams_pass_all_blocks() -> None:
     matrices = [f"blk.{n}.{part}" for n in (0, 1) for part in ("attn_qkv", "attn_output", "ffn_up", "ffn_down")]
     types = {f"{name}.weight": TensorType.F16 for name in matrices}
     shown: list[tuple[int, int, str]] = []
-    made = quantize_layers(MODEL, MODEL.weights, chunks, types, {}, Steps(), lambda *seen: shown.append(seen))
-    assert made.keys() == types.keys()
+    made: dict[str, Any] = {}
+    report = lambda *seen: shown.append(seen)  # noqa: E731
+    quantize_layers(MODEL, lambda: MODEL.weights, chunks, types, {}, Steps(), made, report)
+    assert made.keys() == {name for name in MODEL.weights if name.startswith("blk.")}  # with norms and biases
     assert shown == [(number + 1, 8, name) for number, name in enumerate(matrices)]
-    weights = {**MODEL.weights, **{name: matrix.values for name, matrix in made.items()}}
+    shapes = {name: MODEL.weights[name].shape for name in types}
+    values = {name: dequantize(name, made[name], TensorType.F16, shape) for name, shape in shapes.items()}
+    weights = {**MODEL.weights, **values}
     for name, data in weights.items():
         np.testing.assert_allclose(data, MODEL.weights[name], atol=2e-2)
     for chunk in chunks:
@@ -101,7 +105,7 @@ def test_every_matrix_gets_its_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(layers, "quantize_matrix", watched)
     types = dict.fromkeys((name for name in expected if name != MODEL.head), TensorType.F32)
-    quantize_layers(MODEL, MODEL.weights, chunks, types, {}, Steps())
+    quantize_layers(MODEL, lambda: MODEL.weights, chunks, types, {}, Steps(), {})
     assert met.keys() == types.keys()
     for name, (wanted, found) in met.items():
         np.testing.assert_allclose(wanted, np.concatenate(expected[name]), atol=1e-4)

@@ -243,7 +243,7 @@ def test_errors_are_weighed_by_what_they_do_to_predictions(tiny: Tiny) -> None:
     model = LeanModel(source, importance)
     assert model.outputs.keys() == {f"blk.0.{name}.weight" for name in ("attn_output", "attn_qkv", "ffn_down")}
     for name, side in model.outputs.items():
-        assert side.gram.shape == (len(model.reference.weights[name]),) * 2
+        assert side.upper.shape == (len(model.reference.weights[name]),) * 2
     assert LeanModel(source, importance, ["gradients"]).outputs == {}
     assert LeanModel(source, importance, ["feedback"]).outputs == {}
 
@@ -408,9 +408,13 @@ def test_wrong_settings_are_refused(options: dict[str, Any], message: str, tiny:
         tiny.convert(tmp_path, "Q4_0", **options)
 
 
-def test_progress_ends_with_each_file(tiny: Tiny, tmp_path: Path) -> None:
+def test_progress_is_of_the_whole_conversion(tiny: Tiny, tmp_path: Path) -> None:
     shown: list[tuple[int, int, str]] = []
-    tiny.convert(tmp_path, ["Q4_0", "Q5_0"], progress=lambda *seen: shown.append(seen))
-    assert all(0 < done <= total for done, total, _ in shown)
-    assert [what for _, _, what in shown].count("blk.0.attn_qkv") == 2
-    assert shown[-1][0] == shown[-1][1]
+    (tmp_path / "text.txt").write_text("0123456789" * 40)
+    options: dict[str, Any] = {"calibrate": tmp_path / "text.txt", "progress": lambda *seen: shown.append(seen)}
+    tiny.convert(tmp_path, ["Q4_0", "F16", "Q5_0"], **options)
+    steps = [what for _, _, what in shown]
+    assert [steps.count(what) for what in ("blk.0.attn_qkv", "gradients", "importance of 32 tokens")] == [2, 4, 1]
+    places = [done for done, _, _ in shown]
+    assert places == sorted(places)
+    assert {total for _, total, _ in shown} == {places[-1]}
