@@ -97,6 +97,11 @@ def serve(
 
         def ready() -> None:
             note(f"Serving {', '.join(models.loaded)} on {address}; Ctrl-C stops it.")
+            for served in models.loaded.values():
+                if ctx_size and ctx_size > served.scheduler.positions:
+                    note(
+                        f"--ctx-size {ctx_size} is more than the {served.scheduler.positions} positions of {served.id}."
+                    )
 
         Server(models, settings, access_log=AccessLog(as_json=log_json), on_ready=ready).serve_on(listener)
 

@@ -4,10 +4,11 @@ import json
 import sys
 from datetime import UTC, datetime
 from typing import TextIO
+from urllib.parse import quote
 
 from dgpt2_quant.serve.calls.call import Call
 
-_PATH = 100  # characters of a path
+_PATH, _METHOD = 100, 20  # characters that are shown
 
 
 class AccessLog:
@@ -17,11 +18,11 @@ class AccessLog:
         self.as_json, self.stream = as_json, stream
 
     def write(self, call: Call, method: str, path: str, status: int) -> None:
-        shown = "".join(letter if letter.isprintable() else "?" for letter in path[:_PATH])
+        shown = quote(path[:_PATH], safe="/:?")
         found = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "id": call.id,
-            "method": method,
+            "method": method[:_METHOD],
             "path": shown,
             "status": status,
             "model": call.model,

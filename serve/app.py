@@ -58,16 +58,18 @@ def make_app(
     async def not_found(request: Request, error: Any) -> Response:
         assert isinstance(error, HTTPException)
         allowed = dict(error.headers or {})
-        message = f"{request.method} is not allowed here" if error.status_code == 405 else "there is no such route"
+        message = f"{request.method[:20]} is not allowed here" if error.status_code == 405 else "there is no such route"
         return error_response(HTTPError(error.status_code, message, headers=allowed))
 
     gate = Middleware(Gate, models=models, settings=settings, metrics=metrics, access_log=access_log)
-    return Starlette(
+    app = Starlette(
         routes=[*_routed(ROUTES), StarletteRoute("/openapi.json", openapi)],
         middleware=[gate],
         exception_handlers={404: not_found, 405: not_found},
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False  # it would answer with the name that the client sent
+    return app
 
 
 OPENAPI = document(ROUTES)

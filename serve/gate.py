@@ -4,9 +4,10 @@ import hmac
 import logging
 import re
 import secrets
+import traceback
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from dgpt2_quant.serve.calls.call import Call
 from dgpt2_quant.serve.calls.errors import HTTPError, internal
@@ -59,8 +60,8 @@ class Gate:
             await self.app(scope, receive, answer)
         except HTTPError as error:
             await send_error(answer, error)
-        except Exception:
-            _log.exception("request %s failed", call.id)
+        except Exception as error:
+            _log.error("request %s failed: %s", call.id, _place(error))  # no message: it may have a prompt
             if status:
                 raise  # the connection is closed: the answer has begun
             await send_error(answer, internal())
@@ -98,13 +99,20 @@ def refuse_strangers(headers: Headers, scope: Scope, settings: Settings) -> None
         return
     host = _name(headers.get("host", ""))
     if settings.is_loopback and not _is_ours(host, settings):
-        raise _forbidden(f"this server is not called {host[:80]!r}: add --allowed-host NAME")
+        what = f"this server is not called {host[:80]!r}" if host else "a Host header is needed"
+        raise _forbidden(f"{what}: see --allowed-host NAME")
     origin = headers.get("origin")
     if origin is not None:
-        site = urlsplit(origin)
-        same = site.netloc.lower() == headers.get("host", "").lower()
-        if not same and not (settings.is_loopback and _is_ours(_name(site.netloc), settings)):
+        site = origin.partition("://")[2].lower()
+        same = site == headers.get("host", "").lower()
+        if not same and not (settings.is_loopback and _is_ours(_name(site), settings)):
             raise _forbidden("requests of other sites are refused")
+
+
+def _place(error: BaseException) -> str:
+    """The kind of an error and where it was raised, without paths and texts."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{type(error).__name__} at " + ", ".join(f"{Path(at.filename).name}:{at.lineno}" for at in frames[-3:])
 
 
 def _forbidden(message: str) -> HTTPError:
@@ -114,7 +122,7 @@ def _forbidden(message: str) -> HTTPError:
 def _name(netloc: str) -> str:
     """A host without its port, in lower case."""
     name, _, port = netloc.rpartition(":")
-    return (name if name and port.isdecimal() and not name.endswith("[") else netloc).strip("[]").lower()
+    return (name if name and port.isdecimal() and not name.endswith("[") else netloc).strip("[]").rstrip(".").lower()
 
 
 def _is_ours(name: str, settings: Settings) -> bool:

@@ -15,6 +15,8 @@ _STATUSES = {  # of every route
     "401": "a key is needed",
     "403": "the host or origin is not allowed",
     "404": "there is no such model",
+    "405": "another method is needed",
+    "500": "an error of the server, whose log has its place",
     "503": "the models are loading, or the server is shutting down",
 }
 _WITH_BODY = {

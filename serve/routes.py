@@ -20,7 +20,7 @@ from dgpt2_quant.serve.dialects import (
     tgi,
 )
 from pydantic import BaseModel
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 
@@ -41,7 +41,7 @@ class Route:
 
     @property
     def streams(self) -> bool:
-        return self.body is not None and "stream" in self.body.model_fields
+        return self.body is not None and "stream" in self.body.model_fields and self.path != "/generate"
 
     @property
     def summary(self) -> str:
@@ -87,6 +87,11 @@ async def tokenizer_info(call: Call, request: Request) -> dict[str, Any]:
     return await llama_cpp_info.tokenizer_info(call)
 
 
+async def score_options(call: Call, request: Request) -> Response:
+    """The methods of `/score`, which Azure ML's clients ask for."""
+    return Response("", headers={"allow": "OPTIONS, POST"}, media_type="text/plain")
+
+
 async def healthy(call: Call, request: Request) -> Response:
     """The liveness text of Azure ML's inference server."""
     return Response("Healthy", media_type="text/plain")
@@ -111,6 +116,7 @@ ROUTES = (
     Route("POST", "/", tgi.root, tgi.GenerateBody, "tgi"),
     Route("POST", "/generate", tgi.generate, tgi.GenerateBody, "tgi"),
     Route("POST", "/generate_stream", tgi.generate_stream, tgi.GenerateBody, "tgi", "text/event-stream"),
+    Route("OPTIONS", "/score", score_options, dialect="azure", answers="text/plain"),
     Route("GET", "/", healthy, answers="text/plain"),
 )
 
@@ -118,7 +124,7 @@ ROUTES = (
 async def answer(route: Route, request: Request) -> Response:
     """Runs a route. Never raises an `HTTPError`: it becomes a response in the route's dialect."""
     call: Call = request.state.call
-    call.route = route.path
+    call.route = route.path.replace(":path", "")
     try:
         if route.body:
             require_json(request)
@@ -128,6 +134,8 @@ async def answer(route: Route, request: Request) -> Response:
         found = await _unless_client_leaves(request, call, route.handle(call, given))
     except HTTPError as error:
         return error_response(error, route.dialect)
+    except ClientDisconnect:
+        call.left_early, found = True, None
     if found is None:
         return Response(status_code=499)
     if isinstance(found, Response):

@@ -2,9 +2,12 @@
 
 import asyncio
 import json
+import logging
+import math
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -60,6 +63,14 @@ class Server(uvicorn.Server):
 
     def serve_on(self, listener: socket.socket) -> None:
         """Runs until the server is stopped. Raises `DgptQuantError` if a model cannot be loaded."""
+        # it would print traces, and lines about what clients send
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        try:
+            listener.listen(self.config.backlog)
+        except OSError as error:
+            raise UsageError(
+                f"cannot listen on {self.settings.host}: {error.strerror}", "Choose another `port`."
+            ) from error
         self.run(sockets=[listener])
         if self.models.failure:
             raise self.models.failure
@@ -89,37 +100,61 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        ending = asyncio.get_running_loop().call_later(self.settings.shutdown_seconds, self.models.end_texts)
+        ending = asyncio.get_running_loop().call_later(self.settings.shutdown_seconds, self._end)
         try:
             await super().shutdown(sockets)
         finally:
             ending.cancel()
 
+    def _end(self) -> None:
+        """Ends all texts, and the connections whose requests have not arrived."""
+        self.models.end_texts()
+        for connection in list(self.server_state.connections):
+            cycle = getattr(connection, "cycle", None)
+            if cycle is not None and cycle.more_body:
+                connection.transport.abort()
+
 
 def _limited(limits: Limits) -> type[asyncio.Protocol]:
-    """A protocol that refuses connections above the limit, and closes those that send no request."""
+    """A protocol that refuses connections above the limit, and aborts those that do nothing."""
 
     class Protocol(H11Protocol):
-        """HTTP/1.1 with limits."""
-
-        _waiting: asyncio.TimerHandle | None = None
+        """HTTP/1.1 with limits, which are looked after once a second, or more often for short limits."""
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             self.app_state = {**self.app_state, "abort": transport.abort}
+            self.idle_since, self.stuck_since, self.unsent = time.monotonic(), math.inf, 0
             if len(self.connections) > limits.connections:
                 transport.write(_TOO_MANY)
                 transport.close()
                 return
-            self._waiting = self.loop.call_later(limits.idle_seconds, self._close_idle)
+            self._look_later()
 
-        def _close_idle(self) -> None:
-            if self.cycle is None:
-                self.transport.close()
+        def _look_later(self) -> None:
+            seconds = min(1.0, limits.idle_seconds / 4, limits.write_seconds / 4)
+            self.looking = self.loop.call_later(seconds, self._look)
+
+        def _look(self) -> None:
+            """Aborts a connection without a complete request head, or whose client does not read."""
+            now, unsent = time.monotonic(), self.transport.get_write_buffer_size()
+            if self.cycle is not None and not self.cycle.response_complete:
+                self.idle_since = math.inf
+            elif self.idle_since == math.inf:
+                self.idle_since = now
+            if not unsent or unsent < self.unsent:
+                self.stuck_since = math.inf
+            elif self.stuck_since == math.inf:
+                self.stuck_since = now
+            self.unsent = unsent
+            if now - self.idle_since > limits.idle_seconds or now - self.stuck_since > limits.write_seconds:
+                self.transport.abort()
+            elif not self.transport.is_closing() or unsent:
+                self._look_later()
 
         def connection_lost(self, exc: Exception | None) -> None:
-            if self._waiting:
-                self._waiting.cancel()
+            if hasattr(self, "looking"):
+                self.looking.cancel()
             super().connection_lost(exc)
 
     return Protocol
@@ -146,6 +181,6 @@ def _config(app: Starlette, settings: Settings) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_keep_alive=75,
+        timeout_keep_alive=int(settings.limits.idle_seconds) + 1,
         timeout_graceful_shutdown=int(settings.shutdown_seconds) + _LAST_SECONDS,
     )

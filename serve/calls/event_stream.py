@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import math
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -41,7 +40,7 @@ class EventStream(Response):
         self.chunks, self.write_seconds, self.end, self.error_body = chunks, write_seconds, end, error_body
         self.status_code = 200
         self.background = None
-        self.sent = math.inf  # when something was sent; no ping before the first byte
+        self.sent = 0.0  # when something was sent
         self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         self.raw_headers.append((b"content-type", b"text/event-stream; charset=utf-8"))
 
@@ -61,7 +60,9 @@ class EventStream(Response):
             writing.result()
 
     async def _write(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        self.sent = time.monotonic()
+        async with asyncio.timeout(self.write_seconds):
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         async with aclosing(self.chunks):
             try:
                 async for chunk in self.chunks:

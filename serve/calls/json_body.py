@@ -1,9 +1,9 @@
 """Reads a request's body: within its limits, strict JSON, checked against a schema. Errors name the wrong field."""
 
 import asyncio
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
 from starlette.requests import Request
 
@@ -11,6 +11,10 @@ from .errors import HTTPError, refused
 from .settings import Limits
 
 _SHOWN = 60  # characters of a wrong value in an error
+_MOST_FIELDS = 400  # of an object: each unknown one would be an error of its own
+Ids = Annotated[list[int], Field(fail_fast=True)]
+Prompts = str | Annotated[list[str], Field(fail_fast=True)] | Ids | Annotated[list[Ids], Field(fail_fast=True)]
+"""Texts or token ids. A long list with wrong items is refused at the first of them."""
 
 
 class Body(BaseModel):
@@ -32,6 +36,8 @@ class Body(BaseModel):
     @classmethod
     def drop_nulls(cls, data: Any) -> Any:
         if isinstance(data, dict):
+            if len(data) > _MOST_FIELDS:
+                raise ValueError(f"an object must have at most {_MOST_FIELDS} fields")
             return {name: value for name, value in data.items() if value is not None}
         return data
 
@@ -64,7 +70,7 @@ def _too_large(limits: Limits) -> HTTPError:
 
 def require_json(request: Request) -> None:
     """Raises `HTTPError` for a content type that is not JSON. An absent one is treated as JSON."""
-    kind = request.headers.get("content-type", "application/json").split(";")[0].strip().lower()
+    kind = (request.headers.get("content-type") or "application/json").split(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):
         raise HTTPError(415, f"the content type must be application/json, not {kind[:_SHOWN]!r}")
 
@@ -95,19 +101,34 @@ def _with_integers(data: Any) -> Any:
 def _explained(error: ValidationError) -> HTTPError:
     """The first error, in words."""
     problems = error.errors(include_url=False, include_context=False)
-    # of a union, each alternative has its own error: the first field counts, and the deepest error in it
+    # of a union, each alternative has its own errors: the first field counts, and the deepest error in it
     field = problems[0]["loc"][:1]
     same = [problem for problem in problems if problem["loc"][:1] == field]
-    worst = max(same, key=lambda problem: len(problem["loc"]))
-    name = str(field[0]) if field else None
-    if worst["type"] == "extra_forbidden" and len(worst["loc"]) == 1:
+    worst = max(same, key=lambda problem: len(_path(problem["loc"])))
+    path = _path(worst["loc"])
+    name, param = ".".join(path), path[0] if path else None
+    if worst["type"] == "extra_forbidden":
         return refused(f"Unrecognized request argument supplied: {name}", name, "unknown_parameter")
     if worst["type"] == "missing":
         return refused(f"you must provide `{name}`", name, "missing_required_parameter")
-    expected = " or ".join(dict.fromkeys(_plain(problem["msg"]) for problem in same))
+    alike = [problem for problem in same if _path(problem["loc"]) == path]
+    expected = " or ".join(dict.fromkeys(_plain(problem["msg"]) for problem in alike))
     value = repr(worst["input"])
     shown = value if len(value) <= _SHOWN else f"{value[:_SHOWN]}..."
-    return refused(f"`{name}` is wrong: {expected}, not {shown}", name, "invalid_value")
+    return refused(f"`{name}` is wrong: {expected}, not {shown}" if name else expected, param, "invalid_value")
+
+
+def _path(location: tuple[int | str, ...]) -> list[str]:
+    """The names of the fields in it, without indices and the names of a union's alternatives."""
+    return [
+        part
+        for part in location
+        if isinstance(part, str)
+        and part.islower()
+        and part not in ("str", "int")
+        and "[" not in part
+        and "(" not in part
+    ]
 
 
 def _plain(message: str) -> str:

@@ -55,6 +55,7 @@ class _LlamaCpp(Collector):
         stats = [served.scheduler.stats for served in loaded]
         counters: dict[str, tuple[str, list[float]]] = {
             "prompt_tokens": ("Prompt tokens that were computed", [s.totals.prompt_tokens for s in stats]),
+            "prompt_tokens_cached": ("Prompt tokens that were reused", [s.totals.cached_tokens for s in stats]),
             "prompt_seconds": ("Time of computing prompts", [s.totals.prompt_seconds for s in stats]),
             "tokens_predicted": ("Tokens that were generated", [s.totals.decode_tokens for s in stats]),
             "tokens_predicted_seconds": ("Time of generating", [s.totals.decode_seconds for s in stats]),

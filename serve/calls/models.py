@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -50,6 +51,9 @@ class ServedModel:
     scheduler: Scheduler
     turns: Turns
     chat_template: str | None
+    bytes: int
+    embedding: int = 0  # texts that are embedded or wait for it
+    scoring: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, "embeddings"))
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -59,7 +63,7 @@ class ServedModel:
     @property
     def fingerprint(self) -> str:
         """Changes with the file and the version. Batched texts depend also on their company (docs/serving.md)."""
-        about = f"{tool_version()} {self.id} {self.file.path.stat().st_size}"
+        about = f"{tool_version()} {self.id} {self.bytes}"
         return f"fp_{hashlib.sha256(about.encode()).hexdigest()[:12]}"
 
     @property
@@ -79,12 +83,16 @@ class ServedModel:
             return self.model.tokenize(text, special=special, add_special=add_special)
         return await asyncio.to_thread(self.model.tokenize, text, special=special, add_special=add_special)
 
-    def features(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
-        """The mean of the hidden states of a text; called in a thread of its own."""
+    async def features(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        """The mean of the hidden states of a text, computed in a thread for all of them."""
+        return await asyncio.get_running_loop().run_in_executor(self.scoring, self._features, list(tokens))
+
+    def _features(self, tokens: list[int]) -> npt.NDArray[np.float32]:
         with self.turns:
-            return self.model.features(list(tokens), pooling="mean")
+            return self.model.features(tokens, pooling="mean")
 
     def close(self) -> None:
+        self.scoring.shutdown(cancel_futures=True)
         self.scheduler.close()
         self.model.close()
 
@@ -126,7 +134,7 @@ class Models:
         scheduler = Scheduler(
             model, parallel=self.parallel, queue=self.queue, turns=self.turns, grammar_seconds=_GRAMMAR_SECONDS
         )
-        return ServedModel(file, model, scheduler, self.turns, template)
+        return ServedModel(file, model, scheduler, self.turns, template, file.path.stat().st_size)
 
     def find(self, name: str | None) -> ServedModel:
         """The model of that id, name or alias; without a name, the first. Raises `HTTPError` 404 or 503."""
@@ -135,8 +143,8 @@ class Models:
         if name is None:
             return next(iter(self.loaded.values()))
         wanted = name.lower()
-        for served in self.loaded.values():
-            if served.id.lower() == wanted:
+        for served in (self.loaded.get(name), *self.loaded.values()):
+            if served and (served.id == name or served.id.lower() == wanted):
                 return served
         for served in self.loaded.values():
             if wanted in (served.file.name.lower(), *(alias.lower() for alias in served.file.aliases)):
@@ -167,7 +175,7 @@ class Models:
                 "n_vocab": served.model.real_vocabulary,
                 "n_ctx_train": served.model.positions,
                 "n_embd": served.model.width,
-                "size": served.file.path.stat().st_size,
+                "size": served.bytes,
             },
         }
 

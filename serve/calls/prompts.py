@@ -1,5 +1,6 @@
 """The prompts of a request: texts or token ids, checked against the limits."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,10 +37,15 @@ async def read_prompts(
     texts = _each(given, name)
     if len(texts) > call.limits.prompts:
         raise refused(f"`{name}` must have at most {call.limits.prompts} texts, not {len(texts)}", name)
-    found = [await _read(served, text, special, add_special, keep, name) for text in texts]
-    for prompt in found:
+    if keep == -1:
+        keep = served.scheduler.positions
+    found: list[PromptText] = []
+    for text in texts:
+        prompt = await _read(served, text, special, add_special, keep, name)
         if len(prompt.tokens) > served.scheduler.positions:
             raise too_long(served, len(prompt.tokens), name)
+        found.append(prompt)
+        await asyncio.sleep(0)  # others may have their turn
     return found
 
 

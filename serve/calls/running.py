@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from dgpt2_quant.core.errors import DgptQuantError
 from dgpt2_quant.runtime import Completion, Event, RequestHandle
+from pydantic import BaseModel
 
 from .call import Call
 from .errors import HTTPError, internal, of_library, overloaded, refused, timed_out, unavailable
@@ -34,8 +35,6 @@ class Running:
             raise refused(f"a request may generate at most {most} texts on this server, not {len(texts)}", "n")
         if len(texts) > served.room:
             raise overloaded()
-        names = names or {}
-        texts = [(tokens, _limited(options, call, names.get("max_tokens", "max_tokens"))) for tokens, options in texts]
         self.generated = [0] * len(texts)  # tokens of each text so far
         self.handles: list[RequestHandle] = []
         try:
@@ -105,14 +104,22 @@ class Running:
         return [found[number] for number in range(len(self.handles))]
 
 
-def _limited(options: Mapping[str, Any], call: Call, name: str) -> Mapping[str, Any]:
-    """The options within the server's limit of tokens. Raises `HTTPError` for a larger number."""
-    most, wanted = call.limits.tokens, options["max_tokens"]
+def tokens_to_generate(call: Call, body: BaseModel, name: str, default: int | None = None) -> int | None:
+    """The field `name` of a request, or the default, within the server's limit; None or -1: as many as fit.
+
+    Raises `HTTPError` for a larger number that was asked for.
+    """
+    most = call.limits.tokens
+    wanted: int | None = getattr(body, name)
+    if name not in body.model_fields_set or wanted is None:
+        wanted = default
+        if most is not None and wanted is not None:
+            return min(wanted, most) if wanted >= 0 else most
     if most is None:
-        return options
+        return wanted
     if wanted is not None and wanted > most:
         raise refused(f"`{name}` must be at most {most} on this server, not {wanted}", name)
-    return options if wanted is not None and wanted >= 0 else {**options, "max_tokens": most}
+    return wanted if wanted is not None and wanted >= 0 else most
 
 
 def cached_tokens(handle: RequestHandle) -> int:

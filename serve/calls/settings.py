@@ -14,7 +14,7 @@ class Limits:
     tokens: int | None = None  # to generate in each text; None: as many as the context has room for
     logprobs: int = 100  # alternatives at each token
     body_seconds: float = 30.0  # to send a request's body
-    idle_seconds: float = 30.0  # of a connection that has not sent a request
+    idle_seconds: float = 75.0  # of a connection without a request, until its next one has arrived with its head
     write_seconds: float = 10.0  # that a response may wait for a client that does not read
     request_seconds: float = 600.0  # from the request's arrival to the end of its answer
     connections: int = 512

@@ -23,9 +23,17 @@ class TokenTexts:
 
     def add(self, token: int, *, special: bool = True) -> int:
         """Advances by a token and returns its offset. `special`: a control token's name is part of the text."""
+        data = self.model.token_bytes(token, special=special)
+        if data and not 0x80 <= data[0] < 0xC0:  # it does not continue a character
+            self.end_character()
         offset = self.offset
-        self.offset += len(self._decoder.decode(self.model.token_bytes(token, special=special)))
+        self.offset += len(self._decoder.decode(data))
         return offset
+
+    def end_character(self) -> None:
+        """An incomplete character becomes U+FFFD, as in the text."""
+        self.offset += len(self._decoder.decode(b"", final=True))
+        self._decoder.reset()
 
     def string(self, token: int) -> str:
         """The text of a token; different tokens have different ones, except for a control token and its name."""
@@ -44,7 +52,8 @@ class TokenTexts:
             tokens.append(self.string(entry.token))
             values.append(finite(entry.logprob))
             tops.append(None if entry.logprob is None else self._top(entry))
-            ids.append([[token, finite(value)] for token, value in entry.top.items()])
+            every = entry.top if entry.logprob is None else {**entry.top, entry.token: entry.logprob}
+            ids.append([[token, finite(value)] for token, value in every.items()])
         return {
             "tokens": tokens,
             "token_logprobs": values,

@@ -16,7 +16,7 @@ from dgpt2_quant.serve.calls.call import Call
 from dgpt2_quant.serve.calls.errors import HTTPError, refused
 from dgpt2_quant.serve.calls.json_body import Body
 from dgpt2_quant.serve.calls.prompts import read_prompts
-from dgpt2_quant.serve.calls.running import Running
+from dgpt2_quant.serve.calls.running import Running, tokens_to_generate
 from pydantic import Field
 
 
@@ -64,7 +64,7 @@ _CARD_TEMPERATURE = 0.8  # the default of DistilGPT2's endpoint, which takes the
 async def score(call: Call, body: ScoreBody) -> list[Any]:
     """Answers in the shape that the request's keys ask for. Raises `HTTPError`."""
     if (body.input_data is None) == (body.inputs is None):
-        raise refused("give `input_data` or `inputs`, not both", "input_data")
+        raise refused("give one of `input_data` and `inputs`", "input_data")
     given = body.input_data if body.inputs is None else body.inputs
     inside = [given.parameters, given.params] if isinstance(given, InputData) else []
     parameters = [found for found in (*inside, body.parameters, body.params) if found is not None]
@@ -98,7 +98,7 @@ async def _generate(call: Call, model: str | None, texts: Sequence[str], given: 
     jobs = [
         (prompt.tokens, {**options, "seed": None if given.seed is None else given.seed + number})
         for prompt in prompts
-        for options in [_options(given, len(prompt.tokens))]
+        for options in [_options(call, given, len(prompt.tokens))]
         for number in range(count)
     ]
     with Running(call, served, jobs, NAMES) as running:
@@ -114,11 +114,14 @@ def error_body(error: HTTPError) -> dict[str, Any]:
     return {"message": error.message}
 
 
-def _options(given: Parameters, length: int) -> Mapping[str, Any]:
+def _options(call: Call, given: Parameters, length: int) -> Mapping[str, Any]:
     """The scheduler's options for a prompt of `length` tokens. As in Transformers, new tokens go before lengths."""
-    most = given.max_new_tokens
-    if most is None:
-        most = _NEW_TOKENS if given.max_length is None else max(0, given.max_length - length)
+    if given.max_new_tokens is None and given.max_length is not None:
+        most = max(0, given.max_length - length)
+        if call.limits.tokens is not None and most > call.limits.tokens:
+            raise refused(f"`max_length` may add at most {call.limits.tokens} tokens on this server", "max_length")
+    else:
+        most = tokens_to_generate(call, given, "max_new_tokens", _NEW_TOKENS) or 0
     least = given.min_new_tokens
     if least is None:
         least = max(0, (given.min_length or 0) - length)

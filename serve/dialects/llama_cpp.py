@@ -10,12 +10,13 @@ from dgpt2_quant.serve.calls.event_stream import EventStream
 from dgpt2_quant.serve.calls.json_body import Body
 from dgpt2_quant.serve.calls.models import ServedModel
 from dgpt2_quant.serve.calls.prompts import PromptText, read_prompts
-from dgpt2_quant.serve.calls.running import Running, cached_tokens
+from dgpt2_quant.serve.calls.running import Running, cached_tokens, tokens_to_generate
 from dgpt2_quant.serve.calls.token_text import TokenTexts, finite
 from pydantic import Field
 
 from .openai_sampling import MOST_BIASES, Stops
 
+_BIASED_TEXT = 100  # characters
 NAMES = {"max_tokens": "n_predict", "logprobs": "n_probs"}
 _WITHOUT_EFFECT: dict[str, Any] = {  # fields that are accepted with this value only: the scheduler has no such thing
     "xtc_probability": 0.0,
@@ -30,6 +31,7 @@ _WITHOUT_EFFECT: dict[str, Any] = {  # fields that are accepted with this value 
     "post_sampling_probs": False,
     "return_progress": False,
     "lora": [],
+    "t_max_predict_ms": None,
 }
 
 
@@ -103,6 +105,9 @@ async def complete(call: Call, body: CompletionBody) -> Any:
     if body.stream and several:
         raise refused("`stream` needs a single prompt", "stream")
     settings = _options(body, served)
+    settings["max_tokens"] = tokens_to_generate(
+        call, body, "n_predict" if body.max_tokens is None else "max_tokens", -1
+    )
     running = Running(call, served, [(prompt.tokens, settings) for prompt in prompts], NAMES)
     if body.stream:
         chunks = _stream(running, served, body, prompts[0])
@@ -224,6 +229,8 @@ async def _prompts(call: Call, served: ServedModel, body: CompletionBody) -> lis
     prompt: Any = body.prompt
     if isinstance(prompt, list) and _is_mixed(prompt) and any(isinstance(part, str) for part in prompt):
         tokens: list[int] = []
+        if len(prompt) > 2 * served.scheduler.positions:
+            raise refused("`prompt` has too many parts", "prompt", "context_length_exceeded")
         for part in prompt:
             is_text = isinstance(part, str)
             tokens += await served.tokenize(part, special=body.parse_special, add_special=False) if is_text else [part]
@@ -239,7 +246,6 @@ def _options(body: CompletionBody, served: ServedModel) -> dict[str, Any]:
     )
     found: dict[str, Any] = {name: getattr(body, name) for name in names}
     found["top_k"] = max(0, body.top_k)
-    found["max_tokens"] = body.n_predict if body.max_tokens is None else body.max_tokens
     found["seed"] = None if body.seed in (-1, 2**32 - 1) else abs(body.seed)
     found["logprobs"] = body.n_probs or None
     found["logit_bias"] = _biases(body, served)
@@ -261,6 +267,8 @@ def _biases(body: CompletionBody, served: ServedModel) -> dict[int, float]:
             raise refused("a bias must be a number or false", "logit_bias")
         added = float("-inf") if bias is False else float(bias)
         text = isinstance(what, str) and not (isinstance(given, dict) and what.isdecimal())
+        if isinstance(what, bool | float) or (text and len(str(what)) > _BIASED_TEXT):
+            raise refused(f"`logit_bias` must have token ids or texts of up to {_BIASED_TEXT} characters", "logit_bias")
         tokens = served.model.tokenize(str(what), special=False) if text else [int(what)]
         for token in tokens:
             if not 0 <= token < served.model.vocabulary:

@@ -6,11 +6,13 @@ from typing import Any
 from dgpt2_quant.core.versions import tool_version
 from dgpt2_quant.serve.calls.call import Call
 from dgpt2_quant.serve.calls.errors import refused, unavailable
-from dgpt2_quant.serve.calls.json_body import Body
+from dgpt2_quant.serve.calls.json_body import Body, Ids
 from dgpt2_quant.serve.calls.models import ServedModel
 from dgpt2_quant.serve.calls.prompts import check_ids, text_of
 from dgpt2_quant.serve.calls.token_text import TokenTexts
 from pydantic import Field
+
+_MOST_PIECES = 10_000
 
 
 class TokenizeBody(Body):
@@ -20,7 +22,7 @@ class TokenizeBody(Body):
     prompt: str | None = None
     model: str | None = None
     add_special: bool = False
-    add_special_tokens: bool = False
+    add_special_tokens: bool | None = None
     parse_special: bool = Field(True, description="Read `<|endoftext|>` as the special token.")
     with_pieces: bool = False
     return_token_strs: bool = False
@@ -32,8 +34,10 @@ async def tokenize(call: Call, body: TokenizeBody) -> dict[str, Any]:
     text = body.prompt if body.content is None else body.content
     if text is None:
         raise refused("you must provide `content` or `prompt`", "content", "missing_required_parameter")
-    first = body.add_special or body.add_special_tokens
+    first = body.add_special if body.add_special_tokens is None else body.add_special_tokens
     tokens = await served.tokenize(text, special=body.parse_special, add_special=first)
+    if (body.with_pieces or body.return_token_strs) and len(tokens) > _MOST_PIECES:
+        raise refused(f"a text with more than {_MOST_PIECES} tokens is answered without their texts", "content")
     found: dict[str, Any] = {"tokens": tokens, "count": len(tokens), "max_model_len": served.scheduler.positions}
     texts = TokenTexts(served.model)
     if body.with_pieces:
@@ -55,7 +59,7 @@ def _piece(served: ServedModel, token: int) -> str | list[int]:
 class DetokenizeBody(Body):
     """Token ids to turn into text."""
 
-    tokens: list[int]
+    tokens: Ids
     model: str | None = None
 
 

@@ -1,5 +1,6 @@
 """`POST /v1/chat/completions`, for models that have a chat template."""
 
+import secrets
 import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Literal
@@ -11,7 +12,7 @@ from dgpt2_quant.serve.calls.event_stream import EventStream
 from dgpt2_quant.serve.calls.json_body import Body
 from dgpt2_quant.serve.calls.models import ServedModel
 from dgpt2_quant.serve.calls.prompts import too_long
-from dgpt2_quant.serve.calls.running import Running, cached_tokens
+from dgpt2_quant.serve.calls.running import Running, cached_tokens, tokens_to_generate
 from dgpt2_quant.serve.calls.token_text import TokenTexts, finite
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -31,7 +32,7 @@ class TextPart(Body):
 class Message(Body):
     """A message of a chat."""
 
-    role: str
+    role: str = Field(pattern="^[a-z_]{1,32}$")
     content: str | list[TextPart] = ""
     name: str | None = None
 
@@ -69,8 +70,8 @@ async def chat(call: Call, body: ChatBody) -> dict[str, Any] | EventStream:
     if len(tokens) > served.scheduler.positions:
         raise too_long(served, len(tokens), "messages")
     settings = options(body, served, call.settings)
-    wanted = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    settings["max_tokens"] = wanted
+    name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+    settings["max_tokens"] = tokens_to_generate(call, body, name)
     settings["logprobs"] = body.top_logprobs if body.logprobs else None
     texts = [(tokens, settings if body.seed is None else settings | {"seed": body.seed + i}) for i in range(body.n)]
     running = Running(call, served, texts, NAMES)
@@ -154,7 +155,7 @@ async def _tokens(served: ServedModel, messages: Sequence[Message]) -> list[int]
         if served.model.tokenize(content, special=True, add_special=False)
         != served.model.tokenize(content, special=False, add_special=False)
     ]
-    marks = {content: f"\ue000{number}\ue001" for number, content in enumerate(dict.fromkeys(named))}
+    marks = {content: f"{secrets.token_hex(16)}" for content in dict.fromkeys(named)}
     text = _rendered(served, [(m.role, marks.get(m.text, m.text)) for m in messages])
     pieces: list[tuple[str, bool]] = [(text, True)]  # text, and whether names in it are special tokens
     for content, mark in marks.items():

@@ -10,9 +10,10 @@ from dgpt2_quant.runtime import Completion, Event, TokenLogprob
 from dgpt2_quant.serve.calls.call import Call
 from dgpt2_quant.serve.calls.errors import refused, unsupported
 from dgpt2_quant.serve.calls.event_stream import EventStream
+from dgpt2_quant.serve.calls.json_body import Prompts
 from dgpt2_quant.serve.calls.models import ServedModel
 from dgpt2_quant.serve.calls.prompts import PromptText, read_prompts
-from dgpt2_quant.serve.calls.running import Running, cached_tokens
+from dgpt2_quant.serve.calls.running import Running, cached_tokens, tokens_to_generate
 from dgpt2_quant.serve.calls.token_text import TokenTexts, finite, prompt_offsets
 from pydantic import Field
 
@@ -22,16 +23,16 @@ from .openai_sampling import NAMES, SamplingBody, options
 class CompletionBody(SamplingBody):
     """OpenAI's completion request."""
 
-    prompt: str | list[str] | list[int] | list[list[int]] = Field(
-        "", description="A text, token ids, or a list of either; an empty one begins a new text."
-    )
+    prompt: Prompts = Field("", description="A text, token ids, or a list of either; an empty one begins a new text.")
     max_tokens: int = Field(16, ge=0)
     echo: bool = Field(False, description="Begin the answer with the prompt.")
     logprobs: int | None = Field(None, ge=0, description="Add log-probabilities, and those of the N likeliest tokens.")
     best_of: int | None = Field(None, ge=1)
     suffix: str | None = None
     prompt_logprobs: int | None = Field(None, ge=0)
-    truncate_prompt_tokens: int | None = Field(None, ge=1, description="Keep only that many at the prompt's end.")
+    truncate_prompt_tokens: int | None = Field(
+        None, ge=-1, description="Keep only that many at the prompt's end; -1: as many as fit."
+    )
     return_token_ids: bool = False
     return_tokens_as_token_ids: bool = False
     add_special_tokens: bool = True
@@ -54,7 +55,7 @@ async def complete(call: Call, body: CompletionBody) -> dict[str, Any] | EventSt
         most = call.limits.sequences
         raise refused(f"a request may generate at most {most} texts, not {len(prompts) * count}", "n")
     settings = options(body, served, call.settings)
-    settings["max_tokens"] = body.max_tokens
+    settings["max_tokens"] = tokens_to_generate(call, body, "max_tokens", 16)
     settings["logprobs"] = 0 if body.logprobs is None and count > body.n else body.logprobs
     before = [body.prompt_logprobs, body.logprobs if body.echo else None]
     settings["prompt_logprobs"] = max((value for value in before if value is not None), default=None)
@@ -149,6 +150,7 @@ class _Choice:
         self.body, self.prompt = answer.body, prompt
         self.texts = TokenTexts(answer.served.model, as_ids=self.body.return_tokens_as_token_ids)
         offsets = prompt_offsets(self.texts, prompt.tokens, skips_first=prompt.adds_first)
+        self.texts.end_character()
         self.texts.offset = len(prompt.text)
         self.offsets = [min(offset, len(prompt.text)) for offset in offsets]
         self.began = False
@@ -179,7 +181,7 @@ class _Choice:
         body, first = self.body, not self.began
         self.began = True
         echoed = first and body.echo
-        offsets = [self.texts.add(token) for token in ids]
+        offsets = [self.texts.add(token, special=not body.skip_special_tokens) for token in ids]
         found: dict[str, Any] = {"text": self.prompt.text + text if echoed else text, "logprobs": None}
         if body.logprobs is not None:
             shown = [limited(entry, body.logprobs) for entry in entries]

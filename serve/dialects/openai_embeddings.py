@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import numpy as np
 from dgpt2_quant.serve.calls.call import Call
-from dgpt2_quant.serve.calls.errors import refused
-from dgpt2_quant.serve.calls.json_body import Body
+from dgpt2_quant.serve.calls.errors import overloaded, refused, timed_out
+from dgpt2_quant.serve.calls.json_body import Body, Prompts
 from dgpt2_quant.serve.calls.prompts import read_prompts
 from pydantic import Field
 
@@ -16,7 +16,7 @@ class EmbeddingBody(Body):
     """OpenAI's embedding request."""
 
     model: str | None = None
-    input: str | list[str] | list[int] | list[list[int]]
+    input: Prompts
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1, description="Keep that many, scaled to length 1 again.")
     user: str | None = None
@@ -27,19 +27,28 @@ async def embed(call: Call, body: EmbeddingBody) -> dict[str, Any]:
     served = call.models.find(body.model)
     if body.dimensions is not None and body.dimensions > served.model.width:
         raise refused(f"`dimensions` must be 1-{served.model.width}, not {body.dimensions}", "dimensions")
-    if body.input == "" or (isinstance(body.input, list) and "" in body.input):
+    if body.input == "" or (isinstance(body.input, list) and ("" in body.input or [] in body.input)):
         raise refused("`input` must not have an empty text", "input")
     prompts = await read_prompts(call, served, body.input, name="input")
+    call.model = served.id
+    call.prompt_tokens += sum(len(prompt.tokens) for prompt in prompts)
+    if served.embedding + len(prompts) > max(call.limits.prompts, served.scheduler.queue):
+        raise overloaded()
+    served.embedding += len(prompts)
+    try:
+        async with asyncio.timeout_at(call.deadline):
+            vectors = [await served.features(prompt.tokens) for prompt in prompts]
+    except TimeoutError:
+        raise timed_out(call.limits.request_seconds) from None
+    finally:
+        served.embedding -= len(prompts)
     data = []
-    for index, prompt in enumerate(prompts):
-        vector = await asyncio.to_thread(served.features, prompt.tokens)
+    for index, vector in enumerate(vectors):
         if body.dimensions is not None:
             vector = vector[: body.dimensions]
         vector = vector / max(float(np.linalg.norm(vector)), 1e-12)
         as_bytes = vector.astype("<f4").tobytes()
         shown = base64.b64encode(as_bytes).decode() if body.encoding_format == "base64" else vector.tolist()
         data.append({"object": "embedding", "index": index, "embedding": shown})
-    tokens = sum(len(prompt.tokens) for prompt in prompts)
-    call.prompt_tokens += tokens
-    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    usage = {"prompt_tokens": call.prompt_tokens, "total_tokens": call.prompt_tokens}
     return {"object": "list", "data": data, "model": served.id, "usage": usage}

@@ -9,7 +9,8 @@ from dgpt2_quant.serve.calls.settings import Settings
 from pydantic import Field
 
 MOST_STOPS, MOST_BIASES = 64, 300  # each is looked at for each token, while the other texts wait
-Stops = str | Annotated[list[Annotated[str, Field(max_length=1000)]], Field(max_length=MOST_STOPS)]
+Stop = Annotated[str, Field(max_length=1000)]
+Stops = Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS, fail_fast=True)]
 
 
 class StreamOptions(Body):
@@ -111,7 +112,7 @@ def options(body: SamplingBody, served: ServedModel, settings: Settings) -> dict
 def _biases(body: SamplingBody, served: ServedModel) -> dict[int, float]:
     found = {}
     for name, bias in (body.logit_bias or {}).items():
-        if not name.isdecimal() or len(name) > 9 or int(name) >= served.model.vocabulary:
+        if not (name.isascii() and name.isdecimal()) or len(name) > 9 or int(name) >= served.model.vocabulary:
             most = served.model.vocabulary - 1
             raise refused(f"`logit_bias` must map token ids, 0-{most}, to numbers, not {name[:40]!r}", "logit_bias")
         found[int(name)] = bias

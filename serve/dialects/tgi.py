@@ -10,11 +10,11 @@ from dgpt2_quant.serve.calls.event_stream import EventStream
 from dgpt2_quant.serve.calls.json_body import Body
 from dgpt2_quant.serve.calls.models import ServedModel
 from dgpt2_quant.serve.calls.prompts import read_prompts
-from dgpt2_quant.serve.calls.running import Running
+from dgpt2_quant.serve.calls.running import Running, tokens_to_generate
 from dgpt2_quant.serve.calls.token_text import TokenTexts, finite
 from pydantic import Field
 
-from .openai_sampling import MOST_STOPS
+from .openai_sampling import MOST_STOPS, Stop
 
 NAMES = {"max_tokens": "max_new_tokens", "repeat_penalty": "repetition_penalty", "logprobs": "top_n_tokens"}
 _REASONS = {"length": "length", "eos": "eos_token", "stop": "stop_sequence"}
@@ -32,7 +32,7 @@ class Parameters(Body):
     repetition_penalty: float | None = Field(None, gt=0)
     frequency_penalty: float | None = None
     seed: int | None = Field(None, ge=0)
-    stop: list[str] = Field(default_factory=list, max_length=MOST_STOPS)
+    stop: list[Stop] = Field(default_factory=list, max_length=MOST_STOPS)
     truncate: int | None = Field(None, ge=1, description="Keep only that many tokens at the prompt's end.")
     return_full_text: bool = False
     details: bool = False
@@ -85,7 +85,7 @@ async def _start(call: Call, body: GenerateBody) -> tuple[Running, int]:
     (prompt,) = await read_prompts(call, served, body.inputs, keep=given.truncate, name="inputs")
     samples = given.do_sample or any((given.temperature, given.top_k, given.top_p, given.typical_p))
     options = {
-        "max_tokens": given.max_new_tokens,
+        "max_tokens": tokens_to_generate(call, given, "max_new_tokens", 100),
         "temperature": (given.temperature or 1.0) if samples else 0.0,
         "top_k": given.top_k or 0,
         "top_p": given.top_p or 1.0,
@@ -131,9 +131,15 @@ async def _stream(running: Running, body: GenerateBody, length: int) -> AsyncGen
     with running:
         async for _, event in running.events():
             done, entries = event.completion, event.logprobs
-            for entry in entries[: len(entries) - 1 if done else None]:
+            parts = [_part(served, body, entry) for entry in entries]
+            shown = [part["token"] for part in parts if not part["token"]["special"]]
+            if shown and "".join(token["text"] for token in shown) != event.text:  # parts of characters, or of a stop
+                for token in shown:
+                    token["text"] = ""
+                shown[-1]["text"] = event.text
+            for part in parts[: len(parts) - 1 if done else None]:
                 index += 1
-                yield {"index": index, **_part(served, body, entry), "generated_text": None, "details": None}
+                yield {"index": index, **part, "generated_text": None, "details": None}
             if done:
                 text = body.inputs + done.text if body.parameters.return_full_text else done.text
                 details = {
@@ -142,8 +148,7 @@ async def _stream(running: Running, body: GenerateBody, length: int) -> AsyncGen
                     "input_length": length,
                     "seed": running.handles[0].seed,
                 }
-                last = entries[-1] if entries else TokenLogprob(served.model.end_token, 0.0)
-                part = _part(served, body, last)
+                part = parts[-1] if parts else _part(served, body, TokenLogprob(served.model.end_token, 0.0))
                 yield {"index": index + 1, **part, "generated_text": text, "details": details}
 
 

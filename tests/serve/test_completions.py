@@ -181,3 +181,17 @@ def test_two_types_of_one_model(served: Running) -> None:
         name: complete(served, model=name, max_tokens=2)["model"] for name in ("storybook:q8_0", "tales", "storybook")
     }
     assert found == {"storybook:q8_0": "storybook:Q8_0", "tales": "storybook:F32", "storybook": "storybook:F32"}
+
+
+def test_offsets_after_a_prompt_that_ends_within_a_character(served: Running, model: Model) -> None:
+    ids = model.tokenize("Hi 😀")[:-1]
+    (choice,) = complete(served, prompt=ids, echo=True, logprobs=0, max_tokens=2)["choices"]
+    offsets = choice["logprobs"]["text_offset"]
+    assert offsets[len(ids)] == len(choice["text"]) - len("".join(choice["logprobs"]["tokens"][len(ids) :]))
+
+
+def test_hidden_control_tokens_take_no_room(served: Running, model: Model) -> None:
+    end = model.tokenize("<|endoftext|>")[0]
+    body = {"logit_bias": {str(end): 1000}, "ignore_eos": True, "max_tokens": 3, "logprobs": 0}
+    (choice,) = complete(served, **body)["choices"]
+    assert (choice["text"], choice["logprobs"]["text_offset"]) == ("", [len(PROMPT)] * 3)

@@ -3,8 +3,10 @@
 from typing import Any
 
 import pytest
+from dgpt2_quant.serve.calls.models import ModelFile
+from dgpt2_quant.serve.calls.settings import Limits, Settings
 
-from .conftest import Running
+from .conftest import Running, running
 
 WRONG: list[tuple[dict[str, Any], str | None, str]] = [
     ({"prompt": 5}, "prompt", "not 5"),
@@ -33,6 +35,10 @@ WRONG: list[tuple[dict[str, Any], str | None, str]] = [
     ({"grammar": "root ::= [a]"}, "grammar", "--allow-grammar"),
     ({"include_stop_str_in_output": True}, "include_stop_str_in_output", "not supported"),
     ({"repetition_penalty": 0}, "repetition_penalty", "0"),
+    ({"stop": "x" * 1001}, "stop", "1000"),
+    ({"stream": True, "stream_options": {"banana": 1}}, "stream_options.banana", "Unrecognized"),
+    ({"prompt": [1.5] * 100_000}, "prompt", "1.5"),
+    ({f"field{number}": 1 for number in range(1000)}, None, "at most 400 fields"),
     ({"seed": 10**30, "temperature": 5, "n": 1, "banana": 1}, "banana", "Unrecognized"),
 ]
 
@@ -79,3 +85,28 @@ def test_request_ids_are_echoed_if_clean(served: Running) -> None:
     assert get("/v1/models", headers={"x-request-id": "my-id.7"}).headers["x-request-id"] == "my-id.7"
     assert get("/v1/models", headers={"x-request-id": "a" * 101}).headers["x-request-id"] != "a" * 101
     assert len(get("/v1/models").headers["x-request-id"]) == 24
+
+
+@pytest.mark.parametrize("origin", ["http://[", "http://[foo]", "null", "://"])
+def test_an_origin_that_is_no_url_is_refused(served: Running, origin: str) -> None:
+    assert served.client.get("/v1/models", headers={"origin": origin}).status_code == 403
+
+
+def test_no_redirects(served: Running) -> None:
+    assert served.client.post("/v1/completions/", json={"prompt": "a"}).status_code == 404
+
+
+def test_a_limit_of_tokens_holds_for_defaults_and_refuses_more(files: list[ModelFile]) -> None:
+    with running(files[:1], Settings(port=0, limits=Limits(tokens=5))) as served:
+        assert served.post("/v1/completions", prompt="a", ignore_eos=True).json()["usage"]["completion_tokens"] == 5
+        for path, body in (("/score", {"input_data": ["a"]}), ("/generate", {"inputs": "a"})):
+            assert served.post(path, **body).status_code == 200
+        assert served.post("/completion", prompt="a").json()["tokens_predicted"] == 5
+        for path, body, name in (
+            ("/v1/completions", {"prompt": "a", "max_tokens": 6}, "max_tokens"),
+            ("/completion", {"prompt": "a", "n_predict": 6}, "n_predict"),
+            ("/generate", {"inputs": "a", "parameters": {"max_new_tokens": 6}}, "max_new_tokens"),
+            ("/score", {"inputs": {"input_string": ["a"]}, "parameters": {"max_length": 30}}, "max_length"),
+        ):
+            refused = served.post(path, **body)
+            assert (refused.status_code, name in refused.text) == (400, True)

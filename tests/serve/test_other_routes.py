@@ -150,7 +150,7 @@ def chatting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A model with a chat template."""
     folder = tmp_path_factory.mktemp("chat")
     source = resolve("storybook").folder
-    for path in source.iterdir():
+    for path in filter(Path.is_file, source.iterdir()):
         (folder / path.name).write_bytes(path.read_bytes())
     template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{{ eos_token }}\n{% endfor %}<|assistant|>"
     config = {"tokenizer_class": "GPT2Tokenizer", "chat_template": template, "eos_token": "<|endoftext|>"}
