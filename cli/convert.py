@@ -186,8 +186,11 @@ def convert(
         )
     what = "nothing was written" if dry_run else f"in {files[0].seconds:.1f} s"
     note(f"{files[0].parameters:,} parameters of {files[0].model}, {what}")
-    if any(file.recipe == "stock" and file.plan.quant_type.bits_per_weight < _LEAN_GAINS_BELOW for file in files):
-        note("`--recipe lean` takes minutes, and writes a smaller file, mostly with less error: docs/quantization.md")
+    from dgpt2_quant.quantize.recipes.tensor_types import has_lean
+
+    stock = [file.plan.quant_type for file in files if file.recipe == "stock"]
+    if any(has_lean(quant_type) and quant_type.bits_per_weight < _LEAN_GAINS_BELOW for quant_type in stock):
+        note("`--recipe lean` takes minutes, and writes a smaller file with less error: docs/quantization.md")
 
 
 def _print_plans(files: "list[ConvertedFile]") -> None:

@@ -1,11 +1,11 @@
 """Compares the recipes `stock` and `lean` on any checkpoint and texts: size, KL divergence, top-1 and decode speed.
 
 usage: compare_recipes.py OUTPUT.json [--model M] [--text FILE ...] [--scored N] [--imatrix FILE] [--level L ...]
-       [--no-quality] [--search] [--ablation] [--speed] [--rounds N] [--threads N]
+       [--prefer GOAL ...] [--search] [--ablation] [--speed] [--rounds N] [--threads N]
 
 All files are calibrated with one importance matrix: --imatrix, or one over a text that the model writes. The files:
-stock and `lean` at the quant types of --level, and `lean` with `--prefer quality` where that is another mix (unless
---no-quality). --search adds `lean` searched for the size of each stock file, and for the KL divergence of stock Q4_K_M
+stock and `lean` at the quant types of --level, and `lean` with each --prefer (quality by default; none, if no GOAL
+follows) where that is another mix. --search adds `lean` searched for the size of each stock file, and for the KL divergence of stock Q4_K_M
 on the first text.
 --ablation makes each searched mix again without one step of the recipe, and without all of them. --speed times greedy
 decoding in turns, one sequence and eight.
@@ -40,6 +40,7 @@ from dgpt2_quant.quantize.checkpoint.encode_text import encode_text
 from dgpt2_quant.quantize.checkpoint.source import ModelSource, open_model
 from dgpt2_quant.quantize.convert import convert
 from dgpt2_quant.quantize.recipes.lean_steps import STEPS
+from dgpt2_quant.quantize.recipes.tensor_types import PREFERENCES
 from dgpt2_quant.runtime import Model
 from doc_tables import quality_tables, speeds_table, texts_table
 from harness import in_turns, parser_of, show, spread
@@ -86,7 +87,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--scored", type=int, help="tokens of each text; all by default")
     parser.add_argument("--imatrix", type=Path)
     parser.add_argument("--level", action="append", help=f"by default {' '.join(LEVELS)}")
-    parser.add_argument("--no-quality", action="store_true")
+    parser.add_argument("--prefer", nargs="*", choices=PREFERENCES, default=["quality"], metavar="GOAL")
     parser.add_argument("--search", action="store_true")
     parser.add_argument("--ablation", action="store_true", help="of the searched files")
     parser.add_argument("--speed", action="store_true")
@@ -132,7 +133,7 @@ class Maker:
     def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
         self.model, self.threads, self.folder = arguments.model, arguments.threads, folder
         self.levels = arguments.level or LEVELS
-        self.with_quality = not arguments.no_quality
+        self.goals = arguments.prefer
         self.source: ModelSource = open_model(arguments.model)
         self.imatrix = arguments.imatrix or folder / "imatrix.gguf"
         if arguments.imatrix is None:
@@ -150,14 +151,15 @@ class Maker:
     def lean(self) -> list[File]:
         plain = self.make("lean", type=self.levels, recipe="lean")
         made = [File(f"lean {file.type}", "level", file) for file in plain]
-        if not self.with_quality:
-            return made
-        better = self.make("quality", type=self.levels, recipe="lean", prefer="quality")
-        return made + [
-            File(f"lean {file.type}, quality", "level", file)
-            for file, other in zip(better, plain, strict=True)
-            if file.plan.types != other.plan.types
-        ]
+        for goal in self.goals:
+            made += [
+                File(f"lean {file.type}, {goal}", "level", file)
+                for file, other in zip(
+                    self.make(goal, type=self.levels, recipe="lean", prefer=goal), plain, strict=True
+                )
+                if file.plan.types != other.plan.types
+            ]
+        return made
 
     def searched(self, stock: Sequence[File], text: str) -> list[File]:
         found = []
