@@ -5,8 +5,8 @@ usage: compare_recipes.py OUTPUT.json [--model M] [--text FILE ...] [--scored N]
 
 All files are calibrated with one importance matrix: --imatrix, or one over a text that the model writes. The files:
 stock and `lean` at the quant types of --level, and `lean` with each --prefer (quality by default; none, if no GOAL
-follows) where that is another mix. --search adds `lean` searched for the size of each stock file, and for the KL divergence of stock Q4_K_M
-on the first text.
+follows) where that is another mix. --search adds `lean` searched for the size of each stock file, and for the KL
+divergence of stock Q4_K_M on the first text.
 --ablation makes each searched mix again without one step of the recipe, and without all of them. --speed times greedy
 decoding in turns, one sequence and eight.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from dgpt2_quant.core.hyperparameters import Hyperparameters, pad_count
+from dgpt2_quant.core.hyperparameters import Hyperparameters
 from dgpt2_quant.core.parallel import in_parallel
 from dgpt2_quant.core.progress import Progress, Stages
 from dgpt2_quant.core.quant_types import TensorType
@@ -21,6 +21,7 @@ from dgpt2_quant.quantize.calibration.imatrix_file import ImportanceMatrix
 from dgpt2_quant.quantize.calibration.numpy_gpt2 import Reference, softmax
 from dgpt2_quant.quantize.checkpoint.source import ModelSource
 from dgpt2_quant.quantize.recipes.lean_steps import steps_without
+from dgpt2_quant.quantize.recipes.plan import pad_tokens
 from dgpt2_quant.quantize.recipes.tensor_types import ROUNDABLE
 
 from .encoded_tensor import EncodedTensor
@@ -64,13 +65,9 @@ class LeanModel:
         self.needs = Needs(source.sizes, len(self.chunks), importance.chunk_size)
         self.tied = _OUTPUT not in self.reference.weights
 
-    @property
-    def pads(self) -> int:
-        return pad_count(self.source.sizes.vocabulary) if self.steps.padding else 0
-
-    @property
-    def sizes(self) -> Hyperparameters:
-        return self.source.sizes.padded(self.pads)
+    def sizes(self, types: Mapping[str, TensorType]) -> Hyperparameters:
+        """Those of the file, with the pad tokens that it has at these types."""
+        return self.source.sizes.padded(pad_tokens(self.source, types, self.steps.left_out))
 
     @cached_property
     def fisher(self) -> Fisher:
@@ -112,8 +109,10 @@ class LeanModel:
     def encoded(self, types: Mapping[str, TensorType]) -> tuple[list[EncodedTensor], Padding]:
         """The model at these types, in the order of its file; a type for `output.weight` splits a tied embedding."""
         store = self._quantized(types)
-        padding = self._padding(self._tensor(store, _OUTPUT if _OUTPUT in types else _EMBEDDING, types))
-        shapes = self.sizes.shapes(tied=_OUTPUT not in types)
+        sizes = self.sizes(types)
+        pads = sizes.vocabulary - self.source.sizes.vocabulary
+        padding = self._padding(self._tensor(store, _OUTPUT if _OUTPUT in types else _EMBEDDING, types), pads)
+        shapes = sizes.shapes(tied=_OUTPUT not in types)
         return [EncodedTensor(name, shape, types[name], store, padding) for name, shape in shapes.items()], padding
 
     def tensors(self, types: Mapping[str, TensorType]) -> dict[str, QuantizedTensor | Array]:
@@ -202,12 +201,12 @@ class LeanModel:
         chosen = None if weighing is None else np.asarray(weighing, np.float32)
         return QuantizedTensor(name, tensor_type, quantize_rows(name, weights, tensor_type, chosen), weights.shape)
 
-    def _padding(self, head: QuantizedTensor) -> Padding:
-        if not self.pads:
+    def _padding(self, head: QuantizedTensor, pads: int) -> Padding:
+        if not pads:
             return NO_PADDING
         twin = least_likely(head.values, self._mean_hidden())
         found = in_parallel(lambda chunk: softmax(self.reference.logits(chunk))[:, twin], self._some_text())
-        return Padding(self.pads, twin, self.pads * float(np.concatenate([*found]).mean()))
+        return Padding(pads, twin, pads * float(np.concatenate([*found]).mean()))
 
     def _some_text(self) -> list[list[int]]:
         """The beginning of the calibration text; without one, tokens from all over the vocabulary."""

@@ -15,6 +15,7 @@ from dgpt2_quant.quantize.checkpoint.source import ModelSource
 
 from .recipe_file import Recipe
 from .tensor_types import (
+    FAST_HEADS,
     Override,
     Prefer,
     applied_overrides,
@@ -142,6 +143,7 @@ def make_lean_plan(
     shapes = _lean_shapes(source, {}, skip_steps)
     refuse_unmatched(overrides, shapes)
     types = tensor_types(shapes, quant_type, "lean", overrides=overrides, has_imatrix=True, prefer=prefer)
+    shapes = _lean_shapes(source, types, skip_steps)
     applied = applied_overrides(overrides, types, shapes, quant_type)
     return _lean_plan(source, quant_type, applied, shapes, types, skip_steps, importance)
 
@@ -164,9 +166,10 @@ def plan_of_recipe(source: ModelSource, recipe: Recipe, importance: Collection[s
     return _lean_plan(source, recipe.quant_type, (), shapes, types, recipe.skip_steps, importance)
 
 
-def pad_tokens(source: ModelSource, skip_steps: Iterable[str]) -> int:
-    """The number of pad tokens after the vocabulary."""
-    return 0 if "padding" in skip_steps else pad_count(source.sizes.vocabulary)
+def pad_tokens(source: ModelSource, types: Mapping[str, TensorType], skip_steps: Iterable[str]) -> int:
+    """The number of pad tokens after the vocabulary: none where they would not make the output matrix faster."""
+    head = types.get("output.weight", types.get("token_embd.weight"))
+    return pad_count(source.sizes.vocabulary) if head in FAST_HEADS and "padding" not in skip_steps else 0
 
 
 def needs_importance(what: str) -> UsageError:
@@ -181,7 +184,7 @@ def _lean_shapes(
     source: ModelSource, types: Mapping[str, TensorType], skip_steps: Iterable[str]
 ) -> dict[str, tuple[int, ...]]:
     untied = "output.weight" in types or any(tensor.name == "output.weight" for tensor in source.tensors)
-    return source.sizes.padded(pad_tokens(source, skip_steps)).shapes(tied=not untied)
+    return source.sizes.padded(pad_tokens(source, types, skip_steps)).shapes(tied=not untied)
 
 
 def _lean_plan(
@@ -198,7 +201,7 @@ def _lean_plan(
     name = name or next((n for n in matmul_weights(shapes) if block_of(n) is not None and n not in importance), None)
     if name is not None:
         raise _no_entry(name, types)
-    return Plan(quant_type, "lean", applied, shapes, types, True, skip_steps, pad_tokens(source, skip_steps))
+    return Plan(quant_type, "lean", applied, shapes, types, True, skip_steps, pad_tokens(source, types, skip_steps))
 
 
 def _no_entry(name: str, types: Mapping[str, TensorType]) -> UsageError:

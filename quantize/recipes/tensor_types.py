@@ -35,7 +35,9 @@ ROUNDABLE = (
 )
 """The tensor types whose codes GPTQ chooses (`lean/block_codes`); the codebooks of the smaller IQ types are in C."""
 
-_FASTEST = {TensorType.Q4_0, TensorType.IQ4_NL, TensorType.Q4_K}
+FAST_HEADS = {TensorType.Q4_0, TensorType.IQ4_NL, TensorType.Q4_K}
+"""The types of an output matrix that llama.cpp multiplies fast, if its rows are a multiple of 8."""
+
 _POSITION_TYPE = TensorType.Q8_0  # the position table is only looked up; next to 8 bits its rounding would show
 
 # Where a row does not divide into the type's blocks: the nearest type with blocks of 32.
@@ -171,7 +173,7 @@ def lean_embedding(quant_type: QuantType, prefer: Prefer | None = None) -> Tenso
     if prefer == "quality":
         return TensorType.Q8_0 if bits >= 4 else TensorType.Q6_K
     if prefer == "speed":
-        return base if base in _FASTEST else TensorType.Q4_K
+        return base if base in FAST_HEADS else TensorType.Q4_K
     if prefer == "size":
         return base if bits >= 4 else TensorType.Q4_K
     return TensorType.Q6_K if bits >= 4 or quant_type.name == "Q3_K_L" else TensorType.Q5_K

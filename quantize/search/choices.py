@@ -38,9 +38,11 @@ class Options:
 
     def __init__(self, source: ModelSource, importance: ImportanceMatrix, model: LeanModel, target: Target) -> None:
         self._source, self._importance, self._model = source, importance, model
-        self.shapes = model.sizes.shapes(tied=model.tied)
+        # with pad tokens, which a file has at some types: it is no larger than planned
+        fast = dict.fromkeys((_EMBEDDING, *([] if model.tied else [_OUTPUT])), TensorType.IQ4_NL)
+        self.shapes = model.sizes(fast).shapes(tied=model.tied)
         matrices = {name: shape for name, shape in self.shapes.items() if len(shape) == 2}
-        smallest = {name: _possible(name, shape)[0] for name, shape in matrices.items()}
+        smallest = {name: _possible(name, shape)[0] for name, shape in matrices.items()} | fast
         least = sum(self._bytes(name, kind) for name, kind in smallest.items())
         self.fixed_bytes = self.file_bytes(self.recipe(smallest)) - least + _SLACK
         self._aim: float | None = None  # the mean bits per weight of a size

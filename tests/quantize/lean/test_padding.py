@@ -21,7 +21,7 @@ from dgpt2_quant.runtime.native.sampler import NativeSampler
 from ...checkpoints import TOKENS, make_checkpoint
 
 REAL, PADS = 8189, 3
-LEVELS = ["Q4_0", "Q4_K_M", "Q6_K", "Q8_0"]  # with and without kernels for 8 rows at a time
+LEVELS = ["Q4_0", "IQ4_NL", "Q4_K_M"]  # with --prefer speed, kernels for 8 rows at a time
 
 
 def test_pad_count() -> None:
@@ -48,8 +48,21 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ConvertedFile]:
     folder = tmp_path_factory.mktemp("lean")
     calibrate = folder / "text.txt"
     calibrate.write_text(load_text("calibration").text[:6000], "utf-8")
-    made = convert("storybook", type=LEVELS, recipe="lean", without=without, calibrate=calibrate, output=folder)
+    made = convert(
+        "storybook", type=LEVELS, recipe="lean", prefer="speed", without=without, calibrate=calibrate, output=folder
+    )
     return {file.type: file for file in made}
+
+
+def test_files_without_such_kernels_have_no_pads(tmp_path: Path) -> None:
+    without = ["feedback", "gradients", "compensation", "sweeps"]
+    types = ["Q4_0", "Q6_K", "Q8_0"]
+    made = convert("storybook", type=types, recipe="lean", without=without, output=tmp_path, dry_run=True)
+    assert [file.plan.pads for file in made] == [0, 0, 0]
+    overridden = convert(
+        "storybook", type="q6_k", recipe="lean", tensor_type=["token_embd=q4_0"], output=tmp_path, dry_run=True
+    )
+    assert overridden[0].plan.pads == PADS
 
 
 def twin_of(file: ConvertedFile) -> int:
@@ -102,7 +115,7 @@ def like_llama_imatrix(model: Path, path: Path) -> None:
     replace(own, tokens=(), entries=entries).write(path, overwrite=True)
 
 
-@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q5_1"])
+@pytest.mark.parametrize("kind", ["Q4_0", "IQ4_NL"])
 def test_untied_matrices_are_both_padded(kind: str, tmp_path: Path) -> None:
     model = make_checkpoint(tmp_path / "model", layers=1, width=64, inner=64, context=32, head="untied")
     types = [f"{name}={kind}" for name in ("token_embd", "output[.]weight")]
