@@ -20,6 +20,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _HEARD = 0.1  # seconds between two tests of the flag in a job that waits for another one
+_BEGINS = 30.0  # seconds that a thread may take to begin
 _here = threading.local()  # `state` is that of the thread's workers
 
 
@@ -97,9 +98,14 @@ class Workers:
     def __enter__(self) -> "Workers":
         """Raises `RuntimeFailure` if the system starts no more threads."""
         try:
-            for living in self._living:
+            for number, living in enumerate(self._living):
                 living.acquire()
-                _thread.start_new_thread(_work, (self._jobs, living, self._state))
+                begun = _thread.allocate_lock()
+                begun.acquire()
+                _thread.start_new_thread(_work, (self._jobs, living, begun, self._state))
+                if not begun.acquire(timeout=_BEGINS):  # without memory a thread can end before its first line
+                    del self._living[number:]
+                    raise no_more_threads()
         except BaseException as error:
             self._end()
             if isinstance(error, RuntimeError):
@@ -164,8 +170,9 @@ def no_more_threads() -> RuntimeFailure:
     )
 
 
-def _work(jobs: "SimpleQueue[Job[Any] | None]", living: Any, state: _State) -> None:
+def _work(jobs: "SimpleQueue[Job[Any] | None]", living: Any, begun: Any, state: _State) -> None:
     try:
+        begun.release()
         _here.state = state
         while (job := jobs.get()) is not None:
             if state.cancelled:
