@@ -21,8 +21,9 @@ from dgpt2_quant.bench.report.plot_axes import (
 from dgpt2_quant.bench.report.plot_labels import label_points
 from dgpt2_quant.bench.report.summary import COLUMNS, remarks, table_rows
 from dgpt2_quant.core.gguf_file import tensor_bytes
-from dgpt2_quant.core.hyperparameters import Hyperparameters, pad_count
+from dgpt2_quant.core.hyperparameters import Hyperparameters
 from dgpt2_quant.core.quant_types import QuantType, find_type
+from dgpt2_quant.quantize.recipes.plan import pad_tokens
 from dgpt2_quant.quantize.recipes.tensor_types import tensor_types
 
 Document = dict[str, Any]
@@ -285,9 +286,9 @@ def presets_table() -> list[str]:
     rows = []
     for recipe in ("stock", "lean"):
         for quant_type in map(find_type, PRESETS):
-            padded = DISTILGPT2.padded(pad_count(DISTILGPT2.vocabulary))
-            shapes = (padded if recipe == "lean" else DISTILGPT2).shapes()
-            types = tensor_types(shapes, quant_type, recipe, has_imatrix=True)
+            types = tensor_types(DISTILGPT2.shapes(), quant_type, recipe, has_imatrix=True)
+            pads = pad_tokens(DISTILGPT2.vocabulary, types) if recipe == "lean" else 0
+            shapes = DISTILGPT2.padded(pads).shapes()
             sizes = {tensor: tensor_bytes(shape, types[tensor]) for tensor, shape in shapes.items()}
             total, embedding, positions = sum(sizes.values()), sizes["token_embd.weight"], sizes["position_embd.weight"]
             rows.append(

@@ -1,8 +1,8 @@
 """The recipe `lean`: quantizes a model with less loss than llama-quantize, in the same formats.
 
 It rewrites the model in numbers that are easier to quantize (equalize.py), rounds the blocks' matrices with GPTQ on
-calibration text (layers.py, gptq.py), rounds the embedding for both of its uses, and pads the vocabulary so that
-llama.cpp's fastest kernels take the output matrix (padding.py).
+calibration text (layers.py, gptq.py), and rounds the embedding for both of its uses. Where the output matrix has a type
+with fast kernels, it pads the vocabulary so that they take it (padding.py).
 """
 
 from collections.abc import Iterable, Mapping
@@ -67,7 +67,7 @@ class LeanModel:
 
     def sizes(self, types: Mapping[str, TensorType]) -> Hyperparameters:
         """Those of the file, with the pad tokens that it has at these types."""
-        return self.source.sizes.padded(pad_tokens(self.source, types, self.steps.left_out))
+        return self.source.sizes.padded(pad_tokens(self.source.sizes.vocabulary, types, self.steps.left_out))
 
     @cached_property
     def fisher(self) -> Fisher:
@@ -126,10 +126,8 @@ class LeanModel:
     def _quantized(self, types: Mapping[str, TensorType]) -> Store:
         """All tensors at these types: the blocks of tables and matrices, and vectors in float32."""
         named = sorted(f"{name}={kind.name}" for name, kind in types.items())
-        store, weights = (
-            self._new_store("tensors", self.importance.sha256, self.steps.left_out, named),
-            self.reference.weights,
-        )
+        store = self._new_store("tensors", self.importance.sha256, self.steps.left_out, named)
+        weights = self.reference.weights
         if _POSITIONS not in store:
             store[_POSITIONS] = self.plain(_POSITIONS, weights[_POSITIONS], types[_POSITIONS]).blocks
         for name, gram in self._embedding_grams(types).items():

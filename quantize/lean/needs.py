@@ -1,6 +1,6 @@
 """What a conversion with `lean` needs, by the model's shape: memory, disk space for scratch, and work.
 
-The figures were fitted to measurements (`python tools/time_conversion.py lean`; docs/quantization.md).
+The figures were fitted to measurements (`python tools/time_lean.py`; docs/quantization.md).
 """
 
 import shutil

@@ -166,10 +166,10 @@ def plan_of_recipe(source: ModelSource, recipe: Recipe, importance: Collection[s
     return _lean_plan(source, recipe.quant_type, (), shapes, types, recipe.skip_steps, importance)
 
 
-def pad_tokens(source: ModelSource, types: Mapping[str, TensorType], skip_steps: Iterable[str]) -> int:
+def pad_tokens(vocabulary: int, types: Mapping[str, TensorType], skip_steps: Iterable[str] = ()) -> int:
     """The number of pad tokens after the vocabulary: none where they would not make the output matrix faster."""
     head = types.get("output.weight", types.get("token_embd.weight"))
-    return pad_count(source.sizes.vocabulary) if head in FAST_HEADS and "padding" not in skip_steps else 0
+    return pad_count(vocabulary) if head in FAST_HEADS and "padding" not in skip_steps else 0
 
 
 def needs_importance(what: str) -> UsageError:
@@ -184,7 +184,8 @@ def _lean_shapes(
     source: ModelSource, types: Mapping[str, TensorType], skip_steps: Iterable[str]
 ) -> dict[str, tuple[int, ...]]:
     untied = "output.weight" in types or any(tensor.name == "output.weight" for tensor in source.tensors)
-    return source.sizes.padded(pad_tokens(source, types, skip_steps)).shapes(tied=not untied)
+    pads = pad_tokens(source.sizes.vocabulary, types, skip_steps)
+    return source.sizes.padded(pads).shapes(tied=not untied)
 
 
 def _lean_plan(
@@ -201,7 +202,8 @@ def _lean_plan(
     name = name or next((n for n in matmul_weights(shapes) if block_of(n) is not None and n not in importance), None)
     if name is not None:
         raise _no_entry(name, types)
-    return Plan(quant_type, "lean", applied, shapes, types, True, skip_steps, pad_tokens(source, types, skip_steps))
+    pads = pad_tokens(source.sizes.vocabulary, types, skip_steps)
+    return Plan(quant_type, "lean", applied, shapes, types, True, skip_steps, pads)
 
 
 def _no_entry(name: str, types: Mapping[str, TensorType]) -> UsageError:
