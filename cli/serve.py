@@ -72,7 +72,7 @@ def serve(
     from dgpt2_quant.serve.access_log import AccessLog
     from dgpt2_quant.serve.calls.models import Models
     from dgpt2_quant.serve.keys import read_keys
-    from dgpt2_quant.serve.server import Server, listen
+    from dgpt2_quant.serve.server import Server, bind
 
     count = thread_count(threads)
     limits = Limits(body=max_body, tokens=max_tokens, request_seconds=request_timeout, connections=max_connections)
@@ -89,7 +89,7 @@ def serve(
             f"--host {host} can be reached from other machines: it needs --api-key-file FILE",
             "Or let everybody in with --allow-no-key.",
         )
-    with listen(settings) as listener:
+    with bind(settings) as listener:
         files = _files(model or [_DEFAULT], type, revision, offline)
         models = Models(files, parallel=parallel, queue=queue, ctx_size=ctx_size, threads=count)
         name = f"[{host}]" if ":" in host else host
@@ -108,10 +108,14 @@ def serve(
 
 def _files(names: list[str], types: list[str] | None, revision: str | None, offline: bool) -> "list[ModelFile]":
     """The GGUF files to serve; checkpoints are converted to each of the types."""
+    from dgpt2_quant.core.errors import UsageError
+    from dgpt2_quant.core.quant_types import DEFAULT_TYPE
     from dgpt2_quant.quantize.checkpoint.resolve import is_gguf_name
     from dgpt2_quant.quantize.store.converted_models import model_files
     from dgpt2_quant.serve.calls.models import ModelFile, file_to_serve
 
+    if (types or revision) and all(map(is_gguf_name, names)):
+        raise UsageError("--type and --revision have no effect on a .gguf file", "Omit them, or name a checkpoint.")
     found: list[ModelFile] = []
     for name in names:
         if is_gguf_name(name):
@@ -120,7 +124,7 @@ def _files(names: list[str], types: list[str] | None, revision: str | None, offl
         with progress_bar() as progress:
             stored = model_files(
                 name,
-                types=types or ["q4_k_m"],
+                types=types or [DEFAULT_TYPE],
                 revision=revision,
                 offline=offline,
                 progress=progress,

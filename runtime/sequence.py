@@ -5,7 +5,7 @@ import time
 from collections import abc
 
 import numpy as np
-from dgpt2_quant.core.errors import RuntimeFailure
+from dgpt2_quant.core.errors import DgptQuantError
 from dgpt2_quant.runtime.native.batch_token import Logits
 from dgpt2_quant.runtime.native.model import NativeModel
 from dgpt2_quant.runtime.sampling.candidates import log_total, top_k
@@ -29,7 +29,7 @@ class Sequence:
         self.real_vocabulary = model.real_vocabulary
         self.timing = Timing(submitted=time.perf_counter(), prompt_tokens=len(request.prompt))
         self.completion: Completion | None = None
-        self.error: RuntimeFailure | None = None  # why the text could not be continued
+        self.error: DgptQuantError | None = None  # why the text could not be continued
         self.token_ids: list[int] = []
         self.prompt_logprobs: list[TokenLogprob] = []
         self.token = -1  # the last one sampled; it is decoded at `next_position`
@@ -86,7 +86,7 @@ class Sequence:
             logits[self._ends] = -np.inf
         try:
             token = self._sampler.sample(logits)
-        except RuntimeFailure as error:  # others that decode in the same step continue
+        except DgptQuantError as error:  # others that decode in the same step continue
             self.error = error.with_traceback(None)  # its frames refer to this
             return shown + self._finish("cancelled")
         if token is None:  # a grammar or a bias allows no token

@@ -1,8 +1,9 @@
-"""The ASGI application: the routes behind the gate."""
+"""The ASGI application: its routes, its middleware, and the loading of the models."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import Any
 
 from dgpt2_quant.serve.calls.errors import HTTPError
@@ -53,7 +54,7 @@ def make_app(
 
     async def openapi(request: Request) -> Response:
         request.state.call.route = "/openapi.json"
-        return Response(OPENAPI, media_type="application/json")
+        return Response(openapi_document(), media_type="application/json")
 
     async def not_found(request: Request, error: Any) -> Response:
         assert isinstance(error, HTTPException)
@@ -72,7 +73,9 @@ def make_app(
     return app
 
 
-OPENAPI = document(ROUTES)
+@cache
+def openapi_document() -> bytes:
+    return document(ROUTES)
 
 
 def _routed(routes: Sequence[Route]) -> Iterator[StarletteRoute]:

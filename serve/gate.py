@@ -5,13 +5,10 @@ import logging
 import re
 import secrets
 import traceback
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from dgpt2_quant.serve.calls.call import Call
 from dgpt2_quant.serve.calls.errors import HTTPError, internal
-from dgpt2_quant.serve.calls.event_stream import to_json
 from dgpt2_quant.serve.calls.metrics import Metrics
 from dgpt2_quant.serve.calls.models import Models
 from dgpt2_quant.serve.calls.settings import Settings, is_loopback
@@ -19,6 +16,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .access_log import AccessLog
+from .routes import error_response
 
 PUBLIC = ("/health",)
 _ID = re.compile(r"[\x21-\x7e]{1,100}")
@@ -59,20 +57,18 @@ class Gate:
             refuse_strangers(headers, scope, self.settings)
             await self.app(scope, receive, answer)
         except HTTPError as error:
-            await send_error(answer, error)
+            await error_response(error)(scope, receive, answer)
         except Exception as error:
             _log.error("request %s failed: %s", call.id, _place(error))  # no message: it may have a prompt
             if status:
                 raise  # the connection is closed: the answer has begun
-            await send_error(answer, internal())
+            await error_response(internal())(scope, receive, answer)
         finally:
             self._record(scope, call, status or CLIENT_LEFT)
 
     def _record(self, scope: Scope, call: Call, status: int) -> None:
         if call.left_early:
             status = CLIENT_LEFT
-        if status == CLIENT_LEFT:
-            self.metrics.cancelled.labels(call.route).inc()
         self.metrics.requests.labels(call.route, str(status)).inc()
         if self.access_log:
             self.access_log.write(call, scope["method"], scope["path"], status)
@@ -127,12 +123,3 @@ def _name(netloc: str) -> str:
 
 def _is_ours(name: str, settings: Settings) -> bool:
     return is_loopback(name) or name in (settings.host.lower(), *(host.lower() for host in settings.hosts))
-
-
-async def send_error(send: Send, error: HTTPError, body: Mapping[str, Any] | None = None) -> None:
-    """Sends an error as a whole response."""
-    data = to_json(body or error.body())
-    headers = {"content-type": "application/json", "content-length": str(len(data)), **error.headers}
-    raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": error.status, "headers": raw})
-    await send({"type": "http.response.body", "body": data})

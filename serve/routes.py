@@ -7,7 +7,7 @@ from typing import Any
 
 from dgpt2_quant.serve.calls.call import Call
 from dgpt2_quant.serve.calls.errors import HTTPError, of_library
-from dgpt2_quant.serve.calls.event_stream import to_json
+from dgpt2_quant.serve.calls.event_stream import to_json, until_disconnect
 from dgpt2_quant.serve.calls.json_body import parse, read_body, require_json
 from dgpt2_quant.serve.calls.metrics import CONTENT_TYPE
 from dgpt2_quant.serve.dialects import (
@@ -72,21 +72,6 @@ async def list_models(call: Call, request: Request) -> dict[str, Any]:
     return {"object": "list", "data": call.models.list()}
 
 
-async def slots(call: Call, request: Request) -> list[dict[str, Any]]:
-    """The slots of each model, and whether they are in use."""
-    return await llama_cpp_info.slots(call, fail_on_no_slot=request.query_params.get("fail_on_no_slot") == "1")
-
-
-async def props(call: Call, request: Request) -> dict[str, Any]:
-    """Facts about the default model."""
-    return await llama_cpp_info.props(call)
-
-
-async def tokenizer_info(call: Call, request: Request) -> dict[str, Any]:
-    """The tokenizer's facts that lm-evaluation-harness asks for."""
-    return await llama_cpp_info.tokenizer_info(call)
-
-
 async def score_options(call: Call, request: Request) -> Response:
     """The methods of `/score`, which Azure ML's clients ask for."""
     return Response("", headers={"allow": "OPTIONS, POST"}, media_type="text/plain")
@@ -108,9 +93,9 @@ ROUTES = (
     Route("POST", "/completions", llama_cpp.complete, llama_cpp.CompletionBody, "llama_cpp"),
     Route("POST", "/tokenize", llama_cpp_info.tokenize, llama_cpp_info.TokenizeBody, "llama_cpp"),
     Route("POST", "/detokenize", llama_cpp_info.detokenize, llama_cpp_info.DetokenizeBody, "llama_cpp"),
-    Route("GET", "/tokenizer_info", tokenizer_info, dialect="llama_cpp"),
-    Route("GET", "/props", props, dialect="llama_cpp"),
-    Route("GET", "/slots", slots, dialect="llama_cpp", query=("fail_on_no_slot",)),
+    Route("GET", "/tokenizer_info", llama_cpp_info.tokenizer_info, dialect="llama_cpp"),
+    Route("GET", "/props", llama_cpp_info.props, dialect="llama_cpp"),
+    Route("GET", "/slots", llama_cpp_info.slots, dialect="llama_cpp", query=("fail_on_no_slot",)),
     Route("GET", "/metrics", metrics, answers="text/plain"),
     Route("POST", "/score", azure.score, azure.ScoreBody, "azure"),
     Route("POST", "/", tgi.root, tgi.GenerateBody, "tgi"),
@@ -150,7 +135,7 @@ def _headers(route: Route, call: Call) -> dict[str, str]:
 async def _unless_client_leaves(request: Request, call: Call, work: Awaitable[Any]) -> Any:
     """The result of `work`, or None: it is cancelled when the client leaves."""
     working = asyncio.ensure_future(work)
-    leaving = asyncio.create_task(_disconnect(request))
+    leaving = asyncio.create_task(until_disconnect(request.receive))
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
@@ -167,11 +152,6 @@ async def _unless_client_leaves(request: Request, call: Call, work: Awaitable[An
         leaving.cancel()
         working.cancel()
         await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-async def _disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def error_response(error: HTTPError, dialect: str = "openai") -> Response:

@@ -1,7 +1,6 @@
 """Runs the application under uvicorn: the socket, connections and their limits, signals, and a shutdown that ends."""
 
 import asyncio
-import json
 import logging
 import math
 import signal
@@ -10,12 +9,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from types import FrameType
 from typing import Any
 
 import uvicorn
 from dgpt2_quant.core.errors import RuntimeFailure, UsageError
-from dgpt2_quant.serve.calls.errors import HTTPError
+from dgpt2_quant.serve.calls.errors import HTTPError, unavailable
+from dgpt2_quant.serve.calls.event_stream import to_json
 from dgpt2_quant.serve.calls.models import Models
 from dgpt2_quant.serve.calls.settings import Limits, Settings
 from starlette.applications import Starlette
@@ -27,7 +28,7 @@ from .app import make_app
 _LAST_SECONDS = 3  # after the texts were cancelled, for their connections to end
 
 
-def listen(settings: Settings) -> socket.socket:
+def bind(settings: Settings) -> socket.socket:
     """A socket bound to the address. Raises `UsageError` for one that is in use or does not exist."""
     host = settings.host.strip("[]")
     try:
@@ -160,14 +161,15 @@ def _limited(limits: Limits) -> type[asyncio.Protocol]:
     return Protocol
 
 
-def _raw(error: HTTPError) -> bytes:
-    body = json.dumps(error.body()).encode()
-    head = f"HTTP/1.1 {error.status} Service Unavailable\r\ncontent-type: application/json\r\n"
-    head += f"content-length: {len(body)}\r\nretry-after: 1\r\nconnection: close\r\n\r\n"
-    return head.encode() + body
+def _whole_answer(error: HTTPError) -> bytes:
+    """An error as bytes, for a connection that is refused before its request."""
+    body = to_json(error.body())
+    names = {"content-type": "application/json", "content-length": len(body), "connection": "close", **error.headers}
+    head = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}", *(f"{k}: {v}" for k, v in names.items())]
+    return "\r\n".join([*head, "", ""]).encode() + body
 
 
-_TOO_MANY = _raw(HTTPError(503, "too many connections; try again later", "unavailable_error", None, "unavailable"))
+_TOO_MANY = _whole_answer(unavailable("too many connections; try again later"))
 
 
 def _config(app: Starlette, settings: Settings) -> uvicorn.Config:

@@ -61,7 +61,8 @@ class Sampler:
     def sample(self, logits: Logits) -> int | None:
         """Samples the next token from logits, shape (real vocabulary,), which it changes.
 
-        None if no token is allowed. Raises `RuntimeFailure` for logits that are not finite, and for a slow grammar.
+        None if no token is allowed. Raises `RuntimeFailure` for logits that are not finite, and `UsageError` for a slow
+        grammar.
         """
         if self._filters_only:
             return self._pick(logits)
@@ -179,8 +180,8 @@ class Sampler:
 
     def _check_time(self, started: float) -> None:
         if (seconds := time.perf_counter() - started) > self.grammar_seconds:
-            raise RuntimeFailure(
-                f"the grammar must take at most {self.grammar_seconds:g} s for a token, not {seconds:.2g} s",
+            raise UsageError(
+                f"`grammar` must take at most {self.grammar_seconds:g} s for a token, not {seconds:.2g} s",
                 "Write it so that a text fits it in one way only.",
             )
 

@@ -56,8 +56,9 @@ class Call:
         before = self._latest.get(number)
         self._latest[number] = now
         if before is not None:
+            between = self.metrics.between_tokens.labels(served.id)
             for _ in event.token_ids:
-                self.metrics.between_tokens.labels(served.id).observe((now - before) / len(event.token_ids))
+                between.observe((now - before) / len(event.token_ids))
             return
         if self.first_token_seconds is None:
             self.first_token_seconds = now - self.started
@@ -72,6 +73,4 @@ class Call:
             if self.queue_seconds is None:
                 self.queue_seconds = timing.waited_seconds
             self.metrics.queue.labels(served.id).observe(timing.waited_seconds)
-            self.metrics.prompt_seconds.labels(served.id).inc(timing.prompt_seconds)
-            self.metrics.cached.labels(served.id).inc(timing.prompt_cached)
         self.metrics.whole.labels(served.id).observe(self.seconds)

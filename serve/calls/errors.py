@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dgpt2_quant.core.errors import OverloadedError, RuntimeFailure, UsageError
+from dgpt2_quant.core.errors import OverloadedError, UsageError
 
 RETRY_SECONDS = 1  # when to try again after a full queue
 
@@ -62,8 +62,6 @@ def of_library(error: Exception, names: Mapping[str, str] | None = None) -> HTTP
     """The response for an error of the library. `names` maps its parameters' names to those of the request."""
     if isinstance(error, OverloadedError):
         return overloaded()
-    if isinstance(error, RuntimeFailure) and "is closed" in error.message:
-        return unavailable("the server is shutting down")
     if not isinstance(error, UsageError):
         return internal()
     renamed = names or {}

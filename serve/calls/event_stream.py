@@ -46,7 +46,7 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         writing = asyncio.create_task(self._write(send))
-        others = [asyncio.create_task(_until_disconnect(receive)), asyncio.create_task(self._ping(send))]
+        others = [asyncio.create_task(until_disconnect(receive)), asyncio.create_task(self._ping(send))]
         try:
             await asyncio.wait({writing, *others}, return_when=asyncio.FIRST_COMPLETED)
             if not writing.done() or isinstance(writing.exception(), TimeoutError):
@@ -86,6 +86,7 @@ class EventStream(Response):
                 await self._put(send, _PING)
 
 
-async def _until_disconnect(receive: Receive) -> None:
+async def until_disconnect(receive: Receive) -> None:
+    """Returns when the client has left."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -12,9 +12,12 @@ from .settings import Limits
 
 _SHOWN = 60  # characters of a wrong value in an error
 _MOST_FIELDS = 400  # of an object: each unknown one would be an error of its own
-Ids = Annotated[list[int], Field(fail_fast=True)]
-Prompts = str | Annotated[list[str], Field(fail_fast=True)] | Ids | Annotated[list[Ids], Field(fail_fast=True)]
-"""Texts or token ids. A long list with wrong items is refused at the first of them."""
+_Item = TypeVar("_Item")
+Items = Annotated[list[_Item], Field(fail_fast=True)]
+"""A list. Each list of a schema is one: of a long one with wrong items, only the first makes an error."""
+Ids = Items[int]
+Prompts = str | Items[str] | Ids | Items[Ids]
+"""Texts or token ids."""
 
 
 class Body(BaseModel):
@@ -125,7 +128,7 @@ def _path(location: tuple[int | str, ...]) -> list[str]:
         for part in location
         if isinstance(part, str)
         and part.islower()
-        and part not in ("str", "int")
+        and part not in ("str", "int", "float", "bool")
         and "[" not in part
         and "(" not in part
     ]

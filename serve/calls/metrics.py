@@ -26,19 +26,18 @@ class Metrics:
         self.between_tokens = self._histogram("inter_token", "Between two tokens of a text", _SHORT)
         self.queue = self._histogram("queue", "From a request's arrival to the computing of its prompt", _LONG)
         self.whole = self._histogram("request", "From a request's arrival to the end of its answer", _LONG)
-        self.prompt_seconds = self._counter("prompt_seconds", "Time of computing prompts", "model")
-        self.cached = self._counter("prompt_tokens_cached", "Prompt tokens that needed no computing", "model")
-        self.requests = self._counter("requests", "Answers by route and status", "route", "code")
-        self.cancelled = self._counter("requests_cancelled", "Requests whose client left", "route")
+        self.requests = Counter(
+            "dgpt2_quant_requests",
+            "Answers by route and status; 499: the client left.",
+            ["route", "code"],
+            registry=self.registry,
+        )
         self.registry.register(_LlamaCpp(models))
 
     def _histogram(self, name: str, what: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(
             f"dgpt2_quant_{name}_seconds", f"{what}, in seconds.", ["model"], buckets=buckets, registry=self.registry
         )
-
-    def _counter(self, name: str, what: str, *labels: str) -> Counter:
-        return Counter(f"dgpt2_quant_{name}", f"{what}.", labels, registry=self.registry)
 
     def text(self) -> bytes:
         return generate_latest(self.registry)
@@ -59,14 +58,14 @@ class _LlamaCpp(Collector):
             "prompt_seconds": ("Time of computing prompts", [s.totals.prompt_seconds for s in stats]),
             "tokens_predicted": ("Tokens that were generated", [s.totals.decode_tokens for s in stats]),
             "tokens_predicted_seconds": ("Time of generating", [s.totals.decode_seconds for s in stats]),
-            "n_decode": ("Calls of llama_decode for generation", [s.totals.steps for s in stats]),
+            "n_decode": ("Calls of llama_decode", [s.totals.prompt_steps + s.totals.steps for s in stats]),
         }
         for name, (what, values) in counters.items():
             family = CounterMetricFamily(f"llamacpp:{name}", f"{what}.")
             family.add_metric([], sum(values))
             yield family
         prompt_seconds, seconds = (sum(counters[name][1]) for name in ("prompt_seconds", "tokens_predicted_seconds"))
-        steps = sum(counters["n_decode"][1])
+        steps = sum(s.totals.steps for s in stats)
         gauges = {
             "prompt_tokens_seconds": sum(counters["prompt_tokens"][1]) / prompt_seconds if prompt_seconds else 0,
             "predicted_tokens_seconds": sum(counters["tokens_predicted"][1]) / seconds if seconds else 0,

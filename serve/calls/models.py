@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +36,11 @@ class ModelFile:
     def id(self) -> str:
         return f"{self.name}:{self.quant_type}"
 
+    @property
+    def names(self) -> set[str]:
+        """All names but the id, in lower case."""
+        return {name.lower() for name in (self.name, *self.aliases)}
+
 
 def file_to_serve(path: Path) -> ModelFile:
     """A GGUF file under its own name: `storybook.lean.Q4_0.gguf` is `storybook.lean:Q4_0`. Raises `GGUFError`."""
@@ -60,11 +66,16 @@ class ServedModel:
     def id(self) -> str:
         return self.file.id
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Changes with the file and the version. Batched texts depend also on their company (docs/serving.md)."""
         about = f"{tool_version()} {self.id} {self.bytes}"
         return f"fp_{hashlib.sha256(about.encode()).hexdigest()[:12]}"
+
+    @property
+    def start_text(self) -> str:
+        """The name of the token that stands for an empty prompt."""
+        return self.model.token_bytes(self.model.start_token, special=True).decode("utf-8", "replace")
 
     @property
     def end_text(self) -> str:
@@ -143,12 +154,12 @@ class Models:
         if name is None:
             return next(iter(self.loaded.values()))
         wanted = name.lower()
-        for served in (self.loaded.get(name), *self.loaded.values()):
-            if served and (served.id == name or served.id.lower() == wanted):
-                return served
-        for served in self.loaded.values():
-            if wanted in (served.file.name.lower(), *(alias.lower() for alias in served.file.aliases)):
-                return served
+        if name in self.loaded:
+            return self.loaded[name]
+        same_id = [served for served in self.loaded.values() if served.id.lower() == wanted]
+        same_name = [served for served in self.loaded.values() if wanted in served.file.names]
+        if found := same_id + same_name:
+            return found[0]
         known = ", ".join(self.loaded)
         raise HTTPError(
             404,

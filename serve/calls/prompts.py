@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 from .call import Call
 from .errors import HTTPError, refused
+from .json_body import Prompts
 from .models import ServedModel
-
-Prompts = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,8 @@ def _each(given: Prompts, name: str) -> Sequence[str | Sequence[int]]:
     if not given:
         raise refused(f"`{name}` must not be an empty list", name)
     if isinstance(given[0], int):
-        return [given]  # type: ignore[list-item]
-    return given  # type: ignore[return-value]
+        return [given]
+    return given
 
 
 async def _read(

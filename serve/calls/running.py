@@ -5,12 +5,12 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from dgpt2_quant.core.errors import DgptQuantError
+from dgpt2_quant.core.errors import DgptQuantError, RuntimeFailure
 from dgpt2_quant.runtime import Completion, Event, RequestHandle
 from pydantic import BaseModel
 
 from .call import Call
-from .errors import HTTPError, internal, of_library, overloaded, refused, timed_out, unavailable
+from .errors import HTTPError, of_library, overloaded, refused, timed_out, unavailable
 from .models import ServedModel
 
 
@@ -28,11 +28,8 @@ class Running:
 
         Raises `HTTPError`: 429 when the queue has no room for all of them, 400 for a wrong option.
         """
-        self.call, self.served = call, served
+        self.call, self.served, self.names = call, served, names
         scheduler = served.scheduler
-        if len(texts) > scheduler.parallel + scheduler.queue:
-            most = scheduler.parallel + scheduler.queue
-            raise refused(f"a request may generate at most {most} texts on this server, not {len(texts)}", "n")
         if len(texts) > served.room:
             raise overloaded()
         self.generated = [0] * len(texts)  # tokens of each text so far
@@ -42,6 +39,8 @@ class Running:
                 self.handles.append(scheduler.submit(list(tokens), **options))
         except DgptQuantError as error:
             self.cancel()
+            if type(error) is RuntimeFailure:  # the scheduler is closed
+                raise unavailable("the server is shutting down") from error
             raise of_library(error, names) from error
         call.began(served, self.handles)
 
@@ -83,7 +82,7 @@ class Running:
                 elif isinstance(event, HTTPError):
                     raise event
                 elif isinstance(event, Exception):
-                    raise internal() from event
+                    raise of_library(event, self.names) from event
                 else:
                     if event.completion and event.completion.finish_reason == "cancelled":
                         raise unavailable("the server is shutting down")
@@ -122,6 +121,13 @@ def tokens_to_generate(call: Call, body: BaseModel, name: str, default: int | No
     return wanted if wanted is not None and wanted >= 0 else most
 
 
-def cached_tokens(handle: RequestHandle) -> int:
-    """The tokens of a prompt that needed no computing."""
-    return handle.timing.prompt_cached
+def require_count(call: Call, served: ServedModel, count: int, name: str) -> None:
+    """Raises `HTTPError` for more texts than a request may generate; `name` is the field that multiplies them."""
+    most = min(call.limits.sequences, served.scheduler.parallel + served.scheduler.queue)
+    if count > most:
+        raise refused(f"a request may generate at most {most} texts on this server, not {count}", name)
+
+
+def with_seed(options: Mapping[str, Any], seed: int | None, number: int) -> Mapping[str, Any]:
+    """The options of text `number`: the texts of a request have the seeds from `seed` on. None and -1: random ones."""
+    return {**options, "seed": None if seed in (None, -1) else seed + number}

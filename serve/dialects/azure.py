@@ -9,14 +9,14 @@ Parameters are those of Transformers' text-generation pipeline, which samples up
 as Transformers does, with `<|endoftext|>` as the special token.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from dgpt2_quant.serve.calls.call import Call
 from dgpt2_quant.serve.calls.errors import HTTPError, refused
-from dgpt2_quant.serve.calls.json_body import Body
+from dgpt2_quant.serve.calls.json_body import Body, Items
 from dgpt2_quant.serve.calls.prompts import read_prompts
-from dgpt2_quant.serve.calls.running import Running, tokens_to_generate
+from dgpt2_quant.serve.calls.running import Running, require_count, tokens_to_generate, with_seed
 from pydantic import Field
 
 
@@ -41,7 +41,7 @@ class Parameters(Body):
 class InputData(Body):
     """Texts, and perhaps their parameters."""
 
-    input_string: str | list[str]
+    input_string: str | Items[str]
     parameters: Parameters | None = None
     params: Parameters | None = None
 
@@ -49,8 +49,8 @@ class InputData(Body):
 class ScoreBody(Body):
     """One of the four shapes."""
 
-    input_data: list[str] | InputData | str | None = None
-    inputs: InputData | list[str] | str | None = None
+    input_data: Items[str] | InputData | str | None = None
+    inputs: InputData | Items[str] | str | None = None
     parameters: Parameters | None = None
     params: Parameters | None = None
     model: str | None = Field(None, description="An id of /v1/models; by default the first.")
@@ -84,19 +84,15 @@ async def score(call: Call, body: ScoreBody) -> list[Any]:
     return [{str(number): text for number, text in enumerate(group)} for group in found]
 
 
-async def _generate(call: Call, model: str | None, texts: Sequence[str], given: Parameters) -> list[list[str]]:
+async def _generate(call: Call, model: str | None, texts: list[str], given: Parameters) -> list[list[str]]:
     served = call.models.find(model)
     prompts = await read_prompts(call, served, texts, special=True, name="input_string")
     count = given.num_return_sequences
-    if len(prompts) * count > call.limits.sequences:
-        most = call.limits.sequences
-        raise refused(
-            f"a request may generate at most {most} texts, not {len(prompts) * count}", "num_return_sequences"
-        )
+    require_count(call, served, len(prompts) * count, "num_return_sequences")
     if count > 1 and not given.do_sample:
         raise refused("`num_return_sequences` above 1 needs `do_sample`: all texts would be the same", "do_sample")
     jobs = [
-        (prompt.tokens, {**options, "seed": None if given.seed is None else given.seed + number})
+        (prompt.tokens, with_seed(options, given.seed, number))
         for prompt in prompts
         for options in [_options(call, given, len(prompt.tokens))]
         for number in range(count)
@@ -117,7 +113,9 @@ def error_body(error: HTTPError) -> dict[str, Any]:
 def _options(call: Call, given: Parameters, length: int) -> Mapping[str, Any]:
     """The scheduler's options for a prompt of `length` tokens. As in Transformers, new tokens go before lengths."""
     if given.max_new_tokens is None and given.max_length is not None:
-        most = max(0, given.max_length - length)
+        most = given.max_length - length
+        if most < 1:
+            raise refused(f"`max_length` must be more than the {length} tokens of the prompt", "max_length")
         if call.limits.tokens is not None and most > call.limits.tokens:
             raise refused(f"`max_length` may add at most {call.limits.tokens} tokens on this server", "max_length")
     else:
@@ -125,9 +123,12 @@ def _options(call: Call, given: Parameters, length: int) -> Mapping[str, Any]:
     least = given.min_new_tokens
     if least is None:
         least = max(0, (given.min_length or 0) - length)
+    if least > most:
+        name = "min_length" if given.min_new_tokens is None else "min_new_tokens"
+        raise refused(f"`{name}` asks for {least} new tokens, and at most {most} are generated", name)
     return {
         "max_tokens": most,
-        "min_tokens": min(least, most),
+        "min_tokens": least,
         "temperature": given.temperature if given.do_sample else 0.0,
         "top_p": given.top_p if given.do_sample else 1.0,
         "top_k": given.top_k if given.do_sample else 0,

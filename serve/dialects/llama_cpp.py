@@ -7,10 +7,10 @@ from dgpt2_quant.runtime import Completion, Event, TokenLogprob
 from dgpt2_quant.serve.calls.call import Call
 from dgpt2_quant.serve.calls.errors import HTTPError, refused, unsupported
 from dgpt2_quant.serve.calls.event_stream import EventStream
-from dgpt2_quant.serve.calls.json_body import Body
+from dgpt2_quant.serve.calls.json_body import Body, Items, Prompts
 from dgpt2_quant.serve.calls.models import ServedModel
 from dgpt2_quant.serve.calls.prompts import PromptText, read_prompts
-from dgpt2_quant.serve.calls.running import Running, cached_tokens, tokens_to_generate
+from dgpt2_quant.serve.calls.running import Running, require_count, tokens_to_generate
 from dgpt2_quant.serve.calls.token_text import TokenTexts, finite
 from pydantic import Field
 
@@ -18,7 +18,7 @@ from .openai_sampling import MOST_BIASES, Stops
 
 _BIASED_TEXT = 100  # characters
 NAMES = {"max_tokens": "n_predict", "logprobs": "n_probs"}
-_WITHOUT_EFFECT: dict[str, Any] = {  # fields that are accepted with this value only: the scheduler has no such thing
+_UNSUPPORTED: dict[str, Any] = {  # fields that the scheduler lacks, with the value that switches them off
     "xtc_probability": 0.0,
     "dynatemp_range": 0.0,
     "top_n_sigma": -1.0,
@@ -38,7 +38,7 @@ _WITHOUT_EFFECT: dict[str, Any] = {  # fields that are accepted with this value 
 class CompletionBody(Body):
     """llama.cpp's completion request."""
 
-    prompt: str | list[int] | list[str] | list[str | int] | list[list[int]]
+    prompt: Prompts | Items[str | int]
     model: str | None = None
     n_predict: int = Field(-1, ge=-1, description="Tokens to generate; -1: up to the end of the context.")
     max_tokens: int | None = Field(None, ge=-1, description="The same as `n_predict`.")
@@ -55,14 +55,14 @@ class CompletionBody(Body):
     dry_base: float = 1.75
     dry_allowed_length: int = 2
     dry_penalty_last_n: int = -1
-    dry_sequence_breakers: list[str] | None = None
+    dry_sequence_breakers: Items[str] | None = None
     mirostat: int = 0
     mirostat_tau: float = 5.0
     mirostat_eta: float = 0.1
     grammar: str = ""
-    seed: int = -1
+    seed: int = Field(-1, ge=-1, description="-1: a random one.")
     ignore_eos: bool = False
-    logit_bias: list[list[int | float | bool | str]] | dict[str, float] | None = Field(None, max_length=MOST_BIASES)
+    logit_bias: Items[Items[int | float | bool | str]] | dict[str, float] | None = Field(None, max_length=MOST_BIASES)
     n_probs: int = Field(0, ge=0)
     stop: Stops | None = None
     stream: bool = False
@@ -70,8 +70,8 @@ class CompletionBody(Body):
     return_tokens: bool = False
     timings_per_token: bool = False
     t_max_predict_ms: float | None = None
-    response_fields: list[str] | None = None
-    samplers: list[str] | str | None = Field(None, description="Accepted; the order of the samplers is fixed.")
+    response_fields: Items[str] | None = None
+    samplers: Items[str] | str | None = Field(None, description="Accepted; the order of the samplers is fixed.")
     parse_special: bool = False
     xtc_probability: float = 0.0
     xtc_threshold: float = 0.1
@@ -87,13 +87,13 @@ class CompletionBody(Body):
     n_cmpl: int = 1
     post_sampling_probs: bool = False
     return_progress: bool = False
-    lora: list[Any] = Field(default_factory=list)
+    lora: Items[Any] = Field(default_factory=list)
 
 
 async def complete(call: Call, body: CompletionBody) -> Any:
     """Answers llama.cpp's `/completion`: one object, or a list for several prompts. Raises `HTTPError`."""
     served = call.models.find(body.model)
-    for name, value in _WITHOUT_EFFECT.items():
+    for name, value in _UNSUPPORTED.items():
         if getattr(body, name) != value:
             raise unsupported(name)
     if body.grammar and not call.settings.allow_grammar:
@@ -101,8 +101,8 @@ async def complete(call: Call, body: CompletionBody) -> Any:
     if body.n_probs > call.limits.logprobs:
         raise refused(f"`n_probs` must be 0-{call.limits.logprobs}, not {body.n_probs}", "n_probs")
     prompts = await _prompts(call, served, body)
-    several = isinstance(body.prompt, list) and bool(body.prompt) and not _is_mixed(body.prompt)
-    if body.stream and several:
+    require_count(call, served, len(prompts), "prompt")
+    if body.stream and len(prompts) > 1:
         raise refused("`stream` needs a single prompt", "stream")
     settings = _options(body, served)
     settings["max_tokens"] = tokens_to_generate(
@@ -111,15 +111,13 @@ async def complete(call: Call, body: CompletionBody) -> Any:
     running = Running(call, served, [(prompt.tokens, settings) for prompt in prompts], NAMES)
     if body.stream:
         chunks = _stream(running, served, body, prompts[0])
-        return EventStream(
-            chunks, write_seconds=call.limits.write_seconds, end=b"", error_body=lambda error: error_body(error)
-        )
+        return EventStream(chunks, write_seconds=call.limits.write_seconds, end=b"", error_body=error_body)
     with running:
         found = await running.results()
         answers = [
             _final(running, served, body, number, prompts[number], one, one.text) for number, one in enumerate(found)
         ]
-    return answers if several else answers[0]
+    return answers if len(answers) > 1 else answers[0]
 
 
 async def _stream(
@@ -173,7 +171,7 @@ def _final(
         "tokens_evaluated": len(prompt.tokens),
         "generation_settings": {
             "seed": running.handles[number].seed,
-            **body.model_dump(exclude={"prompt", "stream", "model", "seed", *_WITHOUT_EFFECT}),
+            **body.model_dump(exclude={"prompt", "stream", "model", "seed", *_UNSUPPORTED}),
         },
         "prompt": prompt.text,
         "has_new_line": "\n" in found.text,
@@ -208,7 +206,7 @@ def _timings(running: Running, number: int) -> dict[str, Any]:
     prompt_ms, predicted_ms = 1000 * timing.prompt_seconds, 1000 * timing.decode_seconds
     prompt, predicted = timing.prompt_computed, running.generated[number]
     return {
-        "cache_n": cached_tokens(running.handles[number]),
+        "cache_n": timing.prompt_cached,
         "prompt_n": prompt,
         "prompt_ms": prompt_ms,
         "prompt_per_token_ms": prompt_ms / max(1, prompt),
@@ -220,14 +218,9 @@ def _timings(running: Running, number: int) -> dict[str, Any]:
     }
 
 
-def _is_mixed(prompt: Sequence[Any]) -> bool:
-    """Whether a list is one prompt of token ids, perhaps with texts between them."""
-    return any(isinstance(part, int) for part in prompt)
-
-
 async def _prompts(call: Call, served: ServedModel, body: CompletionBody) -> list[PromptText]:
     prompt: Any = body.prompt
-    if isinstance(prompt, list) and _is_mixed(prompt) and any(isinstance(part, str) for part in prompt):
+    if isinstance(prompt, list) and {type(part) for part in prompt} == {int, str}:
         tokens: list[int] = []
         if len(prompt) > 2 * served.scheduler.positions:
             raise refused("`prompt` has too many parts", "prompt", "context_length_exceeded")
@@ -246,7 +239,7 @@ def _options(body: CompletionBody, served: ServedModel) -> dict[str, Any]:
     )
     found: dict[str, Any] = {name: getattr(body, name) for name in names}
     found["top_k"] = max(0, body.top_k)
-    found["seed"] = None if body.seed in (-1, 2**32 - 1) else abs(body.seed)
+    found["seed"] = None if body.seed in (-1, 2**32 - 1) else body.seed
     found["logprobs"] = body.n_probs or None
     found["logit_bias"] = _biases(body, served)
     if body.dry_sequence_breakers is not None:

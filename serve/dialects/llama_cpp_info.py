@@ -11,6 +11,7 @@ from dgpt2_quant.serve.calls.models import ServedModel
 from dgpt2_quant.serve.calls.prompts import check_ids, text_of
 from dgpt2_quant.serve.calls.token_text import TokenTexts
 from pydantic import Field
+from starlette.requests import Request
 
 _MOST_PIECES = 10_000
 
@@ -71,14 +72,13 @@ async def detokenize(call: Call, body: DetokenizeBody) -> dict[str, Any]:
     return {"content": text, "prompt": text}
 
 
-async def tokenizer_info(call: Call) -> dict[str, Any]:
+async def tokenizer_info(call: Call, request: Request) -> dict[str, Any]:
     """The tokenizer's facts that lm-evaluation-harness asks for, in vLLM's shape."""
     served = call.models.find(None)
     model = served.model
-    start = model.token_bytes(model.start_token, special=True).decode("utf-8", "replace")
     return {
         "tokenizer_class": "GPT2Tokenizer",
-        "bos_token": start,
+        "bos_token": served.start_text,
         "eos_token": served.end_text,
         "unk_token": served.end_text,
         "pad_token": served.end_text,
@@ -89,7 +89,7 @@ async def tokenizer_info(call: Call) -> dict[str, Any]:
     }
 
 
-async def props(call: Call) -> dict[str, Any]:
+async def props(call: Call, request: Request) -> dict[str, Any]:
     """Facts about the default model."""
     served = call.models.find(None)
     return {
@@ -98,14 +98,14 @@ async def props(call: Call) -> dict[str, Any]:
         "model_path": served.id,
         "model_alias": served.id,
         "chat_template": served.chat_template or "",
-        "bos_token": served.model.token_bytes(served.model.start_token, special=True).decode("utf-8", "replace"),
+        "bos_token": served.start_text,
         "eos_token": served.end_text,
         "build_info": f"dgpt2-quant {tool_version()}",
         "models": [one["id"] for one in call.models.list()],
     }
 
 
-async def slots(call: Call, *, fail_on_no_slot: bool = False) -> list[dict[str, Any]]:
+async def slots(call: Call, request: Request) -> list[dict[str, Any]]:
     """The slots of each model, and whether they are in use; never a prompt. Raises `HTTPError` 503 if none is free."""
     call.models.find(None)
     found = []
@@ -115,6 +115,6 @@ async def slots(call: Call, *, fail_on_no_slot: bool = False) -> list[dict[str, 
             {"id": number, "model": served.id, "n_ctx": served.scheduler.positions, "is_processing": number < active}
             for number in range(served.scheduler.parallel)
         ]
-    if fail_on_no_slot and all(slot["is_processing"] for slot in found):
+    if request.query_params.get("fail_on_no_slot") == "1" and all(slot["is_processing"] for slot in found):
         raise unavailable("no slot is free")
     return found

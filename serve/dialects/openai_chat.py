@@ -2,17 +2,17 @@
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, Sequence
-from typing import Any, Literal
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 from dgpt2_quant.runtime import Completion, TokenLogprob
 from dgpt2_quant.serve.calls.call import Call
 from dgpt2_quant.serve.calls.errors import refused
 from dgpt2_quant.serve.calls.event_stream import EventStream
-from dgpt2_quant.serve.calls.json_body import Body
+from dgpt2_quant.serve.calls.json_body import Body, Items
 from dgpt2_quant.serve.calls.models import ServedModel
 from dgpt2_quant.serve.calls.prompts import too_long
-from dgpt2_quant.serve.calls.running import Running, cached_tokens, tokens_to_generate
+from dgpt2_quant.serve.calls.running import Running, require_count, tokens_to_generate, with_seed
 from dgpt2_quant.serve.calls.token_text import TokenTexts, finite
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -33,7 +33,7 @@ class Message(Body):
     """A message of a chat."""
 
     role: str = Field(pattern="^[a-z_]{1,32}$")
-    content: str | list[TextPart] = ""
+    content: str | Items[TextPart] = ""
     name: str | None = None
 
     @property
@@ -44,7 +44,7 @@ class Message(Body):
 class ChatBody(SamplingBody):
     """OpenAI's chat request."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Annotated[Items[Message], Field(min_length=1)]
     max_tokens: int | None = Field(None, ge=0, description="By default as many as the context has room for.")
     max_completion_tokens: int | None = Field(None, ge=0)
     logprobs: bool = False
@@ -58,12 +58,9 @@ async def chat(call: Call, body: ChatBody) -> dict[str, Any] | EventStream:
         raise refused(
             f"{served.id} has no chat template, it only continues text: use /v1/completions", "messages", "no_chat"
         )
-    for name, value, most in (
-        ("top_logprobs", body.top_logprobs, call.limits.logprobs),
-        ("n", body.n, call.limits.sequences),
-    ):
-        if value > most:
-            raise refused(f"`{name}` must be at most {most}, not {value}", name)
+    require_count(call, served, body.n, "n")
+    if body.top_logprobs > call.limits.logprobs:
+        raise refused(f"`top_logprobs` must be 0-{call.limits.logprobs}, not {body.top_logprobs}", "top_logprobs")
     if body.top_logprobs and not body.logprobs:
         raise refused("`top_logprobs` needs `logprobs`", "top_logprobs")
     tokens = await _tokens(served, body.messages)
@@ -73,7 +70,7 @@ async def chat(call: Call, body: ChatBody) -> dict[str, Any] | EventStream:
     name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     settings["max_tokens"] = tokens_to_generate(call, body, name)
     settings["logprobs"] = body.top_logprobs if body.logprobs else None
-    texts = [(tokens, settings if body.seed is None else settings | {"seed": body.seed + i}) for i in range(body.n)]
+    texts = [(tokens, with_seed(settings, body.seed, number)) for number in range(body.n)]
     running = Running(call, served, texts, NAMES)
     head = {
         "id": f"chatcmpl-{body.request_id or call.id}",
@@ -92,7 +89,6 @@ async def chat(call: Call, body: ChatBody) -> dict[str, Any] | EventStream:
 async def _stream(running: Running, body: ChatBody, head: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
     head = {**head, "object": "chat.completion.chunk"}
     usage = body.stream_options
-    with_usage = bool(usage and usage.include_usage)
     began: set[int] = set()
     with running:
         async for number, event in running.events():
@@ -103,8 +99,10 @@ async def _stream(running: Running, body: ChatBody, head: dict[str, Any]) -> Asy
             done = event.completion
             choice = {"index": number, "delta": delta, "logprobs": _logprobs(running.served, body, event.logprobs)}
             chunk = {**head, "choices": [{**choice, "finish_reason": done and reason_of(done)}]}
-            yield {**chunk, "usage": None} if with_usage else chunk
-        if with_usage:
+            if usage and (usage.include_usage or usage.continuous_usage_stats):
+                chunk["usage"] = _usage(running) if usage.continuous_usage_stats else None
+            yield chunk
+        if usage and usage.include_usage:
             yield {**head, "choices": [], "usage": _usage(running)}
 
 
@@ -142,21 +140,18 @@ def _usage(running: Running) -> dict[str, Any]:
         "prompt_tokens": prompt,
         "completion_tokens": generated,
         "total_tokens": prompt + generated,
-        "prompt_tokens_details": {"cached_tokens": cached_tokens(running.handles[0])},
+        "prompt_tokens_details": {"cached_tokens": running.handles[0].timing.prompt_cached},
     }
 
 
 async def _tokens(served: ServedModel, messages: Sequence[Message]) -> list[int]:
     """The chat as the template writes it. Names of special tokens in a message stay text, as in any prompt."""
-    contents = [message.text for message in messages]
-    named = [
-        content
-        for content in contents
-        if served.model.tokenize(content, special=True, add_special=False)
-        != served.model.tokenize(content, special=False, add_special=False)
-    ]
-    marks = {content: f"{secrets.token_hex(16)}" for content in dict.fromkeys(named)}
-    text = _rendered(served, [(m.role, marks.get(m.text, m.text)) for m in messages])
+    marks: dict[str, str] = {}  # for the texts that have such names
+    for content in dict.fromkeys(message.text for message in messages):
+        plain, parsed = [await served.tokenize(content, special=which, add_special=False) for which in (False, True)]
+        if plain != parsed:
+            marks[content] = secrets.token_hex(16)
+    text = _rendered(served, messages, marks)
     pieces: list[tuple[str, bool]] = [(text, True)]  # text, and whether names in it are special tokens
     for content, mark in marks.items():
         split: list[tuple[str, bool]] = []
@@ -173,19 +168,24 @@ async def _tokens(served: ServedModel, messages: Sequence[Message]) -> list[int]
     return found
 
 
-def _rendered(served: ServedModel, messages: Sequence[tuple[str, str]]) -> str:
+def _rendered(served: ServedModel, messages: Sequence[Message], marks: Mapping[str, str]) -> str:
+    """The template's text, with marks in place of some contents."""
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
 
     def raise_exception(message: str) -> None:
         raise TemplateError(message)
 
     environment.globals["raise_exception"] = raise_exception
-    start = served.model.token_bytes(served.model.start_token, special=True).decode("utf-8", "replace")
+    chat = [
+        {"role": message.role, "content": marks.get(message.text, message.text)}
+        | ({} if message.name is None else {"name": message.name})
+        for message in messages
+    ]
     try:
         return environment.from_string(served.chat_template or "").render(
-            messages=[{"role": role, "content": content} for role, content in messages],
+            messages=chat,
             add_generation_prompt=True,
-            bos_token=start,
+            bos_token=served.start_text,
             eos_token=served.end_text,
         )
     except TemplateError as error:

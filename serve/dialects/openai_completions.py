@@ -13,7 +13,7 @@ from dgpt2_quant.serve.calls.event_stream import EventStream
 from dgpt2_quant.serve.calls.json_body import Prompts
 from dgpt2_quant.serve.calls.models import ServedModel
 from dgpt2_quant.serve.calls.prompts import PromptText, read_prompts
-from dgpt2_quant.serve.calls.running import Running, cached_tokens, tokens_to_generate
+from dgpt2_quant.serve.calls.running import Running, require_count, tokens_to_generate, with_seed
 from dgpt2_quant.serve.calls.token_text import TokenTexts, finite, prompt_offsets
 from pydantic import Field
 
@@ -51,19 +51,13 @@ async def complete(call: Call, body: CompletionBody) -> dict[str, Any] | EventSt
         add_special=body.add_special_tokens,
         keep=body.truncate_prompt_tokens,
     )
-    if len(prompts) * count > call.limits.sequences:
-        most = call.limits.sequences
-        raise refused(f"a request may generate at most {most} texts, not {len(prompts) * count}", "n")
+    require_count(call, served, len(prompts) * count, "n" if body.best_of is None else "best_of")
     settings = options(body, served, call.settings)
     settings["max_tokens"] = tokens_to_generate(call, body, "max_tokens", 16)
     settings["logprobs"] = 0 if body.logprobs is None and count > body.n else body.logprobs
     before = [body.prompt_logprobs, body.logprobs if body.echo else None]
     settings["prompt_logprobs"] = max((value for value in before if value is not None), default=None)
-    texts = [
-        (prompt.tokens, settings if body.seed is None else settings | {"seed": body.seed + number})
-        for prompt in prompts
-        for number in range(count)
-    ]
+    texts = [(prompt.tokens, with_seed(settings, body.seed, number)) for prompt in prompts for number in range(count)]
     running = Running(call, served, texts, NAMES)
     answer = _Answer(call, served, body, prompts, count)
     if body.stream:
@@ -135,11 +129,12 @@ class _Answer:
     def usage(self, running: Running) -> dict[str, Any]:
         """Each prompt counts once, each text that was generated for it too."""
         prompt_tokens, generated = sum(len(prompt.tokens) for prompt in self.prompts), sum(running.generated)
+        cached = sum(handle.timing.prompt_cached for handle in running.handles[:: self.count])
         return {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": generated,
             "total_tokens": prompt_tokens + generated,
-            "prompt_tokens_details": {"cached_tokens": sum(map(cached_tokens, running.handles[:: self.count]))},
+            "prompt_tokens_details": {"cached_tokens": cached},
         }
 
 
@@ -149,11 +144,13 @@ class _Choice:
     def __init__(self, answer: _Answer, prompt: PromptText) -> None:
         self.body, self.prompt = answer.body, prompt
         self.texts = TokenTexts(answer.served.model, as_ids=self.body.return_tokens_as_token_ids)
-        offsets = prompt_offsets(self.texts, prompt.tokens, skips_first=prompt.adds_first)
-        self.texts.end_character()
-        self.texts.offset = len(prompt.text)
-        self.offsets = [min(offset, len(prompt.text)) for offset in offsets]
         self.began = False
+        self.offsets: list[int] = []
+        if self.body.logprobs is not None:
+            offsets = prompt_offsets(self.texts, prompt.tokens, skips_first=prompt.adds_first)
+            self.offsets = [min(offset, len(prompt.text)) for offset in offsets]
+            self.texts.end_character()
+            self.texts.offset = len(prompt.text)
 
     def whole(self, found: Completion) -> dict[str, Any]:
         return self.part(
@@ -181,9 +178,9 @@ class _Choice:
         body, first = self.body, not self.began
         self.began = True
         echoed = first and body.echo
-        offsets = [self.texts.add(token, special=not body.skip_special_tokens) for token in ids]
         found: dict[str, Any] = {"text": self.prompt.text + text if echoed else text, "logprobs": None}
         if body.logprobs is not None:
+            offsets = [self.texts.add(token, special=not body.skip_special_tokens) for token in ids]
             shown = [limited(entry, body.logprobs) for entry in entries]
             if echoed:
                 shown = [*(limited(entry, body.logprobs) for entry in before), *shown]

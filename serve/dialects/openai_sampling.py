@@ -3,14 +3,14 @@
 from typing import Annotated, Any
 
 from dgpt2_quant.serve.calls.errors import refused, unsupported
-from dgpt2_quant.serve.calls.json_body import Body
+from dgpt2_quant.serve.calls.json_body import Body, Ids, Items
 from dgpt2_quant.serve.calls.models import ServedModel
 from dgpt2_quant.serve.calls.settings import Settings
 from pydantic import Field
 
 MOST_STOPS, MOST_BIASES = 64, 300  # each is looked at for each token, while the other texts wait
 Stop = Annotated[str, Field(max_length=1000)]
-Stops = Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS, fail_fast=True)]
+Stops = Stop | Annotated[Items[Stop], Field(max_length=MOST_STOPS)]
 
 
 class StreamOptions(Body):
@@ -27,7 +27,7 @@ class SamplingBody(Body):
     stream: bool = False
     stream_options: StreamOptions | None = None
     n: int = Field(1, ge=1)
-    seed: int | None = None
+    seed: int | None = Field(None, ge=-1, description="-1: a random one.")
     stop: Stops | None = None
     temperature: float = Field(1.0, ge=0, le=100)
     top_p: float = Field(1.0, ge=0, le=1)
@@ -45,7 +45,7 @@ class SamplingBody(Body):
     repeat_last_n: int = Field(-1, ge=-1, description="Tokens for the penalties; -1: all.")
     min_tokens: int = Field(0, ge=0)
     ignore_eos: bool = False
-    stop_token_ids: list[int] | None = Field(None, max_length=MOST_STOPS)
+    stop_token_ids: Ids | None = Field(None, max_length=MOST_STOPS)
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
@@ -56,7 +56,7 @@ class SamplingBody(Body):
     dry_base: float = 1.75
     dry_allowed_length: int = 2
     dry_penalty_last_n: int = -1
-    dry_sequence_breakers: list[str] | None = None
+    dry_sequence_breakers: Items[str] | None = None
     grammar: str | None = None
     cache_prompt: bool = True
     request_id: Annotated[str, Field(pattern=r"^[\w.-]{1,64}$")] | None = None

@@ -1,13 +1,13 @@
 """Text Generation Inference's routes, which `huggingface_hub.InferenceClient.text_generation` speaks."""
 
 from collections.abc import AsyncGenerator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from dgpt2_quant.runtime import Completion, TokenLogprob
 from dgpt2_quant.serve.calls.call import Call
 from dgpt2_quant.serve.calls.errors import HTTPError, refused, unsupported
 from dgpt2_quant.serve.calls.event_stream import EventStream
-from dgpt2_quant.serve.calls.json_body import Body
+from dgpt2_quant.serve.calls.json_body import Body, Items
 from dgpt2_quant.serve.calls.models import ServedModel
 from dgpt2_quant.serve.calls.prompts import read_prompts
 from dgpt2_quant.serve.calls.running import Running, tokens_to_generate
@@ -32,7 +32,7 @@ class Parameters(Body):
     repetition_penalty: float | None = Field(None, gt=0)
     frequency_penalty: float | None = None
     seed: int | None = Field(None, ge=0)
-    stop: list[Stop] = Field(default_factory=list, max_length=MOST_STOPS)
+    stop: Annotated[Items[Stop], Field(max_length=MOST_STOPS)] = Field(default_factory=list)
     truncate: int | None = Field(None, ge=1, description="Keep only that many tokens at the prompt's end.")
     return_full_text: bool = False
     details: bool = False

@@ -131,7 +131,7 @@ class TestFailure:
         with Scheduler(model, parallel=2, grammar_seconds=1e-9) as scheduler:
             running = scheduler.submit("The king", max_tokens=30, temperature=0)
             slow = scheduler.submit("The wolf", grammar="root ::= [a-z ]*")
-            with pytest.raises(RuntimeFailure, match="the grammar must take at most 1e-09 s for a token, not"):
+            with pytest.raises(UsageError, match="`grammar` must take at most 1e-09 s for a token, not"):
                 slow.result(10)
             assert running.result(30).text == alone["The king"]
 

@@ -14,7 +14,7 @@ import pytest
 from dgpt2_quant.serve.access_log import AccessLog
 from dgpt2_quant.serve.calls.models import ModelFile, Models
 from dgpt2_quant.serve.calls.settings import Settings
-from dgpt2_quant.serve.server import Server, listen
+from dgpt2_quant.serve.server import Server, bind
 
 
 @dataclass
@@ -39,7 +39,7 @@ def running(files: list[ModelFile], settings: Settings | None = None, **options:
     settings = settings or Settings(port=0)
     options = {"parallel": 3, "queue": 4, "threads": 1} | options
     log = StringIO()
-    with listen(settings) as listener:
+    with bind(settings) as listener:
         server = Server(Models(files, **options), settings, access_log=AccessLog(stream=log))
         thread = threading.Thread(target=server.serve_on, args=[listener])
         thread.start()
