@@ -32,7 +32,7 @@ async def embed(call: Call, body: EmbeddingBody) -> dict[str, Any]:
     prompts = await read_prompts(call, served, body.input, name="input")
     call.model = served.id
     call.prompt_tokens += sum(len(prompt.tokens) for prompt in prompts)
-    if served.embedding + len(prompts) > max(call.limits.prompts, served.scheduler.queue):
+    if served.embedding + len(prompts) > call.limits.prompts:
         raise overloaded()
     served.embedding += len(prompts)
     try:

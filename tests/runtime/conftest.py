@@ -8,11 +8,12 @@ import pytest
 from dgpt2_quant.core.gguf_file import read_header
 from dgpt2_quant.core.quant_types import TensorType
 from dgpt2_quant.quantize.convert import convert
-from dgpt2_quant.runtime import Model
+from dgpt2_quant.runtime import Model, Scheduler
 
 from ..checkpoints import make_checkpoint
 from .gguf_edit import rewrite
 
+PROMPTS = ["Once upon a time", "The king", "The wolf", "A poor woodcutter", "In the forest", "My dear child"]
 FAILING = [5]  # a prompt that `fragile` fails on
 
 
@@ -46,3 +47,17 @@ def long_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("long")
     (file,) = convert(str(make_checkpoint(folder / "checkpoint", context=1024)), type=["f32"], output=folder)
     return Path(file.path)
+
+
+@pytest.fixture(scope="session")
+def model(short_files: dict[str, Path]) -> Iterator[Model]:
+    """Two layers, in F32."""
+    with Model.load(short_files["F32"], threads=1) as model:
+        yield model
+
+
+@pytest.fixture
+def scheduler(model: Model) -> Iterator[Scheduler]:
+    """Three texts at a time."""
+    with Scheduler(model, parallel=3) as scheduler:
+        yield scheduler

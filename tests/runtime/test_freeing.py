@@ -4,9 +4,8 @@ import asyncio
 import contextlib
 import gc
 import threading
-import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from dgpt2_quant.core.errors import DgptQuantError, RuntimeFailure
 from dgpt2_quant.runtime import Completion, Model, Scheduler
 from dgpt2_quant.runtime.native import native_thread as native_calls
 
+from ..waiting import wait_for
 from .conftest import FAILING
 
 PROMPT = "Once upon a time"
@@ -35,13 +35,6 @@ def no_collection() -> Iterator[None]:
     gc.disable()
     yield
     gc.enable()
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def use_everything(path: Path) -> Model:

@@ -3,38 +3,18 @@
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 from dgpt2_quant.core.errors import RuntimeFailure, UsageError
 from dgpt2_quant.runtime import Model, Scheduler, Turns
 
-from .conftest import FAILING
-
-PROMPTS = ["Once upon a time", "The king", "The wolf", "A poor woodcutter", "In the forest", "My dear child"]
-
-
-@pytest.fixture(scope="module")
-def model(short_files: dict[str, Path]) -> Iterator[Model]:
-    with Model.load(short_files["F32"], threads=1) as model:
-        yield model
+from ..waiting import wait_for
+from .conftest import FAILING, PROMPTS
 
 
 @pytest.fixture(scope="module")
 def alone(model: Model) -> dict[str, str]:
     return {prompt: model.generate(prompt, max_tokens=30, temperature=0)[0][0].text for prompt in PROMPTS}
-
-
-@pytest.fixture
-def scheduler(model: Model) -> Iterator[Scheduler]:
-    with Scheduler(model, parallel=3) as scheduler:
-        yield scheduler
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    while not condition():
-        time.sleep(0.0005)
 
 
 class TestResults:

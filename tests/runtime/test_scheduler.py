@@ -6,8 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,34 +13,14 @@ from dgpt2_quant.core.errors import OverloadedError, RuntimeFailure, UsageError
 from dgpt2_quant.runtime import Model, Scheduler
 from dgpt2_quant.runtime.slot import CHUNK
 
-from .conftest import FAILING
-
-PROMPTS = ["Once upon a time", "The king", "The wolf", "A poor woodcutter", "In the forest", "My dear child"]
-
-
-@pytest.fixture(scope="module")
-def model(short_files: dict[str, Path]) -> Iterator[Model]:
-    with Model.load(short_files["F32"], threads=1) as model:
-        yield model
+from ..waiting import wait_for
+from .conftest import FAILING, PROMPTS
 
 
 @pytest.fixture(scope="module")
 def alone(model: Model) -> dict[str, str]:
     """Each prompt's greedy text, written by itself. F32's logits are not so even that a batch would change it."""
     return {prompt: model.generate(prompt, max_tokens=20, temperature=0)[0][0].text for prompt in PROMPTS}
-
-
-@pytest.fixture
-def scheduler(model: Model) -> Iterator[Scheduler]:
-    with Scheduler(model, parallel=3) as scheduler:
-        yield scheduler
-
-
-def wait_for(condition: object, seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.002)
 
 
 def test_more_requests_than_slots(scheduler: Scheduler, alone: dict[str, str]) -> None:

@@ -1,8 +1,7 @@
 """A real server in a thread, and a client for it."""
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import StringIO
@@ -15,6 +14,8 @@ from dgpt2_quant.serve.access_log import AccessLog
 from dgpt2_quant.serve.calls.models import ModelFile, Models
 from dgpt2_quant.serve.calls.settings import Settings
 from dgpt2_quant.serve.server import Server, bind
+
+from ..waiting import wait_for
 
 
 @dataclass
@@ -53,13 +54,6 @@ def running(files: list[ModelFile], settings: Settings | None = None, **options:
                 server.should_exit = True
                 thread.join(30)
     assert not thread.is_alive()
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.002)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ from dgpt2_quant.serve.calls.models import ModelFile
 from dgpt2_quant.serve.calls.settings import Settings, is_loopback
 from dgpt2_quant.serve.keys import read_keys
 
-from .conftest import Running, running, wait_for
+from ..waiting import wait_for
+from .conftest import Running, running
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ import pytest
 from dgpt2_quant.serve.calls.models import ModelFile
 from dgpt2_quant.serve.calls.settings import Limits, Settings
 
-from .conftest import Running, running, wait_for
+from ..waiting import wait_for
+from .conftest import Running, running
 
 LONG = {"prompt": "Once upon a time", "max_tokens": 500, "ignore_eos": True, "temperature": 0}
 
