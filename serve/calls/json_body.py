@@ -11,6 +11,7 @@ from .errors import HTTPError, refused
 from .settings import Limits
 
 _SHOWN = 60  # characters of a wrong value in an error
+_DISCARDED = 16 << 20  # bytes of a body that is too large: a client that is still sending does not read the answer
 _MOST_FIELDS = 400  # of an object: each unknown one would be an error of its own
 _Item = TypeVar("_Item")
 Items = Annotated[list[_Item], Field(fail_fast=True)]
@@ -51,18 +52,24 @@ B = TypeVar("B", bound=BaseModel)
 async def read_body(request: Request, limits: Limits) -> bytes:
     """The body. Raises `HTTPError` for one that is too large or arrives too slowly."""
     stated = request.headers.get("content-length", "0")
-    if stated.isdecimal() and int(stated) > limits.body:
-        raise _too_large(limits)
-    body = bytearray()
+    too_large = stated.isdecimal() and int(stated) > limits.body
+    if too_large and "expect" in request.headers:
+        raise _too_large(limits)  # the client waits for an answer before it sends
+    size, body = 0, bytearray()
     try:
         async with asyncio.timeout(limits.body_seconds):
             async for part in request.stream():
-                body += part
-                if len(body) > limits.body:
-                    raise _too_large(limits)
+                size += len(part)
+                if size > limits.body + _DISCARDED:
+                    break
+                too_large = too_large or size > limits.body
+                if not too_large:
+                    body += part
     except TimeoutError:
         message = f"the body did not arrive within {limits.body_seconds:g} s"
         raise HTTPError(408, message, headers={"Connection": "close", "x-should-retry": "false"}) from None
+    if too_large:
+        raise _too_large(limits)
     return bytes(body)
 
 
