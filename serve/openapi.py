@@ -3,10 +3,10 @@
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from dgpt2_quant.core.versions import tool_version
-from pydantic.json_schema import models_json_schema
+from pydantic import TypeAdapter
 
 from .routes import Route
 
@@ -30,17 +30,28 @@ _REFERENCE = "#/components/schemas/{model}"
 
 def document(routes: Sequence[Route]) -> bytes:
     """The document as JSON."""
-    bodies = list(dict.fromkeys(route.body for route in routes if route.body))
-    names, schemas = models_json_schema([(body, "validation") for body in bodies], ref_template=_REFERENCE)
+    given: list[tuple[str, Literal["validation"], TypeAdapter[Any]]] = []
+    for route in routes:
+        if route.body:
+            given.append((f"{route.method} {route.path} takes", "validation", TypeAdapter(route.body)))
+        if route.answer:
+            given.append((f"{route.method} {route.path} answers", "validation", TypeAdapter(route.answer)))
+    schemas, definitions = TypeAdapter.json_schemas(given, ref_template=_REFERENCE)
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
-        operation = _operation(route)
+        name = f"{route.method} {route.path}"
+        operation = _operation(route, schemas.get((f"{name} answers", "validation"), {"type": "string"}))
         if route.body:
-            schema = names[route.body, "validation"]
+            schema = schemas[f"{name} takes", "validation"]
             operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
         paths.setdefault(re.sub(r":\w+}", "}", route.path), {})[route.method.lower()] = operation
     components = {
-        "schemas": {**schemas.get("$defs", {}), "Error": _ERROR, "AzureError": _AZURE_ERROR, "TgiError": _TGI_ERROR},
+        "schemas": {
+            **definitions.get("$defs", {}),
+            "Error": _ERROR,
+            "AzureError": _AZURE_ERROR,
+            "TgiError": _TGI_ERROR,
+        },
         "securitySchemes": {
             "bearer": {"type": "http", "scheme": "bearer"},
             "header": {"type": "apiKey", "in": "header", "name": "X-Api-Key"},
@@ -56,9 +67,10 @@ def document(routes: Sequence[Route]) -> bytes:
     return json.dumps(found).encode()
 
 
-def _operation(route: Route) -> dict[str, Any]:
-    kinds = [route.answers, *(["text/event-stream"] if route.streams else [])]
-    answers = {kind: {"schema": {"type": "string"} if kind == "text/plain" else {}} for kind in kinds}
+def _operation(route: Route, schema: dict[str, Any]) -> dict[str, Any]:
+    answers = {route.answers: {"schema": schema}}
+    if route.streams:
+        answers["text/event-stream"] = {"schema": {"type": "string"}}
     error = {"azure": "AzureError", "tgi": "TgiError"}.get(route.dialect, "Error")
     statuses = _STATUSES | (_WITH_BODY if route.body else {})
     failures = {

@@ -11,6 +11,7 @@ from dgpt2_quant.serve.calls.event_stream import to_json, until_disconnect
 from dgpt2_quant.serve.calls.json_body import parse, read_body, require_json
 from dgpt2_quant.serve.calls.metrics import CONTENT_TYPE
 from dgpt2_quant.serve.dialects import (
+    answers,
     azure,
     llama_cpp,
     llama_cpp_info,
@@ -28,13 +29,14 @@ from starlette.responses import Response
 class Route:
     """`handle(call, body)` answers with JSON, an `EventStream` or a `Response`; without a `body` it gets the request.
 
-    `dialect` is whose error body it has: openai, llama_cpp, azure or tgi.
+    `answer` is the type of the JSON, `dialect` whose error body it has: openai, llama_cpp, azure or tgi.
     """
 
     method: str
     path: str
     handle: Callable[..., Awaitable[Any]]
     body: type[BaseModel] | None = None
+    answer: Any = None
     dialect: str = "openai"
     answers: str = "application/json"
     query: tuple[str, ...] = ()
@@ -83,24 +85,39 @@ async def healthy(call: Call, request: Request) -> Response:
 
 
 ROUTES = (
-    Route("GET", "/health", health, dialect="llama_cpp"),
-    Route("GET", "/v1/models", list_models),
-    Route("GET", "/v1/models/{name:path}", show_model),
-    Route("POST", "/v1/completions", openai_completions.complete, openai_completions.CompletionBody),
-    Route("POST", "/v1/chat/completions", openai_chat.chat, openai_chat.ChatBody),
-    Route("POST", "/v1/embeddings", openai_embeddings.embed, openai_embeddings.EmbeddingBody),
-    Route("POST", "/completion", llama_cpp.complete, llama_cpp.CompletionBody, "llama_cpp"),
-    Route("POST", "/completions", llama_cpp.complete, llama_cpp.CompletionBody, "llama_cpp"),
-    Route("POST", "/tokenize", llama_cpp_info.tokenize, llama_cpp_info.TokenizeBody, "llama_cpp"),
-    Route("POST", "/detokenize", llama_cpp_info.detokenize, llama_cpp_info.DetokenizeBody, "llama_cpp"),
-    Route("GET", "/tokenizer_info", llama_cpp_info.tokenizer_info, dialect="llama_cpp"),
-    Route("GET", "/props", llama_cpp_info.props, dialect="llama_cpp"),
-    Route("GET", "/slots", llama_cpp_info.slots, dialect="llama_cpp", query=("fail_on_no_slot",)),
+    Route("GET", "/health", health, answer=answers.Status, dialect="llama_cpp"),
+    Route("GET", "/v1/models", list_models, answer=answers.ModelList),
+    Route("GET", "/v1/models/{name:path}", show_model, answer=answers.ModelEntry),
+    Route(
+        "POST",
+        "/v1/completions",
+        openai_completions.complete,
+        openai_completions.CompletionBody,
+        answers.CompletionAnswer,
+    ),
+    Route("POST", "/v1/chat/completions", openai_chat.chat, openai_chat.ChatBody, answers.ChatAnswer),
+    Route("POST", "/v1/embeddings", openai_embeddings.embed, openai_embeddings.EmbeddingBody, answers.EmbeddingList),
+    Route("POST", "/completion", llama_cpp.complete, llama_cpp.CompletionBody, answers.LlamaAnswer, "llama_cpp"),
+    Route("POST", "/completions", llama_cpp.complete, llama_cpp.CompletionBody, answers.LlamaAnswer, "llama_cpp"),
+    Route("POST", "/tokenize", llama_cpp_info.tokenize, llama_cpp_info.TokenizeBody, answers.Tokens, "llama_cpp"),
+    Route("POST", "/detokenize", llama_cpp_info.detokenize, llama_cpp_info.DetokenizeBody, answers.Text, "llama_cpp"),
+    Route("GET", "/tokenizer_info", llama_cpp_info.tokenizer_info, answer=answers.TokenizerInfo, dialect="llama_cpp"),
+    Route("GET", "/props", llama_cpp_info.props, answer=answers.Props, dialect="llama_cpp"),
+    Route(
+        "GET",
+        "/slots",
+        llama_cpp_info.slots,
+        answer=list[answers.Slot],
+        dialect="llama_cpp",
+        query=("fail_on_no_slot",),
+    ),
     Route("GET", "/metrics", metrics, answers="text/plain"),
-    Route("POST", "/score", azure.score, azure.ScoreBody, "azure"),
-    Route("POST", "/", tgi.root, tgi.GenerateBody, "tgi"),
-    Route("POST", "/generate", tgi.generate, tgi.GenerateBody, "tgi"),
-    Route("POST", "/generate_stream", tgi.generate_stream, tgi.GenerateBody, "tgi", "text/event-stream"),
+    Route("POST", "/score", azure.score, azure.ScoreBody, answers.AzureAnswer, "azure"),
+    Route("POST", "/", tgi.root, tgi.GenerateBody, list[answers.GeneratedText], "tgi"),
+    Route("POST", "/generate", tgi.generate, tgi.GenerateBody, answers.GeneratedText, "tgi"),
+    Route(
+        "POST", "/generate_stream", tgi.generate_stream, tgi.GenerateBody, dialect="tgi", answers="text/event-stream"
+    ),
     Route("OPTIONS", "/score", score_options, dialect="azure", answers="text/plain"),
     Route("GET", "/", healthy, answers="text/plain"),
 )

@@ -122,6 +122,7 @@ def starts(arguments: argparse.Namespace) -> dict[str, Any]:
         python = folder / "venv" / "bin" / "python"
         found["llama-cpp-python"] = server(partial(new_server, folder, python, model, threads))
         old = ["-m", "llama_cpp.server", "--model", model, "--n_ctx", SLOTS * CONTEXT, "--n_threads", threads]
+        old += ["--interrupt_requests", "false"]  # otherwise a new stream ends the one before it
         found["llama-cpp-python, older server"] = server(lambda port: [python, *old, "--port", port])
     return found
 
@@ -131,7 +132,7 @@ def new_server(folder: Path, python: Path, model: Path, threads: int, port: int)
     settings = folder / f"settings-{port}.json"
     options = {"path": str(model), "max_seq_len": CONTEXT, "max_batch_size": SLOTS, "n_ctx": SLOTS * CONTEXT}
     model_settings = {**options, "n_seq_max": SLOTS, "threads": threads, "threads_batch": threads, "kv_unified": True}
-    settings.write_text(json.dumps({"host": "127.0.0.1", "port": port, "model": model_settings}))
+    settings.write_text(json.dumps({"server": {"host": "127.0.0.1", "port": port}, "model": model_settings}))
     return [python, folder / "examples" / "server" / "server.py", "--config-file", settings]
 
 
@@ -208,14 +209,15 @@ async def read_one(port: int, prompt: str, tokens: int) -> list[float]:
     data = json.dumps({**body, "top_k": 40, "top_p": 0.95, "min_p": 0.05, "logit_bias": {"0": -100}}).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     head = "POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-    times = [time.perf_counter()]
+    times, ended = [time.perf_counter()], False
     writer.write(f"{head}Content-Length: {len(data)}\r\nConnection: close\r\n\r\n".encode() + data)
     while line := await reader.readline():
         if line.startswith(b"data: {") and b'"text"' in line:
             times.append(time.perf_counter())
+            ended = b'"length"' in line
     writer.close()
-    if len(times) < 2:
-        raise SystemExit(f"no text came from port {port}")
+    if not ended:
+        raise SystemExit(f"a stream from port {port} ended after {len(times) - 1} texts")
     return times
 
 

@@ -24,7 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 BENCH = ROOT / "docs" / "bench"
 PAGES_WITH_TABLES = [ROOT / "README.md"]
 PAGES_WITH_TABLES += [
-    ROOT / "docs" / f"{name}.md" for name in ("benchmarks", "convert", "performance", "quantization", "tasks")
+    ROOT / "docs" / f"{name}.md"
+    for name in ("benchmarks", "convert", "performance", "quantization", "serving", "tasks")
 ]
 
 
@@ -116,6 +117,8 @@ def tables() -> dict[str, list[str]]:
         "lean_models": doc_tables.recipes_table(*(document_of(f"lean-{name}") for name in LEAN_MODELS)),
         "lean_speeds": doc_tables.speeds_table(speeds),
         "lean_large": doc_tables.large_models_table(document_of("lean-large")),
+        "servers": doc_tables.servers_table(document_of("servers")),
+        "turns": doc_tables.turns_table(document_of("turns")),
         "presets": doc_tables.presets_table(),
     }
 

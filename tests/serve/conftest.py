@@ -13,7 +13,9 @@ import pytest
 from dgpt2_quant.serve.access_log import AccessLog
 from dgpt2_quant.serve.calls.models import ModelFile, Models
 from dgpt2_quant.serve.calls.settings import Settings
+from dgpt2_quant.serve.routes import ROUTES
 from dgpt2_quant.serve.server import Server, bind
+from pydantic import TypeAdapter
 
 from ..waiting import wait_for
 
@@ -35,6 +37,16 @@ class Running:
         return self.client.post(path, json=body)
 
 
+def check_shape(response: httpx2.Response) -> None:
+    """Checks each answer of JSON against the OpenAPI document's type of it."""
+    if response.status_code != 200 or response.headers.get("content-type") != "application/json":
+        return
+    request = response.request
+    for route in ROUTES:
+        if (route.method, route.path) == (request.method, request.url.path) and route.answer:
+            TypeAdapter(route.answer).validate_json(response.read(), strict=True)
+
+
 @contextmanager
 def running(files: list[ModelFile], settings: Settings | None = None, **options: Any) -> Iterator[Running]:
     settings = settings or Settings(port=0)
@@ -46,7 +58,9 @@ def running(files: list[ModelFile], settings: Settings | None = None, **options:
         thread.start()
         port = listener.getsockname()[1]
         headers = {"Authorization": f"Bearer {settings.keys[0]}"} if settings.keys else {}
-        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, headers=headers) as client:
+        with httpx2.Client(
+            base_url=f"http://127.0.0.1:{port}", timeout=30, headers=headers, event_hooks={"response": [check_shape]}
+        ) as client:
             try:
                 wait_for(lambda: server.models.ready)
                 yield Running(server, client, log, port)
