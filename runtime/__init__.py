@@ -12,7 +12,6 @@ from .request_handle import RequestHandle
 from .sampling.settings import Sampling
 from .scheduler import Scheduler, Stats
 from .scoring import ContinuationScore
-from .turns import Turns
 
 __all__ = [
     "Batch",
@@ -34,7 +33,6 @@ __all__ = [
     "Timing",
     "TokenLogprob",
     "Totals",
-    "Turns",
     "pipeline",
     "set_seed",
 ]

@@ -29,7 +29,6 @@ from .model import PARALLEL, Model, check_parallel
 from .request import Options, Prompt, check_count
 from .request_handle import RequestHandle, Waiter, wake
 from .sequence import Sequence
-from .turns import Turns
 
 QUEUE = 64  # default number of requests that may wait
 
@@ -60,10 +59,10 @@ class Scheduler(Closing):
     """Runs requests from any thread on one model, `parallel` at a time, in the order of their arrival.
 
     At most `queue` more may wait. Each has `ctx_size` positions (default: the model's). One thread does the
-    work; prompts are computed in chunks between the steps of other requests. Schedulers that share `turns` take turns
-    step by step. A request whose grammar takes more than `grammar_seconds` for a token fails (default: no limit).
-    Closing the model closes its schedulers. A scheduler that is dropped without `close` finishes the requests whose
-    handles still exist, as a `ThreadPoolExecutor` does, and ends.
+    work; prompts are computed in chunks between the steps of other requests. A request whose grammar takes more than
+    `grammar_seconds` for a token fails (default: no limit). Closing the model closes its schedulers. A scheduler that
+    is dropped without `close` finishes the requests whose handles still exist, as a `ThreadPoolExecutor` does, and
+    ends.
     """
 
     def __init__(
@@ -73,7 +72,6 @@ class Scheduler(Closing):
         parallel: int = PARALLEL,
         queue: int = QUEUE,
         ctx_size: int | None = None,
-        turns: Turns | None = None,
         grammar_seconds: float | None = None,
     ) -> None:
         if not isinstance(model, Model):
@@ -90,7 +88,7 @@ class Scheduler(Closing):
         self.grammar_seconds = grammar_seconds
         self.positions = min(ctx_size or model.positions, model.positions)
         self._lock = threading.RLock()
-        self._worker = worker = _Worker(model.new_engine(parallel, self.positions), turns or Turns())
+        self._worker = worker = _Worker(model.new_engine(parallel, self.positions))
         # the callback is C, so no interrupt can arrive in it
         worker.scheduler = weakref.ref(self, worker.inbox.put)
         model.add_user(worker)
@@ -159,7 +157,6 @@ class _Worker:
     """
 
     engine: Engine
-    turns: Turns
     inbox: "SimpleQueue[_Job | weakref.ref[Scheduler] | None]" = field(default_factory=SimpleQueue)
     scheduler: "weakref.ref[Scheduler] | None" = None
     jobs: dict[Sequence, _Job] = field(default_factory=dict)  # of the sequences that the engine has
@@ -212,9 +209,7 @@ class _Worker:
         try:
             while self._take_jobs():
                 try:
-                    with self.turns:
-                        pieces = self.engine.step()
-                    self._report(pieces)
+                    self._report(self.engine.step())
                 except BaseException as error:  # the state of the KV cache is unknown
                     self._fail(error)
                     self.engine.reset()

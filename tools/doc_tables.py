@@ -308,18 +308,19 @@ def servers_table(document: Document) -> list[str]:
     return markdown_table(columns, rows)
 
 
-def turns_table(document: Document) -> list[str]:
-    """Several quant types that stream at once, by tools/time_turns.py."""
+def models_table(document: Document) -> list[str]:
+    """Several quant types that stream at once, by tools/time_models.py."""
     ratios = document["ratio"]
     rows = [
         [
             name,
-            "{median:.0f} ({min:.0f}-{max:.0f})".format_map(tps),
-            f"{1 / ratios[name]:.2f}" if name in ratios else "1",
+            "{median:.0f} ({min:.0f}-{max:.0f})".format_map(speed),
+            f"{1 / ratios.get(name, 1):.2f}",
+            f"{document['between_ms_p99'][name]:.0f}",
         ]
-        for name, tps in document["tps"].items()
+        for name, speed in document["tps"].items()
     ]
-    return markdown_table(["served", "tokens/s of all", "of one model's"], rows)
+    return markdown_table(["served", "tokens/s of all", "ratio to one model", "between tokens, 99 %, ms"], rows)
 
 
 def presets_table() -> list[str]:

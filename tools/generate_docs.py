@@ -118,7 +118,7 @@ def tables() -> dict[str, list[str]]:
         "lean_speeds": doc_tables.speeds_table(speeds),
         "lean_large": doc_tables.large_models_table(document_of("lean-large")),
         "servers": doc_tables.servers_table(document_of("servers")),
-        "turns": doc_tables.turns_table(document_of("turns")),
+        "models": doc_tables.models_table(document_of("models")),
         "presets": doc_tables.presets_table(),
     }
 

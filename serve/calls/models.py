@@ -15,7 +15,7 @@ import numpy.typing as npt
 from dgpt2_quant.core.errors import UsageError
 from dgpt2_quant.core.gguf_file import read_header, require_file
 from dgpt2_quant.core.versions import tool_version
-from dgpt2_quant.runtime import Model, Scheduler, Turns
+from dgpt2_quant.runtime import Model, Scheduler
 
 from .errors import HTTPError, unavailable
 
@@ -55,7 +55,6 @@ class ServedModel:
     file: ModelFile
     model: Model
     scheduler: Scheduler
-    turns: Turns
     chat_template: str | None
     bytes: int
     embedding: int = 0  # texts that are embedded or wait for it
@@ -99,8 +98,7 @@ class ServedModel:
         return await asyncio.get_running_loop().run_in_executor(self.scoring, self._features, list(tokens))
 
     def _features(self, tokens: list[int]) -> npt.NDArray[np.float32]:
-        with self.turns:
-            return self.model.features(tokens, pooling="mean")
+        return self.model.features(tokens, pooling="mean")
 
     def close(self) -> None:
         self.scoring.shutdown(cancel_futures=True)
@@ -126,7 +124,6 @@ class Models:
             raise UsageError(f"two files have the id {twice}", "Rename one of them.")
         self.files = list(files)
         self.parallel, self.queue, self.ctx_size, self.threads = parallel, queue, ctx_size, threads
-        self.turns = Turns()
         self.loaded: dict[str, ServedModel] = {}
         self.failure: Exception | None = None
 
@@ -142,10 +139,8 @@ class Models:
     def _load(self, file: ModelFile) -> ServedModel:
         template = read_header(file.path).metadata.get("tokenizer.chat_template")
         model = Model.load(file.path, threads=self.threads, ctx_size=self.ctx_size)
-        scheduler = Scheduler(
-            model, parallel=self.parallel, queue=self.queue, turns=self.turns, grammar_seconds=_GRAMMAR_SECONDS
-        )
-        return ServedModel(file, model, scheduler, self.turns, template, file.path.stat().st_size)
+        scheduler = Scheduler(model, parallel=self.parallel, queue=self.queue, grammar_seconds=_GRAMMAR_SECONDS)
+        return ServedModel(file, model, scheduler, template, file.path.stat().st_size)
 
     def find(self, name: str | None) -> ServedModel:
         """The model of that id, name or alias; without a name, the first. Raises `HTTPError` 404 or 503."""

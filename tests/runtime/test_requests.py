@@ -1,4 +1,4 @@
-"""What a server needs of a request: its end, its times, its cancellation and failure next to other requests, turns."""
+"""What a server needs of a request: its end, its times, its cancellation and failure next to other requests."""
 
 import random
 import threading
@@ -6,7 +6,7 @@ import time
 
 import pytest
 from dgpt2_quant.core.errors import RuntimeFailure, UsageError
-from dgpt2_quant.runtime import Model, Scheduler, Turns
+from dgpt2_quant.runtime import Model, Scheduler
 
 from ..waiting import wait_for
 from .conftest import FAILING, PROMPTS
@@ -56,16 +56,21 @@ class TestResults:
 
 class TestCancel:
     def test_it_frees_the_slot_within_a_step(self, scheduler: Scheduler) -> None:
-        handles = [scheduler.submit("The king", max_tokens=500, ignore_eos=True) for _ in range(4)]
-        queued = handles.pop()
-        for handle in handles:
-            next(handle)
-        for handle in (queued, handles[0]):
-            steps = scheduler.stats.totals.steps
-            handle.cancel()
-            assert handle.result(10).finish_reason == "cancelled"
-            assert scheduler.stats.totals.steps - steps <= 2  # the step during the call, and one during the return
-        assert (scheduler.stats.active, scheduler.stats.waiting) == (2, 0)
+        steps: dict[str, list[int]] = {"queued": [], "active": []}
+        for _ in range(5):  # this thread may have to wait for a core between two lines: the fewest steps count
+            handles = [scheduler.submit("The king", max_tokens=500, ignore_eos=True) for _ in range(4)]
+            for handle in handles[:3]:
+                next(handle)
+            for kind, handle in (("queued", handles[3]), ("active", handles[0])):
+                before = scheduler.stats.totals.steps
+                handle.cancel()
+                assert handle.result(10).finish_reason == "cancelled"
+                steps[kind].append(scheduler.stats.totals.steps - before)
+            assert (scheduler.stats.active, scheduler.stats.waiting) == (2, 0)
+            for handle in handles[1:3]:
+                handle.cancel()
+                handle.result(10)
+        assert max(map(min, steps.values())) <= 2, steps  # the step during the call, and one during the return
 
     def test_in_the_prompt(self, model: Model, scheduler: Scheduler, alone: dict[str, str]) -> None:
         running = scheduler.submit("The king", max_tokens=30, temperature=0)
@@ -119,41 +124,3 @@ class TestFailure:
     def test_a_wrong_limit_is_refused(self, model: Model, seconds: float) -> None:
         with pytest.raises(UsageError, match="`grammar_seconds` must be a number above 0"):
             Scheduler(model, grammar_seconds=seconds)
-
-
-class TestTurns:
-    def test_they_come_in_the_order_in_which_they_were_asked_for(self) -> None:
-        turns, order = Turns(), []
-
-        def work(number: int) -> None:
-            with turns:
-                order.append(number)
-
-        threads = [threading.Thread(target=work, args=(number,)) for number in range(20)]
-        with turns:
-            for number, thread in enumerate(threads):
-                thread.start()
-                wait_for(lambda number=number: len(turns._tickets) == number + 2)
-        work(20)  # the one who had the turn does not overtake those who wait
-        for thread in threads:
-            thread.join()
-        assert order == list(range(21))
-
-    def test_schedulers_wait_for_their_turn(self, model: Model, alone: dict[str, str]) -> None:
-        turns = Turns()
-        with Scheduler(model, turns=turns) as one, Scheduler(model, turns=turns) as other:
-            with turns:
-                handles = [each.submit("The king", max_tokens=30, temperature=0) for each in (one, other)]
-                time.sleep(0.05)
-                assert one.stats.totals.prompt_tokens == other.stats.totals.prompt_tokens == 0
-            features: list[object] = []
-
-            def embed() -> None:
-                with turns:
-                    features.append(model.features("The wolf", pooling="mean"))
-
-            thread = threading.Thread(target=embed)
-            thread.start()
-            assert [handle.result(30).text for handle in handles] == [alone["The king"]] * 2
-            thread.join(30)
-            assert len(features) == 1
