@@ -23,6 +23,8 @@ from pydantic import BaseModel
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from .web_files import file_response, wants_page
+
 
 @dataclass(frozen=True)
 class Route:
@@ -77,9 +79,10 @@ async def score_options(call: Call, request: Request) -> Response:
     return Response("", headers={"allow": "OPTIONS, POST"}, media_type="text/plain")
 
 
-async def healthy(call: Call, request: Request) -> Response:
-    """The liveness text of Azure ML's inference server."""
-    return Response("Healthy", media_type="text/plain")
+async def root(call: Call, request: Request) -> Response:
+    """The liveness text of Azure ML's inference server; for a browser the writing page."""
+    page = file_response("index.html", request.headers) if wants_page(request.headers) else None
+    return page or Response("Healthy", headers={"vary": "Accept"}, media_type="text/plain")
 
 
 ROUTES = (
@@ -102,7 +105,7 @@ ROUTES = (
     Route("POST", "/generate", tgi.generate, tgi.GenerateBody, "tgi"),
     Route("POST", "/generate_stream", tgi.generate_stream, tgi.GenerateBody, "tgi", "text/event-stream"),
     Route("OPTIONS", "/score", score_options, dialect="azure", answers="text/plain"),
-    Route("GET", "/", healthy, answers="text/plain"),
+    Route("GET", "/", root, answers="text/plain"),
 )
 
 
