@@ -1,5 +1,8 @@
 """`dgpt2-quant serve`: an HTTP server for one or several quant types."""
 
+import os
+import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -56,6 +59,9 @@ def serve(
     threads: ThreadsOrAutoOption = "auto",
     revision: RevisionOption = None,
     offline: OfflineOption = False,
+    open_page: Annotated[
+        bool, typer.Option("--open", help="Open the writing page in the browser when the models are loaded.")
+    ] = False,
     log_json: Annotated[bool, typer.Option("--log-json", help="Write the access log as lines of JSON.")] = False,
 ) -> None:
     """Serve models over HTTP: OpenAI's API, llama.cpp's, and Azure ML's /score.
@@ -102,8 +108,24 @@ def serve(
                     note(
                         f"--ctx-size {ctx_size} is more than the {served.scheduler.positions} positions of {served.id}."
                     )
+            if open_page:
+                page = address.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+                # in a thread: a browser that starts asks the server before the call returns
+                threading.Thread(target=_open_browser, args=[page], daemon=True).start()
 
         Server(models, settings, access_log=AccessLog(as_json=log_json), on_ready=ready).serve_on(listener)
+
+
+def _open_browser(address: str) -> None:
+    """Opens a page. Without a desktop only `BROWSER` is used: a text browser would take over the terminal."""
+    import webbrowser
+
+    if sys.platform == "linux" and not any(map(os.environ.get, ("BROWSER", "DISPLAY", "WAYLAND_DISPLAY"))):
+        opened = False
+    else:
+        opened = webbrowser.open(address)
+    if not opened:
+        note(f"No browser was found; open {address} in one.")
 
 
 def _files(names: list[str], types: list[str] | None, revision: str | None, offline: bool) -> "list[ModelFile]":
