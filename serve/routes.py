@@ -12,6 +12,7 @@ from dgpt2_quant.serve.calls.json_body import parse, read_body, require_json
 from dgpt2_quant.serve.calls.metrics import CONTENT_TYPE
 from dgpt2_quant.serve.dialects import (
     azure,
+    comparison,
     llama_cpp,
     llama_cpp_info,
     openai_chat,
@@ -92,6 +93,7 @@ ROUTES = (
     Route("POST", "/v1/completions", openai_completions.complete, openai_completions.CompletionBody),
     Route("POST", "/v1/chat/completions", openai_chat.chat, openai_chat.ChatBody),
     Route("POST", "/v1/embeddings", openai_embeddings.embed, openai_embeddings.EmbeddingBody),
+    Route("POST", "/v1/compare", comparison.compare, comparison.ComparisonBody),
     Route("POST", "/completion", llama_cpp.complete, llama_cpp.CompletionBody, "llama_cpp"),
     Route("POST", "/completions", llama_cpp.complete, llama_cpp.CompletionBody, "llama_cpp"),
     Route("POST", "/tokenize", llama_cpp_info.tokenize, llama_cpp_info.TokenizeBody, "llama_cpp"),

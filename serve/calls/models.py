@@ -3,12 +3,12 @@
 import asyncio
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,8 @@ from dgpt2_quant.runtime import Model, Scheduler, Turns
 from .errors import HTTPError, unavailable
 
 _GRAMMAR_SECONDS = 0.25  # that a grammar may take for a token, while all other texts wait
+P = ParamSpec("P")
+R = TypeVar("R")
 _INLINE = 2000  # characters that are tokenized in the event loop: faster than a switch of threads
 
 
@@ -59,7 +61,7 @@ class ServedModel:
     chat_template: str | None
     bytes: int
     embedding: int = 0  # texts that are embedded or wait for it
-    scoring: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, "embeddings"))
+    scoring: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, "scoring"))
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -94,9 +96,13 @@ class ServedModel:
             return self.model.tokenize(text, special=special, add_special=add_special)
         return await asyncio.to_thread(self.model.tokenize, text, special=special, add_special=add_special)
 
+    async def in_thread(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Calls a function in the thread that scores and embeds with this model."""
+        return await asyncio.get_running_loop().run_in_executor(self.scoring, partial(function, *args, **kwargs))
+
     async def features(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
-        """The mean of the hidden states of a text, computed in a thread for all of them."""
-        return await asyncio.get_running_loop().run_in_executor(self.scoring, self._features, list(tokens))
+        """The mean of the hidden states of a text."""
+        return await self.in_thread(self._features, list(tokens))
 
     def _features(self, tokens: list[int]) -> npt.NDArray[np.float32]:
         with self.turns:
@@ -129,6 +135,9 @@ class Models:
         self.turns = Turns()
         self.loaded: dict[str, ServedModel] = {}
         self.failure: Exception | None = None
+        self.ending = False  # the server shuts down, and what computes must end
+        self.comparisons = 0  # that compute or wait
+        self.comparing = asyncio.Lock()  # held for a window of a comparison
 
     @property
     def ready(self) -> bool:
@@ -191,7 +200,8 @@ class Models:
         }
 
     def end_texts(self) -> None:
-        """Cancels all texts: their requests are answered with an error."""
+        """Cancels all texts and comparisons: their requests are answered with an error."""
+        self.ending = True
         for served in self.loaded.values():
             served.scheduler.close()
 
