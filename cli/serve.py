@@ -56,6 +56,10 @@ def serve(
     allow_grammar: Annotated[
         bool, typer.Option("--allow-grammar", help="Accept `grammar`, with which one request can slow down all.")
     ] = False,
+    bench: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A bench.json, whose figures the page shows for the files that it measured."),
+    ] = None,
     threads: ThreadsOrAutoOption = "auto",
     revision: RevisionOption = None,
     offline: OfflineOption = False,
@@ -70,12 +74,14 @@ def serve(
 
     Example: dgpt2-quant serve -m storybook -t q8_0 -t q4_0
     """
+    from dgpt2_quant.bench.document.read import read_document
     from dgpt2_quant.core.errors import UsageError
     from dgpt2_quant.serve.calls.settings import Limits, Settings
     from dgpt2_quant.serve.extra import require_extra
 
     require_extra()
     from dgpt2_quant.serve.access_log import AccessLog
+    from dgpt2_quant.serve.calls.figures import figures_of
     from dgpt2_quant.serve.calls.models import Models
     from dgpt2_quant.serve.keys import read_keys
     from dgpt2_quant.serve.server import Server, bind
@@ -95,9 +101,14 @@ def serve(
             f"--host {host} can be reached from other machines: it needs --api-key-file FILE",
             "Or let everybody in with --allow-no-key.",
         )
+    document = read_document(bench) if bench else None
     with bind(settings) as listener:
         files = _files(model or [_DEFAULT], type, revision, offline)
         models = Models(files, parallel=parallel, queue=queue, ctx_size=ctx_size, threads=count)
+        if document:
+            models.figures = figures_of(document, files)
+            if not models.figures:
+                note(f"{bench} has figures of none of the files that are served.")
         name = f"[{host}]" if ":" in host else host
         address = f"http://{name}:{listener.getsockname()[1]}"
 

@@ -8,7 +8,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,9 @@ from dgpt2_quant.core.versions import tool_version
 from dgpt2_quant.runtime import Model, Scheduler, Turns
 
 from .errors import HTTPError, unavailable
+
+if TYPE_CHECKING:
+    from .figures import Figures
 
 _GRAMMAR_SECONDS = 0.25  # that a grammar may take for a token, while all other texts wait
 P = ParamSpec("P")
@@ -60,6 +63,7 @@ class ServedModel:
     turns: Turns
     chat_template: str | None
     bytes: int
+    bits_per_weight: float
     embedding: int = 0  # texts that are embedded or wait for it
     scoring: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, "scoring"))
     created: int = field(default_factory=lambda: int(time.time()))
@@ -135,6 +139,8 @@ class Models:
         self.turns = Turns()
         self.loaded: dict[str, ServedModel] = {}
         self.failure: Exception | None = None
+        self.figures: dict[str, Figures] = {}  # by id, where they are known
+        self.measuring = False
         self.ending = False  # the server shuts down, and what computes must end
         self.comparisons = 0  # that compute or wait
         self.comparing = asyncio.Lock()  # held for a window of a comparison
@@ -149,12 +155,14 @@ class Models:
             self.loaded[file.id] = self._load(file)
 
     def _load(self, file: ModelFile) -> ServedModel:
-        template = read_header(file.path).metadata.get("tokenizer.chat_template")
+        header = read_header(file.path)
+        template, bits = header.metadata.get("tokenizer.chat_template"), header.bits_per_weight
+        del header  # a large vocabulary takes memory that the model needs now
         model = Model.load(file.path, threads=self.threads, ctx_size=self.ctx_size)
         scheduler = Scheduler(
             model, parallel=self.parallel, queue=self.queue, turns=self.turns, grammar_seconds=_GRAMMAR_SECONDS
         )
-        return ServedModel(file, model, scheduler, self.turns, template, file.path.stat().st_size)
+        return ServedModel(file, model, scheduler, self.turns, template, file.path.stat().st_size, bits)
 
     def find(self, name: str | None) -> ServedModel:
         """The model of that id, name or alias; without a name, the first. Raises `HTTPError` 404 or 503."""
@@ -200,7 +208,7 @@ class Models:
         }
 
     def end_texts(self) -> None:
-        """Cancels all texts and comparisons: their requests are answered with an error."""
+        """Cancels all texts, comparisons and measurements: their requests are answered with an error."""
         self.ending = True
         for served in self.loaded.values():
             served.scheduler.close()

@@ -87,6 +87,14 @@ def test_a_damaged_file_ends_the_server(tmp_path: Path) -> None:
     assert "bad.gguf" in result.stderr
 
 
+def test_a_bench_json_is_read_before_anything_is_converted(tmp_path: Path) -> None:
+    (tmp_path / "bench.json").write_text("{}", "utf-8")
+    result = run_text("serve", "-m", "storybook", "--port", "0", "--bench", str(tmp_path / "bench.json"))
+    assert result.returncode == 1
+    assert "bench.json is not a bench.json: it lacks schema_version" in result.stderr
+    assert "Converting" not in result.stderr
+
+
 def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     with pytest.raises(DgptQuantError, match="the server needs prometheus_client") as caught:
