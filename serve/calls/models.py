@@ -137,6 +137,9 @@ class Models:
         self.files = list(files)
         self.parallel, self.queue, self.ctx_size, self.threads = parallel, queue, ctx_size, threads
         self.turns = Turns()
+        # For work of several turns that keeps a model's own lock between them. Enter it before `turns`: who has the
+        # turn and waits for such a lock would wait forever.
+        self.long_turns = Turns()
         self.loaded: dict[str, ServedModel] = {}
         self.failure: Exception | None = None
         self.figures: dict[str, Figures] = {}  # by id, where they are known

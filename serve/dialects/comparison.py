@@ -15,7 +15,9 @@ from dgpt2_quant.bench.quality import logit_rows as rows
 from dgpt2_quant.bench.quality.compare_files import visit
 from dgpt2_quant.bench.quality.divergence import summarize
 from dgpt2_quant.bench.quality.windows import Window, Windowing
+from dgpt2_quant.runtime import Turns
 from dgpt2_quant.runtime.sampling.candidates import top_k
+from dgpt2_quant.runtime.slot import SCORED_ROWS, SCORED_UNIT
 from dgpt2_quant.serve.calls.call import Call
 from dgpt2_quant.serve.calls.errors import overloaded, refused, timed_out, unavailable
 from dgpt2_quant.serve.calls.json_body import Body, Items
@@ -27,6 +29,7 @@ MOST_MODELS = 4
 MOST_CONTEXTS = 16  # of a text
 MOST_TOPS = 1 << 17  # entries of all `top` lists of an answer, some MB of JSON
 MOST_COMPARISONS = 8  # that compute or wait
+_LARGEST_BATCH = 256  # tokens that are scored in one turn, where that is possible
 _DIGITS = 6  # of log-probabilities, in nats
 _KLD_DIGITS = 9
 
@@ -62,7 +65,7 @@ class _Scores:
         self.top_ids = np.zeros((self.tokens, self.top), np.int64)
         self.top_logprobs = np.zeros((self.tokens, self.top))
 
-    def add(self, window: Window, first: int, reference: rows.Logits, *, is_reference: bool) -> None:
+    def add(self, window: Window, first: int, reference: rows.Logits, long_turns: Turns, *, is_reference: bool) -> None:
         """Scores a window, whose first target is the text's token `first`, in the model's thread.
 
         The reference fills `reference`, (targets, vocabulary), with its logits; the others are compared with them.
@@ -91,9 +94,16 @@ class _Scores:
                     self.top_ids[there.start + row], self.top_logprobs[there.start + row] = ids, real[row, ids] - total
 
             for_blocks(len(logits), compute)
+            self.served.turns.pass_on()
 
-        with self.served.turns, rows.on_threads(self.served.model.threads) as for_blocks:
-            visit(self.served.model, window, see)
+        with long_turns, self.served.turns, rows.on_threads(self.served.model.threads) as for_blocks:
+            visit(self.served.model, window, see, _batch(len(window.tokens)))
+
+
+def _batch(tokens: int) -> int | None:
+    """The smallest batch with which llama.cpp gives the same bits as at once (runtime/slot.py); None: all tokens."""
+    sizes = range(SCORED_ROWS, _LARGEST_BATCH + 1, SCORED_UNIT)
+    return next((size for size in sizes if not tokens % size or tokens % size >= SCORED_ROWS), None)
 
 
 def _at_once(count: int, function: Callable[[slice], None]) -> None:
@@ -147,14 +157,16 @@ async def _tokens(chosen: Sequence[ServedModel], body: ComparisonBody, most: int
 
 
 async def _score(call: Call, scores: Sequence[_Scores], window: Window, first: int) -> None:
-    """Scores a window with each model. Texts and other comparisons have their turns between two windows."""
+    """Scores a window with each model. Texts have their turns between two batches, other comparisons after it."""
     if call.models.ending:
         raise unavailable("the server is shutting down")
     async with call.models.comparing:  # one at a time has the reference's logits in memory
         count = len(window.targets) if len(scores) > 1 else 0
         reference = np.empty((count, scores[0].served.model.real_vocabulary), np.float32)
         for one in scores:
-            await one.served.in_thread(one.add, window, first, reference, is_reference=one is scores[0])
+            await one.served.in_thread(
+                one.add, window, first, reference, call.models.long_turns, is_reference=one is scores[0]
+            )
 
 
 def _answer(scores: Sequence[_Scores], tokens: Sequence[int], windowing: Windowing) -> dict[str, Any]:

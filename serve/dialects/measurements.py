@@ -67,7 +67,8 @@ async def _stream(call: Call, rounds: int) -> AsyncGenerator[dict[str, Any], Non
 
     def report(done: int, total: int, what: str) -> None:
         models.turns.__exit__()
-        models.turns.__enter__()  # after those that wait for it
+        models.long_turns.pass_on()
+        models.turns.__enter__()
         if leaves.is_set() or models.ending:
             raise _Stopped
         loop.call_soon_threadsafe(arrived.put_nowait, {"done": done, "of": total, "what": what})
@@ -112,7 +113,7 @@ def _measure(models: Models, rounds: int, report: Progress) -> dict[str, Figures
     by_path = {served.file.path: served.model for served in loaded}
     stages = Stages(report, 2.0 if others else 1.0)
     fixed = threads_or_all(None if models.threads == "auto" else models.threads)
-    with models.turns:
+    with models.long_turns, models.turns:
         try:
             for model in by_path.values():
                 model.threads = fixed  # "auto" would change it between two timings

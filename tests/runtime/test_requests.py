@@ -139,6 +139,24 @@ class TestTurns:
             thread.join()
         assert order == list(range(21))
 
+    def test_a_long_computation_lets_those_that_wait_compute_first(self) -> None:
+        turns, order = Turns(), []
+
+        def work(number: int) -> None:
+            with turns:
+                order.append(number)
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+        with turns:
+            turns.pass_on()  # nobody waits
+            for thread in threads:
+                thread.start()
+            wait_for(lambda: len(turns._tickets) == 4)
+            turns.pass_on()
+            assert sorted(order) == [0, 1, 2]
+        for thread in threads:
+            thread.join()
+
     def test_schedulers_wait_for_their_turn(self, model: Model, alone: dict[str, str]) -> None:
         turns = Turns()
         with Scheduler(model, turns=turns) as one, Scheduler(model, turns=turns) as other:
