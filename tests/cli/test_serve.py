@@ -17,6 +17,8 @@ from dgpt2_quant.serve.extra import require_extra
 from ..waiting import wait_for
 from .program import TOOL, run_text
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 def test_it_serves_until_a_signal_and_exits_0(short_files: dict[str, Path]) -> None:
     command = [TOOL, "serve", "-m", str(short_files["Q8_0"]), "--port", "0", "--log-json", "--threads", "1"]
@@ -85,6 +87,23 @@ def test_a_damaged_file_ends_the_server(tmp_path: Path) -> None:
     result = run_text("serve", "-m", str(tmp_path / "bad.gguf"), "--port", "0")
     assert result.returncode == 1
     assert "bad.gguf" in result.stderr
+
+
+def test_bench_gives_the_figures_of_the_files_that_it_measured(short_files: dict[str, Path], tmp_path: Path) -> None:
+    document = json.loads((ROOT / "docs" / "bench" / "storybook.json").read_text("utf-8"))
+    document["reference"] |= {"type": "F32", "bytes": short_files["F32"].stat().st_size}
+    path = tmp_path / "bench.json"
+    path.write_text(json.dumps(document), "utf-8")
+    command = [TOOL, "serve", "-m", str(short_files["F32"]), "-m", str(short_files["Q8_0"]), "--port", "0"]
+    with subprocess.Popen([*command, "--bench", str(path)], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        address = re.search(r"http://127\.0\.0\.1:\d+", process.stderr.readline())
+        assert address
+        found = httpx2.get(f"{address[0]}/v1/measurements").json()["data"]
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+    assert [(one["quant_type"], one["source"]) for one in found] == [("F32", "bench.json"), ("Q8_0", None)]
+    assert found[0]["decode_tps"] == document["reference"]["decode_tps"]
 
 
 def test_a_bench_json_is_read_before_anything_is_converted(tmp_path: Path) -> None:
