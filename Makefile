@@ -6,6 +6,7 @@
 UV := $(shell command -v uv || echo .tools/bin/uv)
 READY := .venv/.ready
 READY_ALL := .venv/.ready-all
+CHROMIUM := $(or $(shell command -v chromium || command -v google-chrome),/usr/bin/chromium)
 BENCHED := dgpt2-quant-bench/storybook
 
 help:            ## this list
@@ -19,8 +20,8 @@ demo: $(READY)   ## convert, run and compare the bundled model
 test: $(READY)   ## the test suite: offline, a few minutes
 	.venv/bin/pytest -n 2 --dist worksteal
 
-test-all: $(READY_ALL)  ## the tests that need PyTorch and other peers, or many minutes; a skipped test fails
-	.venv/bin/pytest -n 2 --dist worksteal -m "peer or slow" --no-skips
+test-all: $(READY_ALL) | $(CHROMIUM)  ## the tests that need PyTorch and other peers, a browser, or many minutes; a skipped test fails
+	.venv/bin/pytest -n 2 --dist worksteal -m "peer or slow or browser" --no-skips
 
 check: $(READY)  ## lint and formatting
 	.venv/bin/ruff check .
@@ -68,3 +69,9 @@ $(READY_ALL): $(READY)
 	$(UV) pip install --quiet --python .venv $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS)) \
 		-c constraints.txt --group all --editable '.[peers]'
 	@touch $(READY_ALL)
+
+/usr/bin/chromium:
+	@. /etc/os-release && test "$$ID" = debian -a "$$(id -u)" = 0 || \
+		{ echo "The browser tests need Chromium. Install it, or run this as root on Debian." >&2; exit 1; }
+	apt-get update -qq
+	apt-get install -qq -y --no-install-recommends chromium

@@ -1,5 +1,8 @@
 """`dgpt2-quant serve`: an HTTP server for one or several quant types."""
 
+import os
+import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,9 +56,16 @@ def serve(
     allow_grammar: Annotated[
         bool, typer.Option("--allow-grammar", help="Accept `grammar`, with which one request can slow down all.")
     ] = False,
+    bench: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A bench.json, whose figures the page shows for the files that it measured."),
+    ] = None,
     threads: ThreadsOrAutoOption = "auto",
     revision: RevisionOption = None,
     offline: OfflineOption = False,
+    open_page: Annotated[
+        bool, typer.Option("--open", help="Open the writing page in the browser when the models are loaded.")
+    ] = False,
     log_json: Annotated[bool, typer.Option("--log-json", help="Write the access log as lines of JSON.")] = False,
 ) -> None:
     """Serve models over HTTP: OpenAI's API, llama.cpp's, and Azure ML's /score.
@@ -64,12 +74,14 @@ def serve(
 
     Example: dgpt2-quant serve -m storybook -t q8_0 -t q4_0
     """
+    from dgpt2_quant.bench.document.read import read_document
     from dgpt2_quant.core.errors import UsageError
     from dgpt2_quant.serve.calls.settings import Limits, Settings
     from dgpt2_quant.serve.extra import require_extra
 
     require_extra()
     from dgpt2_quant.serve.access_log import AccessLog
+    from dgpt2_quant.serve.calls.figures import figures_of
     from dgpt2_quant.serve.calls.models import Models
     from dgpt2_quant.serve.keys import read_keys
     from dgpt2_quant.serve.server import Server, bind
@@ -89,9 +101,14 @@ def serve(
             f"--host {host} can be reached from other machines: it needs --api-key-file FILE",
             "Or let everybody in with --allow-no-key.",
         )
+    document = read_document(bench) if bench else None
     with bind(settings) as listener:
         files = _files(model or [_DEFAULT], type, revision, offline)
         models = Models(files, parallel=parallel, queue=queue, ctx_size=ctx_size, threads=count)
+        if document:
+            models.figures = figures_of(document, files)
+            if not models.figures:
+                note(f"{bench} has figures of none of the files that are served.")
         name = f"[{host}]" if ":" in host else host
         address = f"http://{name}:{listener.getsockname()[1]}"
 
@@ -102,8 +119,24 @@ def serve(
                     note(
                         f"--ctx-size {ctx_size} is more than the {served.scheduler.positions} positions of {served.id}."
                     )
+            if open_page:
+                page = address.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+                # in a thread: a browser that starts asks the server before the call returns
+                threading.Thread(target=_open_browser, args=[page], daemon=True).start()
 
         Server(models, settings, access_log=AccessLog(as_json=log_json), on_ready=ready).serve_on(listener)
+
+
+def _open_browser(address: str) -> None:
+    """Opens a page. Without a desktop only `BROWSER` is used: a text browser would take over the terminal."""
+    import webbrowser
+
+    if sys.platform == "linux" and not any(map(os.environ.get, ("BROWSER", "DISPLAY", "WAYLAND_DISPLAY"))):
+        opened = False
+    else:
+        opened = webbrowser.open(address)
+    if not opened:
+        note(f"No browser was found; open {address} in one.")
 
 
 def _files(names: list[str], types: list[str] | None, revision: str | None, offline: bool) -> "list[ModelFile]":

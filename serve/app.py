@@ -21,6 +21,7 @@ from .access_log import AccessLog
 from .gate import Gate
 from .openapi import document
 from .routes import ROUTES, Route, answer, error_response
+from .web_files import PREFIX, file_response, web_files
 
 
 def make_app(
@@ -33,6 +34,7 @@ def make_app(
 ) -> Starlette:
     """The application. It loads the models after its start, and answers 503 until they are loaded."""
     metrics = Metrics(models)
+    web_files()  # before the first request
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -56,6 +58,12 @@ def make_app(
         request.state.call.route = "/openapi.json"
         return Response(openapi_document(), media_type="application/json")
 
+    async def web_file(request: Request) -> Response:
+        request.state.call.route = f"{PREFIX}{{name}}"
+        if (found := file_response(request.path_params["name"], request.headers)) is None:
+            raise HTTPException(404)
+        return found
+
     async def not_found(request: Request, error: Any) -> Response:
         assert isinstance(error, HTTPException)
         allowed = dict(error.headers or {})
@@ -64,7 +72,11 @@ def make_app(
 
     gate = Middleware(Gate, models=models, settings=settings, metrics=metrics, access_log=access_log)
     app = Starlette(
-        routes=[*_routed(ROUTES), StarletteRoute("/openapi.json", openapi)],
+        routes=[
+            *_routed(ROUTES),
+            StarletteRoute("/openapi.json", openapi),
+            StarletteRoute(f"{PREFIX}{{name}}", web_file),
+        ],
         middleware=[gate],
         exception_handlers={404: not_found, 405: not_found},
         lifespan=lifespan,

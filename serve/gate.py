@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .access_log import AccessLog
 from .routes import error_response
+from .web_files import is_page_request
 
 PUBLIC = ("/health",)
 _ID = re.compile(r"[\x21-\x7e]{1,100}")
@@ -83,6 +84,8 @@ def refuse_strangers(headers: Headers, scope: Scope, settings: Settings) -> None
     if scope["path"] in PUBLIC:
         return
     if settings.keys:
+        if is_page_request(scope["method"], scope["path"], headers):
+            return  # the page has no secrets, and asks for the key itself
         authorization = headers.get("authorization", "")
         bearer = authorization[7:].strip() if authorization[:7].lower() == "bearer " else ""
         given = (bearer or headers.get("x-api-key", "")).encode()

@@ -13,8 +13,10 @@ from dgpt2_quant.serve.calls.metrics import CONTENT_TYPE
 from dgpt2_quant.serve.dialects import (
     answers,
     azure,
+    comparison,
     llama_cpp,
     llama_cpp_info,
+    measurements,
     openai_chat,
     openai_completions,
     openai_embeddings,
@@ -23,6 +25,8 @@ from dgpt2_quant.serve.dialects import (
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+
+from .web_files import file_response, wants_page
 
 
 @dataclass(frozen=True)
@@ -79,9 +83,10 @@ async def score_options(call: Call, request: Request) -> Response:
     return Response("", headers={"allow": "OPTIONS, POST"}, media_type="text/plain")
 
 
-async def healthy(call: Call, request: Request) -> Response:
-    """The liveness text of Azure ML's inference server."""
-    return Response("Healthy", media_type="text/plain")
+async def root(call: Call, request: Request) -> Response:
+    """The liveness text of Azure ML's inference server; for a browser the writing page."""
+    page = file_response("index.html", request.headers) if wants_page(request.headers) else None
+    return page or Response("Healthy", headers={"vary": "Accept"}, media_type="text/plain")
 
 
 ROUTES = (
@@ -97,6 +102,9 @@ ROUTES = (
     ),
     Route("POST", "/v1/chat/completions", openai_chat.chat, openai_chat.ChatBody, answers.ChatAnswer),
     Route("POST", "/v1/embeddings", openai_embeddings.embed, openai_embeddings.EmbeddingBody, answers.EmbeddingList),
+    Route("POST", "/v1/compare", comparison.compare, comparison.ComparisonBody, answers.Comparison),
+    Route("GET", "/v1/measurements", measurements.known, answer=answers.Measurements),
+    Route("POST", "/v1/measurements", measurements.measure, measurements.MeasureBody, answers="text/event-stream"),
     Route("POST", "/completion", llama_cpp.complete, llama_cpp.CompletionBody, answers.LlamaAnswer, "llama_cpp"),
     Route("POST", "/completions", llama_cpp.complete, llama_cpp.CompletionBody, answers.LlamaAnswer, "llama_cpp"),
     Route("POST", "/tokenize", llama_cpp_info.tokenize, llama_cpp_info.TokenizeBody, answers.Tokens, "llama_cpp"),
@@ -119,7 +127,7 @@ ROUTES = (
         "POST", "/generate_stream", tgi.generate_stream, tgi.GenerateBody, dialect="tgi", answers="text/event-stream"
     ),
     Route("OPTIONS", "/score", score_options, dialect="azure", answers="text/plain"),
-    Route("GET", "/", healthy, answers="text/plain"),
+    Route("GET", "/", root, answers="text/plain"),
 )
 
 

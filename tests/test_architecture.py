@@ -38,8 +38,9 @@ MAY_IMPORT = {  # a folder: the other folders whose modules it may import
     "bench/tasks": {*MEASURES, "bench/quality"},
     "bench/report": {"core", "bench/document"},
     "bench": VERBS - {"bench"},
-    "serve/calls": RUNNER,
-    "serve/dialects": {*RUNNER, "serve/calls"},
+    "serve/calls": {*RUNNER, "bench/document"},
+    # what it compares and measures, it does as `bench` does
+    "serve/dialects": {*RUNNER, "serve/calls", "bench/quality", "bench/speed"},
     "serve": {*RUNNER, "serve/calls", "serve/dialects"},
     "cli": {*VERBS, "serve", "serve/calls"},
     "demo": set(),

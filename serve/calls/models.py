@@ -3,12 +3,12 @@
 import asyncio
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,12 @@ from dgpt2_quant.runtime import Model, Scheduler
 
 from .errors import HTTPError, unavailable
 
+if TYPE_CHECKING:
+    from .figures import Figures
+
 _GRAMMAR_SECONDS = 0.25  # that a grammar may take for a token, while all other texts wait
+P = ParamSpec("P")
+R = TypeVar("R")
 _INLINE = 2000  # characters that are tokenized in the event loop: faster than a switch of threads
 
 
@@ -57,8 +62,9 @@ class ServedModel:
     scheduler: Scheduler
     chat_template: str | None
     bytes: int
+    bits_per_weight: float
     embedding: int = 0  # texts that are embedded or wait for it
-    scoring: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, "embeddings"))
+    scoring: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, "scoring"))
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -93,12 +99,13 @@ class ServedModel:
             return self.model.tokenize(text, special=special, add_special=add_special)
         return await asyncio.to_thread(self.model.tokenize, text, special=special, add_special=add_special)
 
-    async def features(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
-        """The mean of the hidden states of a text, computed in a thread for all of them."""
-        return await asyncio.get_running_loop().run_in_executor(self.scoring, self._features, list(tokens))
+    async def in_thread(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Calls a function in the thread that scores and embeds with this model."""
+        return await asyncio.get_running_loop().run_in_executor(self.scoring, partial(function, *args, **kwargs))
 
-    def _features(self, tokens: list[int]) -> npt.NDArray[np.float32]:
-        return self.model.features(tokens, pooling="mean")
+    async def features(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        """The mean of the hidden states of a text."""
+        return await self.in_thread(self.model.features, list(tokens), pooling="mean")
 
     def close(self) -> None:
         self.scoring.shutdown(cancel_futures=True)
@@ -126,6 +133,11 @@ class Models:
         self.parallel, self.queue, self.ctx_size, self.threads = parallel, queue, ctx_size, threads
         self.loaded: dict[str, ServedModel] = {}
         self.failure: Exception | None = None
+        self.figures: dict[str, Figures] = {}  # by id, where they are known
+        self.measuring = False
+        self.ending = False  # the server shuts down, and what computes must end
+        self.comparisons = 0  # that compute or wait
+        self.comparing = asyncio.Lock()  # held for a window of a comparison
 
     @property
     def ready(self) -> bool:
@@ -137,10 +149,12 @@ class Models:
             self.loaded[file.id] = self._load(file)
 
     def _load(self, file: ModelFile) -> ServedModel:
-        template = read_header(file.path).metadata.get("tokenizer.chat_template")
+        header = read_header(file.path)
+        template, bits = header.metadata.get("tokenizer.chat_template"), header.bits_per_weight
+        del header  # a large vocabulary takes memory that the model needs now
         model = Model.load(file.path, threads=self.threads, ctx_size=self.ctx_size)
         scheduler = Scheduler(model, parallel=self.parallel, queue=self.queue, grammar_seconds=_GRAMMAR_SECONDS)
-        return ServedModel(file, model, scheduler, template, file.path.stat().st_size)
+        return ServedModel(file, model, scheduler, template, file.path.stat().st_size, bits)
 
     def find(self, name: str | None) -> ServedModel:
         """The model of that id, name or alias; without a name, the first. Raises `HTTPError` 404 or 503."""
@@ -186,7 +200,8 @@ class Models:
         }
 
     def end_texts(self) -> None:
-        """Cancels all texts: their requests are answered with an error."""
+        """Cancels all texts, comparisons and measurements: their requests are answered with an error."""
+        self.ending = True
         for served in self.loaded.values():
             served.scheduler.close()
 

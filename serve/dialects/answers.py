@@ -178,6 +178,90 @@ class EmbeddingList(Answer):
     usage: EmbeddingUsage
 
 
+class ComparedToken(Answer):
+    """A token of a text; the offset counts characters."""
+
+    id: int
+    text: str
+    offset: int
+
+
+class TopToken(Answer):
+    """One of the likeliest tokens."""
+
+    id: int
+    text: str
+    logprob: Number
+
+
+class ComparedModel(Answer):
+    """A model's log-probabilities of a text, and its KL divergence from the reference, which has none itself."""
+
+    id: str
+    logprobs: list[Number]
+    top: list[list[TopToken]]
+    kld: list[Number] | None
+    mean_nll: Number
+    perplexity: Number
+    mean_kld: Number
+    same_top: Number
+    positions: int
+
+
+class Comparison(Answer):
+    """A text, scored by several models. The first token of a text has no probability."""
+
+    object: Literal["comparison"]
+    context: int
+    stride: int
+    tokens: list[ComparedToken]
+    models: list[ComparedModel]
+
+
+class Interval(Answer):
+    """A value with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Speed(Answer):
+    """Tokens per second over some rounds."""
+
+    median: float
+    min: float
+    max: float
+    rounds: int
+
+
+class Measurement(Answer):
+    """A file of the server, and what was measured of it; null for what was not."""
+
+    id: str
+    quant_type: str
+    bytes: int
+    bits_per_weight: float
+    reference: str | None
+    text: str | None
+    tokens_scored: int | None
+    kld: Interval | None
+    same_top: Number
+    ppl_ratio: Interval | None
+    prompt_tps: Speed | None
+    decode_tps: Speed | None
+    source: Literal["bench.json", "measured here"] | None
+    measured_at: int | None
+
+
+class Measurements(Answer):
+    """All files of the server, and whether a measurement is running."""
+
+    object: Literal["list"]
+    measuring: bool
+    data: list[Measurement]
+
+
 LlamaAnswer = dict[str, Any] | list[dict[str, Any]]
 """llama.cpp's completion, or a list of them for several prompts; `response_fields` chooses its fields."""
 

@@ -17,7 +17,7 @@ CHECKS = (
 
 @pytest.mark.slow
 def test_schemathesis_finds_nothing(storybook_files: dict[str, Path], tmp_path: Path) -> None:
-    settings = Settings(port=0, limits=Limits(tokens=8))
+    settings = Settings(port=0, limits=Limits(tokens=8, request_seconds=1))  # a measurement takes longer
     with running([file_to_serve(storybook_files["Q4_0"])], settings, queue=64) as served:
         command = [Path(sys.executable).with_name("schemathesis"), "run"]
         options = ["--checks", CHECKS, "-n", "25", "--request-timeout", "30", "--seed", "1"]
