@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from dgpt2_quant.core.errors import RuntimeFailure, UsageError
 
 from .batch_token import TokenIds, token_ids
@@ -168,6 +170,16 @@ class NativeModel:
             if count >= 0:
                 return buffer.raw[:count]
             size = -count  # it returns the size that it needs, negated
+
+    @cached_property
+    def sorted_pieces(self) -> tuple[list[bytes], npt.NDArray[np.intp]]:
+        """The bytes of the tokens in order, and their ids; without control, pad and white-space tokens."""
+        owner = self.owner
+        found = sorted(
+            (data, token) for token in range(self.real_vocabulary) if (data := self._read_token(token)).strip()
+        )
+        del owner
+        return [data for data, _ in found], np.array([token for _, token in found], np.intp)
 
     @cached_property
     def ends(self) -> list[int]:
