@@ -220,7 +220,8 @@ class Engine:
                     slot.row[:] = row  # into existing memory: new pages cost more than the copy
         if end == len(prompt):
             slot.end_at(sequence.choice.best.length, request)
-            self.context.keep(len(slot.prompt), slot.number)
+            if len(slot.prompt) < end:
+                self.context.keep(len(slot.prompt), slot.number)
         return len(chunk)
 
     def _decode(self) -> list[Piece]:

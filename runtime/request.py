@@ -157,11 +157,15 @@ def make_request(model: NativeModel, positions: int, prompt: Prompt, **options: 
     text = None
     if echo:
         text = prompt if isinstance(prompt, str) and not is_cut else _text_of(model, tokens, show_special)
-    cuts, incomplete = (Cut(len(tokens)),), b""
+    cuts: tuple[Cut, ...] = (Cut(len(tokens)),)
+    incomplete = b""
     if heals and sampling.grammar:
-        raise UsageError("`token_healing` cannot be combined with `grammar`, which has rules for whole tokens")
+        raise UsageError(
+            "`token_healing` cannot be combined with `grammar`: the first token has a part of the prompt",
+            "Omit one of them.",
+        )
     if heals and max_tokens:
-        tokens, cuts, incomplete = heal(model, tokens)
+        tokens, cuts, incomplete = heal(model, tokens, positions)
         if text and incomplete:
             text = text[:-1]  # the first token completes this character
     return Request(

@@ -118,9 +118,9 @@ class Sequence:
         data, ends = self._model.piece(token)
         if token in request.stop_token_ids and (data != rest or not rest):  # not the prompt's own last token
             return shown + self._finish("stop", request.stop_token_ids[token])
-        data = data[len(rest) :]
         if not data and request.show_special:
             data = self._model.special_text(token)
+        data = data[len(rest) :]
         if ends and not request.ignore_eos:
             return shown + (self._show(self._text.feed(data)) if request.show_special else "") + self._finish("eos")
         if text := self._text.feed(data):

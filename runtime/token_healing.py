@@ -28,14 +28,14 @@ class Cut:
     rest: bytes = b""
 
 
-def heal(model: NativeModel, prompt: list[int]) -> tuple[list[int], tuple[Cut, ...], bytes]:
+def heal(model: NativeModel, prompt: list[int], positions: int) -> tuple[list[int], tuple[Cut, ...], bytes]:
     """A prompt up to its last possible cut, all possible cuts in order, and the bytes of an incomplete last character.
 
     Without a token that completes its end, the only cut is the end of the prompt.
     """
     last = model.piece(prompt[-1])[0]
-    if len(last) > 1 and last.isspace():
-        # before a word, the last character of white space is no part of the others' token
+    if len(last) > 1 and last.isspace() and len(prompt) < positions:
+        # the last character of white space before a word is not in one token with the others
         parts = last[:-1].decode(), last[-1:].decode()
         prompt = [*prompt[:-1], *(token for part in parts for token in model.tokenize(part, special=False))]
     rest = b""

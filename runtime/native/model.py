@@ -162,22 +162,21 @@ class NativeModel:
         del owner
         return found
 
-    def _read_token(self, token: int, special: bool = False) -> bytes:
-        to_piece, size = bindings().llama_token_to_piece, 256
-        while True:
-            buffer = ctypes.create_string_buffer(size)
-            count = to_piece(self.vocab, token, buffer, size, 0, special)
-            if count >= 0:
-                return buffer.raw[:count]
-            size = -count  # it returns the size that it needs, negated
+    def _read_token(
+        self, token: int, special: bool = False, buffer: "ctypes.Array[ctypes.c_char] | None" = None
+    ) -> bytes:
+        buffer = buffer or ctypes.create_string_buffer(256)
+        to_piece = bindings().llama_token_to_piece
+        while (count := to_piece(self.vocab, token, buffer, len(buffer), 0, special)) < 0:
+            buffer = ctypes.create_string_buffer(-count)  # it returns the size that it needs, negated
+        return buffer.raw[:count]
 
     @cached_property
     def sorted_pieces(self) -> tuple[list[bytes], npt.NDArray[np.intp]]:
         """The bytes of the tokens in order, and their ids; without control, pad and white-space tokens."""
-        owner = self.owner
-        found = sorted(
-            (data, token) for token in range(self.real_vocabulary) if (data := self._read_token(token)).strip()
-        )
+        owner, buffer = self.owner, ctypes.create_string_buffer(256)
+        pieces = ((self._read_token(token, buffer=buffer), token) for token in range(self.real_vocabulary))
+        found = sorted(pair for pair in pieces if pair[0].strip())
         del owner
         return [data for data, _ in found], np.array([token for _, token in found], np.intp)
 
