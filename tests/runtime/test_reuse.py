@@ -132,7 +132,8 @@ class TestOneSlot:
             assert write(model, before, echo=echo)[0] == of_plain
 
     def test_letters_of_one_word_share_their_prompt(self, model: Model, prompt: list[int]) -> None:
-        words = [[*prompt, *model.tokenize(word)] for word in (" k", " kin")]
+        words = [[*prompt, *model.tokenize(word)] for word in (" b", " be")]
+        forget(model)
         assert [write(model, word, token_healing=True)[1] for word in words] == [LENGTH, 0]
 
     def test_a_conversation(self, model: Model, prompt: list[int]) -> None:

@@ -84,22 +84,21 @@ def test_every_cut_of_a_text(storybook: Model) -> None:
     for end in range(1, len(TEXT) + 1):
         prompt = TEXT[:end]
         sequence, found = healed(storybook, prompt, temperature=1, seed=end)
-        rest = storybook.detokenize(sequence.prompt)
         ids = [*sequence.prompt, *found.token_ids]
         assert storybook.detokenize(ids) == prompt + found.text, prompt
         assert len(found.token_ids) == 6 or found.finish_reason == "eos"
-        assert prompt.startswith(rest)
-        joined = prompt[-1] + found.text[:1]
-        assert joined != "  ", prompt
+        assert prompt[-1] + found.text[:1] != "  ", prompt
 
 
-@pytest.mark.parametrize("kept", [1, 2, 3])
-def test_a_character_is_completed(storybook: Model, kept: int) -> None:
-    ids = storybook.tokenize("The wolf 😀")[: kept - 4]
-    bias = dict.fromkeys(storybook.tokenize("😀"), 100.0)
-    sequence, found = healed(storybook, ids, echo=True, logit_bias=bias, max_tokens=5 - kept)
-    assert found.text == "The wolf 😀"
-    assert storybook.detokenize([*sequence.prompt, *found.token_ids]) == found.text
+@pytest.mark.parametrize(("text", "count"), [("The café", 1), ("The wolf 😀", 2)])
+def test_an_incomplete_character_is_completed(storybook: Model, text: str, count: int) -> None:
+    data = text.encode()[:-1]
+    by_bytes = {storybook.token_bytes(token): token for token in range(256)}
+    ids = [by_bytes[data[at : at + 1]] for at in range(len(data))]
+    bias = {storybook.tokenize(text)[-1]: 100.0}
+    sequence, found = healed(storybook, ids, echo=True, logit_bias=bias, max_tokens=count)
+    assert found.text == text == storybook.detokenize([*sequence.prompt, *found.token_ids])
+    assert healed(storybook, ids, logit_bias=bias, max_tokens=count)[1].text == text[-1]
 
 
 class TestOptions:
@@ -112,7 +111,7 @@ class TestOptions:
         sequence, found = healed(storybook, "Hello ", logprobs=3)
         scores = storybook.score([*sequence.prompt, *found.token_ids])[len(sequence.prompt) :]
         for score, entry in zip(scores, found.logprobs or (), strict=True):
-            assert math.isclose(score, entry.logprob or 0, abs_tol=1e-4)
+            assert math.isclose(score, entry.logprob or 0, abs_tol=1e-3)
 
     def test_the_token_that_ends_the_prompt_is_no_stop(self, storybook: Model) -> None:
         period = storybook.tokenize(".")
