@@ -104,6 +104,9 @@ def run(
     truncate: Annotated[
         bool, typer.Option("--truncate", help="Keep only the end of a prompt that is too long.")
     ] = False,
+    token_healing: Annotated[
+        bool, typer.Option("--token-healing", help="The text may begin with the rest of PROMPT's last word.")
+    ] = False,
     threads: ThreadsOrAutoOption = "auto",
     revision: RevisionOption = None,
     offline: OfflineOption = False,
@@ -167,6 +170,7 @@ def run(
             logprobs=logprobs,
             lookup=lookup,
             truncate=truncate,
+            token_healing=token_healing,
             **settings,
         )
         if json:

@@ -179,6 +179,7 @@ class Engine:
             self._entering = None
             self._active = [slot.sequence for slot in self._slots if slot.sequence]
             sequence.began_at = self.totals.decode_seconds
+            sequence.begin_after(len(slot.prompt))
             self._row[:] = slot.row
             pieces.append((sequence, sequence.advance(self._row[: sequence.real_vocabulary])))
         return computed
@@ -198,14 +199,14 @@ class Engine:
             sequence.prompt_logprobs = slot.scores
 
     def _compute(self, slot: Slot, sequence: Sequence) -> int:
-        """Decodes the next chunk of a slot's prompt; after the last chunk the slot has its logits."""
+        """Decodes the next chunk of a slot's prompt; after the last chunk the slot has the logits at the chosen cut."""
         request, begin = sequence.request, len(slot.prompt)
         prompt, chunk = request.prompt, slot.next_chunk(request)
         if self.context.threads != self.governor.threads:
             self.context.set_threads(self.governor.threads)
         end = begin + len(chunk)
-        is_last = end == len(prompt)
-        scored = len(chunk) if request.scores_prompt else int(is_last)
+        first = request.cuts[0].length
+        scored = len(chunk) if request.scores_prompt else max(0, end - max(begin, first - 1))
         self.context.decode(chunk, begin, slot.number, len(chunk) - scored)
         self.totals.prompt_steps += 1
         slot.prompt.extend(chunk)
@@ -214,8 +215,13 @@ class Engine:
             if request.scores_prompt:
                 for row, token in zip(rows, prompt[begin + 1 : end + 1], strict=False):
                     slot.scores.append(token_logprob(row[: sequence.real_vocabulary], token, slot.top))
-            if is_last:
-                slot.keep_row(rows[-1])
+            for length, row in enumerate(rows, end - scored + 1):
+                if length >= first and sequence.choice.improves(length, row[: sequence.real_vocabulary]):
+                    slot.row[:] = row  # into existing memory: new pages cost more than the copy
+        if end == len(prompt):
+            slot.end_at(sequence.choice.best.length, request)
+            if len(slot.prompt) < end:
+                self.context.keep(len(slot.prompt), slot.number)
         return len(chunk)
 
     def _decode(self) -> list[Piece]:

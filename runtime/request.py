@@ -13,6 +13,7 @@ from dgpt2_quant.runtime.native.model import NativeModel
 from dgpt2_quant.runtime.sampling.settings import Sampling, whole
 
 from .prompt_lookup import DRAFT_TOKENS, MAX_DRAFT_TOKENS
+from .token_healing import Cut, heal
 
 DEFAULT_MAX_TOKENS = 128
 _SEEDS = 2**32 - 1  # llama.cpp treats the last 32-bit number (LLAMA_DEFAULT_SEED) as "choose a random one"
@@ -33,6 +34,8 @@ class Options(TypedDict, total=False):
     - `show_special`: shows special tokens by their names; otherwise they have no text.
     - `truncate`: keeps the end of a prompt that is too long for the context: as much as leaves room for `max_tokens`,
       but at least half of the context.
+    - `token_healing`: the text may begin with the rest of a word whose beginning ends the prompt: "The weath" continues
+      with "er", and a prompt that ends with a blank with a word. The first token has the prompt's part of the word too.
     - `echo`: the result begins with the prompt's text.
     - `logprobs`: adds to the completion each token's log-probability, and those of the N most likely tokens; with
       `echo` the prompt's too.
@@ -49,6 +52,7 @@ class Options(TypedDict, total=False):
     ignore_eos: bool
     show_special: bool
     truncate: bool
+    token_healing: bool
     echo: bool
     logprobs: int | None
     prompt_logprobs: int | None
@@ -78,10 +82,13 @@ class Options(TypedDict, total=False):
 class Request:
     """A checked request. `prompt` has at least one token id and fits the context; `echo` is its text, or None.
 
+    The text begins after one of the `cuts`, of which the last one keeps all of `prompt`. `incomplete` are the bytes of
+    a character that the prompt ends in.
     `stop_token_ids` maps each to what the caller named: the token, or a text of `stop`.
     """
 
     prompt: list[int]
+    cuts: tuple[Cut, ...]
     max_tokens: int
     sampling: Sampling
     seed: int
@@ -94,6 +101,12 @@ class Request:
     stop_token_ids: Mapping[int, int | str] = field(default_factory=dict)
     show_special: bool = False
     prompt_logprobs: int | None = None
+    incomplete: bytes = b""
+
+    @property
+    def key(self) -> tuple[list[int], tuple[Cut, ...]]:
+        """What the choice of the cut, and the logits there, depend on."""
+        return self.prompt, self.cuts if len(self.cuts) > 1 else ()
 
     @property
     def scores_prompt(self) -> bool:
@@ -127,8 +140,9 @@ def make_request(model: NativeModel, positions: int, prompt: Prompt, **options: 
     seed = check_seed(settings.pop("seed", None))
     logprobs = _alternatives(model, "logprobs", settings.pop("logprobs", None))
     prompt_logprobs = _alternatives(model, "prompt_logprobs", settings.pop("prompt_logprobs", None))
-    ignore_eos, truncate, echo, show_special = (
-        check_flag(name, settings.pop(name, False)) for name in ("ignore_eos", "truncate", "echo", "show_special")
+    ignore_eos, truncate, echo, show_special, heals = (
+        check_flag(name, settings.pop(name, False))
+        for name in ("ignore_eos", "truncate", "echo", "show_special", "token_healing")
     )
     stops, stop_ids = _stops(model, settings.pop("stop", None), settings.pop("stop_token_ids", None), show_special)
     tokens, is_cut = _prompt(model, positions, prompt, max_tokens if truncate else None)
@@ -143,8 +157,20 @@ def make_request(model: NativeModel, positions: int, prompt: Prompt, **options: 
     text = None
     if echo:
         text = prompt if isinstance(prompt, str) and not is_cut else _text_of(model, tokens, show_special)
+    cuts: tuple[Cut, ...] = (Cut(len(tokens)),)
+    incomplete = b""
+    if heals and sampling.grammar:
+        raise UsageError(
+            "`token_healing` cannot be combined with `grammar`: the first token has a part of the prompt",
+            "Omit one of them.",
+        )
+    if heals and max_tokens:
+        tokens, cuts, incomplete = heal(model, tokens, positions)
+        if text and incomplete:
+            text = text[:-1]  # the first token completes this character
     return Request(
         tokens,
+        cuts,
         max_tokens,
         sampling,
         random_seed() if seed is None else seed % _SEEDS,
@@ -157,6 +183,7 @@ def make_request(model: NativeModel, positions: int, prompt: Prompt, **options: 
         stop_ids,
         show_special,
         prompt_logprobs,
+        incomplete,
     )
 
 

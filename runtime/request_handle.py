@@ -23,10 +23,12 @@ class RequestHandle(Iterator[Event], AsyncIterator[Event]):
 
     Several readers share the events: each event goes to one of them, and the end to all. The scheduler does not wait
     for readers. Dropping the handle cancels the request. Reading raises the error that the request failed with.
+    `prompt` are the token ids of the prompt, without those that token healing replaced, once there is an event.
     """
 
-    def __init__(self, seed: int, timing: Timing, cancel: Callable[[], None]) -> None:
+    def __init__(self, seed: int, prompt: list[int], timing: Timing, cancel: Callable[[], None]) -> None:
         self.seed = seed
+        self.prompt = prompt
         self.timing = timing
         self._cancel = cancel
         self._end: Completion | BaseException | None = None

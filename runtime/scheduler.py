@@ -108,7 +108,7 @@ class Scheduler(Closing):
         def cancel() -> None:
             job.cancelled = True  # the thread checks it between two steps
 
-        handle = RequestHandle(sequence.request.seed, sequence.timing, cancel)
+        handle = RequestHandle(sequence.request.seed, sequence.prompt, sequence.timing, cancel)
         job = _Job(sequence, weakref.ref(handle))
         worker = self._worker
         with self._lock:

@@ -15,6 +15,7 @@ from .completion import Completion, Event, FinishReason, Timing, TokenLogprob
 from .prompt_lookup import DraftToken, Lookup
 from .request import Request
 from .text_stream import TextStream
+from .token_healing import CutChoice, keep_completing
 
 
 class Sequence:
@@ -30,6 +31,8 @@ class Sequence:
         self.timing = Timing(submitted=time.perf_counter(), prompt_tokens=len(request.prompt))
         self.completion: Completion | None = None
         self.error: DgptQuantError | None = None  # why the text could not be continued
+        self.prompt = list(request.prompt)  # `begin_after` cuts it
+        self.choice = CutChoice(model, request.prompt, request.cuts)
         self.token_ids: list[int] = []
         self.prompt_logprobs: list[TokenLogprob] = []
         self.token = -1  # the last one sampled; it is decoded at `next_position`
@@ -40,12 +43,15 @@ class Sequence:
         self.room = min(request.max_tokens, positions - len(request.prompt) + 1)
         self._ends = [*model.ends, *request.stop_token_ids] if request.min_tokens else []
         self._model = model
-        self._text = TextStream(request.stop)
+        self._text = TextStream(request.stop, request.incomplete)
         self._shown: list[str] = []
         self._logprobs: list[TokenLogprob] = []
         self._reported = 0  # tokens in earlier events
         self._begun = False  # whether there was an event
-        self._sampler = Sampler(model, request.sampling, request.seed, positions, request.prompt)
+        self._positions = positions
+        self._rest = b""  # the end of the prompt's text that the first token repeats
+        begin = request.prompt[: request.cuts[0].length]
+        self._sampler = Sampler(model, request.sampling, request.seed, positions, begin)
         self._lookup: Lookup | None = None  # made when first needed: never where several sequences decode together
 
     def limit_grammar(self, seconds: float) -> None:
@@ -59,6 +65,15 @@ class Sequence:
             return ""
         return self._show(self.request.echo or "") + self._finish("length")
 
+    def begin_after(self, length: int) -> None:
+        """The text begins after `length` tokens of the prompt, at one of the request's cuts."""
+        cuts = self.request.cuts
+        self._rest = next(cut.rest for cut in cuts if cut.length == length)
+        del self.prompt[length:]
+        self._sampler.remember(self.prompt[cuts[0].length :])
+        self.next_position = self.timing.prompt_tokens = length
+        self.room = min(self.request.max_tokens, self._positions - length + 1)
+
     def draft_tokens(self, positions: int) -> abc.Sequence[DraftToken]:
         """Guesses of the tokens after the last one, to be decoded with it in a context of `positions`.
 
@@ -66,7 +81,7 @@ class Sequence:
         must be the beginning of a longer one.
         """
         if self._lookup is None:
-            self._lookup = Lookup(self.request.prompt)
+            self._lookup = Lookup(self.prompt)
         tokens = self._lookup.draft(self.token_ids, min(self.request.lookup, positions - self.next_position - 1))
         return [DraftToken(token, at, self.slot) for at, token in enumerate(tokens, self.next_position + 1)]
 
@@ -82,7 +97,10 @@ class Sequence:
         if self.room <= 0:  # only the prompt's log-probabilities were requested
             return shown + self._finish("length")
         raw = logits.copy() if request.logprobs is not None else None
-        if len(token_ids) < request.min_tokens:
+        rest = b"" if token_ids else self._rest
+        if rest:  # no token that completes it ends a text
+            keep_completing(self._model, rest, logits)
+        elif len(token_ids) < request.min_tokens:
             logits[self._ends] = -np.inf
         try:
             token = self._sampler.sample(logits)
@@ -97,11 +115,12 @@ class Sequence:
             self._logprobs.append(token_logprob(raw, token, request.logprobs or 0))
         if len(token_ids) == 1:
             self.timing.first_token = time.perf_counter()
-        if token in request.stop_token_ids:
-            return shown + self._finish("stop", request.stop_token_ids[token])
         data, ends = self._model.piece(token)
+        if token in request.stop_token_ids and (data != rest or not rest):  # not the prompt's own last token
+            return shown + self._finish("stop", request.stop_token_ids[token])
         if not data and request.show_special:
             data = self._model.special_text(token)
+        data = data[len(rest) :]
         if ends and not request.ignore_eos:
             return shown + (self._show(self._text.feed(data)) if request.show_special else "") + self._finish("eos")
         if text := self._text.feed(data):

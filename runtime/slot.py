@@ -28,12 +28,15 @@ _MOST_KEPT = 20  # alternatives of each token that are kept after a request has 
 class Slot:
     """A sequence's cells in the KV cache. The first hold `prompt`; if it is `entire`, `row` are the logits after it.
 
+    An entire prompt ends at the cut that was chosen for the request with this `key`.
+
     `scores` are the log-probabilities of the first tokens, with `top` alternatives each.
     """
 
     number: int
     row: Logits
     entire: bool = False
+    key: object = None
     prompt: list[int] = field(default_factory=list)
     scores: list[TokenLogprob] = field(default_factory=list)
     top: int = 0
@@ -42,24 +45,25 @@ class Slot:
     def forget(self) -> None:
         self.prompt, self.scores, self.entire = [], [], False
 
-    def keep_row(self, row: Logits) -> None:
-        self.row[:] = row  # into existing memory: new pages cost more than the copy
-        self.entire = True
+    def end_at(self, length: int, request: Request) -> None:
+        """The prompt has been computed: keeps `length` tokens, to which `row` belongs."""
+        del self.prompt[length:], self.scores[length:]
+        self.key, self.entire = request.key, True
 
     def reusable(self, request: Request) -> int:
         """The number of a prompt's tokens that need no decode: all of an equal prompt, otherwise its beginning."""
-        prompt, scored = request.prompt, request.scores_prompt
+        prompt, first, scored = request.prompt, request.cuts[0].length, request.scores_prompt
         if scored and self.top < (request.prompt_logprobs or 0):
             return 0
-        if self.entire and self.prompt == prompt and scored == self._is_scored():
-            return len(prompt)
+        if self.entire and self.key == request.key and scored == self._is_scored():
+            return len(self.prompt)
         common = 0
         for one, other in zip(self.prompt, prompt, strict=False):
             if one != other:
                 break
             common += 1
         if not scored:
-            return min(common, len(prompt) - 1) // CHUNK * CHUNK
+            return min(common, first - 1) // CHUNK * CHUNK  # the row before the first cut must be computed
         # the first token after them must have its score: the row before it is not computed again
         common = min(common, len(self.scores)) - 1
         return max(0, min(common, len(prompt) - SCORED_ROWS)) // SCORED_UNIT * SCORED_UNIT
@@ -74,7 +78,7 @@ class Slot:
         else:
             top = other.top
         self.prompt, self.scores, self.top = other.prompt[:kept], scores, top
-        self.entire = kept == len(request.prompt)
+        self.entire, self.key = kept >= request.cuts[0].length, request.key
         if self.entire and other is not self:
             self.row[:] = other.row
 
@@ -87,9 +91,9 @@ class Slot:
 
     def become(self, other: "Slot") -> None:
         """Takes over a sequence, whose cells are copied to this slot."""
-        self.keep_row(other.row)
+        self.row[:] = other.row
         self.prompt, self.scores, self.top = list(other.prompt), other.scores, other.top
-        self.entire, self.sequence = other.entire, other.sequence
+        self.entire, self.key, self.sequence = other.entire, other.key, other.sequence
         other.sequence = None
 
     def leave(self) -> None:

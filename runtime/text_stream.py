@@ -11,12 +11,14 @@ class TextStream:
     become U+FFFD. Text that may be the beginning of a stop string is held back until that is decided.
     """
 
-    def __init__(self, stop: Sequence[str] = ()) -> None:
+    def __init__(self, stop: Sequence[str] = (), incomplete: bytes = b"") -> None:
+        """`incomplete` are the first bytes of a character, which the next ones complete."""
         self.stopped_by: str | None = None
         self._stop = [text for text in stop if text]
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
-        self._whole = True  # no character is incomplete
+        self._decoder.decode(incomplete)
+        self._whole = not incomplete
 
     @property
     def stopped(self) -> bool:

@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from dgpt2_quant.core.errors import RuntimeFailure, UsageError
 
 from .batch_token import TokenIds, token_ids
@@ -160,14 +162,23 @@ class NativeModel:
         del owner
         return found
 
-    def _read_token(self, token: int, special: bool = False) -> bytes:
-        to_piece, size = bindings().llama_token_to_piece, 256
-        while True:
-            buffer = ctypes.create_string_buffer(size)
-            count = to_piece(self.vocab, token, buffer, size, 0, special)
-            if count >= 0:
-                return buffer.raw[:count]
-            size = -count  # it returns the size that it needs, negated
+    def _read_token(
+        self, token: int, special: bool = False, buffer: "ctypes.Array[ctypes.c_char] | None" = None
+    ) -> bytes:
+        buffer = buffer or ctypes.create_string_buffer(256)
+        to_piece = bindings().llama_token_to_piece
+        while (count := to_piece(self.vocab, token, buffer, len(buffer), 0, special)) < 0:
+            buffer = ctypes.create_string_buffer(-count)  # it returns the size that it needs, negated
+        return buffer.raw[:count]
+
+    @cached_property
+    def sorted_pieces(self) -> tuple[list[bytes], npt.NDArray[np.intp]]:
+        """The bytes of the tokens in order, and their ids; without control, pad and white-space tokens."""
+        owner, buffer = self.owner, ctypes.create_string_buffer(256)
+        pieces = ((self._read_token(token, buffer=buffer), token) for token in range(self.real_vocabulary))
+        found = sorted(pair for pair in pieces if pair[0].strip())
+        del owner
+        return [data for data, _ in found], np.array([token for _, token in found], np.intp)
 
     @cached_property
     def ends(self) -> list[int]:

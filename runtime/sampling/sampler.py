@@ -54,9 +54,7 @@ class Sampler:
         if not sampling.is_greedy:
             self._chain = NativeSampler(model, _chain_steps(sampling, seed))
         self._filters_only = not (len(self._bias) or penalties or sampling.grammar)
-        if self._penalties:
-            for token in prompt:
-                self._remember(token)
+        self.remember(prompt)
 
     def sample(self, logits: Logits) -> int | None:
         """Samples the next token from logits, shape (real vocabulary,), which it changes.
@@ -80,8 +78,7 @@ class Sampler:
             self._keep_fitting(logits, started)
             token = self._pick(logits)
         if token is not None:
-            if self._penalties:
-                self._remember(token)
+            self.remember((token,))
             if self._grammar:
                 self._grammar.accept(token)
                 self._check_time(started)
@@ -190,12 +187,15 @@ class Sampler:
         self._grammar.apply(np.array([token]), np.zeros(1, np.float32))
         return bool(self._grammar.logits[0] > -np.inf)
 
-    def _remember(self, token: int) -> None:
-        assert self._penalties
-        if token < self._vocabulary:  # a prompt may have pad tokens, which have no logit
-            self._history[self._length] = token
-            self._length += 1
-        self._penalties.accept(token)
+    def remember(self, tokens: TokenIds) -> None:
+        """The penalties apply to these tokens from now on."""
+        if self._penalties is None:
+            return
+        for token in tokens:
+            if token < self._vocabulary:  # a prompt may have pad tokens, which have no logit
+                self._history[self._length] = token
+                self._length += 1
+            self._penalties.accept(token)
 
 
 def overflowed() -> RuntimeFailure:

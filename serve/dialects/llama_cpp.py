@@ -73,6 +73,7 @@ class CompletionBody(Body):
     response_fields: Items[str] | None = None
     samplers: Items[str] | str | None = Field(None, description="Accepted; the order of the samplers is fixed.")
     parse_special: bool = False
+    token_healing: bool = Field(False, description="The text may begin with the rest of the prompt's last word.")
     xtc_probability: float = 0.0
     xtc_threshold: float = 0.1
     dynatemp_range: float = 0.0
@@ -159,6 +160,7 @@ def _final(
     found: Completion,
     text: str,
 ) -> dict[str, Any]:
+    prompt_tokens = running.handles[number].timing.prompt_tokens
     kinds = {"eos": "eos", "length": "limit", "stop": "word"}
     answer = {
         "index": number,
@@ -168,7 +170,7 @@ def _final(
         "stop": True,
         "model": served.id,
         "tokens_predicted": found.tokens,
-        "tokens_evaluated": len(prompt.tokens),
+        "tokens_evaluated": prompt_tokens,
         "generation_settings": {
             "seed": running.handles[number].seed,
             **body.model_dump(exclude={"prompt", "stream", "model", "seed", *_UNSUPPORTED}),
@@ -178,7 +180,7 @@ def _final(
         "truncated": False,
         "stop_type": kinds.get(found.finish_reason, "none"),
         "stopping_word": found.stop_reason if isinstance(found.stop_reason, str) else "",
-        "tokens_cached": len(prompt.tokens) + found.tokens - 1,
+        "tokens_cached": prompt_tokens + found.tokens - 1,
         "timings": _timings(running, number),
     }
     if body.n_probs and not body.stream:
@@ -235,7 +237,7 @@ def _options(body: CompletionBody, served: ServedModel) -> dict[str, Any]:
     names = (
         *("temperature", "top_p", "min_p", "typical_p", "repeat_penalty", "repeat_last_n", "presence_penalty"),
         *("frequency_penalty", "dry_multiplier", "dry_base", "dry_allowed_length", "dry_penalty_last_n", "mirostat"),
-        *("mirostat_tau", "mirostat_eta", "grammar", "ignore_eos", "stop"),
+        *("mirostat_tau", "mirostat_eta", "grammar", "ignore_eos", "stop", "token_healing"),
     )
     found: dict[str, Any] = {name: getattr(body, name) for name in names}
     found["top_k"] = max(0, body.top_k)

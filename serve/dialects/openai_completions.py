@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-from dgpt2_quant.runtime import Completion, Event, TokenLogprob
+from dgpt2_quant.runtime import Completion, Event, RequestHandle, TokenLogprob
 from dgpt2_quant.serve.calls.call import Call
 from dgpt2_quant.serve.calls.errors import refused, unsupported
 from dgpt2_quant.serve.calls.event_stream import EventStream
@@ -36,6 +36,7 @@ class CompletionBody(SamplingBody):
     return_token_ids: bool = False
     return_tokens_as_token_ids: bool = False
     add_special_tokens: bool = True
+    token_healing: bool = Field(False, description="The text may begin with the rest of the prompt's last word.")
     parse_special: bool = Field(False, description="Read `<|endoftext|>` in the prompt as the special token.")
 
 
@@ -53,6 +54,7 @@ async def complete(call: Call, body: CompletionBody) -> dict[str, Any] | EventSt
     )
     require_count(call, served, len(prompts) * count, "n" if body.best_of is None else "best_of")
     settings = options(body, served, call.settings)
+    settings["token_healing"] = body.token_healing
     settings["max_tokens"] = tokens_to_generate(call, body, "max_tokens", 16)
     settings["logprobs"] = 0 if body.logprobs is None and count > body.n else body.logprobs
     before = [body.prompt_logprobs, body.logprobs if body.echo else None]
@@ -106,14 +108,15 @@ class _Answer:
             group = found[first : first + self.count]
             if self.count > self.body.n:
                 group = sorted(group, key=_mean_logprob, reverse=True)[: self.body.n]
+            handle = running.handles[first]  # the prompt of all texts of the group
             choices += [
-                {"index": len(choices) + at, **_Choice(self, prompt).whole(one)} for at, one in enumerate(group)
+                {"index": len(choices) + at, **_Choice(self, prompt, handle).whole(one)} for at, one in enumerate(group)
             ]
         return {**self.head, "choices": choices, "usage": self.usage(running)}
 
     async def stream(self, running: Running) -> AsyncGenerator[dict[str, Any], None]:
         usage = self.body.stream_options or None
-        writers = [_Choice(self, prompt) for prompt in self.prompts for _ in range(self.count)]
+        writers = [_Choice(self, self.prompts[at // self.count], handle) for at, handle in enumerate(running.handles)]
         with running:
             async for number, event in running.events():
                 choice = writers[number].chunk(event)
@@ -128,8 +131,9 @@ class _Answer:
 
     def usage(self, running: Running) -> dict[str, Any]:
         """Each prompt counts once, each text that was generated for it too."""
-        prompt_tokens, generated = sum(len(prompt.tokens) for prompt in self.prompts), sum(running.generated)
-        cached = sum(handle.timing.prompt_cached for handle in running.handles[:: self.count])
+        timings = [handle.timing for handle in running.handles[:: self.count]]
+        prompt_tokens, generated = sum(timing.prompt_tokens for timing in timings), sum(running.generated)
+        cached = sum(timing.prompt_cached for timing in timings)
         return {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": generated,
@@ -141,16 +145,10 @@ class _Answer:
 class _Choice:
     """Writes one text of an answer, whole or in chunks."""
 
-    def __init__(self, answer: _Answer, prompt: PromptText) -> None:
-        self.body, self.prompt = answer.body, prompt
+    def __init__(self, answer: _Answer, prompt: PromptText, handle: RequestHandle) -> None:
+        self.body, self.prompt, self.handle = answer.body, prompt, handle
         self.texts = TokenTexts(answer.served.model, as_ids=self.body.return_tokens_as_token_ids)
         self.began = False
-        self.offsets: list[int] = []
-        if self.body.logprobs is not None:
-            offsets = prompt_offsets(self.texts, prompt.tokens, skips_first=prompt.adds_first)
-            self.offsets = [min(offset, len(prompt.text)) for offset in offsets]
-            self.texts.end_character()
-            self.texts.offset = len(prompt.text)
 
     def whole(self, found: Completion) -> dict[str, Any]:
         return self.part(
@@ -180,19 +178,30 @@ class _Choice:
         echoed = first and body.echo
         found: dict[str, Any] = {"text": self.prompt.text + text if echoed else text, "logprobs": None}
         if body.logprobs is not None:
+            before_offsets = self._prompt_offsets() if first else []
             offsets = [self.texts.add(token, special=not body.skip_special_tokens) for token in ids]
             shown = [limited(entry, body.logprobs) for entry in entries]
             if echoed:
                 shown = [*(limited(entry, body.logprobs) for entry in before), *shown]
-                offsets = [*self.offsets, *offsets]
+                offsets = [*before_offsets, *offsets]
             found["logprobs"] = self.texts.logprobs(shown, offsets)
         found["finish_reason"] = reason
         if first and body.prompt_logprobs is not None:
             found["prompt_logprobs"] = [self._vllm(limited(entry, body.prompt_logprobs)) for entry in before]
         if body.return_token_ids:
             found["token_ids"] = list(ids)
-            found["prompt_token_ids"] = list(self.prompt.tokens) if first else None
+            found["prompt_token_ids"] = list(self.handle.prompt) if first else None
         return found
+
+    def _prompt_offsets(self) -> list[int]:
+        """The offsets of the prompt's tokens, after which those of the text begin."""
+        prompt, tokens, texts = self.prompt, self.handle.prompt, self.texts
+        begins = tokens[0] == texts.model.start_token != prompt.tokens[0]  # token healing put it there
+        offsets = prompt_offsets(texts, tokens, skips_first=prompt.adds_first or begins)
+        if tokens == prompt.tokens:
+            texts.end_character()
+            texts.offset = len(prompt.text)
+        return [min(offset, len(prompt.text)) for offset in offsets]
 
     def _vllm(self, entry: TokenLogprob) -> dict[str, Any] | None:
         """A token of the prompt in the shape of vLLM's `prompt_logprobs`; the rank is known among the likeliest."""

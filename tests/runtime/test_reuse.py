@@ -115,6 +115,27 @@ class TestOneSlot:
         write(model, prompt, echo=True)
         assert write(model, prompt) == (fresh, LENGTH % CHUNK)
 
+    @pytest.mark.parametrize("length", [CHUNK - 2, CHUNK - 1, CHUNK, CHUNK + 40])
+    @pytest.mark.parametrize("echo", [False, True])
+    def test_of_a_healed_prompt(self, model: Model, prompt: list[int], length: int, echo: bool) -> None:
+        # the row before each of the last two tokens counts; they may be in two chunks
+        healed = [*prompt[:length], *model.tokenize(" relate")]
+        plain = [healed, healed[:-1], healed[:-2]]
+        forget(model)
+        told, computed = write(model, healed, echo=echo, token_healing=True)
+        assert computed == length + 1
+        assert write(model, healed, echo=echo, token_healing=True) == (told, 0)
+        for before in plain:
+            forget(model)
+            of_plain, _ = write(model, before, echo=echo)
+            assert write(model, healed, echo=echo, token_healing=True)[0] == told
+            assert write(model, before, echo=echo)[0] == of_plain
+
+    def test_letters_of_one_word_share_their_prompt(self, model: Model, prompt: list[int]) -> None:
+        words = [[*prompt, *model.tokenize(word)] for word in (" b", " be")]
+        forget(model)
+        assert [write(model, word, token_healing=True)[1] for word in words] == [LENGTH, 0]
+
     def test_a_conversation(self, model: Model, prompt: list[int]) -> None:
         said, steps = prompt[:180], []
         for _ in range(4):

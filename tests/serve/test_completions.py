@@ -98,7 +98,12 @@ def test_offsets_count_the_prompt_also_without_echo(served: Running) -> None:
     assert choice["logprobs"]["text_offset"][0] == len(PROMPT)
 
 
-@pytest.mark.parametrize("extra", [{}, {"echo": True}, {"logprobs": 2}, {"echo": True, "logprobs": 2}, {"n": 2}])
+HEALED = {"prompt": "The weath", "token_healing": True, "echo": True, "logprobs": 2, "n": 3}
+
+
+@pytest.mark.parametrize(
+    "extra", [{}, {"echo": True}, {"logprobs": 2}, {"echo": True, "logprobs": 2}, {"n": 2}, HEALED]
+)
 def test_a_stream_adds_up_to_the_whole_answer(served: Running, extra: dict[str, Any]) -> None:
     body = {"max_tokens": 16, "seed": 7, "temperature": 0} | extra
     whole = complete(served, **body)["choices"]
@@ -118,6 +123,25 @@ def test_a_stream_adds_up_to_the_whole_answer(served: Running, extra: dict[str, 
         assert ends[index] == choice["finish_reason"]
         if choice["logprobs"]:
             assert {name: tokens[index, name] for name in choice["logprobs"]} == choice["logprobs"]
+
+
+@pytest.mark.parametrize("prompt", ["The weath", "A café, and ", "T", "", "Go.\n"])
+def test_token_healing(served: Running, model: Model, prompt: str) -> None:
+    body = {"prompt": prompt, "token_healing": True, "logprobs": 1, "return_token_ids": True}
+    body |= {"max_tokens": 4, "temperature": 0}
+    found = complete(served, **body, echo=True)
+    (choice,) = found["choices"]
+    text, logprobs = choice["text"], choice["logprobs"]
+    ids = choice["prompt_token_ids"] + choice["token_ids"]
+    assert text.startswith(prompt)
+    assert text == model.detokenize(ids)
+    assert "  " not in text
+    assert found["usage"]["total_tokens"] == len(ids) == len(logprobs["tokens"])
+    for token, at in zip(logprobs["tokens"], logprobs["text_offset"], strict=True):
+        assert text[at : at + len(token)] == token or token.startswith(("bytes:", "<|endoftext|>"))
+    (alone,) = complete(served, **body)["choices"]
+    assert alone["text"] == text[len(prompt) :]
+    assert alone["logprobs"]["text_offset"] == logprobs["text_offset"][len(choice["prompt_token_ids"]) :]
 
 
 def test_usage_is_sent_only_when_asked_for(served: Running) -> None:

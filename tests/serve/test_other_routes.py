@@ -51,6 +51,8 @@ def test_llama_cpps_completion(served: Running, model: Model) -> None:
     mixed = post(served, "/completion", prompt=[model.tokenize("Once")[0], " upon a time"], n_predict=6, temperature=0)
     assert mixed["content"] == expected.text
     assert post(served, "/completion", prompt=PROMPT, n_predict=2, response_fields=["content"]).keys() == {"content"}
+    healed = post(served, "/completion", prompt="The weath", n_predict=2, token_healing=True)
+    assert (healed["content"][:2], healed["tokens_evaluated"]) == ("er", 1)
 
 
 def test_llama_cpps_stream_has_no_done(served: Running) -> None:
