@@ -44,21 +44,21 @@ def serve(
     ] = 600.0,
     max_connections: Annotated[int, typer.Option(min=1, metavar="N", help="Limit of open connections.")] = 512,
     api_key_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Ask for an API key: one of the lines of this file.")
+        Path | None, typer.Option(metavar="FILE", help="Require an API key: any line of this file.")
     ] = None,
     allow_no_key: Annotated[
-        bool, typer.Option("--allow-no-key", help="Let everybody in who reaches an address that is not loopback.")
+        bool, typer.Option("--allow-no-key", help="Serve without API keys on an address that is not loopback.")
     ] = False,
     allowed_host: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Another name of this server, such as a reverse proxy's; repeatable."),
+        typer.Option(metavar="NAME", help="Also accept this `Host` name, such as a reverse proxy's; repeatable."),
     ] = None,
     allow_grammar: Annotated[
-        bool, typer.Option("--allow-grammar", help="Accept `grammar`, with which one request can slow down all.")
+        bool, typer.Option("--allow-grammar", help="Accept `grammar`; one such request can slow down all others.")
     ] = False,
     bench: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="A bench.json, whose figures the page shows for the files that it measured."),
+        typer.Option(metavar="FILE", help="Show this bench.json's figures on the page, for the files that it measured."),
     ] = None,
     threads: ThreadsOrAutoOption = "auto",
     revision: RevisionOption = None,
@@ -70,7 +70,8 @@ def serve(
 ) -> None:
     """Serve models over HTTP: OpenAI's API, llama.cpp's, and Azure ML's /score.
 
-    A checkpoint is converted first; the files are kept in the cache. Stop it with Ctrl-C.
+    A browser shows a page for writing at the same address. A checkpoint is converted first; the files are kept in the
+    cache. Stop the server with Ctrl-C.
 
     Example: dgpt2-quant serve -m storybook -t q8_0 -t q4_0
     """
@@ -99,7 +100,7 @@ def serve(
     if not (settings.is_loopback or settings.keys or allow_no_key):
         raise UsageError(
             f"--host {host} can be reached from other machines: it needs --api-key-file FILE",
-            "Or let everybody in with --allow-no-key.",
+            "Or allow requests without a key: --allow-no-key.",
         )
     document = read_document(bench) if bench else None
     with bind(settings) as listener:
