@@ -58,7 +58,7 @@ def serve(
     ] = False,
     bench: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Show this bench.json's figures on the page, for the files that it measured."),
+        typer.Option(metavar="FILE", help="Show a bench.json's figures on the page, for the files that it measured."),
     ] = None,
     threads: ThreadsOrAutoOption = "auto",
     revision: RevisionOption = None,
