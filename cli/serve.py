@@ -137,7 +137,7 @@ def _open_browser(address: str) -> None:
     else:
         opened = webbrowser.open(address)
     if not opened:
-        note(f"No browser was found; open {address} in one.")
+        note(f"No browser was found. Open {address} in one.")
 
 
 def _files(names: list[str], types: list[str] | None, revision: str | None, offline: bool) -> "list[ModelFile]":

@@ -47,7 +47,7 @@ async def measure(call: Call, body: MeasureBody) -> EventStream:
     """Measures all served files: a stream of `done`, `of` and `what`, then the same list as GET. Raises `HTTPError`."""
     call.models.find(None)
     if not (call.settings.is_loopback or call.settings.keys):
-        raise HTTPError(403, "a server that lets everybody in does not measure", "permission_error", code="forbidden")
+        raise HTTPError(403, "on this address, measuring needs an API key", "permission_error", code="forbidden")
     _require_idle(call.models)
     return EventStream(_stream(call, body.rounds), write_seconds=call.limits.write_seconds)
 

@@ -1,6 +1,7 @@
 // Requests to the server that the page came from: JSON, server-sent events, and the API key.
 
 const KEY = "dgpt2-quant.key"; // in sessionStorage: for this tab only
+const CUT = "The server stopped in the middle of its answer. Your text is kept.";
 
 export class ApiError extends Error {
   // status 0: the server did not answer, or stopped in the middle of an answer
@@ -13,11 +14,13 @@ export class ApiError extends Error {
 let asking = null;
 
 // The key, asked for once however many requests were refused; null if the dialog was cancelled.
-function askForKey() {
+function askForKey(refused) {
   asking ??= new Promise((resolve) => {
     const dialog = document.getElementById("key-dialog");
     const field = dialog.querySelector("input");
     field.value = "";
+    const why = refused ? "The server refused this key. Enter another one." : "This server needs a key.";
+    dialog.querySelector("label").textContent = why;
     dialog.addEventListener("close", () => resolve(dialog.returnValue === "ok" ? field.value.trim() : null), {
       once: true,
     });
@@ -49,7 +52,7 @@ async function request(path, body, signal) {
     if (response.status !== 401) throw new ApiError(message, response.status);
     if (sessionStorage.getItem(KEY) === key) {
       sessionStorage.removeItem(KEY);
-      const given = await askForKey();
+      const given = await askForKey(key);
       if (!given) throw new ApiError("The server needs an API key.", 401);
       sessionStorage.setItem(KEY, given);
     } // otherwise another request has asked meanwhile
@@ -94,9 +97,9 @@ export async function* postStream(path, body, signal) {
       try {
         part = await reader.read();
       } catch (error) {
-        throw error.name === "AbortError" ? error : new ApiError("The server stopped in the middle. Your text is kept.");
+        throw error.name === "AbortError" ? error : new ApiError(CUT);
       }
-      if (part.done) throw new ApiError("The server stopped in the middle. Your text is kept.");
+      if (part.done) throw new ApiError(CUT);
       rest += decoder.decode(part.value, { stream: true });
       const events = rest.split("\n\n");
       rest = events.pop();

@@ -117,7 +117,7 @@ class Column {
     this.text.className = "continuation";
     this.facts = document.createElement("p");
     this.facts.className = "hint";
-    this.facts.textContent = "waits";
+    this.facts.textContent = "waiting";
     this.root.append(title, this.text, this.facts);
     this.ids = [];
     this.pieces = []; // {text, from}: the number of its first token
@@ -152,7 +152,7 @@ class Column {
       this.facts.textContent = `${this.ids.length} tokens${speed}`;
     }
     if (reference === this) this.facts.textContent += ", reference";
-    else this.facts.textContent += this.place === "none" ? ", the same tokens" : `, first difference: ${this.place}`;
+    else this.facts.textContent += this.place === "none" ? ", same tokens as the reference" : `, first difference: ${this.place}`;
   }
 
   #show({ text, from, to }, reference) {

@@ -142,6 +142,7 @@ function showView() {
     if (view === name) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
+  id("model").hidden = name !== "write"; // Compare has its own list, and Types shows all
   document.title = `${name[0].toUpperCase()}${name.slice(1)}: dgpt2-quant`;
   suggestions.close();
   tokens.close();

@@ -22,15 +22,15 @@ export function pareto(figure, points, reference) {
   figure.hidden = !points.length;
   if (!points.length) return;
   const best = front(points);
-  const width = Math.min(680, Math.max(300, figure.clientWidth)); // so that letters have their size everywhere
+  const width = Math.min(680, Math.max(300, figure.clientWidth || 680)); // letters keep their size; 0 in a hidden view
   const across = scale(padded(points.map(({ x }) => x), 0.15), MARGIN.left, width - MARGIN.right);
   const logs = points.map(({ y }) => Math.log10(y));
   const up = scale(padded(logs, 0.15), HEIGHT - MARGIN.bottom, MARGIN.top);
   const at = ({ x, y }) => [across(x), up(Math.log10(y))];
   const text = `Size against KL divergence from ${reference}. ${best
     .map(({ name, x, y }) => `${name}: ${x.toFixed(1)} MB, ${y.toPrecision(3)}`)
-    .join("; ")}. No other type is both smaller and closer than these.`;
-  const plot = svg("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, role: "img", "aria-label": text });
+    .join("; ")}. Filled: no other type is both smaller and closer to the reference.`;
+  const plot = svg("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, width, role: "img", "aria-label": text });
   const [left, bottom] = [MARGIN.left, HEIGHT - MARGIN.bottom];
   plot.append(
     svg("path", { class: "axis", d: `M${left} ${MARGIN.top}V${bottom}H${width - MARGIN.right}` }),

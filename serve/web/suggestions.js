@@ -22,6 +22,7 @@ export class Suggestions {
       const what = event.target.closest("[data-do]")?.dataset.do;
       if (what === "previous") this.show(this.current - 1);
       if (what === "next") this.show(this.current + 1);
+      if (what === "word") this.takeWord();
       if (what === "more") this.more();
       if (what === "close") this.close();
       if (what === "retry") this.retry();
@@ -165,7 +166,7 @@ export class Suggestions {
       this.announce(error.message);
     }
     for (const item of all) item.done = true;
-    this.#later(set);
+    if (set === this.set) this.#fill();
     if (this.isOpen) this.root.scrollIntoView({ block: "nearest" }); // it has grown
     if (!this.isOpen || set !== this.set || set.error) return;
     const texts = set.items.map((item, number) => `${number + 1}: ${this.#textOf(item) || "the text ends here"}`);
@@ -187,6 +188,7 @@ export class Suggestions {
     this.list.replaceChildren(...options);
     this.#fill();
     activate(this.editor, this.list, this.chosen);
+    this.root.scrollIntoView({ block: "nearest" });
   }
 
   #fill() {
@@ -197,8 +199,8 @@ export class Suggestions {
       const [word, rest] = this.list.children[number].childNodes;
       const text = this.#textOf(item);
       word.textContent = text && !/^\s/.test(text) ? before : "";
-      const nothing = error ? "stopped" : "the text ends here";
-      rest.data = visible(text) || (item.done ? `(${nothing})` : "…");
+      rest.data = visible(text) || (item.done ? "(the text ends here)" : "…");
+      this.list.children[number].hidden = Boolean(error && !text);
       this.list.children[number].classList.toggle("growing", !item.done);
     });
     this.list.ariaBusy = String(!items.every(({ done }) => done));

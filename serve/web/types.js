@@ -27,7 +27,7 @@ export class Types {
     this.controller = new AbortController();
     id("measure").disabled = true;
     id("measure-stop").hidden = false;
-    this.#note("Measuring: a minute or two. Other requests wait their turn.");
+    this.#note("Measuring, for seconds to minutes. Other requests distort the speeds.");
     try {
       for await (const event of postStream("/v1/measurements", {}, this.controller.signal)) {
         if (event.data) this.#show(event);
@@ -82,7 +82,7 @@ export class Types {
 
 // With its 95 % interval.
 function interval({ value, low, high }) {
-  return `${value.toPrecision(3)} (${low.toPrecision(2)} to ${high.toPrecision(2)})`;
+  return `${value.toPrecision(3)} (${low.toPrecision(3)} to ${high.toPrecision(3)})`;
 }
 
 function rounded(rate) {

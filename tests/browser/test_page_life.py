@@ -72,8 +72,8 @@ def test_a_key_is_asked_for_once_and_kept_in_the_tab_alone(
         page.on("request", lambda request: urls.append(request.url))
         page.goto("/")
         dialog = page.locator("#key-dialog")
-        for key in ("wrong", "a-secret"):
-            dialog.wait_for()
+        for key, label in (("wrong", "needs a key"), ("a-secret", "refused this key")):
+            dialog.get_by_text(label).wait_for()
             page.locator("#key").fill(key)
             page.keyboard.press("Enter")
             dialog.wait_for(state="hidden") if key == "a-secret" else None

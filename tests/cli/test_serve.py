@@ -58,7 +58,7 @@ def test_open_shows_the_page_when_the_models_are_loaded(
             wait_for(opened.exists)
             assert opened.read_text("utf-8") == f"{address[0]}\n"
         else:
-            assert process.stderr.readline() == f"No browser was found; open {address[0]} in one.\n"
+            assert process.stderr.readline() == f"No browser was found. Open {address[0]} in one.\n"
         process.send_signal(signal.SIGTERM)
         assert process.communicate(timeout=30)[1] == ""
         assert process.returncode == 0
