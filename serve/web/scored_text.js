@@ -74,7 +74,7 @@ export function scoredText(text, tokens, reference, other) {
     show(Math.min(tokens.length - 1, Math.max(0, current + step)));
     list.children[current].scrollIntoView({ block: "nearest" });
   });
-  const hint = element("p", "Point at a token, or use the arrow keys, for both lists.", "hint");
+  const hint = element("p", "Point at a token, or use the arrow keys, to see the likeliest tokens of both models.", "hint");
   details.append(hint);
   card.append(title, legend(), list, details, tableOf(tokens, reference, other));
   return card;
@@ -89,7 +89,7 @@ function movement(reference, other, index) {
 function legend() {
   const box = element("p", undefined, "legend");
   const steps = ["less3", "less2", "less1", "same", "more1", "more2", "more3"];
-  const texts = ["less likely by 1", "0.25", "0.05", "same", "0.05", "0.25", "1 more likely (nats)"];
+  const texts = ["less likely: −1 nat", "−0.25", "−0.05", "same", "+0.05", "+0.25", "+1 nat: more likely"];
   box.append(...steps.map((step, index) => element("span", texts[index], step)));
   return box;
 }
@@ -101,7 +101,7 @@ function detailsOf(token, reference, other, index) {
   const head = element("p");
   head.append(
     element("strong", name),
-    ` moved by ${signed(moved)} nats, KL divergence at this place ${other.kld[index].toFixed(5)}`,
+    `: log-probability moved by ${signed(moved)} nats, KL divergence ${other.kld[index].toFixed(5)}`,
   );
   const columns = element("div", undefined, "columns");
   for (const model of [reference, other]) {
