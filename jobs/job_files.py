@@ -4,7 +4,8 @@ A slice is appended to output and errors and flushed to the disk; then the recor
 When the job continues, whatever is after those bytes is cut.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -88,7 +89,7 @@ class JobFiles:
     def begin(self) -> None:
         """Cuts what is after the last whole slice. Raises `OutputError` if the files have changed."""
         if self.known is None:
-            self.record.write(record_path(self.path))  # first: after a kill the rest is cut by the next run
+            self._write_record()  # first: after a kill the next run cuts the rest
         self._output.continue_from(self.record.output.bytes, self.record.output.sha256)
         if self.record.errors.bytes:
             self._open_errors().continue_from(self.record.errors.bytes, self.record.errors.sha256)
@@ -96,7 +97,7 @@ class JobFiles:
             with explain_errors(self.errors):
                 self.errors.unlink(missing_ok=True)
         if self.known is not None:
-            self.record.write(record_path(self.path))  # with the name of this process
+            self._write_record()  # with the name of this process
 
     def add(self, answers: Sequence[Answer], lines: int, sha256: str) -> None:
         """Appends the answers to a slice, which ends with line `lines` of the input; `sha256` is the hash up to there.
@@ -107,37 +108,44 @@ class JobFiles:
         separate = [] if self.inline else [answer.text for answer in answers if answer.is_error]
         found = [answer.text for answer in answers if self.inline or not answer.is_error]
         try:
-            try:
+            with self._explained():
                 self._output.append(_encoded(found))
                 if separate:
                     self._open_errors().append(_encoded(separate))
-            except BaseException:
-                self._output.cut(record.output.bytes)
-                if self._errors is not None:
-                    self._errors.cut(record.errors.bytes)
-                raise
-            self.record = Record(
-                record.job,
-                Part(lines, 0, sha256),
-                Part(record.output.lines + len(found), self._output.bytes, self._output.sha256),
-                record.errors,
-                record.failed + sum(answer.is_error for answer in answers),
-                record.tokens + sum(answer.tokens for answer in answers),
-            )
+        except BaseException:
+            self._output.cut(record.output.bytes)
             if self._errors is not None:
-                lines_there = record.errors.lines + len(separate)
-                self.record.errors = Part(lines_there, self._errors.bytes, self._errors.sha256)
-            self.record.write(record_path(self.path))
-        except OutputError as error:
-            done = record.input.lines
-            raise OutputError(
-                error.message, f"Free some space, and run the same command again: it continues after line {done}."
-            ) from error
+                self._errors.cut(record.errors.bytes)
+            raise
+        self.record = Record(
+            record.job,
+            Part(lines, 0, sha256),
+            Part(record.output.lines + len(found), self._output.bytes, self._output.sha256),
+            record.errors,
+            record.failed + sum(answer.is_error for answer in answers),
+            record.tokens + sum(answer.tokens for answer in answers),
+        )
+        if self._errors is not None:
+            self.record.errors = Part(record.errors.lines + len(separate), self._errors.bytes, self._errors.sha256)
+        self._write_record()
 
     def finish(self) -> None:
         """Records that the job has read its whole input."""
         self.record.finished = True
-        self.record.write(record_path(self.path))
+        self._write_record()
+
+    def _write_record(self) -> None:
+        with self._explained():
+            self.record.write(record_path(self.path))
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Adds to a write error that the job can continue."""
+        try:
+            yield
+        except OutputError as error:
+            hint = "When that is repaired, run the same command again: it continues after the last whole slice."
+            raise OutputError(error.message, hint) from error
 
     def _open_errors(self) -> OutputFile:
         if self._errors is None:

@@ -73,7 +73,7 @@ class Input:
     def position(self) -> int:
         """The bytes of the file that were read; 0 for a pipe."""
         with suppress(OSError, ValueError):
-            return self.raw.tell()
+            return int(self.raw.tell())
         return 0
 
     def __iter__(self) -> Iterator[bytes]:

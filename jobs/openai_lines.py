@@ -13,7 +13,21 @@ import numpy as np
 from dgpt2_quant.runtime import Completion, Model
 from dgpt2_quant.runtime.token_text import TokenTexts, prompt_offsets
 
-from .requests import NUMBER, BadLineError, Request, Text, biases, take_fields
+from .requests import (
+    FLAG,
+    INTEGER,
+    LIST,
+    NUMBER,
+    OBJECT,
+    TEXT,
+    TEXT_OR_LIST,
+    BadLineError,
+    Kinds,
+    Request,
+    Text,
+    biases,
+    take_fields,
+)
 
 _DEFAULTS: dict[str, Any] = {  # of OpenAI; the library's are those of llama.cpp
     "temperature": 1.0,
@@ -23,53 +37,53 @@ _DEFAULTS: dict[str, Any] = {  # of OpenAI; the library's are those of llama.cpp
     "repeat_last_n": -1,
     "max_tokens": 16,
 }
-_OPTIONS: dict[str, type | tuple[type, ...]] = {  # with the library's name and meaning
-    "max_tokens": int,
+_OPTIONS: Kinds = {  # with the library's name and meaning
+    "max_tokens": INTEGER,
     "temperature": NUMBER,
     "top_p": NUMBER,
-    "top_k": int,
+    "top_k": INTEGER,
     "min_p": NUMBER,
     "typical_p": NUMBER,
     "frequency_penalty": NUMBER,
     "presence_penalty": NUMBER,
     "repeat_penalty": NUMBER,
-    "repeat_last_n": int,
-    "logit_bias": dict,
-    "stop": (str, list),
-    "stop_token_ids": list,
-    "seed": int,
-    "min_tokens": int,
-    "ignore_eos": bool,
-    "logprobs": int,
-    "mirostat": int,
+    "repeat_last_n": INTEGER,
+    "logit_bias": OBJECT,
+    "stop": TEXT_OR_LIST,
+    "stop_token_ids": LIST,
+    "seed": INTEGER,
+    "min_tokens": INTEGER,
+    "ignore_eos": FLAG,
+    "logprobs": INTEGER,
+    "mirostat": INTEGER,
     "mirostat_tau": NUMBER,
     "mirostat_eta": NUMBER,
     "dry_multiplier": NUMBER,
     "dry_base": NUMBER,
-    "dry_allowed_length": int,
-    "dry_penalty_last_n": int,
-    "dry_sequence_breakers": list,
-    "grammar": str,
+    "dry_allowed_length": INTEGER,
+    "dry_penalty_last_n": INTEGER,
+    "dry_sequence_breakers": LIST,
+    "grammar": TEXT,
 }
-_COMPLETION: dict[str, type | tuple[type, ...]] = {
-    "model": str,
-    "prompt": (str, list),
+_COMPLETION: Kinds = {
+    "model": TEXT,
+    "prompt": TEXT_OR_LIST,
     **_OPTIONS,
     "repetition_penalty": NUMBER,
-    "n": int,
-    "echo": bool,
-    "user": str,
-    "skip_special_tokens": bool,
-    "add_special_tokens": bool,
-    "parse_special": bool,
-    "stream": bool,
+    "n": INTEGER,
+    "echo": FLAG,
+    "user": TEXT,
+    "skip_special_tokens": FLAG,
+    "add_special_tokens": FLAG,
+    "parse_special": FLAG,
+    "stream": FLAG,
 }
-_EMBEDDING: dict[str, type | tuple[type, ...]] = {
-    "model": str,
-    "input": (str, list),
-    "encoding_format": str,
-    "dimensions": int,
-    "user": str,
+_EMBEDDING: Kinds = {
+    "model": TEXT,
+    "input": TEXT_OR_LIST,
+    "encoding_format": TEXT,
+    "dimensions": INTEGER,
+    "user": TEXT,
 }
 _REFUSED = {
     "suffix": "",
@@ -78,7 +92,7 @@ _REFUSED = {
     "prompt_logprobs": ": use `echo` with `logprobs`",
     "truncate_prompt_tokens": ": shorten the prompt",
 }
-_ENVELOPE = {"custom_id": str, "method": str, "url": str, "body": dict}
+_ENVELOPE: Kinds = {"custom_id": TEXT, "method": TEXT, "url": TEXT, "body": OBJECT}
 
 
 @dataclass
@@ -105,7 +119,9 @@ class OpenAICompletion:
             options["prompt_logprobs"] = body["logprobs"]
         if (count := body.get("n", 1)) < 1:
             raise BadLineError(f"`n` must be 1 or more, not {count}", param="n")
-        return [(tokens, options) for tokens, _, _ in self.prompts for _ in range(count)]
+        seed = options.pop("seed", -1)
+        seeds = [{"seed": seed + number} if seed != -1 else {} for number in range(count)]
+        return [(tokens, {**options, **own}) for tokens, _, _ in self.prompts for own in seeds]
 
     def answer(self, model: Model, found: Sequence[Completion]) -> dict[str, Any]:
         count = self.body.get("n", 1)
@@ -174,7 +190,7 @@ def is_openai(given: Mapping[str, Any]) -> bool:
 
 def read_openai(given: Mapping[str, Any], names: Sequence[str]) -> Request:
     """The request of an OpenAI line; `names` are those of the model. Raises `BadLineError`."""
-    fields = take_fields(given, _ENVELOPE, "OpenAI's batch line", {})
+    fields = take_fields(given, _ENVELOPE, "OpenAI's batch line")
     for name in _ENVELOPE:
         if name not in fields:
             raise BadLineError(f"OpenAI's batch line must have the field `{name}`", "missing_field", name)
@@ -187,7 +203,7 @@ def read_openai(given: Mapping[str, Any], names: Sequence[str]) -> Request:
             raise BadLineError("`stream` is not supported in a batch", "unsupported_value", "stream")
         found: Request = OpenAICompletion(body)
     elif url == "/v1/embeddings":
-        body = take_fields(fields["body"], _EMBEDDING, f"the body for {url}", {})
+        body = take_fields(fields["body"], _EMBEDDING, f"the body for {url}")
         found = OpenAIEmbedding(body)
     else:
         raise BadLineError(f"`url` must be /v1/completions or /v1/embeddings, not {url[:60]!r}", "invalid_url", "url")
@@ -222,9 +238,9 @@ def _each(given: Any, name: str) -> list[str | list[int]]:
         if given == []:
             raise BadLineError(f"`{name}` must not be an empty list", param=name)
         return [given]
-    for item in given:
-        if not (isinstance(item, str) or (isinstance(item, list) and all(type(token) is int for token in item))):
-            raise BadLineError(f"`{name}` must be a text, token ids, or a list of either", param=name)
+    texts = all(isinstance(item, str) for item in given)
+    if not texts and not all(isinstance(item, list) and all(type(token) is int for token in item) for item in given):
+        raise BadLineError(f"`{name}` must be a text, token ids, or a list of either", param=name)
     return list(given)
 
 

@@ -8,9 +8,9 @@ import numpy as np
 from dgpt2_quant.runtime import Completion, Model, Options
 from dgpt2_quant.runtime.token_text import describe_tokens
 
-from .requests import BadLineError, Request, Text, biases, take_fields
+from .requests import ANY, FLAG, TEXT, TEXT_OR_LIST, BadLineError, Request, Text, biases, take_fields
 
-_ABOUT: dict[str, type] = {"id": object, "task": str}
+_ABOUT = {"id": ANY, "task": TEXT}
 
 
 @dataclass
@@ -69,16 +69,16 @@ def read_plain(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> Request
     """The request of a plain line; `defaults` are options of generation. Raises `BadLineError`."""
     task = given.get("task") or "generate"
     if task == "classify":
-        kinds = {**_ABOUT, "text": (str, list), "truncate": bool, "aggregation": str}
-        fields = take_fields(given, kinds, "a line to classify", {})
+        kinds = {**_ABOUT, "text": TEXT_OR_LIST, "truncate": FLAG, "aggregation": TEXT}
+        fields = take_fields(given, kinds, "a line to classify")
         return Classification({"text": _required(fields, "text"), **_without(fields, "id", "task", "text")})
     if task == "score":
-        fields = take_fields(given, {**_ABOUT, "text": (str, list)}, "a line to score", {})
+        fields = take_fields(given, {**_ABOUT, "text": TEXT_OR_LIST}, "a line to score")
         return Score(_required(fields, "text"))
     if task != "generate":
         raise BadLineError(f"`task` must be generate, classify or score, not {str(task)[:60]!r}", param="task")
-    kinds = {**_ABOUT, "prompt": (str, list), **dict.fromkeys(Options.__annotations__, object)}
-    fields = take_fields(given, kinds, "a line", {})
+    kinds = {**_ABOUT, "prompt": TEXT_OR_LIST, **dict.fromkeys(Options.__annotations__, ANY)}
+    fields = take_fields(given, kinds, "a line")
     options = {**defaults, **_without(fields, "id", "task", "prompt")}
     if isinstance(options.get("logit_bias"), dict):
         options["logit_bias"] = biases(options["logit_bias"])

@@ -57,8 +57,8 @@ class Record:
             known = json.loads(path.read_bytes())
             if known.pop("format") != _FORMAT:
                 raise ValueError("another format")
-            parts = {name: Part(**known.pop(name)) for name in ("input", "output", "errors")}
-            found = cls(**known, **parts)
+            known |= {name: Part(**known[name]) for name in ("input", "output", "errors")}
+            found = cls(**known)
             if not isinstance(found.job, dict):
                 raise TypeError
         except FileNotFoundError:

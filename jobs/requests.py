@@ -17,6 +17,12 @@ from .lines import Line
 Text = tuple[Prompt, dict[str, Any]]
 """A prompt, and the options of `Model.new_sequence`."""
 
+Kinds = Mapping[str, tuple[type, ...]]
+"""The types that a field may have, by name; `object`: any, which the library checks."""
+TEXT, INTEGER, NUMBER, FLAG, LIST = (str,), (int,), (float, int), (bool,), (list,)
+TEXT_OR_LIST, OBJECT, ANY = (str, list), (dict,), (object,)
+_WORDS = {str: "a text", int: "an integer", float: "a number", bool: "true or false", list: "a list", dict: "an object"}
+
 
 class BadLineError(Exception):
     """A line that cannot be answered: the reason, a word for programs, and the field."""
@@ -33,7 +39,7 @@ class Request(Protocol):
     """The work of a line."""
 
     def texts(self, model: Model) -> Sequence[Text]:
-        """The texts to generate; text i of the line has the seed of `seed` + i."""
+        """The texts to generate. Those without a seed get one from the number of the line."""
 
     def answer(self, model: Model, found: Sequence[Completion]) -> dict[str, Any]:
         """The result, from the completions of `texts`."""
@@ -59,13 +65,11 @@ def read_object(line: Line) -> dict[str, Any]:
     return data
 
 
-def explained(error: Exception, names: Mapping[str, str] | None = None) -> BadLineError:
-    """The library's error for a line; `names` maps its parameters to fields."""
+def explained(error: Exception) -> BadLineError:
+    """Any error as that of a line."""
     if isinstance(error, BadLineError):
         return error
     message, param = getattr(error, "message", None) or f"unexpected {type(error).__name__}: {error}", None
-    for name, field in (names or {}).items():
-        message = message.replace(f"`{name}`", f"`{field}`")
     if message.count("`") > 1:
         param = message.split("`")[1]
     if isinstance(error, DgptQuantError):
@@ -75,9 +79,9 @@ def explained(error: Exception, names: Mapping[str, str] | None = None) -> BadLi
 
 
 def take_fields(
-    given: Mapping[str, Any], kinds: Mapping[str, type | tuple[type, ...]], what: str, refused: Mapping[str, str]
+    given: Mapping[str, Any], kinds: Kinds, what: str, refused: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """The fields that are not null, each of one of its `kinds`. `refused` maps known ones to reasons.
+    """The fields that are not null, each of one of its `kinds`. `refused` maps others that are known to reasons.
 
     Raises `BadLineError` for a field that is unknown, refused, or of another kind.
     """
@@ -85,22 +89,18 @@ def take_fields(
     for name, value in given.items():
         if value is None:
             continue
-        if name in refused:
+        if refused and name in refused:
             raise BadLineError(f"`{name}` is not supported in a batch{refused[name]}", "unsupported_value", name)
         if name not in kinds:
             near = get_close_matches(name, kinds, 1)
             hint = f"did you mean `{near[0]}`?" if near else f"the fields are {', '.join(kinds)}"
             raise BadLineError(f"{what} has no field `{name[:100]}`: {hint}", "unknown_field", name[:100])
-        kind = kinds[name] if isinstance(kinds[name], tuple) else (kinds[name],)
+        kind = kinds[name]
         if object not in kind and (not isinstance(value, kind) or (isinstance(value, bool) and bool not in kind)):
-            allowed = " or ".join(_KINDS[one] for one in kind)
+            allowed = " or ".join(_WORDS[one] for one in kind if one is not int or float not in kind)
             raise BadLineError(f"`{name}` must be {allowed}, not {json.dumps(value)[:60]}", "invalid_value", name)
         found[name] = value
     return found
-
-
-_KINDS = {str: "a text", int: "an integer", float: "a number", bool: "true or false", list: "a list", dict: "an object"}
-NUMBER = (float, int)
 
 
 def biases(given: Mapping[str, Any]) -> dict[int, Any]:

@@ -93,11 +93,9 @@ class SliceRunner:
             else:
                 request = read_plain(given, self.settings.options)
             for number, (prompt, options) in enumerate(request.texts(self.model)):
-                first = options.get("seed", -1)
-                if first == -1:
-                    first = line_seed(self.settings.seed, line.number)
-                seed = first + number if isinstance(first, int) else first  # the library refuses others
-                entry.texts.append(self.model.new_sequence(prompt, **{**options, "seed": seed}))
+                if options.get("seed", -1) == -1:
+                    options = {**options, "seed": line_seed(self.settings.seed, line.number) + number}
+                entry.texts.append(self.model.new_sequence(prompt, **options))
             entry.request = request
         except (MemoryError, OSError):
             raise
