@@ -29,6 +29,7 @@ from dgpt2_quant.runtime.request import Options, check_count
 
 from .job_files import JobFiles, errors_path, record_path
 from .lines import MAX_LINE, CustomIds, Input, Line, numbered, slices_of
+from .record import Part
 from .slices import SLICE, Answer, JobSettings, SliceRunner
 
 Threads = int | Literal["auto"]
@@ -116,7 +117,7 @@ def batch(
             before = record.input.lines
             for _ in islice(lines, before):
                 pass
-            if (source.lines, source.sha256) != (before, record.input.sha256):
+            if source.read != record.input:
                 raise _input_error(source, before, "they have changed since the job answered them")
             if record.finished:
                 if next(lines, None):
@@ -128,18 +129,18 @@ def batch(
         loaded = stack.enter_context(Model.load(path, ctx_size=ctx_size, threads=threads))
         runner = stack.enter_context(closing(SliceRunner(loaded, _named(settings, model, name, loaded))))
         meter = _Meter(source, progress)
-        for number_of_lines, answers in _answered(lines, slice, runner, meter):
+        for read, answers in _answered(source, lines, slice, runner, meter):
             failed += sum(answer.is_error for answer in answers)
             tokens += sum(answer.tokens for answer in answers)
             if files:
-                files.add(answers, number_of_lines, source.sha256)
+                files.add(answers, read)
             else:
                 sys.stdout.buffer.write("".join(f"{answer.text}\n" for answer in answers).encode())
                 sys.stdout.buffer.flush()
         if files:
             files.finish()
         left = files.errors if files and files.record.errors.lines else None
-        return BatchResult(source.lines, failed, tokens, before, time.perf_counter() - started, left)
+        return BatchResult(source.read.lines, failed, tokens, before, time.perf_counter() - started, left)
 
 
 def batch_lines(
@@ -183,14 +184,15 @@ def batch_lines(
 
 
 def _answered(
-    lines: Iterator[Line], size: int, runner: SliceRunner, meter: "_Meter"
-) -> Iterator[tuple[int, list[Answer]]]:
-    """(number of the last line, answers) of each slice."""
+    source: Input, lines: Iterator[Line], size: int, runner: SliceRunner, meter: "_Meter"
+) -> Iterator[tuple[Part, list[Answer]]]:
+    """(the input up to the end of the slice, answers) of each slice."""
     for found in slices_of(lines, size):
-        meter.begin(found[-1].number)
+        read = source.read
+        meter.begin(read.lines)
         answers = runner(found, meter.report)
         meter.end(answers)
-        yield found[-1].number, answers
+        yield read, answers
 
 
 class _Meter:

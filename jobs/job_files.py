@@ -99,8 +99,8 @@ class JobFiles:
         if self.known is not None:
             self._write_record()  # with the name of this process
 
-    def add(self, answers: Sequence[Answer], lines: int, sha256: str) -> None:
-        """Appends the answers to a slice, which ends with line `lines` of the input; `sha256` is the hash up to there.
+    def add(self, answers: Sequence[Answer], read: Part) -> None:
+        """Appends the answers to a slice; `read` is the input up to its end.
 
         Raises `OutputError`; then the files have whole slices only, and the job can continue.
         """
@@ -117,16 +117,17 @@ class JobFiles:
             if self._errors is not None:
                 self._errors.cut(record.errors.bytes)
             raise
-        self.record = Record(
-            record.job,
-            Part(lines, 0, sha256),
-            Part(record.output.lines + len(found), self._output.bytes, self._output.sha256),
-            record.errors,
-            record.failed + sum(answer.is_error for answer in answers),
-            record.tokens + sum(answer.tokens for answer in answers),
-        )
+        errors = record.errors
         if self._errors is not None:
-            self.record.errors = Part(record.errors.lines + len(separate), self._errors.bytes, self._errors.sha256)
+            errors = Part(errors.lines + len(separate), self._errors.bytes, self._errors.sha256)
+        self.record = replace(
+            record,
+            input=read,
+            output=Part(record.output.lines + len(found), self._output.bytes, self._output.sha256),
+            errors=errors,
+            failed=record.failed + sum(answer.is_error for answer in answers),
+            tokens=record.tokens + sum(answer.tokens for answer in answers),
+        )
         self._write_record()
 
     def finish(self) -> None:

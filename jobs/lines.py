@@ -16,6 +16,8 @@ from typing import Any, Self
 from dgpt2_quant.core.errors import ModelNotFoundError, OutputError, UsageError
 from dgpt2_quant.core.paths import user_path
 
+from .record import Part
+
 MAX_LINE = 1 << 20
 _GZIP = b"\x1f\x8b"
 _SKIPPED = 1 << 16  # bytes of an overlong line that are read at once
@@ -37,13 +39,14 @@ class Line:
 class Input:
     """A file of lines, plain or gzip by its first bytes; `-` is stdin. Use it in `with`.
 
-    `lines` counts those read so far, and `sha256` is the hash of their bytes.
+    `read` has the lines so far, their bytes after decompression, and the hash of these.
     """
 
     def __init__(self, path: str | Path, max_line: int = MAX_LINE) -> None:
         """Raises `ModelNotFoundError` for a file that cannot be read."""
         self.name = "stdin" if str(path) == "-" else str(path)
-        self.lines, self._digest, self._max_line = 0, hashlib.sha256(), max_line
+        self._lines = self._bytes = 0
+        self._digest, self._max_line = hashlib.sha256(), max_line
         try:
             self.raw: Any = sys.stdin.buffer if self.name == "stdin" else user_path(path).open("rb")
         except (OSError, ValueError, AttributeError) as error:  # AttributeError: Python has no stdin
@@ -59,8 +62,8 @@ class Input:
             self.raw.close()
 
     @property
-    def sha256(self) -> str:
-        return self._digest.hexdigest()
+    def read(self) -> Part:
+        return Part(self._lines, self._bytes, self._digest.hexdigest())
 
     @property
     def size(self) -> int:
@@ -86,16 +89,20 @@ class Input:
                 packed = self.raw.peek(2)[:2] == _GZIP
                 self._file = gzip.GzipFile(fileobj=self.raw) if packed else self.raw
             while line := self._file.readline(self._max_line + 1):
-                self._digest.update(line)
-                self.lines += 1
+                self._lines += 1
                 part = line
+                self._count(part)
                 while not part.endswith(b"\n") and (part := self._file.readline(_SKIPPED)):
-                    self._digest.update(part)
+                    self._count(part)
                 yield line.removesuffix(b"\n")
         except (OSError, EOFError, zlib.error) as error:
             reason = getattr(error, "strerror", None) or error
-            message = f"{self.name} cannot be read after line {self.lines}: {reason}"
+            message = f"{self.name} cannot be read after line {self._lines}: {reason}"
             raise UsageError(message, "Repair the file, and run the same command again.") from error
+
+    def _count(self, data: bytes) -> None:
+        self._digest.update(data)
+        self._bytes += len(data)
 
 
 @dataclass

@@ -39,7 +39,7 @@ class Part:
 
 @dataclass
 class Record:
-    """`job` maps what the output depends on to its value. Of the `input`, lines and hash are recorded."""
+    """`job` maps what the output depends on to its value; `input` is the part of the input that is answered."""
 
     job: dict[str, Any]
     input: Part = field(default_factory=Part)

@@ -125,8 +125,6 @@ class SliceRunner:
             for text in texts:
                 if text.completion is None:
                     text.error = RuntimeFailure(error.message, error.hint)
-        if any(text.error for text in texts):
-            self.close()  # cells with NaN would reach the next slice
 
     def _answer(self, entry: _Entry) -> Answer:
         try:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from dgpt2_quant.core.errors import ModelNotFoundError, UsageError
 from dgpt2_quant.jobs.lines import CustomIds, Input, Line, numbered, slices_of
+from dgpt2_quant.jobs.record import Part
 from dgpt2_quant.jobs.requests import BadLineError, read_object
 
 
@@ -32,7 +33,7 @@ def test_gzip_is_found_by_its_first_bytes_and_damage_has_the_line(tmp_path: Path
     path.write_bytes(gzip.compress(data))
     with Input(path) as source:
         assert b"\n".join(source) + b"\n" == data
-        assert (source.lines, source.sha256) == (50_000, hashlib.sha256(data).hexdigest())
+        assert source.read == Part(50_000, len(data), hashlib.sha256(data).hexdigest())
     path.write_bytes(gzip.compress(data)[:-1000])
     with Input(path) as source, pytest.raises(UsageError, match=r"cannot be read after line \d{4}"):
         list(source)

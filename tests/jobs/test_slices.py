@@ -66,8 +66,10 @@ def test_a_failing_text_is_an_error_of_its_line_and_harms_no_other(fragile: Path
         first = runner(lines_of(good[0], bad, good[1], bad))
         assert [answer.is_error for answer in first] == [False, True, False, True]
         assert json.loads(first[1].text)["error"]["code"] == "generation_failed"
-        later = lines_of(*good * 4, first=5)
-        assert runner(later) == run(model, later)
+        later = lines_of(*good * 4, bad, *good * 4, first=5)  # also in the slot of the bad one
+        found = runner(later)
+        assert found == run(model, later)
+        assert [json.loads(answer.text)["line"] for answer in found if answer.is_error] == [13]
         runner.close()
 
 
