@@ -42,6 +42,15 @@ def batch(
     ctx_size: Annotated[int | None, typer.Option(min=1, help="Context size in tokens. Default: the model's.")] = None,
     max_line: Annotated[int, typer.Option(min=1, metavar="BYTES", help="Limit of a line's length.")] = 1 << 20,
     threads: ThreadsOrAutoOption = "auto",
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="ray: answer slices on a Ray cluster (docs/batch.md).")
+    ] = "local",
+    ray_address: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="A running Ray cluster. Default: one on this machine.")
+    ] = None,
+    allow_mixed: Annotated[
+        bool, typer.Option("--allow-mixed", help="Accept nodes of Ray whose builds or processors round differently.")
+    ] = False,
     revision: RevisionOption = None,
     offline: OfflineOption = False,
 ) -> None:
@@ -74,6 +83,9 @@ def batch(
             errors=errors,
             restart=restart,
             threads=count,
+            engine=engine,
+            ray_address=ray_address,
+            allow_mixed=allow_mixed,
             progress=progress,
             announce=note,
         )

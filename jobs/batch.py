@@ -10,12 +10,13 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from dgpt2_quant.core.errors import OutputError, UsageError
+from dgpt2_quant.core.gguf_file import read_header
 from dgpt2_quant.core.progress import Progress
 from dgpt2_quant.core.versions import tool_version
 from dgpt2_quant.quantize.checkpoint.folder import file_sha256
@@ -68,6 +69,9 @@ def batch(
     errors: Literal["file", "inline"] | None = None,
     restart: bool = False,
     threads: Threads = "auto",
+    engine: Literal["local", "ray"] = "local",
+    ray_address: str | None = None,
+    allow_mixed: bool = False,
     progress: Progress | None = None,
     announce: Callable[[str], None] | None = None,
 ) -> BatchResult:
@@ -77,13 +81,19 @@ def batch(
     `slice` lines are decoded in one company, `parallel` texts at a time. Lines have at most `max_line` bytes. With
     `errors` "file" failed lines go to a file of their own, and with "inline" (the default for stdout) to the output.
     The files of an earlier call are continued if input, model and all that the output depends on are the same, and
-    replaced with `restart`. Raises `DgptQuantError`; a line that fails raises nothing.
+    replaced with `restart`. The `engine` "ray" answers slices on the cluster at `ray_address`, or on all cores of this
+    machine, with the same bytes; `allow_mixed` accepts nodes that round differently. Raises `DgptQuantError`; a line
+    that fails raises nothing.
     """
     to_stdout = str(output) == "-"
     inline = errors == "inline" or (errors is None and to_stdout)
     if errors not in (None, "file", "inline") or (to_stdout and not inline):
         allowed = "inline for stdout" if to_stdout else "file or inline"
         raise UsageError(f"`errors` must be {allowed}, not {errors}")
+    if engine not in ("local", "ray"):
+        raise UsageError(f"`engine` must be local or ray, not {engine}")
+    if engine == "local" and (ray_address or allow_mixed):
+        raise UsageError("`ray_address` and `allow_mixed` have no effect without `engine` ray", "Omit them.")
     settings = _checked(options, seed, slice, parallel, ctx_size, max_line)
     started = time.perf_counter()
     with ExitStack() as stack:
@@ -95,13 +105,18 @@ def batch(
         name, path = model_file(
             model, type=type, revision=revision, offline=offline, progress=progress, announce=announce
         )
-        build = native_build()
+        quant_type = read_header(path, arrays=False).quant_type
+        settings = _named(settings, model, name, path, quant_type)
+        sha256, build = file_sha256(path), native_build()
+        mixed = "any" if allow_mixed else None
+        common = {"version": tool_version()}
+        common |= {"llama_cpp": mixed or build.llama_cpp, "instructions": mixed or build.instructions}
         lines = numbered(source, max_line, CustomIds())
         before = failed = tokens = 0
         if files:
             about = {
                 "model": name,
-                "model_sha256": file_sha256(path),
+                "model_sha256": sha256,
                 "options": dict(settings.options),
                 "seed": seed,
                 "slice": slice,
@@ -109,9 +124,7 @@ def batch(
                 "ctx_size": ctx_size,
                 "max_line": max_line,
                 "errors": "inline" if inline else "file",
-                "version": tool_version(),
-                "llama_cpp": build.llama_cpp,
-                "instructions": build.instructions,
+                **common,
             }
             record = files.require_same(about)
             before = record.input.lines
@@ -126,10 +139,18 @@ def batch(
                 return BatchResult(before, record.failed, record.tokens, before, 0.0, left)
             files.begin()
             failed, tokens = record.failed, record.tokens
-        loaded = stack.enter_context(Model.load(path, ctx_size=ctx_size, threads=threads))
-        runner = stack.enter_context(closing(SliceRunner(loaded, _named(settings, model, name, loaded))))
         meter = _Meter(source, progress)
-        for read, answers in _answered(source, lines, slice, runner, meter):
+        slices = ((source.read, found) for found in slices_of(lines, slice))
+        if engine == "ray":
+            from .ray_engine import NodeJob, answered_on_ray
+
+            same = {name: value for name, value in common.items() if value != "any"}
+            job = NodeJob(model, type, revision, path, sha256, settings, ctx_size, same)
+            answered = answered_on_ray(slices, job, address=ray_address, threads=threads)
+        else:
+            loaded = stack.enter_context(Model.load(path, ctx_size=ctx_size, threads=threads))
+            answered = _answered(slices, stack.enter_context(closing(SliceRunner(loaded, settings))), meter)
+        for read, answers in answered:
             failed += sum(answer.is_error for answer in answers)
             tokens += sum(answer.tokens for answer in answers)
             if files:
@@ -137,6 +158,7 @@ def batch(
             else:
                 sys.stdout.buffer.write("".join(f"{answer.text}\n" for answer in answers).encode())
                 sys.stdout.buffer.flush()
+            meter.end(read, answers)
         if files:
             files.finish()
         left = files.errors if files and files.record.errors.lines else None
@@ -175,8 +197,9 @@ def batch_lines(
             else:
                 name, path = model_file(os.fspath(model), type=type, revision=revision, offline=offline)
                 loaded = stack.enter_context(Model.load(path, **load))
-            names = _named(settings, name if isinstance(model, Model) else os.fspath(model), name, loaded)
-            runner = stack.enter_context(closing(SliceRunner(loaded, names)))
+            asked = name if isinstance(model, Model) else os.fspath(model)
+            named = _named(settings, asked, name, loaded.path, loaded.quant_type)
+            runner = stack.enter_context(closing(SliceRunner(loaded, named)))
             for found in slices_of(numbered(map(_encoded, lines), max_line, CustomIds()), slice):
                 yield from (json.loads(answer.text) for answer in runner(found))
 
@@ -184,42 +207,41 @@ def batch_lines(
 
 
 def _answered(
-    source: Input, lines: Iterator[Line], size: int, runner: SliceRunner, meter: "_Meter"
+    slices: Iterator[tuple[Part, list[Line]]], runner: SliceRunner, meter: "_Meter"
 ) -> Iterator[tuple[Part, list[Answer]]]:
-    """(the input up to the end of the slice, answers) of each slice."""
-    for found in slices_of(lines, size):
-        read = source.read
-        meter.begin(read.lines)
-        answers = runner(found, meter.report)
-        meter.end(answers)
-        yield read, answers
+    """(the input up to the end of the slice, answers) of each slice, on this machine."""
+    for read, lines in slices:
+        meter.next = read
+        yield read, runner(lines, meter.report)
 
 
 class _Meter:
-    """Reports progress by the bytes of the input, with lines and tokens per second."""
+    """Reports progress by the lines of the input, with tokens per second. `next` is the end of the current slice."""
 
     def __init__(self, source: Input, progress: Progress | None) -> None:
         self._source, self._progress = source, progress
         self._started, self._last = time.perf_counter(), 0.0
-        self._from = self._to = source.position
-        self._line = self._tokens = 0
-
-    def begin(self, line: int) -> None:
-        self._from, self._to, self._line = self._to, self._source.position, line
+        self._done = self.next = source.read
+        self._tokens = 0
 
     def report(self, share: float, tokens: int) -> None:
+        """Called with the share of the current slice that is complete, and its tokens."""
         now = time.perf_counter()
         if self._progress is None or now - self._last < _EVERY:
             return
         self._last = now
         rate = (self._tokens + tokens) / (now - self._started)
-        total = self._source.size
-        done = int(self._from + share * (self._to - self._from)) if total else 0
-        self._progress(done, total, f"to line {self._line}, {rate:.0f} tokens/s")
+        # the file may be packed: its size in lines is estimated by the share that was read
+        position, read = self._source.position, self._source.read
+        total = read.bytes * self._source.size // position if position else 0
+        done = int(self._done.bytes + share * (self.next.bytes - self._done.bytes)) if total else 0
+        self._progress(done, total, f"line {self._done.lines}, {rate:.0f} tokens/s")
 
-    def end(self, answers: list[Answer]) -> None:
-        self.report(1.0, tokens := sum(answer.tokens for answer in answers))
-        self._tokens += tokens
+    def end(self, read: Part, answers: list[Answer]) -> None:
+        """Called after a slice."""
+        self._tokens += sum(answer.tokens for answer in answers)
+        self._done = self.next = read
+        self.report(0.0, 0)
 
 
 def _checked(
@@ -240,12 +262,10 @@ def _checked(
     return JobSettings((), seed, check_parallel(parallel), given)
 
 
-def _named(settings: JobSettings, asked: str, name: str, model: Model) -> JobSettings:
+def _named(settings: JobSettings, asked: str, name: str, path: Path, quant_type: str | None) -> JobSettings:
     """The settings with the names of the model, the first as the server shows it."""
-    quant_type = model.quant_type or "unknown"
     base = name.removesuffix(f".{quant_type}")
-    names = (f"{base}:{quant_type}", base, name, asked, model.path.name)
-    return JobSettings(names, settings.seed, settings.parallel, settings.options)
+    return replace(settings, names=(f"{base}:{quant_type or 'unknown'}", base, name, asked, path.name))
 
 
 def _encoded(line: str | bytes | Mapping[str, Any]) -> bytes:

@@ -14,7 +14,7 @@ from dgpt2_quant.core.json_text import to_json_text
 
 _FORMAT = 1
 _EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"  # SHA-256 of no bytes
-_WORDS = {  # those that are not parameters
+WORDS = {  # those that are not parameters
     "model": "model",
     "model_sha256": "content of the model",
     "version": "version of dgpt2-quant",
@@ -81,7 +81,7 @@ class Record:
             before, now = self.job.get(name), job.get(name)
             if before != now:
                 raise OutputError(
-                    f"{output} was begun with another {_WORDS.get(name, f'`{name}`')}: {_shown(before)},"
+                    f"{output} was begun with another {WORDS.get(name, f'`{name}`')}: {_shown(before)},"
                     f" not {_shown(now)}",
                     "Run it as it was begun, begin anew with `restart`, or choose another `output`.",
                 )
