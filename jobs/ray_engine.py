@@ -14,7 +14,7 @@ import logging
 import os
 import pickle
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -79,7 +79,7 @@ class SliceActor:
 
 def answered_on_ray(
     slices: Iterator[tuple[Part, list[Line]]], job: NodeJob, *, address: str | None, threads: int | str
-) -> Iterator[tuple[Part, list[Answer]]]:
+) -> Generator[tuple[Part, list[Answer]], None, None]:
     """(the input up to the end of the slice, answers) of each slice, in order.
 
     `address` is that of a running cluster; None starts one on this machine, unless the program has initialized Ray.

@@ -7,7 +7,7 @@ Then its bytes do not depend on the slices before it, or on the process and mach
 
 import hashlib
 from collections import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -48,7 +48,7 @@ class JobSettings:
     names: tuple[str, ...]
     seed: int = 0
     parallel: int = PARALLEL
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

@@ -1,10 +1,11 @@
 """Times a batch job in turns with other ways to answer the same prompts: generated tokens per second.
 
 usage: time_batch.py OUTPUT.json MODEL.gguf [--lines N] [--tokens N] [--slice N] [--parallel N] [--rounds N]
-       [--threads N] [--llama-server FILE]
+       [--threads N] [--ray] [--llama-server FILE]
 
 Contestants, all with the same prompts (4 to 120 words of the bundled text), threads and sampling:
 - batch: `dgpt2_quant.jobs.batch.batch`, from the file of requests to the complete output, loading the model included;
+- batch, ray (with --ray): the same with the engine `ray`, in a cluster on this machine that is started before;
 - batch_lines: the same lines with a loaded model and without files;
 - Model.generate: the same prompts, `parallel` at a time;
 - Llama.create_completion: one prompt after the other with llama-cpp-python's own class, in a process of its own;
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="of each text; all texts are as long")
     parser.add_argument("--slice", type=int, default=SLICE)
     parser.add_argument("--parallel", type=int, default=PARALLEL)
+    parser.add_argument("--ray", action="store_true")
     parser.add_argument("--llama-server", type=Path)
     arguments = parser.parse_args()
     prompts = some_prompts(arguments.lines)
@@ -97,6 +99,12 @@ def starts(arguments: argparse.Namespace, prompts: list[str], stack: ExitStack) 
         ),
         "Llama.create_completion": lambda: process.submit(serial).result(),
     }
+    if arguments.ray:
+        import ray
+
+        ray.init(num_cpus=arguments.threads, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        stack.callback(ray.shutdown)
+        found["batch, ray"] = lambda: batch(source, folder / "ray.jsonl", engine="ray", **job, **files).tokens
     if arguments.llama_server:
         port = stack.enter_context(llama_server(arguments))
         ask = partial(ask_all, port, prompts, arguments.tokens, 2 * arguments.parallel)

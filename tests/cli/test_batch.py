@@ -40,7 +40,7 @@ def test_exit_status_and_what_goes_where(tiny: Path, tmp_path: Path) -> None:
     other = run_text("batch", source, output, *flags(tiny), "--seed", "2")
     assert other.returncode == 1
     assert "begun with another --seed: 0, not 2" in other.stderr
-    assert "begin anew with --restart" in other.stderr
+    assert "begin anew with --restart, or choose another OUTPUT." in other.stderr
     good = write_lines(tmp_path / "good.jsonl", some_lines(3))
     assert run_text("batch", good, tmp_path / "good.out", *flags(tiny)).returncode == 0
 

@@ -129,7 +129,11 @@ DIFFERENT: dict[str, tuple[dict[str, Any], str]] = {
 def test_what_differs_is_refused_by_its_name(
     job: Job, fragile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, bytes]
 ) -> None:
-    job.stop_at(24, monkeypatch)
+    job.options["options"] = {"logit_bias": {5: 1.5}, "stop": ("\0never",)}
+    job.run()
+    assert job.run().seconds == 0
+    del job.options["options"]
+    job.stop_at(24, monkeypatch, restart=True)
     before = job.files
     for options, words in DIFFERENT.values():
         with pytest.raises(OutputError, match=words) as caught:
@@ -161,7 +165,7 @@ def test_changed_files_are_refused_and_restart_begins_anew(
     job.stop_at(24, monkeypatch)
     kept = job.input.read_bytes()
     job.input.write_bytes(kept.replace(b"max_tokens", b"min_tokens", 1))
-    with pytest.raises(OutputError, match=r"answered 16 lines of .*in.jsonl: they have changed"):
+    with pytest.raises(OutputError, match=r"answered 16 lines of .*in.jsonl: they have changed since"):
         job.run()
     job.input.write_bytes(b"".join(kept.splitlines(True)[:3]))
     with pytest.raises(OutputError, match="they have changed"):
