@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, redirect_stdout
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -101,7 +101,7 @@ def batch(
     started = time.perf_counter()
     with ExitStack() as stack:
         source = stack.enter_context(Input(input, max_line))
-        files = None
+        files, stdout = None, sys.stdout
         if not to_stdout:
             _refuse_own_files(Path(source.name), Path(output))
             files = stack.enter_context(JobFiles(output, inline=inline, restart=restart))
@@ -140,6 +140,7 @@ def batch(
             from .ray_engine import NodeJob, answered_on_ray
 
             job = NodeJob(model, type, revision, path, sha256, settings, ctx_size, common)
+            stack.enter_context(redirect_stdout(sys.stderr))  # Ray's remarks on failures of nodes
             answered = answered_on_ray(slices, job, address=ray_address, threads=threads)
         else:
             loaded = stack.enter_context(Model.load(path, ctx_size=ctx_size, threads=threads))
@@ -150,8 +151,8 @@ def batch(
             if files:
                 files.add(answers, read)
             else:
-                sys.stdout.buffer.write("".join(f"{answer.text}\n" for answer in answers).encode())
-                sys.stdout.buffer.flush()
+                stdout.buffer.write("".join(f"{answer.text}\n" for answer in answers).encode())
+                stdout.buffer.flush()
             meter.end(read, answers)
         if files:
             files.finish()
