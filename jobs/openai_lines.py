@@ -29,6 +29,7 @@ from .requests import (
     take_fields,
 )
 
+MOST_TEXTS = 256  # of a line: all of a slice are in memory
 _DEFAULTS: dict[str, Any] = {  # of OpenAI; the library's are those of llama.cpp
     "temperature": 1.0,
     "top_p": 1.0,
@@ -117,8 +118,10 @@ class OpenAICompletion:
         options["show_special"] = not body.get("skip_special_tokens", True)
         if body.get("echo") and "logprobs" in body:
             options["prompt_logprobs"] = body["logprobs"]
-        if (count := body.get("n", 1)) < 1:
-            raise BadLineError(f"`n` must be 1 or more, not {count}", param="n")
+        count = body.get("n", 1)
+        if not 1 <= count <= MOST_TEXTS // len(self.prompts):
+            message = f"`n` must be 1 or more, and a line may have at most {MOST_TEXTS} texts, not {count} for each of"
+            raise BadLineError(f"{message} {len(self.prompts)} prompts", param="n")
         seed = options.pop("seed", -1)
         seeds = [{"seed": seed + number} if seed != -1 else {} for number in range(count)]
         return [(tokens, {**options, **own}) for tokens, _, _ in self.prompts for own in seeds]

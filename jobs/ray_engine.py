@@ -38,6 +38,7 @@ from .slices import Answer, JobSettings, SliceRunner
 
 _WINDOW = 32  # slices for each actor in a window: an actor loads its model once a window
 _WINDOW_BYTES = 1 << 28
+_CONNECT_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -97,10 +98,15 @@ def answered_on_ray(
             quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
             here = {"num_cpus": usable_cores(), "include_dashboard": False} if address is None else {}
             try:
+                host, _, port = (address or "").rpartition(":")
+                if host and port.isdecimal():  # Ray itself would look for minutes
+                    socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
                 ray.init(address=address or "local", **here, **quiet)
             except (ConnectionError, ValueError, RuntimeError, OSError) as error:
                 where = address or "this machine"
-                raise RuntimeFailure(f"no Ray cluster at {where}: {error}", "Start it with `ray start`.") from error
+                raise RuntimeFailure(
+                    f"no Ray cluster at {where}: {error}", "Start it with `ray start --head`, or check the address."
+                ) from error
             stack.callback(ray.shutdown)
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         context = ray.data.DataContext.get_current()

@@ -105,6 +105,8 @@ def test_fields_of_the_server_are_known_or_refused() -> None:
         ({"body": {"prompt": [300]}}, "invalid_value", "token ids must be 0-"),
         ({"body": {"prompt": []}}, "invalid_value", "must not be an empty list"),
         ({"body": {"prompt": "a", "n": 0}}, "invalid_value", "`n` must be 1 or more"),
+        ({"body": {"prompt": ["a"] * 9, "n": 10**9}}, "invalid_value", "at most 256 texts, not 1000000000 for each"),
+        ({"body": {"prompt": ["a"] * 257}}, "invalid_value", "not 1 for each of 257 prompts"),
         ({"body": {"prompt": "a", "top_k": -2}}, "invalid_value", "`top_k` must be 0"),
         ({"body": {"prompt": "a", "logit_bias": {"a": 1}}}, "invalid_value", "must map token ids"),
         ({"url": "/v1/embeddings", "body": {}}, "missing_field", "`input`"),

@@ -5,11 +5,12 @@ import pickle
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
-from dgpt2_quant.core.errors import DgptQuantError, UsageError
+from dgpt2_quant.core.errors import DgptQuantError, RuntimeFailure, UsageError
 from dgpt2_quant.core.versions import tool_version
 from dgpt2_quant.jobs.batch import batch
 from dgpt2_quant.jobs.job_files import errors_path
@@ -66,6 +67,9 @@ def test_flags_of_ray_need_the_engine_and_the_engine_its_extra(
     source = write_lines(tmp_path / "in.jsonl", some_lines(2))
     with pytest.raises(UsageError, match="have no effect without `engine` ray"):
         batch(source, tmp_path / "out.jsonl", model=str(tiny), ray_address="auto")
+    if find_spec("ray"):
+        with pytest.raises(RuntimeFailure, match=r"no Ray cluster at 127.0.0.1:1: .*refused"):
+            batch(source, tmp_path / "out.jsonl", model=str(tiny), engine="ray", ray_address="127.0.0.1:1")
     monkeypatch.setattr("dgpt2_quant.jobs.ray_engine.find_spec", lambda name: None)
     with pytest.raises(DgptQuantError, match="needs Ray Data") as caught:
         batch(source, tmp_path / "out.jsonl", model=str(tiny), engine="ray")
