@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any
 
 from dgpt2_quant.runtime import Completion, Event, RequestHandle, TokenLogprob
+from dgpt2_quant.runtime.token_text import TokenTexts, finite, prompt_offsets
 from dgpt2_quant.serve.calls.call import Call
 from dgpt2_quant.serve.calls.errors import refused, unsupported
 from dgpt2_quant.serve.calls.event_stream import EventStream
@@ -14,7 +15,6 @@ from dgpt2_quant.serve.calls.json_body import Prompts
 from dgpt2_quant.serve.calls.models import ServedModel
 from dgpt2_quant.serve.calls.prompts import PromptText, read_prompts
 from dgpt2_quant.serve.calls.running import Running, require_count, tokens_to_generate, with_seed
-from dgpt2_quant.serve.calls.token_text import TokenTexts, finite, prompt_offsets
 from pydantic import Field
 
 from .openai_sampling import NAMES, SamplingBody, options
