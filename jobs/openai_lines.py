@@ -92,6 +92,7 @@ _REFUSED = {
     "stream_options": "",
     "prompt_logprobs": ": use `echo` with `logprobs`",
     "truncate_prompt_tokens": ": shorten the prompt",
+    "token_healing": ": use a plain line",
 }
 _ENVELOPE: Kinds = {"custom_id": TEXT, "method": TEXT, "url": TEXT, "body": OBJECT}
 

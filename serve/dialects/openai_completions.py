@@ -148,6 +148,7 @@ class _Choice:
     def __init__(self, answer: _Answer, prompt: PromptText, handle: RequestHandle) -> None:
         self.body, self.prompt, self.handle = answer.body, prompt, handle
         self.texts = TokenTexts(answer.served.model, as_ids=self.body.return_tokens_as_token_ids)
+        self.start_token = answer.served.model.start_token
         self.began = False
 
     def whole(self, found: Completion) -> dict[str, Any]:
@@ -196,7 +197,7 @@ class _Choice:
     def _prompt_offsets(self) -> list[int]:
         """The offsets of the prompt's tokens, after which those of the text begin."""
         prompt, tokens, texts = self.prompt, self.handle.prompt, self.texts
-        begins = tokens[0] == texts.model.start_token != prompt.tokens[0]  # token healing put it there
+        begins = tokens[0] == self.start_token != prompt.tokens[0]  # token healing put it there
         offsets = prompt_offsets(texts, tokens, skips_first=prompt.adds_first or begins)
         if tokens == prompt.tokens:
             texts.end_character()
