@@ -88,7 +88,9 @@ export class Shading {
         if (colour) ranges[colour - 1].push(last);
       }
     }
+    const forced = matchMedia("(forced-colors: active)").matches; // every highlight has one colour: show the strong ones
     NAMES.forEach((name, number) => {
+      if (forced && number < 2) return;
       const all = ranges[number].map(({ start, end }) => this.editor.range(start, end));
       CSS.highlights.set(name, new Highlight(...all));
     });
