@@ -88,7 +88,7 @@ export class Shading {
         if (colour) ranges[colour - 1].push(last);
       }
     }
-    const forced = matchMedia("(forced-colors: active)").matches; // every highlight has one colour: show the strong ones
+    const forced = matchMedia("(forced-colors: active)").matches; // all have one colour: show the strong ones only
     NAMES.forEach((name, number) => {
       if (forced && number < 2) return;
       const all = ranges[number].map(({ start, end }) => this.editor.range(start, end));
@@ -129,7 +129,8 @@ export class Shading {
       if (end === offsets[index]) return;
       if (end > shift) {
         const [likeliest] = Object.entries(logprobs.top_logprobs[first] ?? {});
-        tokens.push({ index: first, start: start - shift, end: end - shift, text: text.slice(start, end), logprob, likeliest });
+        const place = { start: start - shift, end: end - shift };
+        tokens.push({ index: first, ...place, text: text.slice(start, end), logprob, likeliest });
       }
       logprob = 0;
       first = null;
