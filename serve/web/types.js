@@ -27,7 +27,7 @@ export class Types {
     this.controller = new AbortController();
     id("measure").disabled = true;
     id("measure-stop").hidden = false;
-    this.#note("Measuring: a minute or two. Other requests wait their turn.");
+    this.#note("Measuring: a minute or two. Other requests slow it down.");
     try {
       for await (const event of postStream("/v1/measurements", {}, this.controller.signal)) {
         if (event.data) this.#show(event);
