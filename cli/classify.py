@@ -74,7 +74,7 @@ def classify(
             note(f"{cut} of {len(found)} texts have more than {loaded.positions} tokens; their ends are ignored.")
         quant_type = loaded.quant_type
     if json:
-        results = [{"text": text, **_to_json(one)} for text, one in zip(asked, found, strict=True)]
+        results = [{"text": text, **one.to_json()} for text, one in zip(asked, found, strict=True)]
         print_json({"model": name, "type": quant_type, "head": kind, "results": results})
     elif kind == "token":
         _print_spans(given, found)
@@ -98,14 +98,6 @@ def _read_lines(path: str) -> list[str]:
     if not found:
         raise UsageError(f"{path} has no text", "Write one text on each line.")
     return found
-
-
-def _to_json(found: "Classification") -> dict[str, object]:
-    about = {"tokens": found.tokens, "truncated": found.truncated}
-    if not found.scores:
-        return {**about, "spans": [span._asdict() for span in found.spans]}
-    best, scores = found.best, [one._asdict() for one in found.scores]
-    return {**about, "label": best.label, "score": best.score, "scores": scores}
 
 
 def _print_spans(texts: Sequence[str], found: Sequence["Classification"]) -> None:

@@ -21,7 +21,7 @@ def use_flags_of(parameters: Iterable[object]) -> None:
         if isinstance(parameter, TyperOption) and parameter.name:
             _spellings[parameter.name] = max(parameter.opts, key=len)
         elif isinstance(parameter, TyperArgument) and parameter.name:
-            _spellings[parameter.name] = parameter.metavar or parameter.name.upper()
+            _spellings[parameter.name] = (parameter.metavar or parameter.name.upper()).removesuffix("|-")
     logger = logging.getLogger("dgpt2_quant")
     if not any(isinstance(handler, _Handler) for handler in logger.handlers):
         logger.addHandler(_Handler(logging.WARNING))

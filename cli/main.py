@@ -14,6 +14,7 @@ from dgpt2_quant.core.cores import usable_cores
 from dgpt2_quant.core.errors import OutputError
 from dgpt2_quant.core.workers import require_threads
 
+from .batch import batch
 from .bench import bench
 from .cache import cache
 from .classify import classify
@@ -40,6 +41,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "run": run,
     "features": features,
     "serve": serve,
+    "batch": batch,
     "classify": classify,
     "bench": bench,
     "perplexity": perplexity,
@@ -114,7 +116,8 @@ def _guarded(verb: Callable[..., None]) -> Callable[..., None]:
             if verb is not types:  # which loads neither NumPy nor llama.cpp
                 require_threads(usable_cores() + _HELPERS)
             if is_closed(1):
-                if options.get("json") or not (options.get("output") or verb.__name__ in _WRITE_FILES):
+                writes_file = options.get("output") not in (None, "-") or verb.__name__ in _WRITE_FILES
+                if options.get("json") or not writes_file:
                     raise OutputError("stdout is closed, and the result is written to it", "Redirect stdout to a file.")
                 drop_output()
             verb(**options)

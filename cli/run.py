@@ -228,24 +228,12 @@ def _follow(batch: "Batch", prompt: str, *, at_once: bool) -> None:
 
 def _sequence(model: "Model", completion: "Completion") -> dict[str, Any]:
     """A text for the JSON output, with its tokens if there are `logprobs`."""
+    from dgpt2_quant.runtime.token_text import describe_tokens
+
     found = {"text": completion.text, "tokens": completion.tokens, "finish_reason": completion.finish_reason}
     if completion.logprobs is None:
         return found
-    entries = [
-        {
-            **_token(model, entry.token),
-            "logprob": entry.logprob,
-            "top": [{**_token(model, token), "logprob": logprob} for token, logprob in entry.top.items()],
-        }
-        for entry in completion.logprobs
-    ]
-    return found | {"logprobs": entries}
-
-
-def _token(model: "Model", token: int) -> dict[str, Any]:
-    """A token's id, text, and bytes, which may be part of a character. Special tokens have neither text nor bytes."""
-    data = model.token_bytes(token)
-    return {"token": token, "text": model.detokenize([token]), "bytes": list(data)}
+    return found | {"logprobs": describe_tokens(model, completion.logprobs)}
 
 
 _ESCAPE = re.compile(r"""\\(?:([nrt'"\\])|x([0-9a-fA-F]{2}))""")

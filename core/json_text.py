@@ -1,4 +1,4 @@
-"""JSON output: UTF-8, indented, and null for NaN and infinity."""
+"""JSON output: UTF-8, and null for NaN and infinity."""
 
 import json
 import math
@@ -6,8 +6,13 @@ from typing import Any
 
 
 def to_json_text(document: Any) -> str:
-    """Encodes a document, without a final newline; NaN and infinity become null."""
+    """Encodes a document with indents, without a final newline; NaN and infinity become null."""
     return json.dumps(_finite(document), ensure_ascii=False, indent=2, allow_nan=False)
+
+
+def to_json_line(document: Any) -> str:
+    """Encodes a document on one line, without a newline; NaN and infinity become null."""
+    return json.dumps(_finite(document), ensure_ascii=False, allow_nan=False)
 
 
 def _finite(value: Any) -> Any:

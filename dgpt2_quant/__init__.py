@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         UsageError,
         WaitTimeoutError,
     )
+    from dgpt2_quant.jobs.batch import batch_lines
     from dgpt2_quant.quantize.convert import convert
     from dgpt2_quant.quantize.search.search import search
     from dgpt2_quant.runtime import Model, Scheduler, pipeline, set_seed
@@ -42,6 +43,7 @@ __all__ = [
     "UsageError",
     "WaitTimeoutError",
     "__version__",
+    "batch_lines",
     "benchmark",
     "compare",
     "convert",
@@ -53,6 +55,7 @@ __all__ = [
 _MODULES = {  # of the names that are not errors
     "Model": "runtime",
     "Scheduler": "runtime",
+    "batch_lines": "jobs.batch",
     "benchmark": "bench.bench",
     "compare": "bench.compare",
     "convert": "quantize.convert",

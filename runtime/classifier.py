@@ -54,6 +54,13 @@ class Classification:
             raise UsageError("a head that classifies tokens gives `spans`, not one label")
         return max(self.scores, key=lambda one: one.logit)
 
+    def to_json(self) -> dict[str, object]:
+        about = {"tokens": self.tokens, "truncated": self.truncated}
+        if not self.scores:
+            return {**about, "spans": [span._asdict() for span in self.spans]}
+        best, scores = self.best, [one._asdict() for one in self.scores]
+        return {**about, "label": best.label, "score": best.score, "scores": scores}
+
 
 class _Text(NamedTuple):
     """A text, the blank that was put before it, its tokens, and how many of them were added before and after it."""

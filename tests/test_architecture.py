@@ -42,9 +42,10 @@ MAY_IMPORT = {  # a folder: the other folders whose modules it may import
     # what it compares and measures, it does as `bench` does
     "serve/dialects": {*RUNNER, "serve/calls", "bench/quality", "bench/speed"},
     "serve": {*RUNNER, "serve/calls", "serve/dialects"},
-    "cli": {*VERBS, "serve", "serve/calls"},
+    "jobs": {*CONVERTER, *RUNNER},
+    "cli": {*VERBS, "serve", "serve/calls", "jobs"},
     "demo": set(),
-    "dgpt2_quant": {*VERBS, "cli"},
+    "dgpt2_quant": {*VERBS, "jobs", "cli"},
 }
 EXCEPT = {"runtime/model.py": {"quantize/store"}}  # Model.from_pretrained takes the names of models
 C_FILES = {

@@ -94,7 +94,7 @@ def shell_lines(page: Path) -> Iterator[Example]:
     """The lines of code blocks that use `storybook` and no file of the reader's."""
     for example in code_lines(page):
         line = example.text.split("#")[0]
-        foreign = re.search(r"\b[A-Z]{3,}\b|(?<!-o )(?<![\w./-])(?!storybook)[\w./-]+\.(gguf|txt|json|tgz)\b", line)
+        foreign = re.search(r"\b[A-Z]{3,}\b|(?<!-o )(?<![\w./-])(?!storybook)[\w./-]+\.(gguf|txt|jsonl?|tgz)\b", line)
         serves = "dgpt2-quant serve" in line  # until it is stopped; tests/cli/test_serve.py does
         if re.match(r"(echo .*\| )?dgpt2-quant .*storybook", line) and not foreign and not serves:
             yield example

@@ -15,7 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("bench", "cli", "core", "demo", "dgpt2_quant", "quantize", "runtime", "serve")
+FOLDERS = ("bench", "cli", "core", "demo", "dgpt2_quant", "jobs", "quantize", "runtime", "serve")
 SOURCES = (*FOLDERS, "pyproject.toml", "README.md", "LICENSE")
 
 
@@ -64,6 +64,7 @@ def test_the_wheel_has_one_import_name_and_all_files(wheel: Path) -> None:
     assert {name for name in names if ".dist-info" not in name} == expected
 
 
+@pytest.mark.slow
 def test_demo_runs_from_the_installed_wheel(wheel: Path, tmp_path: Path) -> None:
     home = tmp_path / "env"
     venv.create(home)  # without pip, whose set-up takes half a minute; a wheel of Python files is only unpacked

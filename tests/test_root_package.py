@@ -13,6 +13,7 @@ import dgpt2_quant
 ROOT = Path(__file__).resolve().parent.parent
 PUBLIC = {
     *("Model", "Scheduler", "pipeline", "set_seed", "convert", "search", "benchmark", "perplexity", "compare"),
+    "batch_lines",
     "__version__",
 }
 
@@ -35,7 +36,7 @@ def test_names_stay_the_same_after_all_modules_are_imported() -> None:
     code = """if True:
         import importlib, pkgutil, sys, types, dgpt2_quant
         first = {name: getattr(dgpt2_quant, name) for name in dgpt2_quant.__all__}
-        folders = ("bench", "cli", "core", "demo", "quantize", "runtime")
+        folders = ("bench", "cli", "core", "demo", "jobs", "quantize", "runtime")
         for folder in folders:
             package = importlib.import_module(f"dgpt2_quant.{folder}")
             for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):

@@ -60,14 +60,15 @@ def cli_page() -> str:
         text = runner.invoke(app, [verb, "--help"], prog_name="dgpt2-quant").stdout
         parts.append(f"## dgpt2-quant {verb}\n\n{fenced(text)}")
     parts.append(
-        "## Exit status\n\n0 done, 1 error, 2 wrong usage, 130 interrupted. Errors go to stderr as `Error:` and"
-        " `Hint:`;\n`DGPT2_QUANT_DEBUG=1` shows the traceback too. stdout has only the result.\n"
+        "## Exit status\n\n0 done, 1 error, 2 wrong usage, 3 some lines of a batch failed, 130 interrupted. Errors go"
+        " to stderr as `Error:` and\n`Hint:`; `DGPT2_QUANT_DEBUG=1` shows the traceback too. stdout has only the"
+        " result.\n"
     )
     return "\n".join(parts)
 
 
 LEAN_MODELS = ("storybook", "small-dictionary", "small-code", "small-handbook")
-FOLDERS = ("dgpt2_quant", "core", "quantize", "runtime", "bench", "serve", "cli", "demo", "tools")
+FOLDERS = ("dgpt2_quant", "core", "quantize", "runtime", "bench", "serve", "jobs", "cli", "demo", "tools")
 
 
 def map_page() -> str:

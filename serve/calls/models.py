@@ -153,6 +153,7 @@ class Models:
         template, bits = header.metadata.get("tokenizer.chat_template"), header.bits_per_weight
         del header  # a large vocabulary takes memory that the model needs now
         model = Model.load(file.path, threads=self.threads, ctx_size=self.ctx_size)
+        model.new_sequence("a", token_healing=True)  # sorts the vocabulary, which would delay the first such request
         scheduler = Scheduler(model, parallel=self.parallel, queue=self.queue, grammar_seconds=_GRAMMAR_SECONDS)
         return ServedModel(file, model, scheduler, template, file.path.stat().st_size, bits)
 

@@ -16,11 +16,11 @@ from dgpt2_quant.bench.quality.compare_files import visit
 from dgpt2_quant.bench.quality.divergence import summarize
 from dgpt2_quant.bench.quality.windows import Window, Windowing
 from dgpt2_quant.runtime.sampling.candidates import top_k
+from dgpt2_quant.runtime.token_text import TokenTexts, prompt_offsets
 from dgpt2_quant.serve.calls.call import Call
 from dgpt2_quant.serve.calls.errors import overloaded, refused, timed_out, unavailable
 from dgpt2_quant.serve.calls.json_body import Body, Items
 from dgpt2_quant.serve.calls.models import ServedModel
-from dgpt2_quant.serve.calls.token_text import TokenTexts, prompt_offsets
 from pydantic import Field
 
 MOST_MODELS = 4

@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from dgpt2_quant.runtime import Completion, Event, TokenLogprob
+from dgpt2_quant.runtime.token_text import TokenTexts, finite
 from dgpt2_quant.serve.calls.call import Call
 from dgpt2_quant.serve.calls.errors import HTTPError, refused, unsupported
 from dgpt2_quant.serve.calls.event_stream import EventStream
@@ -11,7 +12,6 @@ from dgpt2_quant.serve.calls.json_body import Body, Items, Prompts
 from dgpt2_quant.serve.calls.models import ServedModel
 from dgpt2_quant.serve.calls.prompts import PromptText, read_prompts
 from dgpt2_quant.serve.calls.running import Running, require_count, tokens_to_generate
-from dgpt2_quant.serve.calls.token_text import TokenTexts, finite
 from pydantic import Field
 
 from .openai_sampling import MOST_BIASES, Stops

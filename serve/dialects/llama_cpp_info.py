@@ -4,12 +4,12 @@ import asyncio
 from typing import Any
 
 from dgpt2_quant.core.versions import tool_version
+from dgpt2_quant.runtime.token_text import TokenTexts
 from dgpt2_quant.serve.calls.call import Call
 from dgpt2_quant.serve.calls.errors import refused, unavailable
 from dgpt2_quant.serve.calls.json_body import Body, Ids
 from dgpt2_quant.serve.calls.models import ServedModel
 from dgpt2_quant.serve.calls.prompts import check_ids, text_of
-from dgpt2_quant.serve.calls.token_text import TokenTexts
 from pydantic import Field
 from starlette.requests import Request
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from dgpt2_quant.runtime import Completion, TokenLogprob
+from dgpt2_quant.runtime.token_text import TokenTexts, finite
 from dgpt2_quant.serve.calls.call import Call
 from dgpt2_quant.serve.calls.errors import refused
 from dgpt2_quant.serve.calls.event_stream import EventStream
@@ -13,7 +14,6 @@ from dgpt2_quant.serve.calls.json_body import Body, Items
 from dgpt2_quant.serve.calls.models import ServedModel
 from dgpt2_quant.serve.calls.prompts import too_long
 from dgpt2_quant.serve.calls.running import Running, require_count, tokens_to_generate, with_seed
-from dgpt2_quant.serve.calls.token_text import TokenTexts, finite
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import Field

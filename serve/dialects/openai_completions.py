@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any
 
 from dgpt2_quant.runtime import Completion, Event, RequestHandle, TokenLogprob
+from dgpt2_quant.runtime.token_text import TokenTexts, finite, prompt_offsets
 from dgpt2_quant.serve.calls.call import Call
 from dgpt2_quant.serve.calls.errors import refused, unsupported
 from dgpt2_quant.serve.calls.event_stream import EventStream
@@ -14,7 +15,6 @@ from dgpt2_quant.serve.calls.json_body import Prompts
 from dgpt2_quant.serve.calls.models import ServedModel
 from dgpt2_quant.serve.calls.prompts import PromptText, read_prompts
 from dgpt2_quant.serve.calls.running import Running, require_count, tokens_to_generate, with_seed
-from dgpt2_quant.serve.calls.token_text import TokenTexts, finite, prompt_offsets
 from pydantic import Field
 
 from .openai_sampling import NAMES, SamplingBody, options
@@ -148,6 +148,7 @@ class _Choice:
     def __init__(self, answer: _Answer, prompt: PromptText, handle: RequestHandle) -> None:
         self.body, self.prompt, self.handle = answer.body, prompt, handle
         self.texts = TokenTexts(answer.served.model, as_ids=self.body.return_tokens_as_token_ids)
+        self.start_token = answer.served.model.start_token
         self.began = False
 
     def whole(self, found: Completion) -> dict[str, Any]:
@@ -196,7 +197,7 @@ class _Choice:
     def _prompt_offsets(self) -> list[int]:
         """The offsets of the prompt's tokens, after which those of the text begin."""
         prompt, tokens, texts = self.prompt, self.handle.prompt, self.texts
-        begins = tokens[0] == texts.model.start_token != prompt.tokens[0]  # token healing put it there
+        begins = tokens[0] == self.start_token != prompt.tokens[0]  # token healing put it there
         offsets = prompt_offsets(texts, tokens, skips_first=prompt.adds_first or begins)
         if tokens == prompt.tokens:
             texts.end_character()

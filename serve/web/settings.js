@@ -30,6 +30,11 @@ export function modelList() {
   return models;
 }
 
+// The id of the chosen model; undefined, which is the server's first, until the list has arrived.
+export function chosenModel() {
+  return models.length ? settings.model : undefined;
+}
+
 // The tokens that the chosen model takes: prompt and continuation together.
 export function contextSize() {
   return models.find(({ id }) => id === settings.model)?.max_model_len ?? 1024;

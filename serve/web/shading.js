@@ -1,7 +1,7 @@
 // How likely the model found each token of the text: scored by blocks, for the part in view only, and kept by content.
 
 import { postJson } from "./api.js";
-import { contextSize, settings } from "./settings.js";
+import { chosenModel, contextSize } from "./settings.js";
 import { blocksOf, toUtf16 } from "./text.js";
 
 export const LIMITS = [0.5, 0.1, 0.02, 0.002]; // a token below the first is shaded, and so on
@@ -88,7 +88,9 @@ export class Shading {
         if (colour) ranges[colour - 1].push(last);
       }
     }
+    const forced = matchMedia("(forced-colors: active)").matches; // all have one colour: show the strong ones only
     NAMES.forEach((name, number) => {
+      if (forced && number < 2) return;
       const all = ranges[number].map(({ start, end }) => this.editor.range(start, end));
       CSS.highlights.set(name, new Highlight(...all));
     });
@@ -96,14 +98,14 @@ export class Shading {
 
   // The tokens of a block, with offsets in it, and the ids of all tokens with those of its context.
   async #score(context, block, signal) {
-    const key = `${settings.model}\n${context}\0${block}`;
+    const key = `${chosenModel()}\n${context}\0${block}`;
     const known = this.scored.get(key);
     if (known) return known;
     const prompt = context + block;
     const { choices } = await postJson(
       "/v1/completions",
       {
-        model: settings.model,
+        model: chosenModel(),
         prompt,
         echo: true,
         max_tokens: 0,
@@ -127,12 +129,13 @@ export class Shading {
       if (end === offsets[index]) return;
       if (end > shift) {
         const [likeliest] = Object.entries(logprobs.top_logprobs[first] ?? {});
-        tokens.push({ index: first, start: start - shift, end: end - shift, text: text.slice(start, end), logprob, likeliest });
+        const place = { start: start - shift, end: end - shift };
+        tokens.push({ index: first, ...place, text: text.slice(start, end), logprob, likeliest });
       }
       logprob = 0;
       first = null;
     });
-    const found = { model: settings.model, ids, tokens };
+    const found = { model: chosenModel(), ids, tokens };
     this.scored.set(key, found);
     if (this.scored.size > KEPT) this.scored.delete(this.scored.keys().next().value);
     return found;

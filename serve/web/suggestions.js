@@ -2,7 +2,7 @@
 
 import { postStream } from "./api.js";
 import { activate, option, placeUnder, release } from "./popup.js";
-import { contextSize, settings } from "./settings.js";
+import { chosenModel, contextSize, settings } from "./settings.js";
 import { firstWord, sentenceEnd, tail, visible } from "./text.js";
 
 const COUNT = 3;
@@ -137,7 +137,7 @@ export class Suggestions {
     const length = Math.min(this.sentence ? SENTENCE_TOKENS : settings.length, contextSize() >> 1);
     const room = contextSize() - length;
     const body = {
-      model: settings.model,
+      model: chosenModel(),
       prompt: tail(this.editor.text.slice(0, this.at), CHARACTERS * room),
       n: COUNT,
       stream: true,

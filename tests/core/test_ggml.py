@@ -61,7 +61,11 @@ def in_one_call(
     return result
 
 
-@pytest.mark.parametrize("tensor_type", FREE, ids=lambda t: t.name)
+@pytest.mark.parametrize(
+    "tensor_type",
+    [pytest.param(t, marks=pytest.mark.slow) if t.name in ("IQ1_M", "IQ2_S") else t for t in FREE],
+    ids=lambda t: t.name,
+)
 def test_rows_in_parts_give_the_same_bytes(tensor_type: TensorType) -> None:
     ours = quantized(WEIGHTS.astype(np.float32), tensor_type)
     np.testing.assert_array_equal(ours, in_one_call(WEIGHTS, tensor_type))

@@ -57,6 +57,7 @@ def test_sizes_are_known_and_nothing_else_is_made_up(served: Running, files: lis
     assert found["storybook:F32"]["bits_per_weight"] > found["storybook:Q8_0"]["bits_per_weight"] > 8
 
 
+@pytest.mark.slow
 def test_a_measurement_streams_its_progress_and_then_its_figures(served: Running, files: list[ModelFile]) -> None:
     *steps, final = events(served.post("/v1/measurements", rounds=1).text)
     assert len(steps) > 4

@@ -89,6 +89,13 @@ def test_generation(storybook_files: dict[str, Path], llama_cpp: Path) -> None:
     assert len(doc_tables.lookup_table({"a model": parts["lookup"]})) == 3
 
 
+def test_batch(storybook_files: dict[str, Path], tmp_path: Path) -> None:
+    output, sizes = tmp_path / "batch.json", ("--lines", 6, "--tokens", 4, "--slice", 3, "--rounds", 1, "--threads", 1)
+    document = run("time_batch.py", output, storybook_files["Q4_0"], *sizes)
+    assert set(document["ratio"]) == {"batch_lines", "Model.generate", "Llama.create_completion"}
+    assert json.loads(output.read_text())["tps"] == document["tps"]
+
+
 def test_versions(storybook_files: dict[str, Path]) -> None:
     parts = ["greedy 16", "top-k 16", "8 texts of 8", "prompt of 4", "position 10, flash", "position 300, plain"]
     flags = [flag for part in parts for flag in ("--part", part)]

@@ -121,11 +121,13 @@ def mixed(quant_types: Sequence[str], layers: int, imatrix: bool) -> list[str]:
 
 # neither a head of its own nor an importance matrix changes anything with the depth: all four at six layers only
 DEPTHS = [(6, head, imatrix) for head in ("absent", "untied") for imatrix in (False, True)]
-DEPTHS += [(12, "absent", True), (12, "untied", False), (24, "untied", True), (36, "absent", False)]
-DEPTHS += [(48, "untied", False)]
+DEPTHS += [(12, "absent", True), (12, "untied", False)]
+DEEP = [(24, "untied", True), (36, "absent", False), (48, "untied", False)]
 
 
-@pytest.mark.parametrize(("layers", "head", "imatrix"), DEPTHS)
+@pytest.mark.parametrize(
+    ("layers", "head", "imatrix"), [*DEPTHS, *(pytest.param(*deep, marks=pytest.mark.slow) for deep in DEEP)]
+)
 def test_every_quant_type_at_every_depth_has_llama_cpps_types(
     layers: int, head: str, imatrix: bool, tmp_path: Path
 ) -> None:

@@ -5,7 +5,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from dgpt2_quant.runtime import Model, TokenLogprob
+from .completion import TokenLogprob
+from .vocabulary import Vocabulary
 
 _LEAST = -9999.0  # stands for minus infinity, which JSON does not have
 
@@ -16,7 +17,7 @@ class TokenTexts:
     A token that is only a part of a character is written as `bytes:\\xe2\\x80`; its offset is the character's.
     """
 
-    def __init__(self, model: Model, *, as_ids: bool = False) -> None:
+    def __init__(self, model: Vocabulary, *, as_ids: bool = False) -> None:
         self.model, self.as_ids = model, as_ids
         self.offset = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -79,3 +80,21 @@ def finite(value: float | None) -> float | None:
 def prompt_offsets(texts: TokenTexts, tokens: Sequence[int], *, skips_first: bool) -> list[int]:
     """The offsets of a prompt's tokens. With `skips_first` the first is no part of the prompt's text."""
     return [texts.add(token, special=not (skips_first and index == 0)) for index, token in enumerate(tokens)]
+
+
+def describe_tokens(model: Vocabulary, entries: Iterable[TokenLogprob]) -> list[dict[str, Any]]:
+    """For JSON: each token with its log-probability, and the likeliest ones there (`top`)."""
+    return [
+        {
+            **_described(model, entry.token),
+            "logprob": entry.logprob,
+            "top": [{**_described(model, token), "logprob": logprob} for token, logprob in entry.top.items()],
+        }
+        for entry in entries
+    ]
+
+
+def _described(model: Vocabulary, token: int) -> dict[str, Any]:
+    """A token's id, text, and bytes, which may be part of a character. Special tokens have neither text nor bytes."""
+    data = model.token_bytes(token)
+    return {"token": token, "text": model.detokenize([token]), "bytes": list(data)}
