@@ -98,10 +98,10 @@ class Sequence:
             return shown + self._finish("length")
         raw = logits.copy() if request.logprobs is not None else None
         rest = b"" if token_ids else self._rest
-        if rest:  # no token that completes it ends a text
+        if rest:
             keep_completing(self._model, rest, logits)
-        elif len(token_ids) < request.min_tokens:
-            logits[self._ends] = -np.inf
+        if len(token_ids) < request.min_tokens:
+            logits[[token for token in self._ends if not rest or self._model.piece(token)[0] != rest]] = -np.inf
         try:
             token = self._sampler.sample(logits)
         except DgptQuantError as error:  # others that decode in the same step continue

@@ -1,5 +1,6 @@
 """`POST /v1/completions`: continues prompts, and scores them with `echo` and `logprobs`."""
 
+import codecs
 import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
@@ -61,6 +62,8 @@ async def complete(call: Call, body: CompletionBody) -> dict[str, Any] | EventSt
     settings["prompt_logprobs"] = max((value for value in before if value is not None), default=None)
     texts = [(prompt.tokens, with_seed(settings, body.seed, number)) for prompt in prompts for number in range(count)]
     running = Running(call, served, texts, NAMES)
+    if body.token_healing and settings["max_tokens"] != 0:
+        prompts = [_without_incomplete(served, prompt) for prompt in prompts]
     answer = _Answer(call, served, body, prompts, count)
     if body.stream:
         return EventStream(answer.stream(running), write_seconds=call.limits.write_seconds)
@@ -199,7 +202,7 @@ class _Choice:
         prompt, tokens, texts = self.prompt, self.handle.prompt, self.texts
         begins = tokens[0] == self.start_token != prompt.tokens[0]  # token healing put it there
         offsets = prompt_offsets(texts, tokens, skips_first=prompt.adds_first or begins)
-        if tokens == prompt.tokens:
+        if tokens == prompt.tokens and texts.offset != len(prompt.text):
             texts.end_character()
             texts.offset = len(prompt.text)
         return [min(offset, len(prompt.text)) for offset in offsets]
@@ -217,6 +220,14 @@ class _Choice:
             }
             for token, value in {**entry.top, entry.token: entry.logprob}.items()
         }
+
+
+def _without_incomplete(served: ServedModel, prompt: PromptText) -> PromptText:
+    """The prompt without an incomplete character at its end: with token healing that is part of the text."""
+    data = [served.model.token_bytes(token) for token in prompt.tokens[-4:]]
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder.decode(b"".join(data))
+    return replace(prompt, text=prompt.text[:-1]) if data[-1] and decoder.getstate()[0] else prompt
 
 
 def limited(entry: TokenLogprob, count: int) -> TokenLogprob:

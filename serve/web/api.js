@@ -1,5 +1,7 @@
 // Requests to the server that the page came from: JSON, server-sent events, and the API key.
 
+import { sessionItems } from "./storage.js";
+
 const KEY = "dgpt2-quant.key"; // in sessionStorage: for this tab only
 const CUT = "The server stopped in the middle of its answer. Your text is kept.";
 
@@ -32,7 +34,7 @@ function askForKey(refused) {
 
 async function request(path, body, signal) {
   for (;;) {
-    const key = sessionStorage.getItem(KEY);
+    const key = sessionItems.getItem(KEY);
     const headers = { Accept: "application/json" };
     if (body !== undefined) headers["Content-Type"] = "application/json";
     if (key) headers.Authorization = `Bearer ${key}`;
@@ -40,7 +42,7 @@ async function request(path, body, signal) {
     try {
       response = await fetch(path, {
         method: body === undefined ? "GET" : "POST",
-        body: body === undefined ? undefined : JSON.stringify(body),
+        body: body === undefined ? undefined : JSON.stringify(body, wellFormed),
         headers,
         signal,
       });
@@ -50,13 +52,20 @@ async function request(path, body, signal) {
     if (response.ok) return response;
     const message = await errorText(response);
     if (response.status !== 401) throw new ApiError(message, response.status);
-    if (sessionStorage.getItem(KEY) === key) {
-      sessionStorage.removeItem(KEY);
+    if (sessionItems.getItem(KEY) === key) {
+      sessionItems.removeItem(KEY);
       const given = await askForKey(key);
       if (!given) throw new ApiError("The server needs an API key.", 401);
-      sessionStorage.setItem(KEY, given);
+      // `fetch` sends no other character in a header
+      if (!/^[\x20-\x7e]+$/.test(given)) throw new ApiError("An API key must be ASCII text.", 401);
+      sessionItems.setItem(KEY, given);
     } // otherwise another request has asked meanwhile
   }
+}
+
+// A half of a surrogate pair, which no JSON reader takes, becomes U+FFFD; offsets stay.
+function wellFormed(_, value) {
+  return value.toWellFormed?.() ?? value;
 }
 
 async function errorText(response) {

@@ -2,11 +2,11 @@
 
 import { postJson, postStream } from "./api.js";
 import { scoredText, scrolling, table } from "./scored_text.js";
-import { modelList, settings } from "./settings.js";
+import { contextSize, modelList, settings } from "./settings.js";
 import { tail, visible } from "./text.js";
 
 const MOST = 4; // models
-const ENTRIES = 100_000; // of top lists that the server sends
+const ENTRIES = 1 << 17; // of top lists that the server sends
 
 const id = (name) => document.getElementById(`compare-${name}`);
 
@@ -78,8 +78,10 @@ export class Compare {
   async #score(signal) {
     const text = id("text").value;
     const models = this.#models;
-    const top = Math.min(10, Math.floor(ENTRIES / models.length / Math.max(1, text.length / 3)));
     id("note").textContent = "Scoring…";
+    const body = { content: text, model: models[0], add_special: true, parse_special: false };
+    const { tokens } = await postJson("/tokenize", body, signal);
+    const top = Math.min(10, Math.floor(ENTRIES / models.length / Math.max(1, tokens.length)));
     const found = await postJson("/v1/compare", { text, models, top }, signal);
     const [reference, ...others] = found.models;
     if (!reference.positions) throw new Error("The text needs at least two tokens.");
@@ -125,7 +127,7 @@ class Column {
   }
 
   async stream(prompt, seed, signal, reference) {
-    const length = settings.length;
+    const length = Math.min(settings.length, contextSize(this.model) >> 1);
     const body = {
       model: this.model,
       prompt,
@@ -135,7 +137,7 @@ class Column {
       top_p: settings.top_p,
       seed,
       return_token_ids: true,
-      truncate_prompt_tokens: -1,
+      truncate_prompt_tokens: contextSize(this.model) - length,
     };
     let first = 0;
     for await (const { choices } of postStream("/v1/completions", body, signal)) {

@@ -4,6 +4,7 @@
 // where the text ends with a line break; it is not part of the text.
 
 const PIECE = 4000; // characters of a text node at first: typing in a short node is faster
+const MANY = 50; // lines to insert by a command for each
 
 export const hasHighlights = "highlights" in CSS && "Highlight" in window;
 
@@ -130,14 +131,30 @@ export class Editor {
     this.focus();
     this.inserting = true;
     const lines = text.replace(/\r\n?/g, "\n").split("\n");
-    lines.forEach((line, number) => {
-      if (number) document.execCommand("insertLineBreak");
-      if (line) document.execCommand("insertText", false, line);
-    });
+    if (lines.length > MANY) this.#insertAtOnce(lines.join("\n"));
+    else {
+      lines.forEach((line, number) => {
+        if (number) document.execCommand("insertLineBreak");
+        if (line) document.execCommand("insertText", false, line);
+      });
+    }
     if (!text) document.execCommand("delete");
     this.inserting = false;
     this.element.dispatchEvent(new InputEvent("input", { inputType: "insertText" }));
     this.select(this.selection[1]);
+  }
+
+  // Each command lays out the whole text, so that a thousand lines take many seconds. This one takes text of many lines, escaped.
+  #insertAtOnce(text) {
+    const [start, end] = this.selection;
+    const isLast = end === this.#pieces().reduce((total, { length }) => total + length, 0);
+    const shown = isLast && text.endsWith("\n") ? `${text}\n` : text;
+    const html = shown.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
+    this.element.contentEditable = "true"; // "plaintext-only" refuses the command
+    document.execCommand("insertHTML", false, html);
+    this.element.contentEditable = "plaintext-only";
+    this.#forget();
+    this.select(start + text.length);
   }
 
   replace(start, end, text) {

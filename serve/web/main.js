@@ -123,6 +123,17 @@ function saveNow() {
   marks.paint();
 }
 
+// Takes over what another tab has saved: otherwise the tab that saves last would replace the text of the other.
+function takeSaved() {
+  const found = load("document", null);
+  if (!found || found.text === editor.text) return;
+  const [cursor] = editor.selection;
+  editor.text = found.text;
+  if (document.activeElement === editor.element) editor.select(Math.min(cursor, found.text.length));
+  marks.replaceAll(found.marks);
+  edited();
+}
+
 function edited(event) {
   marks.follow(event?.inputType);
   editor.element.classList.toggle("empty", !editor.text);
@@ -156,6 +167,8 @@ function setSettingsOpen(open) {
 }
 
 function replaceDocument(text) {
+  location.hash = "write"; // a hidden editor takes no text
+  showView();
   marks.keep();
   editor.replace(0, editor.text.length, text);
   marks.replaceAll([]);
@@ -174,6 +187,8 @@ editor.element.addEventListener("mousedown", () => {
 });
 writingKeys({ editor, suggestions, tokens, announce, inspect });
 window.addEventListener("pagehide", () => saving && saveNow());
+window.addEventListener("pageshow", ({ persisted }) => persisted && takeSaved());
+window.addEventListener("storage", takeSaved);
 window.addEventListener("hashchange", showView);
 
 id("continue").addEventListener("click", () => (suggestions.isOpen ? suggestions.more() : suggestions.open()));

@@ -35,9 +35,9 @@ export function chosenModel() {
   return models.length ? settings.model : undefined;
 }
 
-// The tokens that the chosen model takes: prompt and continuation together.
-export function contextSize() {
-  return models.find(({ id }) => id === settings.model)?.max_model_len ?? 1024;
+// The tokens that a model takes: prompt and continuation together.
+export function contextSize(name = settings.model) {
+  return models.find(({ id }) => id === name)?.max_model_len ?? 1024;
 }
 
 export function change(name, value) {

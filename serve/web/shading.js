@@ -128,7 +128,7 @@ export class Shading {
       const [start, end] = [Math.max(offsets[index], shift), offsets[index + 1]];
       if (end === offsets[index]) return;
       if (end > shift) {
-        const [likeliest] = Object.entries(logprobs.top_logprobs[first] ?? {});
+        const [likeliest] = ranked(logprobs.top_logprobs[first] ?? {});
         const place = { start: start - shift, end: end - shift };
         tokens.push({ index: first, ...place, text: text.slice(start, end), logprob, likeliest });
       }
@@ -163,10 +163,15 @@ export class Shading {
       const body = { model: block.model, prompt, max_tokens: 1, temperature: 0, logprobs: 10, ignore_eos: true };
       const { choices } = await postJson("/v1/completions", body, signal);
       if (this.tops.size > 500) this.tops.clear();
-      this.tops.set(key, Object.entries(choices[0].logprobs.top_logprobs[0]).slice(0, 10));
+      this.tops.set(key, ranked(choices[0].logprobs.top_logprobs[0]).slice(0, 10));
     }
     return this.tops.get(key);
   }
+}
+
+// The entries of `top_logprobs`, the likeliest first: JavaScript moves keys such as "7" to the front.
+function ranked(top) {
+  return Object.entries(top).sort(([, one], [, other]) => other - one);
 }
 
 // 0: not shaded, to 4: the least likely.

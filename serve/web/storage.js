@@ -2,6 +2,20 @@
 
 const PREFIX = "dgpt2-quant.";
 
+// sessionStorage, or memory where the browser forbids storage.
+export const sessionItems = (() => {
+  try {
+    return sessionStorage;
+  } catch {
+    const items = new Map();
+    return {
+      getItem: (name) => items.get(name) ?? null,
+      setItem: (name, value) => items.set(name, value),
+      removeItem: (name) => items.delete(name),
+    };
+  }
+})();
+
 export function load(name, otherwise) {
   try {
     return JSON.parse(localStorage.getItem(PREFIX + name)) ?? otherwise;

@@ -1,8 +1,8 @@
 // Three continuations at the cursor, streamed into a list; asking again adds three more, and all are kept.
 
-import { postStream } from "./api.js";
+import { getJson, postStream } from "./api.js";
 import { activate, option, placeUnder, release } from "./popup.js";
-import { chosenModel, contextSize, settings } from "./settings.js";
+import { chosenModel, contextSize, setModels, settings } from "./settings.js";
 import { firstWord, sentenceEnd, tail, visible } from "./text.js";
 
 const COUNT = 3;
@@ -61,8 +61,13 @@ export class Suggestions {
     this.#build();
   }
 
-  retry() {
-    const number = this.current;
+  // A server that was restarted may have other models.
+  async retry() {
+    const { set, current: number } = this;
+    try {
+      setModels((await getJson("/v1/models")).data);
+    } catch {} // the stream reports it, too
+    if (this.set !== set) return;
     this.sets.splice(number, 1);
     this.#add(number);
   }

@@ -41,7 +41,7 @@ export function difference(before, after) {
 }
 
 // The text cut into blocks [start, end) of whole paragraphs, of about `size` characters. A longer paragraph is cut at
-// blanks. Blocks are made from the beginning, so that an edit changes only those from there on.
+// blanks, or anywhere without one. Blocks are made from the beginning, so that an edit changes only those from there on.
 export function blocksOf(text, size) {
   const blocks = [];
   let start = 0;
@@ -57,6 +57,7 @@ export function blocksOf(text, size) {
     if (end - start > 1.5 * size) {
       const blank = text.indexOf(" ", start + size);
       if (blank > 0 && blank < end) end = blank;
+      else end = start + size + (/^[\udc00-\udfff]/.test(text[start + size]) ? 1 : 0);
     }
     blocks.push([start, end]);
     start = end;

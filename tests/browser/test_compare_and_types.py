@@ -57,6 +57,21 @@ def test_the_scores_are_those_of_the_api_and_of_the_library(compare: Any, server
     assert len(rows) == len(reference["logprobs"])
 
 
+def test_a_text_of_many_contexts_is_continued(compare: Any) -> None:
+    compare.locator("#compare-text").fill(TEXT * 50)
+    compare.locator("#compare-continue").click()
+    wait_for(lambda: compare.locator("#compare-stop").is_hidden(), PATIENCE)
+    assert compare.locator("#compare-streams .hint").first.inner_text().startswith("30 tokens")
+
+
+def test_a_text_of_many_tokens_has_shorter_lists(compare: Any) -> None:
+    compare.locator("#compare-text").fill("雪は白い。" * 500)  # 15 tokens each
+    compare.locator("#compare-score").click()
+    wait_for(lambda: compare.locator("#compare-scores .card").count(), PATIENCE)
+    compare.locator(".scored").focus()
+    assert 0 < compare.locator(".details ol").first.locator("li").count() < 10
+
+
 def test_a_token_shows_the_likeliest_of_both_models(compare: Any, server: Running) -> None:
     compare.locator("#compare-score").click()
     wait_for(lambda: compare.locator(".scored").count(), PATIENCE)

@@ -46,6 +46,17 @@ def test_the_table_has_the_numbers_of_the_api(page: Any, server: Running) -> Non
             assert float(shown.removesuffix(" %")) == pytest.approx(share, abs=0.6 * 10**-digits + 0.01 * share)
 
 
+def test_digits_have_their_place_among_the_likeliest(page: Any) -> None:
+    write(page, "In the year 17")
+    shade(page)
+    page.keyboard.press("F2")
+    wait_for(lambda: page.locator("#token-list li").count() == 10, PATIENCE)
+    names = page.locator("#token-list .name").all_inner_texts()
+    shares = [float(one.removesuffix(" %")) for one in page.locator("#token-list .share").all_inner_texts()]
+    assert names != sorted(names)
+    assert shares == sorted(shares, reverse=True)
+
+
 def test_pointing_shows_ten_tokens_and_a_click_replaces_and_goes_on(page: Any) -> None:
     write(page, "Once upon a time there was a little bear who lived in a house.")
     shade(page)

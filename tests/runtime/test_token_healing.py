@@ -120,6 +120,13 @@ class TestOptions:
         assert len(found.token_ids) > 2
         assert period[0] not in found.token_ids[1:-1]
 
+    def test_a_stop_token_does_not_complete_the_prompt_before_the_minimum(self, storybook: Model) -> None:
+        home = storybook.tokenize(" home")
+        assert healed(storybook, "He went hom", stop_token_ids=home)[1].token_ids == tuple(home)
+        _, found = healed(storybook, "He went hom", stop_token_ids=home, min_tokens=2)
+        assert found.token_ids[0] not in home
+        assert found.tokens >= 2
+
     def test_stop_texts_are_found_in_the_shown_text_only(self, storybook: Model) -> None:
         assert healed(storybook, "The weath", stop=["eath", "weath", " was"])[1].text == "er"
 

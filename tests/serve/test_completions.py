@@ -144,6 +144,18 @@ def test_token_healing(served: Running, model: Model, prompt: str) -> None:
     assert alone["logprobs"]["text_offset"] == logprobs["text_offset"][len(choice["prompt_token_ids"]) :]
 
 
+@pytest.mark.parametrize("bias", [0, 100])
+def test_token_healing_of_an_incomplete_character(served: Running, model: Model, bias: int) -> None:
+    ids = model.tokenize("The wolf 😀")
+    body = {"prompt": ids[:-1], "token_healing": True, "echo": True, "logprobs": 0, "return_token_ids": True}
+    (choice,) = complete(served, **body, max_tokens=2, temperature=0, logit_bias={ids[-1]: bias})["choices"]
+    text = choice["text"]
+    assert text == model.detokenize(choice["prompt_token_ids"] + choice["token_ids"])
+    assert (text == "The wolf 😀") == bool(bias)
+    last, at = choice["logprobs"]["tokens"][-1], choice["logprobs"]["text_offset"][-1]
+    assert text[at:] == ("😀" if bias else last)
+
+
 def test_usage_is_sent_only_when_asked_for(served: Running) -> None:
     *parts, last = chunks(served, max_tokens=5, stream_options={"include_usage": True})
     assert all(part["usage"] is None for part in parts)
