@@ -211,17 +211,13 @@ def test_changed_files_of_a_finished_job_are_refused(job: Job) -> None:
         job.run()
 
 
-def test_a_model_that_cannot_be_loaded_does_not_begin_or_replace_a_job(
-    job: Job, tiny: Path, tmp_path: Path, whole: dict[str, bytes]
-) -> None:
-    damaged = tmp_path / "damaged.gguf"
-    damaged.write_bytes(tiny.read_bytes()[:-1000])
-    with pytest.raises(DgptQuantError):
-        job.run(model=str(damaged))
+def test_a_failure_to_load_the_model_neither_begins_nor_replaces_a_job(job: Job, whole: dict[str, bytes]) -> None:
+    with pytest.raises(UsageError, match="`threads` must be"):
+        job.run(threads=0)
     assert not job.output.exists()
     job.run()
-    with pytest.raises(DgptQuantError):
-        job.run(model=str(damaged), restart=True)
+    with pytest.raises(UsageError, match="`threads` must be"):
+        job.run(threads=0, restart=True)
     assert job.files == whole
 
 
