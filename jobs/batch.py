@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import ExitStack, closing, redirect_stdout
+from contextlib import ExitStack, closing, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -103,7 +103,7 @@ def batch(
         source = stack.enter_context(Input(input, max_line))
         files, stdout = None, sys.stdout
         if not to_stdout:
-            _refuse_own_files(Path(source.name), Path(output))
+            _refuse_own_files(source, user_path(output))
             files = stack.enter_context(JobFiles(output, inline=inline, restart=restart))
         name, path = model_file(
             model, type=type, revision=revision, offline=offline, progress=progress, announce=announce
@@ -133,7 +133,6 @@ def batch(
             before, failed, tokens = record.input.lines, record.failed, record.tokens
             if record.finished:
                 return BatchResult(before, failed, tokens, before, 0.0, files.errors if record.errors.lines else None)
-            files.begin()
         meter = _Meter(source, progress)
         slices = ((source.read, found) for found in slices_of(lines, slice))
         if engine == "ray":
@@ -145,6 +144,8 @@ def batch(
         else:
             loaded = stack.enter_context(Model.load(path, ctx_size=ctx_size, threads=threads))
             answered = _answered(slices, stack.enter_context(closing(SliceRunner(loaded, settings))), meter)
+        if files:
+            files.begin()  # after the model is loaded: a failure there must not replace or begin a job
         for read, answers in stack.enter_context(closing(answered)):
             failed += sum(answer.is_error for answer in answers)
             tokens += sum(answer.tokens for answer in answers)
@@ -270,15 +271,18 @@ def _encoded(line: str | bytes | Mapping[str, Any]) -> bytes:
     if isinstance(line, bytes):
         return line
     try:
-        return line.encode() if isinstance(line, str) else json.dumps(line).encode()
-    except (TypeError, ValueError, AttributeError) as error:
+        # a surrogate is not UTF-8, which is an error of its line
+        return line.encode("utf-8", "surrogatepass") if isinstance(line, str) else json.dumps(dict(line)).encode()
+    except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"a line must be JSON or a mapping that can be written as JSON: {error}") from error
 
 
-def _refuse_own_files(source: Path, output: Path) -> None:
-    source, output = user_path(source), user_path(output)
+def _refuse_own_files(source: Input, output: Path) -> None:
     for path in (output, errors_path(output), record_path(output)):
-        if source.exists() and path.exists() and source.samefile(path):
+        same = False
+        with suppress(OSError, ValueError):  # no such file, or a stdin without a descriptor
+            same = os.path.samestat(os.fstat(source.raw.fileno()), path.stat())
+        if same:
             raise UsageError(f"the job would write {path}, which is its `input`", "Choose another `output`.")
 
 

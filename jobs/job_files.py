@@ -81,10 +81,21 @@ class JobFiles:
             self.record = Record(job)
         else:
             self.known.require_same(job, self.path)
-            if self.known.finished and self._output.size != self.known.output.bytes:
-                raise changed_error(self.path)
+            if self.known.finished:
+                self._require_unchanged(self.known)
             self.record = replace(self.known, process=self.record.process)
         return self.record
+
+    def _require_unchanged(self, known: Record) -> None:
+        if known.errors.bytes and not self.errors.exists():
+            raise changed_error(self.errors)
+        files = [(self._output, known.output)]
+        if known.errors.bytes:
+            files.append((self._open_errors(), known.errors))
+        for file, part in files:
+            if file.size != part.bytes:
+                raise changed_error(file.path)
+            file.continue_from(part.bytes, part.sha256)
 
     def begin(self) -> None:
         """Cuts what is after the last whole slice. Raises `OutputError` if the files have changed."""

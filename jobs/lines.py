@@ -44,11 +44,12 @@ class Input:
 
     def __init__(self, path: str | Path, max_line: int = MAX_LINE) -> None:
         """Raises `ModelNotFoundError` for a file that cannot be read."""
-        self.name = "stdin" if str(path) == "-" else str(path)
+        self._is_stdin = str(path) == "-"
+        self.name = "stdin" if self._is_stdin else str(path)
         self._lines = self._bytes = 0
         self._digest, self._max_line = hashlib.sha256(), max_line
         try:
-            self.raw: Any = sys.stdin.buffer if self.name == "stdin" else user_path(path).open("rb")
+            self.raw: Any = sys.stdin.buffer if self._is_stdin else user_path(path).open("rb")
         except (OSError, ValueError, AttributeError) as error:  # AttributeError: Python has no stdin
             reason = getattr(error, "strerror", None) or error
             raise ModelNotFoundError(f"cannot read {self.name}: {reason}", "Name a file, or - for stdin.") from error
@@ -58,7 +59,7 @@ class Input:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.name != "stdin":
+        if not self._is_stdin:
             self.raw.close()
 
     @property

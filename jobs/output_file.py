@@ -36,7 +36,9 @@ class OutputFile:
             return False
         except OSError:
             return True
-        return True
+        with suppress(FileNotFoundError):
+            return os.path.samestat(self.path.stat(), os.fstat(self._descriptor))
+        return False  # another process has removed the file before it was locked
 
     @property
     def size(self) -> int:
@@ -56,7 +58,8 @@ class OutputFile:
             if at < size or digest.hexdigest() != sha256:
                 raise changed_error(self.path)
             self.bytes, self._digest = size, digest
-            os.ftruncate(self._descriptor, size)
+            if self.size != size:  # a finished job keeps its time
+                os.ftruncate(self._descriptor, size)
             os.lseek(self._descriptor, size, os.SEEK_SET)
 
     def append(self, data: bytes) -> None:

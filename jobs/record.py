@@ -59,7 +59,9 @@ class Record:
                 raise ValueError("another format")
             known |= {name: Part(**known[name]) for name in ("input", "output", "errors")}
             found = cls(**known)
-            if not isinstance(found.job, dict):
+            parts = (found.input, found.output, found.errors)
+            counts = [number for part in parts for number in (part.lines, part.bytes)]
+            if not isinstance(found.job, dict) or not all(type(number) is int and number >= 0 for number in counts):
                 raise TypeError
         except FileNotFoundError:
             return None

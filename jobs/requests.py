@@ -21,6 +21,8 @@ Kinds = Mapping[str, tuple[type, ...]]
 """The types that a field may have, by name; `object`: any, which the library checks."""
 TEXT, INTEGER, NUMBER, FLAG, LIST = (str,), (int,), (float, int), (bool,), (list,)
 TEXT_OR_LIST, OBJECT, ANY = (str, list), (dict,), (object,)
+_LONGEST = 500  # characters of a message: some repeat the value, which may have 1 MiB
+_DEEPEST = 100  # lists and objects in each other: Python could not write an answer with an `id` of 1,000
 _WORDS = {str: "a text", int: "an integer", float: "a number", bool: "true or false", list: "a list", dict: "an object"}
 
 
@@ -58,11 +60,24 @@ def read_object(line: Line) -> dict[str, Any]:
             json.dumps(data, ensure_ascii=False).encode()  # finds surrogates without their partners
     except UnicodeError as error:
         raise BadLineError(f"the line is not UTF-8: {error}", "invalid_json") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise BadLineError(f"the line is not JSON: {error}", "invalid_json") from None
+    except RecursionError:
+        raise _too_deep() from None
+    if text.count("[") + text.count("{") > _DEEPEST:
+        inside = [data]
+        for _ in range(_DEEPEST):
+            containers = (one.values() if isinstance(one, dict) else one for one in inside)
+            inside = [item for items in containers for item in items if isinstance(item, dict | list)]
+        if inside:
+            raise _too_deep()
     if not isinstance(data, dict):
         raise BadLineError("the line must be a JSON object", "invalid_json")
     return data
+
+
+def _too_deep() -> BadLineError:
+    return BadLineError(f"a line may be nested at most {_DEEPEST} deep", "invalid_json")
 
 
 def explained(error: Exception) -> BadLineError:
@@ -72,6 +87,8 @@ def explained(error: Exception) -> BadLineError:
     message, param = getattr(error, "message", None) or f"unexpected {type(error).__name__}: {error}", None
     if message.count("`") > 1:
         param = message.split("`")[1]
+    if len(message) > _LONGEST:
+        message = f"{message[:_LONGEST]}..."
     if isinstance(error, DgptQuantError):
         too_long = "tokens to fit the context" in message
         return BadLineError(message, "context_length_exceeded" if too_long else "invalid_value", param)

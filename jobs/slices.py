@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from dgpt2_quant.core.errors import RuntimeFailure
+from dgpt2_quant.core.errors import RuntimeFailure, UsageError
 from dgpt2_quant.core.json_text import to_json_line
 from dgpt2_quant.runtime import Model
 from dgpt2_quant.runtime.decode_loop import Engine
@@ -66,7 +66,14 @@ class SliceRunner:
     """Answers slices with a loaded model. One thread may use it at a time; `close` frees its context."""
 
     def __init__(self, model: Model, settings: JobSettings) -> None:
+        """Raises `UsageError` for `options` that the model refuses: every line would fail."""
         self.model, self.settings = model, settings
+        if settings.options:
+            try:
+                for prompt, options in read_plain({"prompt": ""}, settings.options).texts(model):
+                    model.new_sequence(prompt, **options)
+            except BadLineError as error:
+                raise UsageError(error.message) from None
         self._engine: Engine | None = None
 
     def __call__(self, lines: abc.Sequence[Line], report: Report | None = None) -> list[Answer]:

@@ -8,12 +8,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 from dgpt2_quant.core.errors import DgptQuantError, OutputError, UsageError
 from dgpt2_quant.jobs.batch import batch, batch_lines
 from dgpt2_quant.jobs.job_files import JobFiles, errors_path, record_path
+from dgpt2_quant.jobs.output_file import OutputFile
 from dgpt2_quant.runtime import Model
 
 from .conftest import some_lines, write_lines
@@ -191,6 +193,58 @@ def test_changed_files_are_refused_and_restart_begins_anew(
         job.run()
 
 
+def test_changed_files_of_a_finished_job_are_refused(job: Job) -> None:
+    job.run()
+    for path in (job.output, errors_path(job.output)):
+        data = path.read_bytes()
+        for changed in (b"x" + data[1:], data + b"\n", None):
+            path.unlink() if changed is None else path.write_bytes(changed)
+            kept = job.files
+            with pytest.raises(OutputError, match=f"{path.name} has changed since the job wrote it"):
+                job.run()
+            assert {name: data for name, data in job.files.items() if data} == kept
+        path.write_bytes(data)
+    record = job.record
+    record["input"]["lines"] = "40"
+    record_path(job.output).write_text(json.dumps(record))
+    with pytest.raises(OutputError, match="not the record of a job"):
+        job.run()
+
+
+def test_a_failure_to_load_the_model_neither_begins_nor_replaces_a_job(job: Job, whole: dict[str, bytes]) -> None:
+    with pytest.raises(UsageError, match="`threads` must be"):
+        job.run(threads=0)
+    assert not job.output.exists()
+    job.run()
+    with pytest.raises(UsageError, match="`threads` must be"):
+        job.run(threads=0, restart=True)
+    assert job.files == whole
+
+
+def test_input_from_stdin_is_not_replaced(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = job.input.read_bytes()
+    with job.input.open() as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        with pytest.raises(UsageError, match="which is its `input`"):
+            batch("-", job.input, restart=True, **job.options)
+    assert job.input.read_bytes() == before
+
+
+def test_a_file_named_stdin_is_a_file(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_lines(Path("stdin"), LINES[:3])
+    assert batch("stdin", job.output, **job.options).lines == 3
+
+
+def test_an_output_that_was_removed_before_its_lock_is_not_used(tmp_path: Path) -> None:
+    file = OutputFile(tmp_path / "out.jsonl")
+    file.path.unlink()
+    assert not file.lock()
+    file.path.touch()
+    assert not file.lock()
+    file.close()
+
+
 def test_files_of_others_are_not_replaced(job: Job, tmp_path: Path, whole: dict[str, bytes]) -> None:
     for path in (job.output, errors_path(job.output)):
         path.write_text("mine")
@@ -262,6 +316,17 @@ def test_a_full_disk_stops_the_job_and_it_continues(tiny: Path, tmp_path: Path, 
     assert done.stdout.endswith(whole["out.jsonl"]), done.stderr
 
 
+def test_lines_that_are_not_utf8_are_errors_of_batch_lines(model: Model) -> None:
+    lines: list[Any] = [
+        '{"prompt": "\ud800"}',
+        {"prompt": "\ud800"},
+        MappingProxyType({"task": "score", "text": "the"}),
+    ]
+    first, second, third = batch_lines(lines, model=model)
+    assert [line["error"]["code"] for line in (first, second)] == ["invalid_json"] * 2
+    assert third["tokens"] == len(model.tokenize("the"))
+
+
 def test_batch_lines_is_lazy_and_gives_the_same_answers(job: Job, model: Model, whole: dict[str, bytes]) -> None:
     taken: list[int] = []
 
@@ -287,6 +352,8 @@ def test_batch_lines_is_lazy_and_gives_the_same_answers(job: Job, model: Model, 
         ({"parallel": 1000}, "`parallel` must be an integer, 1-256, not 1000"),
         ({"seed": -1}, "`seed` must be an integer, 0 or more, not -1"),
         ({"options": {"seed": 3}}, "must not have a seed"),
+        ({"options": {"max_tokens": "sixty"}}, "`max_tokens` must be an integer"),
+        ({"options": {"logit_bias": {"the": 1}}}, "`logit_bias` must map token ids"),
         ({"options": {"max_tokns": 3}}, "has no `max_tokns`"),
         ({"options": {"temperature": -1}}, "`temperature` must be 0 to 100"),
         ({"ctx_size": 0}, "`ctx_size` must be an integer, 1 or more"),
@@ -297,7 +364,10 @@ def test_batch_lines_is_lazy_and_gives_the_same_answers(job: Job, model: Model, 
 def test_wrong_arguments_are_refused_before_a_file_is_created(job: Job, options: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         job.run(**options)
-    if "errors" not in options:
+    if words.startswith(("`max_tokens`", "`logit_bias`")):  # which the model checks
+        with pytest.raises(UsageError, match=words):
+            next(batch_lines([LINES[0]], **{**job.options, **options}))
+    elif "errors" not in options:
         with pytest.raises(UsageError, match=words):
             batch_lines([], model="none.gguf", **options)
     with pytest.raises(DgptQuantError):

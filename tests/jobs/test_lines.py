@@ -50,11 +50,12 @@ def test_a_custom_id_that_occurs_twice_names_its_first_line() -> None:
 def test_lines_that_are_not_json_objects_are_refused() -> None:
     wrong = {
         b"": "empty", b" \r": "empty", b"{": "not JSON", b"[1]": "JSON object", b'{"a": NaN}': "NaN is not a number",
-        b'{"a": "\xff"}': "not UTF-8", b'{"a": "\\ud800"}': "not UTF-8", b"[" * 100_000: "not JSON",
-        b'{"a": ' + b"9" * 5000 + b"}": "not JSON",
+        b'{"a": "\xff"}': "not UTF-8", b'{"a": "\\ud800"}': "not UTF-8", b"[" * 100_000: "nested at most 100 deep",
+        b'{"a": ' + b"9" * 5000 + b"}": "not JSON", b'{"a": ' + b"[" * 100 + b"]" * 100 + b"}": "at most 100 deep",
     }  # fmt: skip
     for data, words in wrong.items():
         with pytest.raises(BadLineError, match=words):
             read_object(Line(2, data))
     assert read_object(Line(1, b'\xef\xbb\xbf{"a": 5.0, "b": 1e999}\r')) == {"a": 5, "b": float("inf")}
+    read_object(Line(1, b'{"a": ' + b"[" * 99 + b"]" * 99 + b', "b": ' + b"[[0]]" + b"}"))
     assert json.dumps(read_object(Line(1, b'{"a": 5.0}'))) == '{"a": 5}'

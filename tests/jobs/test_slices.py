@@ -90,6 +90,13 @@ def test_what_no_option_allows_is_an_error_of_its_line(model: Model) -> None:
         ("invalid_value", ({"prompt": "a", "logit_bias": {"x": 1}}, "`logit_bias` must map token ids")),
         ("invalid_value", ({"prompt": "a", "seed": 1.5}, "`seed` must be an integer")),
     ]
+    deep: Any = []
+    for _ in range(900):
+        deep = [deep]
+    cases += [
+        ("invalid_json", ({"prompt": "a", "id": deep}, "nested at most 100 deep")),
+        ("invalid_value", ({"prompt": "a", "dry_sequence_breakers": ["a" * 9999]}, "aaa...")),
+    ]
     found = run(model, lines_of(*(line for _, (line, _) in cases)))
     for answer, (code, (_, words)) in zip(found, cases, strict=True):
         error = json.loads(answer.text)["error"]
