@@ -272,12 +272,12 @@ def large_models_table(document: Document) -> list[str]:
     rows = [
         [
             f"{name}, {found['layers']} x {found['width']}",
-            *(f"{found[key] / 60:.0f}" for key in ("lean_s", "generating_s")),
+            f"{found['lean_s'] / 60:.0f}",
             *(f"{found[key] / 1e3:.1f}" for key in ("peak_mb", "generating_needs_mb", "scratch_mb")),
         ]
         for name, found in document["models"].items()
     ]
-    columns = ["model", "`--calibrate TEXT`, minutes", "generated text, minutes more", "`--calibrate TEXT`, GB"]
+    columns = ["model", "`--calibrate TEXT`, minutes", "`--calibrate TEXT`, GB"]
     return markdown_table([*columns, "generated text, GB", "scratch, GB"], rows)
 
 
