@@ -136,16 +136,17 @@ def batch(
         meter = _Meter(source, progress)
         slices = ((source.read, found) for found in slices_of(lines, slice))
         if engine == "ray":
-            from .ray_engine import NodeJob, answered_on_ray
+            from .ray_engine import NodeJob, answered_on_ray, cluster
 
-            job = NodeJob(model, type, revision, path, sha256, settings, ctx_size, common)
             stack.enter_context(redirect_stdout(sys.stderr))  # Ray's remarks on failures of nodes
-            answered = answered_on_ray(slices, job, address=ray_address, threads=threads)
+            stack.enter_context(cluster(ray_address))
+            job = NodeJob(model, type, revision, path, sha256, settings, ctx_size, common)
+            answered = answered_on_ray(slices, job, threads)
         else:
             loaded = stack.enter_context(Model.load(path, ctx_size=ctx_size, threads=threads))
             answered = _answered(slices, stack.enter_context(closing(SliceRunner(loaded, settings))), meter)
         if files:
-            files.begin()  # after the model is loaded: a failure there must not replace or begin a job
+            files.begin()  # after the model or the cluster: a failure there must not replace or begin a job
         for read, answers in stack.enter_context(closing(answered)):
             failed += sum(answer.is_error for answer in answers)
             tokens += sum(answer.tokens for answer in answers)

@@ -15,7 +15,7 @@ import os
 import pickle
 import socket
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import chain
@@ -78,60 +78,72 @@ class SliceActor:
         return {"slice": int(row["slice"]), "answers": json.dumps(answers), "failure": failure}
 
 
-def answered_on_ray(
-    slices: Iterator[tuple[Part, list[Line]]], job: NodeJob, *, address: str | None, threads: int | str
-) -> Generator[tuple[Part, list[Answer]], None, None]:
-    """(the input up to the end of the slice, answers) of each slice, in order.
+@contextmanager
+def cluster(address: str | None) -> Iterator[None]:
+    """Connects to the running cluster at `address`; None starts one on this machine.
 
-    `address` is that of a running cluster; None starts one on this machine, unless the program has initialized Ray.
-    Raises `DgptQuantError`.
+    A program that has initialized Ray keeps its connection. Raises `DgptQuantError`.
     """
     if find_spec("ray") is None or find_spec("pyarrow") is None:
         raise DgptQuantError("`engine` ray needs Ray Data", "Install the extra: `pip install 'dgpt2-quant[ray]'`.")
     for name, value in {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}.items():
         os.environ.setdefault(name, value)
     import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    here = {"num_cpus": usable_cores(), "include_dashboard": False} if address is None else {}
+    try:
+        host, _, port = (address or "").rpartition(":")
+        if host and port.isdecimal():  # Ray itself would look for minutes
+            socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
+        ray.init(address=address or "local", **here, **quiet)
+    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        where = address or "this machine"
+        raise RuntimeFailure(
+            f"no Ray cluster at {where}: {error}", "Start it with `ray start --head`, or check the address."
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def answered_on_ray(
+    slices: Iterator[tuple[Part, list[Line]]], job: NodeJob, threads: int | str
+) -> Generator[tuple[Part, list[Answer]], None, None]:
+    """(the input up to the end of the slice, answers) of each slice, in order, on the `cluster`.
+
+    Raises `DgptQuantError`.
+    """
     import ray.data
 
-    with ExitStack() as stack:
-        if not ray.is_initialized():
-            quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-            here = {"num_cpus": usable_cores(), "include_dashboard": False} if address is None else {}
-            try:
-                host, _, port = (address or "").rpartition(":")
-                if host and port.isdecimal():  # Ray itself would look for minutes
-                    socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
-                ray.init(address=address or "local", **here, **quiet)
-            except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-                where = address or "this machine"
-                raise RuntimeFailure(
-                    f"no Ray cluster at {where}: {error}", "Start it with `ray start --head`, or check the address."
-                ) from error
-            stack.callback(ray.shutdown)
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.execution_options.preserve_order = True
-        while first := next(slices, None):
-            cores, actors = _sizes(ray, threads)
-            window = _window(chain([first], slices), _WINDOW * actors)
-            rows = [{"slice": number, "lines": pickle.dumps(lines)} for number, (_, lines) in enumerate(window)]
-            dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-                SliceActor,
-                fn_constructor_args=(job, cores),
-                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors, max_tasks_in_flight_per_actor=2),
-                num_cpus=cores,
-            )
-            try:
-                for number, row in enumerate(dataset.iter_rows()):
-                    if row["failure"]:
-                        raise RuntimeFailure(row["failure"], "Repair the node, and run the same command again.")
-                    if row["slice"] != number:
-                        raise RuntimeFailure(f"Ray returned slice {row['slice']} of a window instead of {number}")
-                    yield window[number][0], [Answer(*answer) for answer in json.loads(row["answers"])]
-            except ray.exceptions.RayError as error:
-                reason = str(error).strip().splitlines()[-1]
-                raise RuntimeFailure(f"Ray ended the job: {reason}", "Run the same command again.") from error
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = True
+    while first := next(slices, None):
+        cores, actors = _sizes(ray, threads)
+        window = _window(chain([first], slices), _WINDOW * actors)
+        rows = [{"slice": number, "lines": pickle.dumps(lines)} for number, (_, lines) in enumerate(window)]
+        dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+            SliceActor,
+            fn_constructor_args=(job, cores),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors, max_tasks_in_flight_per_actor=2),
+            num_cpus=cores,
+        )
+        try:
+            for number, row in enumerate(dataset.iter_rows()):
+                if row["failure"]:
+                    raise RuntimeFailure(row["failure"], "Repair the node, and run the same command again.")
+                if row["slice"] != number:
+                    raise RuntimeFailure(f"Ray returned slice {row['slice']} of a window instead of {number}")
+                yield window[number][0], [Answer(*answer) for answer in json.loads(row["answers"])]
+        except ray.exceptions.RayError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise RuntimeFailure(f"Ray ended the job: {reason}", "Run the same command again.") from error
 
 
 def _sizes(ray: Any, threads: int | str) -> tuple[int, int]:

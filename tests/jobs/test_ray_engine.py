@@ -71,9 +71,12 @@ def test_flags_of_ray_need_the_engine_and_the_engine_its_extra(
         with pytest.raises(RuntimeFailure, match=r"no Ray cluster at 127.0.0.1:1: .*refused"):
             batch(source, tmp_path / "out.jsonl", model=str(tiny), engine="ray", ray_address="127.0.0.1:1")
     monkeypatch.setattr("dgpt2_quant.jobs.ray_engine.find_spec", lambda name: None)
+    batch(source, tmp_path / "out.jsonl", model=str(tiny))
+    before = (tmp_path / "out.jsonl").read_bytes()
     with pytest.raises(DgptQuantError, match="needs Ray Data") as caught:
-        batch(source, tmp_path / "out.jsonl", model=str(tiny), engine="ray")
+        batch(source, tmp_path / "out.jsonl", model=str(tiny), engine="ray", restart=True)
     assert "pip install 'dgpt2-quant[ray]'" in caught.value.hint
+    assert (tmp_path / "out.jsonl").read_bytes() == before
 
 
 # two nodes of one core each; `kill` is the number of answered lines after which the second one is killed, or 0
