@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .access_log import AccessLog
 from .routes import error_response
-from .web_files import is_page_request
+from .web_files import PREFIX, is_page_request
 
 PUBLIC = ("/health",)
 _ID = re.compile(r"[\x21-\x7e]{1,100}")
@@ -71,7 +71,8 @@ class Gate:
         if call.left_early:
             status = CLIENT_LEFT
         self.metrics.requests.labels(call.route, str(status)).inc()
-        if self.access_log:
+        is_file_of_page = scope["path"].startswith(PREFIX) and status < 400  # 20 of them for each look at the page
+        if self.access_log and not is_file_of_page:
             self.access_log.write(call, scope["method"], scope["path"], status)
 
 

@@ -60,7 +60,11 @@ def test_no_text_in_log_metrics_slots_or_props(served: Running) -> None:
 
 def test_the_access_log_counts(served: Running) -> None:
     served.post("/v1/completions", prompt="The wolf", max_tokens=3)
+    served.client.get("/web/main.js")
+    served.client.get("/web/none.js")
     wait_for(lambda: "POST /v1/completions 200, storybook:F32 2+3 tokens" in served.log.getvalue())
+    wait_for(lambda: "GET /web/none.js 404" in served.log.getvalue())
+    assert "main.js" not in served.log.getvalue()
 
 
 def test_metrics_have_llama_cpps_names_and_histograms(served: Running) -> None:
