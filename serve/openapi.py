@@ -25,6 +25,7 @@ _WITH_BODY = {
     "415": "the body is not JSON",
     "429": "the queue is full",
 }
+_UNTYPED: dict[str, dict[str, Any]] = {"text/plain": {"type": "string"}, "text/event-stream": {}}  # events have several
 _REFERENCE = "#/components/schemas/{model}"
 
 
@@ -40,7 +41,7 @@ def document(routes: Sequence[Route]) -> bytes:
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         name = f"{route.method} {route.path}"
-        operation = _operation(route, schemas.get((f"{name} answers", "validation"), {"type": "string"}))
+        operation = _operation(route, schemas.get((f"{name} answers", "validation"), _UNTYPED.get(route.answers, {})))
         if route.body:
             schema = schemas[f"{name} takes", "validation"]
             operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
@@ -70,7 +71,7 @@ def document(routes: Sequence[Route]) -> bytes:
 def _operation(route: Route, schema: dict[str, Any]) -> dict[str, Any]:
     answers = {route.answers: {"schema": schema}}
     if route.streams:
-        answers["text/event-stream"] = {"schema": {"type": "string"}}
+        answers["text/event-stream"] = {"schema": _UNTYPED["text/event-stream"]}
     error = {"azure": "AzureError", "tgi": "TgiError"}.get(route.dialect, "Error")
     statuses = _STATUSES | (_WITH_BODY if route.body else {})
     failures = {

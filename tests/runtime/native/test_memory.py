@@ -37,12 +37,12 @@ PROGRAM = """if True:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not report it")
-@pytest.mark.parametrize("cycles", [200, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cycles", [200, pytest.param(4000, marks=pytest.mark.slow)])
 def test_cycles_of_loading_and_closing_leave_nothing(cycles: int, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "checkpoint")
     (file,) = convert(str(checkpoint), type=["q8_0"], output=tmp_path)
     command = [sys.executable, "-c", PROGRAM, file.path, str(cycles)]
-    child = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    child = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
     assert child.returncode == 0, child.stderr
-    # in the long run a leak of one kilobyte a cycle would be two megabytes; allocators keep less and less
-    assert int(child.stdout) < 2 << 20
+    # in the long run a leak of one kilobyte a cycle would be four megabytes; allocators keep up to three
+    assert int(child.stdout) < 4 << 20
