@@ -102,7 +102,7 @@ def remove():
     while answered() < kill:
         time.sleep(0.02)
     cluster.remove_node(second, allow_graceful=False)
-    print("killed after", answered())
+    print("killed after", answered(), file=sys.__stdout__)  # a job on Ray redirects stdout
 
 record = Path(output + ".job.json")
 killer = threading.Thread(target=remove)
