@@ -132,6 +132,7 @@ def test_a_handler_that_closes_the_model(model: Model, monkeypatch: pytest.Monke
         signal.signal(signal.SIGUSR1, before)
 
 
+@pytest.mark.slow
 def test_a_storm() -> None:
     command = [sys.executable, ROOT / "tools" / "stress.py", "interrupts", "220", "--seed", "3"]
     found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

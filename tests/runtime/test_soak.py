@@ -11,6 +11,7 @@ TOOL = Path(__file__).resolve().parents[2] / "tools" / "stress.py"
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not report it")
+@pytest.mark.slow
 def test_thirty_reloads_stay_within_one_and_a_half_models(storybook_files: dict[str, Path]) -> None:
     command = [sys.executable, TOOL, "soak", storybook_files["Q8_0"], "--cycles", "30"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

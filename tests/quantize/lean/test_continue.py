@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from dgpt2_quant.quantize.store.cache_entries import cache_entries
 
 from ...checkpoints import make_checkpoint
@@ -31,6 +32,7 @@ convert(model, type=["q4_0", "q5_0"], recipe="lean", calibrate=text, output=outp
 """
 
 
+@pytest.mark.slow
 def test_a_killed_conversion_continues_with_the_same_bytes(tmp_path: Path) -> None:
     model = make_checkpoint(tmp_path / "tiny", layers=3, width=64, inner=64, context=32)
     text = tmp_path / "text.txt"

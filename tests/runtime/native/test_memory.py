@@ -37,7 +37,8 @@ PROGRAM = """if True:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not report it")
-@pytest.mark.parametrize("cycles", [200, pytest.param(4000, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("cycles", [4000])
 def test_cycles_of_loading_and_closing_leave_nothing(cycles: int, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "checkpoint")
     (file,) = convert(str(checkpoint), type=["q8_0"], output=tmp_path)
