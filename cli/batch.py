@@ -57,8 +57,8 @@ def batch(
     """Answer a file of requests, in the order of its lines.
 
     Lines are plain ({"prompt": "Once upon a time", "max_tokens": 32}) or in OpenAI's batch format; docs/batch.md lists
-    all kinds. Killed at any moment, the same command continues, with the same output as without the kill. Exit status
-    3: some lines failed.
+    all kinds. A job that was killed continues when the same command runs again, and its output has the same bytes.
+    Exit status 3: some lines failed.
 
     Example: dgpt2-quant batch requests.jsonl answers.jsonl -m storybook --set max_tokens=64
     """

@@ -1,4 +1,4 @@
-"""`batch()`: answers a file of requests, in the order of its lines. Killed at any moment, the same call goes on.
+"""`batch()`: answers a file of requests, in the order of its lines. The same call continues a job that was killed.
 
 An input line passes these places: lines.py reads it, requests.py, plain_lines.py and openai_lines.py check it,
 slices.py decodes it together with its slice, and job_files.py appends the answers of a slice to the output.

@@ -147,7 +147,7 @@ async def _tokens(chosen: Sequence[ServedModel], body: ComparisonBody, most: int
 
 
 async def _score(call: Call, scores: Sequence[_Scores], window: Window, first: int) -> None:
-    """Scores a window with each model. Other comparisons have their turns after it."""
+    """Scores a window with each model. Other comparisons wait for its end."""
     if call.models.ending:
         raise unavailable("the server is shutting down")
     async with call.models.comparing:  # one at a time has the reference's logits in memory

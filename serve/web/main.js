@@ -8,7 +8,7 @@ import { Marks } from "./marks.js";
 import { PlainEditor } from "./plain_editor.js";
 import { bindSettings, change, setModels, settings } from "./settings.js";
 import { Shading } from "./shading.js";
-import { download, load, save } from "./storage.js";
+import { download, loadDocument, save } from "./storage.js";
 import { Suggestions } from "./suggestions.js";
 import { TokenList, fillTable } from "./token_list.js";
 import { Types } from "./types.js";
@@ -18,7 +18,7 @@ const VIEWS = ["write", "compare", "types"];
 
 const id = (name) => document.getElementById(name);
 const editor = makeEditor(id("editor"));
-const saved = load("document", { text: "", marks: [] });
+const saved = loadDocument() ?? { text: "", marks: [] };
 editor.text = saved.text;
 const marks = new Marks(editor, saved.marks);
 const scroller = document.querySelector("#write .scroll");
@@ -125,7 +125,7 @@ function saveNow() {
 
 // Takes over what another tab has saved: otherwise the tab that saves last would replace the text of the other.
 function takeSaved() {
-  const found = load("document", null);
+  const found = loadDocument();
   if (!found || found.text === editor.text) return;
   const [cursor] = editor.selection;
   editor.text = found.text;

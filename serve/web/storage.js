@@ -24,6 +24,12 @@ export function load(name, otherwise) {
   }
 }
 
+// The document of the last visit; null for none, and for what is not one.
+export function loadDocument() {
+  const found = load("document", null);
+  return typeof found?.text === "string" && Array.isArray(found.marks) ? found : null;
+}
+
 // Whether it was saved: storage can be full or forbidden.
 export function save(name, value) {
   try {

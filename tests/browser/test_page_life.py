@@ -96,6 +96,14 @@ def test_half_a_character_is_continued(page: Any) -> None:
     assert page.locator("#suggestions .note").is_hidden()
 
 
+def test_a_saved_document_that_is_none_is_ignored(page: Any) -> None:
+    page.evaluate("addEventListener('pagehide', (event) => event.stopImmediatePropagation(), true)")
+    page.evaluate("localStorage.setItem('dgpt2-quant.document', '{}')")
+    page.reload()
+    write(page, "Once upon")
+    assert all(continuations(page))
+
+
 def test_two_tabs_show_one_document(page: Any) -> None:
     other = page.context.new_page()
     other.goto("/")
