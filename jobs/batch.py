@@ -21,7 +21,7 @@ from dgpt2_quant.core.paths import user_path
 from dgpt2_quant.core.progress import Progress
 from dgpt2_quant.core.versions import tool_version
 from dgpt2_quant.quantize.checkpoint.folder import file_sha256
-from dgpt2_quant.quantize.checkpoint.resolve import DEFAULT_MODEL
+from dgpt2_quant.quantize.checkpoint.resolve import DEFAULT_MODEL, is_gguf_name
 from dgpt2_quant.quantize.store.converted_models import model_file
 from dgpt2_quant.runtime import Model, Sampling
 from dgpt2_quant.runtime.load_options import check_load_options
@@ -108,7 +108,8 @@ def batch(
         name, path = model_file(
             model, type=type, revision=revision, offline=offline, progress=progress, announce=announce
         )
-        settings = _named(settings, model, name, path, read_header(path, arrays=False).quant_type)
+        asked = name if is_gguf_name(model) else model  # a file may be moved; another name is another answer to `model`
+        settings = _named(settings, asked, name, path, read_header(path, arrays=False).quant_type)
         sha256, build = file_sha256(path), native_build()
         common = {"version": tool_version()}
         if not allow_mixed:
@@ -117,7 +118,7 @@ def batch(
         before = failed = tokens = 0
         if files:
             about = {
-                "model": name,
+                "model": asked,
                 "model_sha256": sha256,
                 "options": settings.options,
                 "seed": seed,
