@@ -13,6 +13,7 @@ import hashlib
 import json
 import re
 import shutil
+import signal
 from collections.abc import Callable, Generator
 from pathlib import Path
 
@@ -21,6 +22,9 @@ from dgpt2_quant.core.quant_types import QUANT_TYPES
 from dgpt2_quant.quantize.checkpoint.resolve import resolve
 from dgpt2_quant.quantize.convert import convert
 from safetensors.numpy import load_file, save_file
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job; the tests send interrupts
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
