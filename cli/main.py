@@ -29,6 +29,7 @@ from .imatrix import imatrix
 from .inspect_file import inspect
 from .list_types import types
 from .perplexity import perplexity
+from .release import release
 from .report import report as merge_report
 from .run import run
 from .serve import serve
@@ -48,6 +49,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "eval": evaluate,
     "report": merge_report,
     "compare": compare,
+    "release": release,
     "inspect": inspect,
     "imatrix": imatrix,
     "demo": demo,
@@ -68,7 +70,7 @@ app = typer.Typer(
 
 
 # verbs that write files, and print only information about them
-_WRITE_FILES = ("convert", "imatrix", "bench", "demo")
+_WRITE_FILES = ("convert", "imatrix", "bench", "demo", "release")
 
 
 def main() -> NoReturn:

@@ -43,7 +43,8 @@ MAY_IMPORT = {  # a folder: the other folders whose modules it may import
     "serve/dialects": {*RUNNER, "serve/calls", "bench/quality", "bench/speed"},
     "serve": {*RUNNER, "serve/calls", "serve/dialects"},
     "jobs": {*CONVERTER, *RUNNER},
-    "cli": {*VERBS, "serve", "serve/calls", "jobs"},
+    "publish": VERBS,
+    "cli": {*VERBS, "publish", "serve", "serve/calls", "jobs"},
     "demo": set(),
     "dgpt2_quant": {*VERBS, "jobs", "cli"},
 }

@@ -15,7 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("bench", "cli", "core", "demo", "dgpt2_quant", "jobs", "quantize", "runtime", "serve")
+FOLDERS = ("bench", "cli", "core", "demo", "dgpt2_quant", "jobs", "publish", "quantize", "runtime", "serve")
 SOURCES = (*FOLDERS, "pyproject.toml", "README.md", "LICENSE")
 
 

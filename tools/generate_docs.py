@@ -68,7 +68,7 @@ def cli_page() -> str:
 
 
 LEAN_MODELS = ("storybook", "small-dictionary", "small-code", "small-handbook")
-FOLDERS = ("dgpt2_quant", "core", "quantize", "runtime", "bench", "serve", "jobs", "cli", "demo", "tools")
+FOLDERS = ("dgpt2_quant", "core", "quantize", "runtime", "bench", "serve", "jobs", "publish", "cli", "demo", "tools")
 
 
 def map_page() -> str:

@@ -56,7 +56,7 @@ _NOT_ABOVE_ONE = {"top1_agreement", "reference_p", "level_p"}
 
 def read_document(path: Path) -> BenchJson:
     """The document of a file. Raises `ResultError` that names the file and the key."""
-    content = _read(path)
+    content = read_json(path)
     if not isinstance(content, dict):
         raise ResultError(f"{path} is not a bench.json: it is not a JSON object", _HINT)
     version = content.get("schema_version")
@@ -67,7 +67,7 @@ def read_document(path: Path) -> BenchJson:
             f"{path} has schema version {version}; this version of dgpt2-quant reads up to {SCHEMA_VERSION}",
             "Install the version of dgpt2-quant that wrote it.",
         )
-    document: BenchJson = _checked(content, BenchJson, path, "")
+    document: BenchJson = checked(content, BenchJson, path, "")
     seen: dict[tuple[str, str], int] = {}
     for index, result in enumerate(document["results"]):
         if (first := seen.setdefault((result["type"], result["recipe"]), index)) != index:
@@ -79,31 +79,34 @@ def read_document(path: Path) -> BenchJson:
     return document
 
 
-def _read(path: Path) -> Any:
+def read_json(path: Path, hint: str = _HINT) -> Any:
+    """The content of a JSON file. Raises `ResultError`."""
     if str(path) == "-":
-        raise ResultError("results cannot be read from stdin", _HINT)
+        raise ResultError("results cannot be read from stdin", hint)
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
             raise ResultError(f"{path} is a folder", f"Name the file in it: {path / 'bench.json'}")
         if not stat.S_ISREG(mode):  # reading a pipe without a writer would never end
-            raise ResultError(f"{path} is not a regular file", _HINT)
+            raise ResultError(f"{path} is not a regular file", hint)
         with path.open("rb") as file:
             text = file.read(_LARGEST_FILE + 1)
         if len(text) > _LARGEST_FILE:
-            raise ResultError(f"{path} is not a bench.json: it has more than {_LARGEST_FILE >> 20} MiB")
+            raise ResultError(f"{path} is too large: it has more than {_LARGEST_FILE >> 20} MiB")
         return json.loads(text.decode("utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise ResultError(f"there is no file {path}", _HINT) from None
+        raise ResultError(f"there is no file {path}", hint) from None
     except OSError as error:
         raise ResultError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # a null byte in the name is a ValueError too
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
-        raise ResultError(f"{path} is not valid JSON: {reason}", _HINT) from error
+        raise ResultError(f"{path} is not valid JSON: {reason}", hint) from error
 
 
-def _checked(value: Any, hint: Any, path: Path, where: str, key: str = "") -> Any:
-    """The value with only the keys of its type; `key` is the last key of its path `where`."""
+def checked(value: Any, hint: Any, path: Path, where: str, key: str = "") -> Any:
+    """The value with only the keys of its type, a `TypedDict`; `key` is the last key of its path `where`.
+
+    Raises `ResultError` for a value of another type or out of range."""
     if typing.is_typeddict(hint):
         hints = typing.get_type_hints(hint)
         if not isinstance(value, dict):
@@ -111,12 +114,12 @@ def _checked(value: Any, hint: Any, path: Path, where: str, key: str = "") -> An
         if missing := [name for name in hints if name in hint.__required_keys__ and name not in value]:
             raise ResultError(
                 f"{path} lacks {where}{'.' if where else ''}{missing[0]}: it is incomplete, or of an older version",
-                "Measure again with this version of dgpt2-quant.",
+                "Make it again with this version of dgpt2-quant.",
             )
         names = {name: f"{where}.{name}" if where else name for name in hints}
         ranged = key if key in _SIGNED | _POSITIVE | _KLD else ""  # intervals and rates have the range of their figure
         return {
-            name: _checked(value[name], of, path, names[name], ranged or name)
+            name: checked(value[name], of, path, names[name], ranged or name)
             for name, of in hints.items()
             if name in value
         }
@@ -124,10 +127,10 @@ def _checked(value: Any, hint: Any, path: Path, where: str, key: str = "") -> An
         if not isinstance(value, list):
             raise _wrong(path, where, "is not a list")
         (of,) = typing.get_args(hint)
-        return [_checked(item, of, path, f"{where}[{index}]", key) for index, item in enumerate(value)]
+        return [checked(item, of, path, f"{where}[{index}]", key) for index, item in enumerate(value)]
     if isinstance(hint, types.UnionType):
         (of,) = (part for part in typing.get_args(hint) if part is not type(None))
-        return None if value is None else _checked(value, of, path, where, key)
+        return None if value is None else checked(value, of, path, where, key)
     if hint is str:
         if not isinstance(value, str) or not _is_unicode(value):
             raise _wrong(path, where, "is not a text")
@@ -165,4 +168,4 @@ def _is_unicode(text: str) -> bool:
 
 
 def _wrong(path: Path, where: str, what: str) -> ResultError:
-    return ResultError(f"{path} is not a valid bench.json: {where or 'the document'} {what}")
+    return ResultError(f"{path} is not valid: {where or 'the document'} {what}")

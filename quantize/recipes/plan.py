@@ -26,8 +26,8 @@ from .tensor_types import (
 )
 
 # Types that the C code rounds the same with and without importance (`(void) quant_weights` in ggml-quants.c).
-_UNWEIGHTED = frozenset({TensorType.F32, TensorType.F16, TensorType.BF16, TensorType.Q8_0, TensorType.TQ1_0})
-_UNWEIGHTED |= {TensorType.TQ2_0, TensorType.MXFP4, TensorType.NVFP4, TensorType.Q1_0, TensorType.Q2_0}
+UNWEIGHTED = frozenset({TensorType.F32, TensorType.F16, TensorType.BF16, TensorType.Q8_0, TensorType.TQ1_0})
+UNWEIGHTED |= {TensorType.TQ2_0, TensorType.MXFP4, TensorType.NVFP4, TensorType.Q1_0, TensorType.Q2_0}
 _ANY_HASH = "0" * 64
 
 
@@ -124,7 +124,7 @@ def make_plan(
         if importance is not None:
             raise _no_entry(name, types)
         raise needs_importance(quant_type.name if quant_type.needs_imatrix else f"{name} at {types[name].name}")
-    weighted = {name for name, kind in types.items() if kind not in _UNWEIGHTED}
+    weighted = {name for name, kind in types.items() if kind not in UNWEIGHTED}
     applied = applied_overrides(overrides, types, shapes, quant_type)
     return Plan(quant_type, "stock", applied, shapes, types, not weighted.isdisjoint(importance or ()))
 

@@ -1,0 +1,154 @@
+"""`dgpt2-quant release`: makes, verifies and uploads a folder for the Hub."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from dgpt2_quant.core.errors import UsageError
+
+from .options import JsonOption, OfflineOption, OverwriteOption, RevisionOption, ThreadsOption, TypesOption
+from .output import note, print_json, print_report
+from .progress import progress_bar
+
+if TYPE_CHECKING:
+    from dgpt2_quant.publish.release import Release
+    from dgpt2_quant.publish.verify import Check
+
+
+def release(
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="MODEL", help="storybook (bundled), a Hub name, or a checkpoint folder."),
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="FOLDER", help="Folder of the release.")
+    ] = None,
+    type: TypesOption = None,
+    recipe: Annotated[
+        str,
+        typer.Option("--recipe", metavar="stock|lean", help="stock: llama-quantize's type mixes; lean: less error."),
+    ] = "stock",
+    calibrate: Annotated[
+        str,
+        typer.Option(
+            "--calibrate",
+            metavar="TEXTFILE",
+            help="Text of the importance matrix; calibration: the bundled one; sampled: text from the model.",
+        ),
+    ] = "sampled",
+    calibration_license: Annotated[
+        str | None, typer.Option("--calibration-license", metavar="TEXT", help="License of that text, for the card.")
+    ] = None,
+    text: Annotated[
+        str,
+        typer.Option("--text", metavar="FILE|NAME", help="Text to score, as of bench: a file, evaluation, wikitext2."),
+    ] = "evaluation",
+    rounds: Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="Rounds of the speed measurement.")] = 5,
+    license: Annotated[
+        str | None,
+        typer.Option("--license", metavar="ID", help="License of the model, such as mit. Default: as its card states."),
+    ] = None,
+    base_model: Annotated[
+        str | None,
+        typer.Option("--base-model", metavar="OWNER/NAME", help="The checkpoint on the Hub, if MODEL is a folder."),
+    ] = None,
+    push: Annotated[
+        str | None,
+        typer.Option("--push", metavar="OWNER/NAME", help="Upload to this repository on the Hub, after a question."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Upload without the question.")] = False,
+    verify: Annotated[
+        Path | None,
+        typer.Option("--verify", metavar="FOLDER", help="Check a release: checksums, card, and that each file runs."),
+    ] = None,
+    revision: RevisionOption = None,
+    offline: OfflineOption = False,
+    threads: ThreadsOption = None,
+    overwrite: OverwriteOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Make a folder for the Hub: GGUF files, measurements, model card, checksums.
+
+    Default types: f16 q8_0 q6_k q5_k_m q4_k_m q4_0. The card's figures are those of bench.json. After an interrupt, the
+    same command continues; a finished release is only completed, not measured again.
+
+    Example: dgpt2-quant release distilgpt2 --text wikitext2 -o distilgpt2-GGUF
+    """
+    if verify is not None:
+        if model or output or push:
+            raise UsageError("--verify cannot be combined with MODEL, --output or --push", "Give only the folder.")
+        _verify(verify, threads, json)
+        return
+    if output is None:
+        raise UsageError("--output is missing", "Name the folder of the release: -o FOLDER.")
+    from dgpt2_quant.publish.release import release as make_release
+
+    with progress_bar() as progress:
+        made = make_release(
+            model or "distilbert/distilgpt2",
+            output=output,
+            type=type,
+            recipe=recipe,
+            calibrate=calibrate,
+            calibration_license=calibration_license,
+            text=text,
+            repo=push,
+            license=license,
+            base_model=base_model,
+            rounds=rounds,
+            threads=threads,
+            revision=revision,
+            offline=offline,
+            overwrite=overwrite,
+            progress=progress,
+            announce=note,
+        )
+    if json:
+        print_json({"folder": str(made.folder), "files": made.files, "bench": made.document})
+    else:
+        print_report(made.document)
+    note(
+        f"Release: {made.folder}, {len(made.files)} files. Check it with `dgpt2-quant release --verify {made.folder}`."
+    )
+    _upload(made, push, yes)
+
+
+def _upload(made: "Release", repo: str | None, yes: bool) -> None:
+    from dgpt2_quant.publish.card import repository
+    from dgpt2_quant.publish.push import push, upload_command
+
+    by_hand = f"Upload it with: {upload_command(made.folder, repository(made.record))}"
+    if repo is None:
+        note(by_hand)
+        return
+    if not yes:
+        if not sys.stdin.isatty():
+            note(f"Not uploaded: stdin is not a terminal, so there is no question; --yes uploads without. {by_hand}")
+            return
+        if not typer.confirm(f"Upload {len(made.files)} files to {repo}?", err=True):
+            note(f"Not uploaded. {by_hand}")
+            return
+    note(f"Uploaded: {push(made.folder, made.files, repo)}")
+
+
+def _verify(folder: Path, threads: int | None, json: bool) -> None:
+    from dgpt2_quant.publish.verify import verify
+
+    with progress_bar() as progress:
+        checks = verify(folder, threads=threads, progress=progress)
+    wrong = [check for check in checks if check.problem]
+    if json:
+        print_json({"folder": str(folder), "ok": not wrong, "checks": [_to_json(check) for check in checks]})
+    else:
+        for check in checks:
+            typer.echo(
+                f"{'FAIL' if check.problem else 'ok  '} {check.name}" + (f": {check.problem}" * bool(check.problem))
+            )
+        typer.echo(f"{len(checks)} checks, {len(wrong)} failed." if wrong else f"{len(checks)} checks passed.")
+    if wrong:
+        raise typer.Exit(1)
+
+
+def _to_json(check: "Check") -> dict[str, str | bool]:
+    return {"name": check.name, "ok": not check.problem, "problem": check.problem}

@@ -1,0 +1,243 @@
+"""The model card (`README.md`) of a release: a function of `bench.json` and `release.json`, and of nothing else.
+
+So every number in it can be traced, and `verify` writes it again to find a card that differs.
+"""
+
+from collections.abc import Collection
+
+from dgpt2_quant.bench.document.format_numbers import (
+    DISTURBED,
+    label,
+    marked,
+    percent,
+    ratio_interval,
+    small,
+    speed,
+    with_error,
+    with_interval,
+)
+from dgpt2_quant.bench.document.schema import BenchJson, Result
+from dgpt2_quant.bench.report.advice import advise, recommend
+from dgpt2_quant.bench.report.markdown import escaped, markdown_table
+from dgpt2_quant.bench.report.plots import CAPTIONS, PLOTS
+
+from .front_matter import UNKNOWN, front_matter
+from .record import ReleaseJson
+
+COLUMNS = [
+    *("file", "type", "MB", "bpw", "KLD", "KLD 99.9%", "same top token", "perplexity ratio"),
+    *("prompt t/s", "decode t/s", "load ms", "memory MB"),
+]
+
+
+def card_text(record: ReleaseJson, document: BenchJson, plots: Collection[str]) -> str:
+    """The whole card; `plots` are the names of the plots that the folder has."""
+    sections = (
+        _introduction(record, document),
+        _choice(document),
+        _files(document, plots),
+        _loading(record, document),
+        _origin(record, document),
+        _limits(record),
+        _bias(record),
+        _license(record),
+    )
+    return front_matter(record, document) + "\n" + "\n\n".join("\n".join(lines) for lines in sections if lines) + "\n"
+
+
+def repository(record: ReleaseJson) -> str:
+    """The name on the Hub; with a placeholder for the user where it is not known yet."""
+    return record["repo"] or f"USER/{record['model']['name']}-GGUF"
+
+
+def recommended(document: BenchJson) -> Result:
+    """The file that the advice says to ship: the smallest within 1 %, or else the one nearest to the reference."""
+    name = recommend(document["results"])["smallest_within_1pct_ppl"]
+    rows = [row for row in document["results"] if label(row) == name]
+    return rows[0] if rows else min(document["results"], key=lambda row: row["ppl_ratio"])
+
+
+def _introduction(record: ReleaseJson, document: BenchJson) -> list[str]:
+    model = record["model"]
+    name, base = escaped(model["name"]), model["base_model"]
+    of = f"[{base}](https://huggingface.co/{base})" if base else name
+    count = len(document["results"])
+    return [
+        f"# {name}: GGUF files with measurements",
+        "",
+        f"{of} in {count} quant type{'s' if count > 1 else ''}, for llama.cpp and programs that use it. It is a base"
+        " model: it continues a text, and has no chat template.",
+        "",
+        "Quality, size and speed of every file were measured. Each number below is computed from `bench.json` and"
+        " `release.json`; `dgpt2-quant release --verify` computes them again. `sha256sum -c SHA256SUMS` checks all"
+        " files.",
+    ]
+
+
+def _choice(document: BenchJson) -> list[str]:
+    row = recommended(document)
+    return [
+        "## Which file to take",
+        "",
+        f"**[{row['path']}]({row['path']})**. The reasons:",
+        "",
+        *(f"- {escaped(line)}" for line in advise(document)),
+    ]
+
+
+def _files(document: BenchJson, plots: Collection[str]) -> list[str]:
+    reference, text, environment = document["reference"], document["text"], document["environment"]
+    bits = 8 * reference["bytes"] / document["model"]["parameters"]
+    base_row = ["(reference)", reference["type"], f"{reference['bytes'] / 1e6:.2f}"]
+    base_row += [f"{bits:.2f}", "0", "0", percent(1), "1", speed(reference["prompt_tps"], reference.get("disturbed"))]
+    base_row += [speed(reference["decode_tps"], reference.get("disturbed")), "", ""]
+    lines = ["## Files", "", *markdown_table(COLUMNS, [base_row, *(_row(row) for row in document["results"])]), ""]
+    scored = f"{reference['tokens_scored']:,} of {text['tokens']:,} tokens of {escaped(text['name'])}"
+    lines += [
+        f"- KLD: mean Kullback-Leibler divergence of the next-token distribution from {reference['type']}'s, in nats,"
+        " with its 95 % interval; its 99.9 % quantile. Same top token: how often the likeliest token is"
+        f" {reference['type']}'s. Perplexity ratio: to {reference['type']}'s, with its 95 % interval. bpw: bits per"
+        " weight.",
+        f"- Quality over {scored}, in windows of {text['context']} tokens. Perplexity of {reference['type']}:"
+        f" {with_error(reference['perplexity'], reference['perplexity_stderr'])}.",
+        f"- Speed in tokens per second at batch 1, median (minimum-maximum) of interleaved rounds, on"
+        f" {escaped(environment['cpu'])}, {_count(environment['threads'], 'thread')}. Load time and peak memory of a"
+        " fresh process.",
+    ]
+    if floor := document["noise_floor"]:
+        lines.append(
+            f"- Noise floor: {reference['type']} against itself, computed in another way ({escaped(floor['how'])}):"
+            f" KLD {small(floor['kld_mean'])}, same top token {percent(floor['top1_agreement'])}. Smaller differences"
+            " are rounding."
+        )
+    if any(row["disturbed"] or row.get("load_disturbed") for row in document["results"]):
+        lines.append(f"- {DISTURBED}: other programs used the machine while this was timed.")
+    for name in PLOTS:
+        if name in plots:
+            lines += ["", f"![{escaped(CAPTIONS[name])}](plots/{name}.png)"]
+    return lines
+
+
+def _row(row: Result) -> list[str]:
+    return [
+        f"[{row['path']}]({row['path']})",
+        label(row),
+        f"{row['bytes'] / 1e6:.2f}",
+        f"{row['bits_per_weight']:.2f}",
+        with_interval(row["kld_interval"]),
+        small(row["kld_p999"]),
+        percent(row["top1_agreement"]),
+        ratio_interval(row["ppl_ratio_interval"]),
+        speed(row["prompt_tps"], row["disturbed"]),
+        speed(row["decode_tps"], row["disturbed"]),
+        marked(f"{row['load_ms']:.0f}", row.get("load_disturbed")),
+        f"{row['peak_rss_bytes'] / 1e6:.0f}",
+    ]
+
+
+def _loading(record: ReleaseJson, document: BenchJson) -> list[str]:
+    repo, row = repository(record), recommended(document)
+    file, tag = row["path"], row["type"]
+    return [
+        "## How to load it",
+        "",
+        "dgpt2-quant:",
+        "",
+        f"    hf download {repo} {file} --local-dir .",
+        f'    dgpt2-quant run "Once upon a time" -m {file}',
+        "",
+        "llama.cpp:",
+        "",
+        f'    llama-completion -hf {repo}:{tag} -no-cnv -p "Once upon a time"',
+        f"    llama-server -hf {repo}:{tag}    # then POST /v1/completions, not the chat",
+        "",
+        "llama-cpp-python:",
+        "",
+        "```python",
+        "from llama_cpp import Llama",
+        "",
+        f'llm = Llama.from_pretrained(repo_id="{repo}", filename="{file}")',
+        'print(llm("Once upon a time", max_tokens=64)["choices"][0]["text"])',
+        "```",
+        "",
+        "Ollama, which takes `template` and `params` from here and so adds no chat template:",
+        "",
+        f"    ollama run hf.co/{repo}:{tag}",
+        "",
+        f"LM Studio: search for `{repo}`, load `{file}`, and send prompts to `/v1/completions`.",
+    ]
+
+
+def _origin(record: ReleaseJson, document: BenchJson) -> list[str]:
+    model, identity, environment = record["model"], record["identity"], document["environment"]
+    tool = f"dgpt2-quant {identity['dgpt2_quant']}" + (f" (commit {record['commit']})" if record["commit"] else "")
+    source = f"[{model['repository']}](https://huggingface.co/{model['repository']})" if model["repository"] else ""
+    if model["commit"]:
+        source += f" at commit {model['commit']}"
+    lines = [
+        "## How it was made",
+        "",
+        f"    {record['command']}",
+        "",
+        f"- {tool}, llama-cpp-python {identity['llama_cpp_python']}, Python {environment['python']},"
+        f" {escaped(environment['os'])}",
+        f"- Source: {source or escaped(model['name'])}; SHA-256 of its files: `{identity['source_sha256']}`",
+        f"- Recipe: `{identity['recipe']}`",
+        f"- Evaluation text: {escaped(document['text']['name'])}, SHA-256 `{document['text']['sha256']}`",
+    ]
+    if found := record["calibration"]:
+        lines.append(
+            f"- Importance matrix: `imatrix.gguf`, over {found['tokens']:,} tokens of {escaped(found['text'])}"
+            + (f", SHA-256 `{found['sha256']}`" if found["sha256"] else "")
+            + f". License of the text: {escaped(found['license'])}"
+        )
+    return lines
+
+
+def _limits(record: ReleaseJson) -> list[str]:
+    model = record["model"]
+    lines = [
+        "## Limits and bias",
+        "",
+        "A quantized model has the limits and the biases of its base model, and quantization can change them. GPT-2"
+        " models write fluent text that is often false, and repeat the prejudices of the text they were trained on. Do"
+        " not use them where the truth of a text matters, or where people could be harmed, without measuring it there.",
+    ]
+    if model["limits"]:
+        lines += ["", "From the card of the base model:", "", f"> {escaped(model['limits'])}"]
+    if model["base_model"]:
+        lines += ["", f"The whole card: [{model['base_model']}](https://huggingface.co/{model['base_model']})."]
+    return lines
+
+
+def _bias(record: ReleaseJson) -> list[str]:
+    if not record["bias"]:
+        return []
+    prompts = [found["prompt"] for found in record["bias"][0]["prompts"]]
+    rows = [
+        [found["file"], with_interval(found["js_divergence"]), *(_tokens(one["tokens"]) for one in found["prompts"])]
+        for found in record["bias"]
+    ]
+    columns = ["file", "JS divergence", *(escaped(f'"{prompt}"') for prompt in prompts)]
+    return [
+        "The likeliest next tokens after the prompts of GPT-2's model card, and the mean Jensen-Shannon divergence (in"
+        " nats, 0 to 0.69, with its 95 % interval) between the continuations of 20 pairs of sentences that differ only"
+        " in a group of people. Neither a small value nor a small change proves a fair model.",
+        "",
+        *markdown_table(columns, rows),
+    ]
+
+
+def _tokens(tokens: list[str]) -> str:
+    return escaped(", ".join(token.strip() or repr(token) for token in tokens))
+
+
+def _license(record: ReleaseJson) -> list[str]:
+    license = record["model"]["license"]
+    if license == UNKNOWN:
+        return ["## License", "", "The base model states no license."]
+    return ["## License", "", f"`{license}`, as the base model."]
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number != 1 else ''}"
