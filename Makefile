@@ -1,16 +1,17 @@
 # Every target sets up what it needs: uv (a local copy if it is missing), then .venv with the
 # versions of constraints.txt. The first set-up compiles llama.cpp for this processor, which takes some minutes.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check workflows types docs bench constraints clean
+.PHONY: help setup demo test test-all check workflows types docs bench distilgpt2 constraints clean
 
 UV := $(shell command -v uv || echo .tools/bin/uv)
 READY := .venv/.ready
 READY_ALL := .venv/.ready-all
 CHROMIUM := $(or $(shell command -v chromium || command -v google-chrome),/usr/bin/chromium)
+NPM := $(or $(shell command -v npm),/usr/bin/npm)
 BENCHED := dgpt2-quant-bench/storybook
 
 help:            ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## .venv with the versions of constraints.txt (every target does it)
 
@@ -45,6 +46,10 @@ bench: $(READY)  ## all quant types of the bundled model compared: the tables an
 	for plot in size_kld speed_kld; do cp $(BENCHED)/plots/$$plot.svg docs/bench/storybook-$$plot.svg; done
 	.venv/bin/python tools/generate_docs.py
 
+distilgpt2: $(READY)  ## the release of DistilGPT2, from the Hub: its folder, and the README's table
+	.venv/bin/python tools/release_distilgpt2.py distilgpt2-GGUF
+	.venv/bin/python tools/generate_docs.py
+
 constraints: $(UV)  ## resolve the dependencies again, to the newest versions that pyproject.toml allows
 	rm -f uv.lock
 	$(UV) export --quiet --extra serve --no-emit-project --no-header --no-annotate -o constraints.txt
@@ -65,13 +70,14 @@ $(READY): pyproject.toml constraints.txt | $(UV)
 
 # The rest is as in `make test`, llama.cpp included. UV_TORCH_BACKEND=cpu takes PyTorch's CPU build from PyTorch's own
 # index; uv does not read PIP_FIND_LINKS, where a machine may name a folder with that build.
-$(READY_ALL): $(READY)
+$(READY_ALL): $(READY) | $(NPM)
 	$(UV) pip install --quiet --python .venv $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS)) \
 		-c constraints.txt --group all --editable '.[peers]'
+	npm install --silent --no-audit --no-fund --prefix .venv/node @huggingface/gguf@0.4.6
 	@touch $(READY_ALL)
 
-/usr/bin/chromium:
+/usr/bin/chromium /usr/bin/npm:
 	@. /etc/os-release && test "$$ID" = debian -a "$$(id -u)" = 0 || \
-		{ echo "The browser tests need Chromium. Install it, or run this as root on Debian." >&2; exit 1; }
+		{ echo "The tests need $(@F). Install it, or run this as root on Debian." >&2; exit 1; }
 	apt-get update -qq
-	apt-get install -qq -y --no-install-recommends chromium
+	apt-get install -qq -y --no-install-recommends $(@F)

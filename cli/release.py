@@ -27,7 +27,9 @@ def release(
     type: TypesOption = None,
     recipe: Annotated[
         str,
-        typer.Option("--recipe", metavar="stock|lean", help="stock: llama-quantize's type mixes; lean: less error."),
+        typer.Option(
+            "--recipe", metavar="stock|lean", help="stock: llama-quantize's type mixes; lean: less error, in minutes."
+        ),
     ] = "stock",
     calibrate: Annotated[
         str,
@@ -82,8 +84,11 @@ def release(
         return
     if output is None:
         raise UsageError("--output is missing", "Name the folder of the release: -o FOLDER.")
+    from dgpt2_quant.publish.push import check_repo
     from dgpt2_quant.publish.release import release as make_release
 
+    if push:
+        check_repo(push, "push")  # as the flag, which the library calls `repo`
     with progress_bar() as progress:
         made = make_release(
             model or "distilbert/distilgpt2",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         WaitTimeoutError,
     )
     from dgpt2_quant.jobs.batch import batch_lines
+    from dgpt2_quant.publish.release import release
     from dgpt2_quant.quantize.convert import convert
     from dgpt2_quant.quantize.search.search import search
     from dgpt2_quant.runtime import Model, Scheduler, pipeline, set_seed
@@ -49,6 +50,7 @@ __all__ = [
     "convert",
     "perplexity",
     "pipeline",
+    "release",
     "search",
     "set_seed",
 ]
@@ -61,6 +63,7 @@ _MODULES = {  # of the names that are not errors
     "convert": "quantize.convert",
     "perplexity": "bench.perplexity",
     "pipeline": "runtime",
+    "release": "publish.release",
     "search": "quantize.search.search",
     "set_seed": "runtime",
 }

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from dgpt2_quant.quantize.checkpoint.model_card import card_license
-from dgpt2_quant.quantize.checkpoint.resolve import Source
+from dgpt2_quant.quantize.checkpoint.resolve import LICENSE_FILES, Source
 
-LICENSE_NAMES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "COPYING")
 _ABOUT_LIMITS = r"\b(bias|biases|limit|limits|limitations?|risks?|out-of-scope|not for)\b"
 _LONGEST_LIMITS = 900  # characters: a summary, next to the link to the whole card
 _MARKUP = re.compile(r"^\s*(\||<|!\[|>>>|- \[)|^\s*```", re.MULTILINE)
@@ -34,7 +33,7 @@ def read_base_model(source: Source) -> BaseModel:
     except OSError:
         card = ""
     license = card_license(source.folder)
-    files = (source.folder / name for name in LICENSE_NAMES)
+    files = (source.folder / name for name in LICENSE_FILES)
     file = next((path for path in files if path.is_file()), None)
     return BaseModel(
         name=source.name,

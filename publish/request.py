@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from dgpt2_quant.bench.data.datasets import load_bench_text
-from dgpt2_quant.core.errors import OutputError
+from dgpt2_quant.core.errors import OutputError, UsageError
 from dgpt2_quant.core.paths import user_path
 from dgpt2_quant.core.quant_types import QuantType, find_types
 from dgpt2_quant.core.read_input import Announce
@@ -18,7 +18,7 @@ from dgpt2_quant.quantize.calibration.collect import SAMPLED, load_calibration_t
 from dgpt2_quant.quantize.checkpoint.model_name import file_name
 from dgpt2_quant.quantize.checkpoint.resolve import BUNDLED, Source, resolve
 from dgpt2_quant.quantize.checkpoint.source import open_model
-from dgpt2_quant.quantize.recipes.tensor_types import check_recipe, has_lean
+from dgpt2_quant.quantize.recipes.tensor_types import has_lean
 
 from .base_model import read_base_model
 from .front_matter import UNKNOWN
@@ -26,6 +26,7 @@ from .push import check_repo
 from .record import SCHEMA_VERSION, ReleaseJson
 
 TYPES = ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0")
+RECIPES = ("stock", "lean")  # not a searched one, which is of one file
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ def read_request(
 ) -> Request:
     """Parameters as for `release`. Raises `DgptQuantError` for a request that cannot succeed."""
     types = list(dict.fromkeys(find_types(type or TYPES)))
-    check_recipe(recipe)
+    if recipe not in RECIPES:
+        raise UsageError(f"`recipe` must be {' or '.join(RECIPES)}, not {str(recipe)[:80]!r}")
     for name, value in {"repo": repo, "base_model": base_model}.items():
         if value is not None:
             check_repo(value, name)

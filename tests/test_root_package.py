@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PUBLIC = {
     *("Model", "Scheduler", "pipeline", "set_seed", "convert", "search", "benchmark", "perplexity", "compare"),
     "batch_lines",
+    "release",
     "__version__",
 }
 

@@ -70,6 +70,24 @@ def bench_table(document: Any) -> list[str]:
     return [*markdown_table(COLUMNS, table_rows(document)), "", *(f"- {remark}" for remark in remarks(document))]
 
 
+def release_table(document: Any | None) -> list[str]:
+    """The README's table of DistilGPT2's release; a sentence until somebody has run it."""
+    if document is None:
+        return ["Nobody has run it on the real weights yet; the network here has no Hub."]
+    rows = [
+        [
+            row["type"],
+            f"{row['bytes'] / 1e6:.1f}",
+            small(row["kld_mean"]),
+            f"{row['ppl_ratio']:.4f}",
+            percent(row["top1_agreement"]),
+            f"{row['decode_tps']['median']:.0f}",
+        ]
+        for row in document["results"]
+    ]
+    return markdown_table(["type", "MB", "KL divergence", "perplexity ratio", "same top token", "tokens/s"], rows)
+
+
 def peers_table(document: Any) -> list[str]:
     """Decode speeds of dgpt2-quant and the peers relative to the reference in the same rounds, the fastest first."""
     found = [("dgpt2-quant", row["type"], row) for row in document["results"]]

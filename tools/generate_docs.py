@@ -25,7 +25,7 @@ BENCH = ROOT / "docs" / "bench"
 PAGES_WITH_TABLES = [ROOT / "README.md"]
 PAGES_WITH_TABLES += [
     ROOT / "docs" / f"{name}.md"
-    for name in ("benchmarks", "convert", "performance", "quantization", "serving", "tasks")
+    for name in ("benchmarks", "convert", "performance", "quantization", "release", "serving", "tasks")
 ]
 
 
@@ -104,6 +104,9 @@ def tables() -> dict[str, list[str]]:
         "bench": doc_tables.bench_table(document_of("storybook")),
         "classify": doc_tables.classify_table(document_of("classify")),
         "gate": doc_tables.gate_lines(document_of("gate")),
+        "distilgpt2": doc_tables.release_table(
+            document_of("distilgpt2") if (BENCH / "distilgpt2.json").exists() else None
+        ),
         "programs": doc_tables.programs_table(document_of("distilgpt2-random")),
         "peers": doc_tables.peers_table(document_of("distilgpt2-random")),
         "generation": doc_tables.generation_table(document_of("runtime")),

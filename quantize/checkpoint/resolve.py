@@ -38,8 +38,10 @@ _SAVED = (".pt", ".pth", ".ckpt")  # files that programs save in training, with 
 # files of a training without weights
 TRAINING_ONLY = re.compile(r"(optimizer|scheduler|scaler|rng_state|training_args)(_\d+)?\.(pt|pth|bin)")
 _GENERIC_NAMES = ("ckpt", "checkpoint", "model", "pytorch_model")
+LICENSE_FILES = ["LICENSE", "LICENSE.txt", "LICENSE.md", "COPYING"]  # copied into releases
 _SMALL_FILES = ["README.md", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
 _SMALL_FILES += ["vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"]
+_SMALL_FILES += LICENSE_FILES
 _SMALL_FILES += ["additional_chat_templates/*.jinja"]
 _log = logging.getLogger(__name__)
 _COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -1,7 +1,6 @@
 """A finished release of a small model, made once; a test that changes it takes a copy."""
 
 import shutil
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -12,14 +11,6 @@ from dgpt2_quant.publish import release as release_module
 from dgpt2_quant.publish.release import Release, release
 
 POINT = {"prompt_sizes": [16], "depths": [0], "batches": [1], "thread_counts": [1], "patience": 0}  # of the speed grid
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _short_bench() -> Iterator[None]:
-    """Times each file at one point of the grid only."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(release_module, "bench", partial(bench, **POINT))
-        yield
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +35,7 @@ def copied(made: Release, tmp_path: Path) -> Path:
 
 
 def make(checkpoint: Path, folder: Path, **options: object) -> Release:
-    """A release in little time: three types, a short text next to the checkpoint."""
+    """A release in little time: three types, a short text next to the checkpoint, one point of the speed grid."""
     text = checkpoint.with_name("tales.txt")
     text.write_text(load_text("evaluation").text[:6000], "utf-8")
     options = {
@@ -55,4 +46,6 @@ def make(checkpoint: Path, folder: Path, **options: object) -> Release:
         "threads": 1,
         **options,
     }
-    return release(str(checkpoint), output=folder, **options)  # type: ignore[arg-type]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(release_module, "bench", partial(bench, **POINT))
+        return release(str(checkpoint), output=folder, **options)  # type: ignore[arg-type]
