@@ -36,7 +36,7 @@ from dgpt2_quant.quantize.recipes.tensor_types import has_lean
 
 from .card import card_text
 from .folder import BENCH, CARD, IMATRIX, LICENSE, SUMS, fixed_files, read_sums, sums_text, write
-from .record import NAME, BiasJson, CalibrationJson, ReleaseJson, read_record, record_text
+from .record import NAME, BiasJson, CalibrationJson, QuickJson, ReleaseJson, read_record, record_text
 from .request import Request, read_request
 
 QUICK_CHARACTERS = 5000  # of the bundled text: about two windows
@@ -104,6 +104,8 @@ def release(
     hashes = {path.name: file_sha256(path) for path in request.paths.values()}
     document = _measured(request, hashes, rounds, threads, common)
     record: ReleaseJson = {**request.record, "calibration": calibration}
+    if known:
+        record |= {"repo": record["repo"] or known["repo"], "commit": known["commit"]}
     kept = known if known and set(read_sums(request.folder).items()) >= set(hashes.items()) else None
     record["quick"] = kept["quick"] if kept else [_quick(path, threads) for path in request.paths.values()]
     record["bias"] = kept["bias"] if kept else [_bias(path, threads, progress) for path in request.paths.values()]
@@ -186,7 +188,9 @@ def _measured(
             found = read_document(path)
         except ResultError:
             found = None
-        if found and _describes(found, hashes, request.text, threads):
+        if found and _describes(found, hashes, request.text, rounds, threads_or_all(threads)):
+            if announce := common["announce"]:
+                announce(f"{path} has these files already, and is not measured again. To measure again, remove it.")
             return found
     document = bench(
         request.model,
@@ -204,10 +208,11 @@ def _measured(
     return document
 
 
-def _describes(document: BenchJson, hashes: Mapping[str, str], text: NamedText, threads: int | None) -> bool:
+def _describes(document: BenchJson, hashes: Mapping[str, str], text: NamedText, rounds: int, threads: int) -> bool:
     measured = {row["path"]: row["sha256"] for row in document["results"]}
-    same_text = document["text"]["sha256"] == text.sha256
-    return measured == dict(hashes) and same_text and document["environment"]["threads"] == threads_or_all(threads)
+    environment = document["environment"]
+    asked = (environment["threads"], environment.get("rounds_asked"), document["text"]["sha256"])
+    return measured == dict(hashes) and asked == (threads, rounds, text.sha256)
 
 
 def quick_text() -> NamedText:
@@ -217,7 +222,7 @@ def quick_text() -> NamedText:
     return NamedText(whole.name, hashlib.sha256(text.encode()).hexdigest(), text)
 
 
-def _quick(path: Path, threads: int | None) -> Any:
+def _quick(path: Path, threads: int | None) -> QuickJson:
     return {"file": path.name, "perplexity": perplexity(str(path), text=quick_text(), threads=threads)["perplexity"]}
 
 
