@@ -104,6 +104,9 @@ def test_file_names_end_in_the_label_that_the_hub_finds(checkpoint: Path, tmp_pa
             assert HUB_LABEL.findall(path.name.upper().removesuffix(".GGUF"))[-1] == quant_type.name
         assert request.paths[find_type("q4_k_m")].name == f"{name}.Q4_K_M.gguf"
         assert request.paths[find_type("f16")].name == "storybook.F16.gguf"  # `lean` does not change it
+        for quant_type, path in request.paths.items():  # llama.cpp's `-hf NAME:TYPE`: common/download.cpp
+            names = [one.name for one in request.paths.values()]
+            assert [name for name in names if re.search(f"{quant_type}[.-]", name, re.IGNORECASE)] == [path.name]
         assert ("--recipe lean" in request.record["command"]) == (recipe == "lean")
         assert not request.folder.exists()
 
