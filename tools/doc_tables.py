@@ -73,7 +73,7 @@ def bench_table(document: Any) -> list[str]:
 def release_table(document: Any | None) -> list[str]:
     """The README's table of DistilGPT2's release; a sentence until somebody has run it."""
     if document is None:
-        return ["Nobody has run it on the real weights yet; the network here has no Hub."]
+        return ["(Nobody has run it on the real weights yet: the Hub could not be reached from here.)"]
     rows = [
         [
             row["type"],
