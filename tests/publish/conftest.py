@@ -3,6 +3,7 @@
 import shutil
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from dgpt2_quant.bench.bench import bench
@@ -10,7 +11,7 @@ from dgpt2_quant.core.text import load_text
 from dgpt2_quant.publish import release as release_module
 from dgpt2_quant.publish.release import Release, release
 
-POINT = {"prompt_sizes": [16], "depths": [0], "batches": [1], "thread_counts": [1], "patience": 0}  # of the speed grid
+quick_bench: Any = partial(bench, prompt_sizes=[16], depths=[0], batches=[1], thread_counts=[1], patience=0)
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +35,7 @@ def copied(made: Release, tmp_path: Path) -> Path:
     return shutil.copytree(made.folder, tmp_path / "copied")
 
 
-def make(checkpoint: Path, folder: Path, **options: object) -> Release:
+def make(checkpoint: Path, folder: Path, *, bench: Any = quick_bench, **options: object) -> Release:
     """A release in little time: three types, a short text next to the checkpoint, one point of the speed grid."""
     text = checkpoint.with_name("tales.txt")
     text.write_text(load_text("evaluation").text[:6000], "utf-8")
@@ -47,5 +48,5 @@ def make(checkpoint: Path, folder: Path, **options: object) -> Release:
         **options,
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(release_module, "bench", partial(bench, **POINT))
+        patch.setattr(release_module, "bench", bench)
         return release(str(checkpoint), output=folder, **options)  # type: ignore[arg-type]

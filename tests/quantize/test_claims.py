@@ -121,4 +121,4 @@ def test_unweighted_types_are_those_of_the_c_code() -> None:
         (weighed,), (plain,) = (quantize("it", rows, [kind], given) for given in (importance, None))
         if np.array_equal(weighed, plain):
             same.add(kind)
-    assert same == module._UNWEIGHTED
+    assert same == module.UNWEIGHTED

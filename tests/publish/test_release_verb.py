@@ -9,11 +9,8 @@ from pathlib import Path
 import pytest
 from dgpt2_quant.publish.release import Release
 
-from ..publish.conftest import checkpoint, copied, made
+from ..cli.program import TOOL, run_text
 from ..waiting import wait_for
-from .program import TOOL, run_text
-
-__all__ = ["checkpoint", "copied", "made"]  # fixtures
 
 
 @pytest.mark.parametrize(
