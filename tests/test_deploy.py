@@ -110,6 +110,12 @@ def test_the_image_is_built_from_the_files_that_the_package_needs() -> None:
             assert source == "." or source in kept
 
 
+def test_the_compose_file_fits_its_schema() -> None:
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    checked = subprocess.run([*command, ROOT / "deploy" / "compose.yaml"], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
 def test_the_image_runs_as_a_user_without_rights() -> None:
     assert re.fullmatch(r"[1-9]\d+:[1-9]\d+", instruction("USER"))
     assert COMPOSE["read_only"] is True
