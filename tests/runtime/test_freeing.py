@@ -194,6 +194,36 @@ class TestVersion:
             llama_cpp_version.check_version()
         assert caught.value.hint == "Install it: `pip install llama-cpp-python==0.3.36`."
 
+    @pytest.mark.parametrize(
+        ("local", "lines", "missing"),
+        [
+            ("v4", "flags\t\t: fpu avx2 avx512f avx512cd avx512vl\n", "avx512bw, avx512dq"),
+            ("arm64", "processor\t: 0\nFeatures\t: fp asimd crc32\n", "asimddp, asimdhp"),
+        ],
+    )
+    def test_a_wheel_for_another_processor_is_refused(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, local: str, lines: str, missing: str
+    ) -> None:
+        monkeypatch.setattr(llama_cpp_version, "version", lambda _: f"0.3.36+{local}")
+        (tmp_path / "cpuinfo").write_text(lines, "utf-8")
+        with pytest.raises(DgptQuantError, match=f"this processor lacks {missing}$"):
+            llama_cpp_version.check_version(tmp_path / "cpuinfo")
+
+    @pytest.mark.parametrize(
+        ("local", "lines"),
+        [
+            ("v3", "flags\t\t: fpu sse4_2 avx2 bmi2 f16c fma\n"),
+            ("v4", ""),  # the system does not list the instructions
+            ("cpu", "flags\t\t: fpu\n"),  # not a wheel of ours
+        ],
+    )
+    def test_other_wheels_are_accepted(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, local: str, lines: str
+    ) -> None:
+        monkeypatch.setattr(llama_cpp_version, "version", lambda _: f"0.3.36+{local}")
+        (tmp_path / "cpuinfo").write_text(lines, "utf-8")
+        llama_cpp_version.check_version(tmp_path / "cpuinfo")
+
     def test_another_layout_is_refused(self) -> None:
         with pytest.raises(DgptQuantError, match="the size of llama_token_data is 16, not 12"):
             llama_cpp_version.check_layout("the size of llama_token_data", 16, 12)
