@@ -61,15 +61,18 @@ def main() -> None:
     document: dict[str, Any] = {"environment": describe_environment(arguments.threads), "model": arguments.model.name}
     document |= {name: getattr(arguments, name) for name in ("lines", "tokens", "slice", "parallel", "rounds")}
     with ExitStack() as stack:
-        contestants = {name: partial(speed, start) for name, start in starts(arguments, prompts, stack).items()}
+        least = 0.9 * arguments.lines * arguments.tokens  # create_completion may end a text early
+        contestants = {name: partial(speed, start, least) for name, start in starts(arguments, prompts, stack).items()}
         document |= compare(contestants, arguments.rounds)
     arguments.output.write_text(to_json_text(document) + "\n", "utf-8")
     print(json.dumps(document))
 
 
-def speed(start: Callable[[], int], number: int) -> float:
+def speed(start: Callable[[], int], least: float, number: int) -> float:
     started = time.perf_counter()
-    return start() / (time.perf_counter() - started)
+    if (tokens := start()) < least:
+        raise SystemExit(f"a contestant generated {tokens} tokens instead of {least:.0f}")
+    return tokens / (time.perf_counter() - started)
 
 
 def some_prompts(count: int) -> list[str]:
@@ -139,16 +142,13 @@ def llama_server(arguments: argparse.Namespace) -> Iterator[int]:
 
 
 async def ask_all(port: int, prompts: list[str], tokens: int, clients: int) -> int:
-    waiting, written = iter(prompts), 0
+    waiting = iter(prompts)
 
-    async def client() -> None:
-        nonlocal written
-        for prompt in waiting:
-            body = {"prompt": prompt, "max_tokens": tokens, "ignore_eos": True, **SAMPLING}
-            written += await ask_one(port, body)
+    async def client() -> int:
+        bodies = ({"prompt": prompt, "max_tokens": tokens, "ignore_eos": True, **SAMPLING} for prompt in waiting)
+        return sum([await ask_one(port, body) for body in bodies])
 
-    await asyncio.gather(*(client() for _ in range(clients)))
-    return written
+    return sum(await asyncio.gather(*(client() for _ in range(clients))))
 
 
 async def ask_one(port: int, body: dict[str, Any]) -> int:
