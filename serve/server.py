@@ -137,6 +137,14 @@ def _limited(limits: Limits) -> type[asyncio.Protocol]:
                 return
             self._look_later()
 
+        def data_received(self, data: bytes) -> None:
+            cycle = self.cycle
+            if cycle is not None and not cycle.response_complete and not cycle.more_body:
+                # one more request before the answer: uvicorn would stop reading, and not notice that the client leaves
+                cycle.keep_alive = False
+                return
+            super().data_received(data)
+
         def _look_later(self) -> None:
             seconds = min(1.0, limits.idle_seconds / 4, limits.write_seconds / 4)
             self.looking = self.loop.call_later(seconds, self._look)
