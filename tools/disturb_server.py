@@ -1,12 +1,12 @@
 """Measures what one client can do to the others: times between their tokens while it sends the worst it may.
 
-usage: disturb_server.py MODEL.gguf [--streams N] [--tokens N] [--rounds N] [--threads N]
+usage: disturb_server.py MODEL.gguf [--streams N] [--tokens N] [--rounds N]
 
 N streams of /v1/completions are read while one more client sends requests of one kind, again and again: ordinary ones,
-the most expensive settings that the server accepts, or for comparison `GET /health`. The kinds take turns. The last
-line is JSON. By kind: between-token times in milliseconds, the ratio of their 99 % quantile to that next to an ordinary
-client, the client's requests per second, and the share of a core that this script itself takes. Then the times to a 429
-when the queue is full.
+the most expensive settings that the server accepts, or for comparison `GET /health`. The kinds take turns. The server
+has its default threads, `auto`. The last line is JSON. By kind: between-token times in milliseconds, the ratio of their
+99 % quantile to that next to an ordinary client, the client's requests per second, and the share of a core that this
+script itself takes. Then the times to a 429 when the queue is full.
 """
 
 import asyncio
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=128)
     arguments = parser.parse_args()
-    own = ["--threads", arguments.threads, "--parallel", SLOTS, "--ctx-size", CONTEXT]
+    own = ["--parallel", SLOTS, "--ctx-size", CONTEXT]
     rounds: dict[str, list[Round]] = {name: [] for name in KINDS}
 
     def one(port: int, name: str, number: int) -> float:
@@ -77,7 +77,7 @@ def main() -> None:
         }
         for name, found in between.items()
     }
-    about = {"model": arguments.model.name, "streams": arguments.streams, "between_ms": kinds}
+    about = {"threads": "auto", "model": arguments.model.name, "streams": arguments.streams, "between_ms": kinds}
     print_document(arguments, {**about, "refused_ms": {f"p{p}": at(refusals, p / 100) for p in (50, 99)}})
 
 
@@ -123,6 +123,7 @@ async def ask(port: int, settings: dict[str, Any] | None) -> bytes:
 
 async def refused(port: int, count: int = 200) -> list[float]:
     """Milliseconds to each of `count` refusals, one after the other, while the slots and the queue are full."""
+    await asyncio.sleep(1)  # the texts of the rounds end
     texts = {**ORDINARY, "max_tokens": CONTEXT - 8, "n": (SLOTS + QUEUE) // 2}
     filling = [asyncio.create_task(ask(port, texts)) for _ in range(2)]
     await asyncio.sleep(0.5)

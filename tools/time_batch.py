@@ -36,9 +36,8 @@ from dgpt2_quant.bench.document.environment import describe_environment
 from dgpt2_quant.core.json_text import to_json_text
 from dgpt2_quant.core.text import load_text
 from dgpt2_quant.jobs.batch import batch, batch_lines
-from dgpt2_quant.jobs.slices import SLICE
+from dgpt2_quant.jobs.slices import PARALLEL, SLICE
 from dgpt2_quant.runtime import Model
-from dgpt2_quant.runtime.model import PARALLEL
 from harness import compare, parser_of
 from time_generation import llama_of
 
