@@ -5,12 +5,12 @@ usage: time_batch.py OUTPUT.json MODEL.gguf [--lines N] [--tokens N] [--slice N]
 
 Contestants, all with the same prompts (4 to 120 words of the bundled text), threads and sampling:
 - batch: `dgpt2_quant.jobs.batch.batch`, from the file of requests to the complete output, loading the model included;
-- batch, ray (with --ray): the same with the engine `ray`, in a cluster on this machine that is started before;
 - batch_lines: the same lines with a loaded model and without files;
 - Model.generate: the same prompts, `parallel` at a time;
 - Llama.create_completion: one prompt after the other with llama-cpp-python's own class, in a process of its own;
 - llama-server: the program of llama.cpp at --llama-server, asked by a client that keeps twice its slots busy.
 
+With --ray there are two: batch, and batch with the engine `ray`, in a cluster on this machine that is started before.
 Ratios are the medians of the rounds' ratios: above 1 `batch` is faster.
 """
 
@@ -106,7 +106,8 @@ def starts(arguments: argparse.Namespace, prompts: list[str], stack: ExitStack) 
 
         ray.init(num_cpus=arguments.threads, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         stack.callback(ray.shutdown)
-        found["batch, ray"] = lambda: batch(source, folder / "ray.jsonl", engine="ray", **job, **files).tokens
+        on_ray = partial(batch, source, folder / "ray.jsonl", engine="ray", **job, **files)
+        return {"batch": found["batch"], "batch, ray": lambda: on_ray().tokens}
     if arguments.llama_server:
         port = stack.enter_context(llama_server(arguments))
         ask = partial(ask_all, port, prompts, arguments.tokens, 2 * arguments.parallel)
