@@ -122,7 +122,7 @@ def tables() -> dict[str, list[str]]:
         "servers": serving_tables.servers_table(document_of("servers")),
         "models": serving_tables.models_table(document_of("models")),
         "disturb": serving_tables.disturb_table(document_of("disturb")),
-        "batch": serving_tables.batch_table(document_of("batch")),
+        "batch": serving_tables.batch_table(*map(document_of, ("batch", "batch-ray"))),
         "presets": doc_tables.presets_table(),
     }
 

@@ -64,8 +64,8 @@ def disturb_table(document: Document) -> list[str]:
 def batch_table(*documents: Document) -> list[str]:
     """Batch jobs and other ways to answer the same prompts, by tools/time_batch.py."""
     rows = [
-        [document["parallel"], name, tps(speed), f"{document['ratio'].get(name, 1):.2f}"]
+        [f"{document['model']}, {document['lines']} lines", name, tps(speed), f"{document['ratio'].get(name, 1):.2f}"]
         for document in documents
         for name, speed in document["tps"].items()
     ]
-    return markdown_table(["at a time", "contestant", "tokens/s", "`batch` / it"], rows)
+    return markdown_table(["model", "contestant", "tokens/s", "`batch` / it"], rows)

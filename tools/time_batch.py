@@ -131,7 +131,7 @@ def llama_server(arguments: argparse.Namespace) -> Iterator[int]:
         port: int = free.getsockname()[1]
     slots = arguments.parallel
     command = [arguments.llama_server, "-m", arguments.model, "-c", slots * CONTEXT, "-np", slots]
-    command += ["-t", arguments.threads, "--no-warmup", "--no-webui", "--port", port]
+    command += ["-t", arguments.threads, "--no-warmup", "--no-webui", "--cache-ram", 0, "--port", port]
     child = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_for(port, child)
@@ -143,9 +143,10 @@ def llama_server(arguments: argparse.Namespace) -> Iterator[int]:
 
 async def ask_all(port: int, prompts: list[str], tokens: int, clients: int) -> int:
     waiting = iter(prompts)
+    settings = {**SAMPLING, "cache_prompt": False}  # otherwise it has the prompts of the round before
 
     async def client() -> int:
-        bodies = ({"prompt": prompt, "max_tokens": tokens, "ignore_eos": True, **SAMPLING} for prompt in waiting)
+        bodies = ({"prompt": prompt, "max_tokens": tokens, "ignore_eos": True, **settings} for prompt in waiting)
         return sum([await ask_one(port, body) for body in bodies])
 
     return sum(await asyncio.gather(*(client() for _ in range(clients))))
