@@ -53,7 +53,7 @@ def disturb_table(document: Document) -> list[str]:
             name,
             *(f"{found[key]:.0f}" for key in ("p50", "p99", "max")),
             f"{found['ratio']:.1f}",
-            f"{found['requests_per_second']:.0f}",
+            f"{found['requests_per_second']:.3g}",
             f"{found['client_cpu']:.2f}",
         ]
         for name, found in document["between_ms"].items()
