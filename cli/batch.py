@@ -38,7 +38,7 @@ def batch(
     slice: Annotated[
         int, typer.Option(min=1, metavar="N", help="Lines that are decoded together and saved at once.")
     ] = 256,
-    parallel: Annotated[int, typer.Option(min=1, help="Texts that decode at the same time.")] = 8,
+    parallel: Annotated[int, typer.Option(min=1, help="Texts that decode at the same time.")] = 16,
     ctx_size: Annotated[int | None, typer.Option(min=1, help="Context size in tokens. Default: the model's.")] = None,
     max_line: Annotated[int, typer.Option(min=1, metavar="BYTES", help="Limit of a line's length.")] = 1 << 20,
     threads: ThreadsOrAutoOption = "auto",

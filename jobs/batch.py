@@ -25,14 +25,14 @@ from dgpt2_quant.quantize.checkpoint.resolve import DEFAULT_MODEL, is_gguf_name
 from dgpt2_quant.quantize.store.converted_models import model_file
 from dgpt2_quant.runtime import Model, Sampling
 from dgpt2_quant.runtime.load_options import check_load_options
-from dgpt2_quant.runtime.model import PARALLEL, check_parallel
+from dgpt2_quant.runtime.model import check_parallel
 from dgpt2_quant.runtime.native.build import native_build
 from dgpt2_quant.runtime.request import Options, check_count
 
 from .job_files import JobFiles, errors_path, record_path
 from .lines import MAX_LINE, CustomIds, Input, Line, numbered, slices_of
 from .record import Part, Record
-from .slices import SLICE, Answer, JobSettings, SliceRunner
+from .slices import PARALLEL, SLICE, Answer, JobSettings, SliceRunner
 
 Threads = int | Literal["auto"]
 _SAMPLING = {*Sampling.__dataclass_fields__} - {"logit_bias"}  # whose token ids are texts in JSON

@@ -15,7 +15,6 @@ from dgpt2_quant.core.errors import RuntimeFailure, UsageError
 from dgpt2_quant.core.json_text import to_json_line
 from dgpt2_quant.runtime import Model
 from dgpt2_quant.runtime.decode_loop import Engine
-from dgpt2_quant.runtime.model import PARALLEL
 from dgpt2_quant.runtime.sequence import Sequence
 
 from .lines import Line
@@ -23,6 +22,7 @@ from .openai_lines import is_openai, openai_answer, openai_error, read_openai
 from .plain_lines import plain_answer, plain_error, read_plain
 from .requests import BadLineError, Request, explained, read_object
 
+PARALLEL = 16  # texts that decode together: the matrix kernels for AVX-512 take 16 rows at once
 SLICE = 256  # lines that are decoded in one company: more keep the slots fuller, fewer are lost in a kill
 _SEEDS = 2**32 - 1  # as in runtime/request.py
 

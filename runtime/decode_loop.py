@@ -153,7 +153,10 @@ class Engine:
         return self._entering is not None or (bool(self._waiting) and len(self._active) < len(self._slots))
 
     def _enter(self, pieces: list[Piece]) -> int:
-        """Computes the next chunk of the entering prompt, or of the next one; returns the number of tokens."""
+        """Computes the next chunk of the entering prompt, or of the next one; returns the number of tokens.
+
+        Scored tokens count twice: their logits take as long as the rest of the network.
+        """
         slot = self._entering
         if slot is None:
             following = self._waiting.popleft()
@@ -182,7 +185,7 @@ class Engine:
             sequence.begin_after(len(slot.prompt))
             self._row[:] = slot.row
             pieces.append((sequence, sequence.advance(self._row[: sequence.real_vocabulary])))
-        return computed
+        return 2 * computed if sequence.request.scores_prompt else computed
 
     def _reuse(self, slot: Slot, sequence: Sequence) -> None:
         """Copies the longest reusable prefix of this prompt from any slot to its own."""
@@ -200,8 +203,11 @@ class Engine:
 
     def _compute(self, slot: Slot, sequence: Sequence) -> int:
         """Decodes the next chunk of a slot's prompt; after the last chunk the slot has the logits at the chosen cut."""
-        request, begin = sequence.request, len(slot.prompt)
-        prompt, chunk = request.prompt, slot.next_chunk(request)
+        request = sequence.request
+        if slot.step_back(request):
+            self.context.keep(len(slot.prompt), slot.number)
+        begin = len(slot.prompt)
+        prompt, chunk = request.prompt, slot.next_chunk(request, others=bool(self._active))
         if self.context.threads != self.governor.threads:
             self.context.set_threads(self.governor.threads)
         end = begin + len(chunk)

@@ -82,12 +82,23 @@ class Slot:
         if self.entire and other is not self:
             self.row[:] = other.row
 
-    def next_chunk(self, request: Request) -> TokenIds:
-        """The tokens of the prompt to decode now."""
+    def step_back(self, request: Request) -> bool:
+        """Forgets the end of a scored prompt if too few rows are left for a decode; returns whether it did."""
+        if not request.scores_prompt or not self.prompt or len(request.prompt) - len(self.prompt) >= SCORED_ROWS:
+            return False
+        kept = max(0, len(request.prompt) - SCORED_ROWS) // SCORED_UNIT * SCORED_UNIT
+        del self.prompt[kept:], self.scores[kept + 1 :]
+        return True
+
+    def next_chunk(self, request: Request, others: bool) -> TokenIds:
+        """The tokens of the prompt to decode now: few if they are scored and `others` wait for their next tokens."""
         begin = len(self.prompt)
         left = len(request.prompt) - begin
-        is_short_after = request.scores_prompt and CHUNK < left < CHUNK + SCORED_ROWS
-        return request.prompt[begin : begin + (SCORED_ROWS if is_short_after else CHUNK)]
+        size = CHUNK
+        is_few = others and left >= SCORED_ROWS + SCORED_UNIT
+        if request.scores_prompt and (is_few or CHUNK < left < CHUNK + SCORED_ROWS):
+            size = SCORED_ROWS
+        return request.prompt[begin : begin + size]
 
     def become(self, other: "Slot") -> None:
         """Takes over a sequence, whose cells are copied to this slot."""

@@ -5,6 +5,7 @@ import logging
 import math
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +26,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from .access_log import AccessLog
 from .app import make_app
 
+# A thread waits this long for Python while another one computes. Each step of the engine waits several times, and with
+# Python's 5 ms a busy event loop delayed all texts.
+_SWITCH_SECONDS = 0.0005
 _LAST_SECONDS = 3  # after the texts were cancelled, for their connections to end
 
 
@@ -66,6 +70,7 @@ class Server(uvicorn.Server):
         """Runs until the server is stopped. Raises `DgptQuantError` if a model cannot be loaded."""
         # it would print traces, and lines about what clients send
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        sys.setswitchinterval(_SWITCH_SECONDS)
         try:
             listener.listen(self.config.backlog)
         except OSError as error:
@@ -131,6 +136,14 @@ def _limited(limits: Limits) -> type[asyncio.Protocol]:
                 transport.close()
                 return
             self._look_later()
+
+        def data_received(self, data: bytes) -> None:
+            cycle = self.cycle
+            if cycle is not None and not cycle.response_complete and not cycle.more_body:
+                # one more request before the answer: uvicorn would stop reading, and not notice that the client leaves
+                cycle.keep_alive = False
+                return
+            super().data_received(data)
 
         def _look_later(self) -> None:
             seconds = min(1.0, limits.idle_seconds / 4, limits.write_seconds / 4)

@@ -299,48 +299,6 @@ def large_models_table(document: Document) -> list[str]:
     return markdown_table([*columns, "generated text, GB", "scratch, GB"], rows)
 
 
-def servers_table(document: Document) -> list[str]:
-    """HTTP servers under 1 to 16 streams, by tools/compare_servers.py."""
-    rows = [
-        [
-            count,
-            name,
-            "{median:.0f} ({min:.0f}-{max:.0f})".format_map(found["tps"]),
-            f"{found['ratio_of_serve']:.2f}",
-            "{p50:.0f} / {p99:.0f}".format_map(found["first_token_ms"]),
-            "{p50:.1f} / {p99:.1f}".format_map(found["between_tokens_ms"]),
-            f"{found['driver_cpu_seconds']:.2f}",
-        ]
-        for count, contestants in document["streams"].items()
-        for name, found in contestants.items()
-    ]
-    columns = [
-        "streams",
-        "contestant",
-        "tokens/s",
-        "`serve` / it",
-        "first token, ms",
-        "between tokens, ms",
-        "driver CPU, s",
-    ]
-    return markdown_table(columns, rows)
-
-
-def models_table(document: Document) -> list[str]:
-    """Several quant types that stream at once, by tools/time_models.py."""
-    ratios = document["ratio"]
-    rows = [
-        [
-            name,
-            "{median:.0f} ({min:.0f}-{max:.0f})".format_map(speed),
-            f"{1 / ratios.get(name, 1):.2f}",
-            f"{document['between_ms_p99'][name]:.0f}",
-        ]
-        for name, speed in document["tps"].items()
-    ]
-    return markdown_table(["served", "tokens/s of all", "ratio to one model", "between tokens, 99 %, ms"], rows)
-
-
 def presets_table() -> list[str]:
     """The bytes of DistilGPT2's weights at some quant types by each recipe, computed from the recipes."""
     rows = []

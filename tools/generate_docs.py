@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import doc_tables
+import serving_tables
 from dgpt2_quant.cli.main import VERBS, app
 from dgpt2_quant.core.quant_types import QUANT_TYPES
 from typer.testing import CliRunner
@@ -25,7 +26,7 @@ BENCH = ROOT / "docs" / "bench"
 PAGES_WITH_TABLES = [ROOT / "README.md"]
 PAGES_WITH_TABLES += [
     ROOT / "docs" / f"{name}.md"
-    for name in ("benchmarks", "convert", "performance", "quantization", "release", "serving", "tasks")
+    for name in ("batch", "benchmarks", "convert", "performance", "quantization", "release", "serving", "tasks")
 ]
 
 
@@ -121,8 +122,10 @@ def tables() -> dict[str, list[str]]:
         "lean_models": doc_tables.recipes_table(*(document_of(f"lean-{name}") for name in LEAN_MODELS)),
         "lean_speeds": doc_tables.speeds_table(speeds),
         "lean_large": doc_tables.large_models_table(document_of("lean-large")),
-        "servers": doc_tables.servers_table(document_of("servers")),
-        "models": doc_tables.models_table(document_of("models")),
+        "servers": serving_tables.servers_table(document_of("servers")),
+        "models": serving_tables.models_table(document_of("models")),
+        "disturb": serving_tables.disturb_table(document_of("disturb")),
+        "batch": serving_tables.batch_table(*map(document_of, ("batch", "batch-ray"))),
         "presets": doc_tables.presets_table(),
     }
 

@@ -5,12 +5,12 @@ usage: time_batch.py OUTPUT.json MODEL.gguf [--lines N] [--tokens N] [--slice N]
 
 Contestants, all with the same prompts (4 to 120 words of the bundled text), threads and sampling:
 - batch: `dgpt2_quant.jobs.batch.batch`, from the file of requests to the complete output, loading the model included;
-- batch, ray (with --ray): the same with the engine `ray`, in a cluster on this machine that is started before;
 - batch_lines: the same lines with a loaded model and without files;
 - Model.generate: the same prompts, `parallel` at a time;
 - Llama.create_completion: one prompt after the other with llama-cpp-python's own class, in a process of its own;
 - llama-server: the program of llama.cpp at --llama-server, asked by a client that keeps twice its slots busy.
 
+With --ray there are two: batch, and batch with the engine `ray`, in a cluster on this machine that is started before.
 Ratios are the medians of the rounds' ratios: above 1 `batch` is faster.
 """
 
@@ -36,9 +36,8 @@ from dgpt2_quant.bench.document.environment import describe_environment
 from dgpt2_quant.core.json_text import to_json_text
 from dgpt2_quant.core.text import load_text
 from dgpt2_quant.jobs.batch import batch, batch_lines
-from dgpt2_quant.jobs.slices import SLICE
+from dgpt2_quant.jobs.slices import PARALLEL, SLICE
 from dgpt2_quant.runtime import Model
-from dgpt2_quant.runtime.model import PARALLEL
 from harness import compare, parser_of
 from time_generation import llama_of
 
@@ -61,15 +60,18 @@ def main() -> None:
     document: dict[str, Any] = {"environment": describe_environment(arguments.threads), "model": arguments.model.name}
     document |= {name: getattr(arguments, name) for name in ("lines", "tokens", "slice", "parallel", "rounds")}
     with ExitStack() as stack:
-        contestants = {name: partial(speed, start) for name, start in starts(arguments, prompts, stack).items()}
+        least = 0.9 * arguments.lines * arguments.tokens  # create_completion may end a text early
+        contestants = {name: partial(speed, start, least) for name, start in starts(arguments, prompts, stack).items()}
         document |= compare(contestants, arguments.rounds)
     arguments.output.write_text(to_json_text(document) + "\n", "utf-8")
     print(json.dumps(document))
 
 
-def speed(start: Callable[[], int], number: int) -> float:
+def speed(start: Callable[[], int], least: float, number: int) -> float:
     started = time.perf_counter()
-    return start() / (time.perf_counter() - started)
+    if (tokens := start()) < least:
+        raise SystemExit(f"a contestant generated {tokens} tokens instead of {least:.0f}")
+    return tokens / (time.perf_counter() - started)
 
 
 def some_prompts(count: int) -> list[str]:
@@ -104,7 +106,8 @@ def starts(arguments: argparse.Namespace, prompts: list[str], stack: ExitStack) 
 
         ray.init(num_cpus=arguments.threads, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         stack.callback(ray.shutdown)
-        found["batch, ray"] = lambda: batch(source, folder / "ray.jsonl", engine="ray", **job, **files).tokens
+        on_ray = partial(batch, source, folder / "ray.jsonl", engine="ray", **job, **files)
+        return {"batch": found["batch"], "batch, ray": lambda: on_ray().tokens}
     if arguments.llama_server:
         port = stack.enter_context(llama_server(arguments))
         ask = partial(ask_all, port, prompts, arguments.tokens, 2 * arguments.parallel)
@@ -128,7 +131,7 @@ def llama_server(arguments: argparse.Namespace) -> Iterator[int]:
         port: int = free.getsockname()[1]
     slots = arguments.parallel
     command = [arguments.llama_server, "-m", arguments.model, "-c", slots * CONTEXT, "-np", slots]
-    command += ["-t", arguments.threads, "--no-warmup", "--no-webui", "--port", port]
+    command += ["-t", arguments.threads, "--no-warmup", "--no-webui", "--cache-ram", 0, "--port", port]
     child = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_for(port, child)
@@ -139,16 +142,14 @@ def llama_server(arguments: argparse.Namespace) -> Iterator[int]:
 
 
 async def ask_all(port: int, prompts: list[str], tokens: int, clients: int) -> int:
-    waiting, written = iter(prompts), 0
+    waiting = iter(prompts)
+    settings = {**SAMPLING, "cache_prompt": False}  # otherwise it has the prompts of the round before
 
-    async def client() -> None:
-        nonlocal written
-        for prompt in waiting:
-            body = {"prompt": prompt, "max_tokens": tokens, "ignore_eos": True, **SAMPLING}
-            written += await ask_one(port, body)
+    async def client() -> int:
+        bodies = ({"prompt": prompt, "max_tokens": tokens, "ignore_eos": True, **settings} for prompt in waiting)
+        return sum([await ask_one(port, body) for body in bodies])
 
-    await asyncio.gather(*(client() for _ in range(clients)))
-    return written
+    return sum(await asyncio.gather(*(client() for _ in range(clients))))
 
 
 async def ask_one(port: int, body: dict[str, Any]) -> int:

@@ -55,6 +55,15 @@ def test_continuations_of_one_context(model: Model, scheduler: Scheduler, tokens
     assert totals.prompt_steps <= sum(-(-len(prompt) // SCORED_ROWS) for prompt in prompts)
 
 
+def test_next_to_another_text_the_steps_are_short(model: Model, scheduler: Scheduler, tokens: list[int]) -> None:
+    other = scheduler.submit(tokens[:5], max_tokens=450, ignore_eos=True)
+    next(iter(other))
+    before = scheduler.stats.totals.prompt_steps
+    assert_is_score(model, submit(scheduler, tokens[:400]).result(30), tokens[:400])
+    assert scheduler.stats.active == 1, "the other one is still there"
+    assert scheduler.stats.totals.prompt_steps - before == -(-400 // SCORED_ROWS)
+
+
 @pytest.mark.parametrize("length", [513, 800, 1000])
 def test_more_tokens_than_a_batch(long_file: Path, length: int) -> None:
     prompt = [7 * index % 250 for index in range(length)]

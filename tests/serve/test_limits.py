@@ -95,6 +95,23 @@ def test_a_client_that_leaves_frees_its_place_and_disturbs_nobody(served: Runnin
     assert " 499" in served.log.getvalue()
 
 
+@pytest.mark.parametrize("writes", [1, 2])
+def test_a_client_that_leaves_after_several_requests_frees_its_place(files: list[ModelFile], writes: int) -> None:
+    body = json.dumps(LONG).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+    request = head.encode() + body
+    with running(files[:1], parallel=2, queue=1) as served:
+        with socket.create_connection(("127.0.0.1", served.port), timeout=10) as connection:
+            connection.sendall(request * (3 - writes))
+            wait_for(lambda: active(served) == 1)
+            if writes == 2:
+                connection.sendall(request)
+        wait_for(served.log.getvalue)
+        wait_for(lambda: active(served) == 0)
+    (line,) = served.log.getvalue().splitlines()
+    assert "POST /v1/completions 499, " in line
+
+
 def test_the_body_must_arrive_in_time(files: list[ModelFile]) -> None:
     limits = Limits(body_seconds=0.2, idle_seconds=0.3, connections=3)
     with running(files[:1], Settings(port=0, limits=limits)) as served:
