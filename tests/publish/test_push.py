@@ -47,6 +47,17 @@ def test_the_files_of_the_release_are_uploaded_and_no_others(push: Any, copied: 
     assert "hf_secret" not in result.stdout + result.stderr
 
 
+def test_brackets_in_a_file_name_are_no_pattern(tmp_path: Path) -> None:
+    (tmp_path / "gpt2[v2].Q4_0.gguf").write_bytes(b"GGUF")
+    with taking_uploads() as uploads:
+        script = "import sys; from pathlib import Path; from dgpt2_quant.publish.push import push\n"
+        script += "push(Path(sys.argv[1]), sys.argv[2:], 'me/x')"
+        environment = {**os.environ, "HF_ENDPOINT": uploads.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+        command = [sys.executable, "-c", script, str(tmp_path), "gpt2[v2].Q4_0.gguf"]
+        subprocess.run(command, env={**environment, "HF_TOKEN": "hf_secret"}, check=True)
+    assert uploads.files.keys() == {"gpt2[v2].Q4_0.gguf"}
+
+
 def test_without_a_terminal_nothing_is_uploaded(push: Any) -> None:
     with taking_uploads() as uploads:
         result = push(uploads, "--push", "me/tales-GGUF")
