@@ -3,6 +3,7 @@
 So every number in it can be traced, and `verify` writes it again to find a card that differs.
 """
 
+import glob
 import json
 import re
 import shlex
@@ -70,7 +71,8 @@ def _introduction(record: ReleaseJson, document: BenchJson) -> list[str]:
     name, base = escaped(model["name"]), model["base_model"]
     of = f"[{base}](https://huggingface.co/{base})" if base else name
     if model["adapters"]:
-        of += f", with the LoRA adapter {escaped(', '.join(model['adapters']))} merged,"
+        adapter = f"with the LoRA adapter {escaped(', '.join(model['adapters']))} merged"
+        of += f", {adapter if base else 'a LoRA adapter merged into its base model'},"
     kind = "It is a base model: it continues a text, and has no chat template."
     if model["has_chat_template"]:
         kind = "It has a chat template, which is in the files."
@@ -99,17 +101,19 @@ def _choice(document: BenchJson) -> list[str]:
 
 def _files(document: BenchJson, plots: Collection[str]) -> list[str]:
     reference, text, environment = document["reference"], document["text"], document["environment"]
-    bits = 8 * reference["bytes"] / document["model"]["parameters"]
-    base_row = ["(reference, not included)", reference["type"], f"{reference['bytes'] / 1e6:.2f}"]
-    base_row += [f"{bits:.2f}", "0", "0", percent(1), "1", speed(reference["prompt_tps"], reference.get("disturbed"))]
-    base_row += [speed(reference["decode_tps"], reference.get("disturbed")), "", ""]
-    lines = ["## Files", "", *markdown_table(COLUMNS, [base_row, *(_row(row) for row in document["results"])]), ""]
+    rows = [_row(row) for row in document["results"]]
+    if all(row["type"] != reference["type"] for row in document["results"]):
+        base = ["(reference, not included)", reference["type"], f"{reference['bytes'] / 1e6:.2f}"]
+        base += ["32.00" if reference["type"] == "F32" else "", "0", "0", percent(1), "1"]
+        base += [speed(reference[key], reference.get("disturbed")) for key in ("prompt_tps", "decode_tps")]
+        rows.insert(0, [*base, "", ""])
+    lines = ["## Files", "", *markdown_table(COLUMNS, rows), ""]
     scored = f"{reference['tokens_scored']:,} of {text['tokens']:,} tokens of {escaped(text['name'])}"
     lines += [
         f"- KLD: mean Kullback-Leibler divergence of the next-token distribution from {reference['type']}'s, in nats,"
         " with its 95 % interval; its 99.9 % quantile. Same top token: how often the likeliest token is"
-        f" {reference['type']}'s. Perplexity ratio: to {reference['type']}'s, with its 95 % interval. bpw: bits of the"
-        " file, tokenizer included, per weight.",
+        f" {reference['type']}'s. Perplexity ratio: to {reference['type']}'s, with its 95 % interval. bpw: bits per"
+        " weight, without the tokenizer.",
         f"- Quality over {scored}, in windows of {text['context']} tokens. Perplexity of {reference['type']}:"
         f" {with_error(reference['perplexity'], reference['perplexity_stderr'])}.",
         f"- Speed in tokens per second at batch 1, median (minimum-maximum) of interleaved rounds, on"
@@ -150,7 +154,11 @@ def _row(row: Result) -> list[str]:
 def _loading(record: ReleaseJson, document: BenchJson) -> list[str]:
     repo, row = repository(record), recommended(document)
     file, tag = row["path"], row["type"]
-    by_type = found_by_type([result["path"] for result in document["results"]], tag) == file
+    paths = [result["path"] for result in document["results"]]
+    hidden = [r["path"] for r in document["results"] if found_by_type(paths, r["type"]) != r["path"]]
+    note = [f"By type it does not find {escaped(', '.join(hidden))}: use `-hff` with the file's name.", ""]
+    note, by_type = note if hidden else [], file not in hidden
+    pattern = json.dumps(glob.escape(file), ensure_ascii=False)
     from_hub = f"-hf {repo}:{tag}" if by_type else f"-hf {repo} -hff {shlex.quote(file)}"
     chat = record["model"]["has_chat_template"]
     ollama = "`params` from here and the chat template from the file" if chat else "`template` and `params` from here"
@@ -167,12 +175,13 @@ def _loading(record: ReleaseJson, document: BenchJson) -> list[str]:
         f'    llama-completion {from_hub} -no-cnv -p "Once upon a time"',
         f"    llama-server {from_hub}" + ("" if chat else "    # then POST /v1/completions, not the chat"),
         "",
+        *note,
         "llama-cpp-python:",
         "",
         "```python",
         "from llama_cpp import Llama",
         "",
-        f'llm = Llama.from_pretrained(repo_id="{repo}", filename={json.dumps(file, ensure_ascii=False)})',
+        f'llm = Llama.from_pretrained(repo_id="{repo}", filename={pattern})',
         'print(llm("Once upon a time", max_tokens=64)["choices"][0]["text"])',
         "```",
         "",

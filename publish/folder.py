@@ -73,11 +73,11 @@ def read_sums(folder: Path) -> dict[str, str]:
     path = folder / SUMS
     if not path.exists():
         return {}
-    found = {}
+    found: dict[str, str] = {}
     for number, line in enumerate(read_text(path).splitlines(), 1):
         sha256, separator, name = line.partition("  ")
         inside = name and not Path(name).is_absolute() and ".." not in Path(name).parts
-        if len(sha256) != 64 or not separator or not inside:
+        if len(sha256) != 64 or not separator or not inside or name in found:
             raise ResultError(f"{path}, line {number}, is not a checksum: {line[:80]!r}", "Make the release again.")
         found[name] = sha256
     return found

@@ -22,7 +22,7 @@ from dgpt2_quant.bench.report.plots import PLOTS, draw_plots
 from dgpt2_quant.bench.tasks.evaluate import evaluate
 from dgpt2_quant.core.atomic_file import explain_errors
 from dgpt2_quant.core.cores import threads_or_all
-from dgpt2_quant.core.errors import OutputError, ResultError
+from dgpt2_quant.core.errors import OutputError, ResultError, UsageError
 from dgpt2_quant.core.json_text import to_json_text
 from dgpt2_quant.core.progress import Progress
 from dgpt2_quant.core.quant_types import QuantType
@@ -84,6 +84,9 @@ def release(
 
     Raises `DgptQuantError`. After an interrupt the same call continues.
     """
+    threads = threads_or_all(threads)
+    if rounds < 1:
+        raise UsageError(f"`rounds` must be 1 or more, not {rounds}")
     request = read_request(
         model,
         output=output,
@@ -110,6 +113,7 @@ def _only_one(folder: Path) -> Iterator[None]:
     """Creates the folder and keeps other calls out of it. Raises `OutputError` if one is in it."""
     from filelock import FileLock, Timeout
 
+    is_new = not folder.exists()
     with explain_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".release.lock")
@@ -124,23 +128,27 @@ def _only_one(folder: Path) -> Iterator[None]:
     finally:
         with suppress(OSError):
             Path(lock.lock_file).unlink()  # before it is released, so that nobody else holds it
+            if is_new:
+                folder.rmdir()  # if nothing could be written
         lock.release(force=True)
 
 
-def _make(request: Request, rounds: int, threads: int | None, overwrite: bool, common: Mapping[str, Any]) -> Release:
+def _make(request: Request, rounds: int, threads: int, overwrite: bool, common: Mapping[str, Any]) -> Release:
     known = _begin(request, overwrite)
     calibration = _calibrate(request, common)
-    _convert(request, threads_or_all(threads), common)
+    _convert(request, threads, common)
     hashes = {path.name: file_sha256(path) for path in request.paths.values()}
     document = _measured(request, hashes, rounds, threads, common)
     record: ReleaseJson = {**request.record, "calibration": calibration}
     if known:
         record |= {"repo": record["repo"] or known["repo"], "commit": known["commit"]}
     kept = known if known and set(read_sums(request.folder).items()) >= set(hashes.items()) else None
-    record["quick"] = kept["quick"] if kept else [_quick(path, threads) for path in request.paths.values()]
-    record["bias"] = (
-        kept["bias"] if kept else [_bias(path, threads, common["progress"]) for path in request.paths.values()]
-    )
+    if kept:
+        record["quick"] = [one for one in kept["quick"] if one["file"] in hashes]
+        record["bias"] = [one for one in kept["bias"] if one["file"] in hashes]
+    else:
+        record["quick"] = [_quick(path, threads) for path in request.paths.values()]
+        record["bias"] = [_bias(path, threads, common["progress"]) for path in request.paths.values()]
     return Release(request.folder, _finish(request, record, document), record, document)
 
 
@@ -211,7 +219,7 @@ def _convert(request: Request, threads: int, common: Mapping[str, Any]) -> None:
 
 
 def _measured(
-    request: Request, hashes: Mapping[str, str], rounds: int, threads: int | None, common: Mapping[str, Any]
+    request: Request, hashes: Mapping[str, str], rounds: int, threads: int, common: Mapping[str, Any]
 ) -> BenchJson:
     """`bench.json` of exactly these files and this text: the one in the folder, or a new measurement."""
     path = request.folder / BENCH
@@ -220,7 +228,7 @@ def _measured(
             found = read_document(path)
         except ResultError:
             found = None
-        if found and _describes(found, hashes, request.text, rounds, threads_or_all(threads)):
+        if found and _describes(found, hashes, request.text, rounds, threads):
             if announce := common["announce"]:
                 announce(f"{path} has these files already, and is not measured again. To measure again, remove it.")
             return found
@@ -254,11 +262,11 @@ def quick_text() -> NamedText:
     return NamedText(whole.name, hashlib.sha256(text.encode()).hexdigest(), text)
 
 
-def _quick(path: Path, threads: int | None) -> QuickJson:
+def _quick(path: Path, threads: int) -> QuickJson:
     return {"file": path.name, "perplexity": perplexity(str(path), text=quick_text(), threads=threads)["perplexity"]}
 
 
-def _bias(path: Path, threads: int | None, progress: Progress | None) -> BiasJson:
+def _bias(path: Path, threads: int, progress: Progress | None) -> BiasJson:
     (result,) = evaluate(str(path), task="card-prompts", threads=threads, progress=progress)[0]["results"]
     found = result["metrics"]["js_divergence"]
     interval: Any = {"value": found["value"], "low": found["low"], "high": found["high"]}

@@ -102,7 +102,10 @@ def read_request(
         "--base-model": base_model,
     }
     if calibration:
-        options |= {"--calibrate": calibration.name, "--calibration-license": calibration_license}
+        options |= {
+            "--calibrate": "-" if calibration.name == "stdin" else calibration.name,
+            "--calibration-license": calibration_license,
+        }
     if (text_name := text.name if isinstance(text, NamedText) else Path(text).name) != "evaluation":
         options["--text"] = text_name
     record: ReleaseJson = {
@@ -182,7 +185,7 @@ def _notes(record: ReleaseJson, own_model: bool, paths: Mapping[QuantType, Path]
     for name, file in files.items():
         if (other := found_by_type(files.values(), name)) != file:
             yield (
-                f"llama.cpp finds {other or 'no file'} for `-hf REPO:{name}`: the card will name {file}. To change it,"
+                f"llama.cpp finds {other or 'no file'} for `-hf REPO:{name}`: the card will say so. To change it,"
                 " leave out a type, or rename the checkpoint's folder."
             )
 

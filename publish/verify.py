@@ -46,13 +46,16 @@ def verify(folder: str | Path, *, threads: int | None = None, progress: Progress
     sums = read_sums(folder)
     if not sums:
         return [Check(SUMS, "is missing or empty: the release is not finished. Run the same `release` again.")]
-    found = [Check(name, _changed(folder / name, sha256)) for name, sha256 in sums.items()]
-    changed = {check.name for check in found if check.problem}
     try:
-        document = read_document(folder / BENCH)
+        document, problem = read_document(folder / BENCH), ""
     except ResultError as error:
-        return [*found, Check(BENCH, error.message)]
-    found += _listed(folder, sums, document, changed)
+        document, problem = None, error.message
+    sizes = {row["path"]: row["bytes"] for row in document["results"]} if document else {}
+    found = [Check(name, _changed(folder / name, sha256, sizes.get(name))) for name, sha256 in sums.items()]
+    if document is None:
+        return [*found, Check(BENCH, problem)]
+    changed = {check.name for check in found if check.problem}
+    found += _listed(folder, sums, document)
     found += _complete(folder, sums, record, document, changed)
     found.append(_card(folder, sums, record, document))
     for number, row in enumerate(document["results"]):
@@ -63,29 +66,32 @@ def verify(folder: str | Path, *, threads: int | None = None, progress: Progress
     return found
 
 
-def _changed(path: Path, sha256: str) -> str:
-    """How the file differs from the one with this hash; empty if it does not."""
+def _changed(path: Path, sha256: str, size: int | None) -> str:
+    """How the file differs from the one with this hash and size (if known); empty if it does not."""
     try:
         if not path.is_file():
             return "is not a file" if path.exists() else "is missing"
-        actual = file_sha256(path)
         with path.open("rb") as file:
             begin = file.read(_SMALL)
+        if begin.startswith(_POINTER):
+            return "is a pointer of Git LFS, not the file itself. Run `git lfs pull` in the folder"
+        if size is not None and (actual_size := path.stat().st_size) != size:  # without reading a huge file
+            return f"has {actual_size:,} bytes, but {BENCH} states {size:,}"
+        actual = file_sha256(path)
     except (OSError, DgptQuantError) as error:
         return f"cannot be read: {error}"
     if actual == sha256:
         return ""
-    if begin.startswith(_POINTER):
-        return "is a pointer of Git LFS, not the file itself. Run `git lfs pull` in the folder"
     if hashlib.sha256(begin.replace(b"\r\n", b"\n")).hexdigest() == sha256:
         return "has CRLF line ends, as git's core.autocrlf writes them. Clone again with `-c core.autocrlf=false`"
     return f"has another SHA-256 than {SUMS} states: {actual[:16]}…, not {sha256[:16]}…"
 
 
-def _listed(folder: Path, sums: dict[str, str], document: BenchJson, changed: Collection[str]) -> Iterator[Check]:
+def _listed(folder: Path, sums: dict[str, str], document: BenchJson) -> Iterator[Check]:
     """The files that bench.json describes are those of the folder, and have the same hashes."""
     measured = {row["path"]: row for row in document["results"]}
-    present = {path.name for path in folder.glob("*.gguf")} - {IMATRIX}
+    files = (path for path in folder.rglob("*") if path.suffix.lower() == ".gguf")
+    present = {str(path.relative_to(folder)) for path in files} - {IMATRIX}
     for name in sorted(present | measured.keys()):
         row, problem = measured.get(name), ""
         if row is None:
@@ -94,8 +100,6 @@ def _listed(folder: Path, sums: dict[str, str], document: BenchJson, changed: Co
             problem = f"{SUMS} does not list it"
         elif row["sha256"] != sums[name]:
             problem = f"{BENCH} states another SHA-256 than {SUMS}"
-        elif name in present and name not in changed and row["bytes"] != (folder / name).stat().st_size:
-            problem = f"has {(folder / name).stat().st_size:,} bytes, but {BENCH} states {row['bytes']:,}"
         yield Check(f"{BENCH}: {name}", problem)
 
 

@@ -17,6 +17,7 @@ from dgpt2_quant.publish.card import card_text, recommended
 from dgpt2_quant.publish.folder import found_by_type
 from dgpt2_quant.publish.release import Release
 from dgpt2_quant.publish.request import Request, read_request
+from dgpt2_quant.publish.verify import verify
 from dgpt2_quant.quantize.checkpoint.resolve import Source
 from filelock import FileLock
 
@@ -91,6 +92,7 @@ def test_every_row_of_the_card_is_that_of_bench_json(made: Release) -> None:
         assert float(cells[3]) == round(row["bits_per_weight"], 2)
         assert cells[6] == f"{100 * row['top1_agreement']:.1f} %"
         assert cells[9].startswith(f"{row['decode_tps']['median']:.0f} (")
+    assert "| (reference, not included) | F32 | " in card
     assert bench["environment"]["cpu"].split("@")[0].strip().split("(")[0] in card
     assert f"{bench['reference']['tokens_scored']:,} of {bench['text']['tokens']:,} tokens" in card
     assert all(result["path"] == Path(result["path"]).name for result in bench["results"])
@@ -167,6 +169,17 @@ def test_a_call_interrupted_at_the_end_measures_nothing_again(checkpoint: Path, 
     assert after == before
 
 
+def test_a_file_that_is_removed_from_a_release_leaves_no_trace(checkpoint: Path, copied: Path) -> None:
+    (copied / "storybook.Q4_0.gguf").unlink()
+    bench = json.loads((copied / "bench.json").read_text("utf-8"))
+    bench["results"] = [row for row in bench["results"] if row["type"] != "Q4_0"]  # as measured without it
+    (copied / "bench.json").write_text(json.dumps(bench), "utf-8")
+    again = make(checkpoint, copied, type=["f16", "q8_0"])
+    assert [one["file"] for one in again.record["bias"]] == ["storybook.F16.gguf", "storybook.Q8_0.gguf"]
+    assert "storybook.Q4_0.gguf" not in (copied / "README.md").read_text("utf-8")
+    assert not [check for check in verify(copied, threads=1) if check.problem]
+
+
 def test_a_folder_with_something_else_is_refused(checkpoint: Path, copied: Path, tmp_path: Path) -> None:
     before = files_of(copied)
     with pytest.raises(OutputError, match="has a release with another recipe"):
@@ -211,7 +224,15 @@ def test_the_card_names_the_file_where_its_type_finds_another(made: Release) -> 
     card = card_text(made.record, {**made.document, "results": results}, [])  # type: ignore[typeddict-item]
     assert f"llama-server -hf USER/storybook-GGUF -hff 'my ({tag}-) z.{tag}.gguf'" in card
     assert f"ollama run 'hf.co/USER/storybook-GGUF:my ({tag}-) z.{tag}.gguf'" in card
+    assert f"By type it does not find my ({tag}-) z.{tag}.gguf: use `-hff`" in card
     assert f"(my%20%28{tag}-%29%20z.{tag}.gguf)" in card
+
+
+def test_a_reference_that_is_in_the_folder_is_one_row(made: Release) -> None:
+    results = [{**made.document["results"][0], "type": "F32", "path": "m.F32.gguf"}, *made.document["results"]]
+    document = {**made.document, "results": results}
+    rows = [line for line in card_text(made.record, document, []).splitlines() if "| F32 |" in line]  # type: ignore[arg-type]
+    assert [row.split(" | ")[0] for row in rows] == ["| [m.F32.gguf](m.F32.gguf)"]
 
 
 def test_the_card_of_a_merged_adapter_with_a_chat_template(made: Release) -> None:

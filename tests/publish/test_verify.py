@@ -104,9 +104,15 @@ def test_a_file_that_writes_another_text_fails(copied: Path) -> None:
 
 def test_missing_and_unknown_files_fail(copied: Path) -> None:
     (copied / "storybook.F16.gguf").rename(copied / "storybook.F32.gguf")
+    (copied / "old").mkdir()
+    (copied / "old" / "storybook.GGUF").write_bytes(b"")
+    with (copied / "storybook.Q8_0.gguf").open("r+b") as file:
+        file.truncate(1 << 40)  # sparse; hashing it would take an hour
     found = problems(copied)
     assert found["storybook.F16.gguf"] == "is missing"
     assert found["bench.json: storybook.F32.gguf"] == "bench.json does not describe it"
+    assert found["bench.json: old/storybook.GGUF"] == "bench.json does not describe it"
+    assert "has 1,099,511,627,776 bytes, but bench.json states" in found["storybook.Q8_0.gguf"]
 
 
 def test_a_changed_checkout_is_explained(copied: Path) -> None:
@@ -155,7 +161,9 @@ def test_broken_records_are_refused(text: str, copied: Path) -> None:
         verify(copied)
 
 
-@pytest.mark.parametrize("line", ["abc", "ab" * 32 + "  ../x", "ab" * 32 + "  /etc/passwd", "ab" * 32 + " x"])
+@pytest.mark.parametrize(
+    "line", ["abc", "ab" * 32 + "  ../x", "ab" * 32 + "  /etc/passwd", "ab" * 32 + " x", "ab" * 32 + "  README.md"]
+)
 def test_broken_sums_are_refused(line: str, copied: Path) -> None:
     with (copied / "SHA256SUMS").open("a", encoding="utf-8") as file:
         file.write(line + "\n")
