@@ -49,7 +49,7 @@ def read_base_model(source: Source) -> BaseModel:
         license_link=next(iter(_texts(stated.get("license_link"))), None) if license == "other" else None,
         languages=tuple(_texts(stated.get("language"))),
         limits=limits_of(card),
-        license_file=file or (_apache_license() if license == "apache-2.0" else None),
+        license_file=file,
     )
 
 
@@ -106,7 +106,7 @@ def _texts(value: Any) -> list[str]:
     return [text for text in found if text]
 
 
-def _apache_license() -> Path | None:
+def apache_license() -> Path | None:
     """This package's own license file, whose text is the same for every work under the Apache License."""
     from importlib.metadata import files
 

@@ -287,6 +287,8 @@ def _finish(request: Request, record: ReleaseJson, document: BenchJson) -> list[
     contents |= fixed_files(next(iter(request.paths.values())))
     if request.license_file:
         contents[LICENSE] = request.license_file.read_bytes()
+    else:
+        (request.folder / LICENSE).unlink(missing_ok=True)  # of an earlier call with another license
     contents[CARD] = card_text(record, document, [Path(name).stem for name in plots])
     for name, content in contents.items():
         write(request.folder / name, content)

@@ -24,7 +24,7 @@ from dgpt2_quant.quantize.checkpoint.resolve import BUNDLED, resolve
 from dgpt2_quant.quantize.checkpoint.source import ModelSource, open_model
 from dgpt2_quant.quantize.recipes.tensor_types import has_lean
 
-from .base_model import LICENSE_ID, read_base_model
+from .base_model import LICENSE_ID, apache_license, read_base_model
 from .folder import found_by_type
 from .front_matter import UNKNOWN
 from .push import check_repo
@@ -154,7 +154,7 @@ def read_request(
         calibration=calibration,
         calibration_license=stated,
         text=scored,
-        license_file=base.license_file,
+        license_file=base.license_file or (apache_license() if record["model"]["license"] == "apache-2.0" else None),
         record=record,
     )
 

@@ -76,6 +76,7 @@ def test_a_card_with_a_repository_and_a_base_model(made: Release, checkpoint: Pa
     front, card = front_of(copied), (copied / "README.md").read_text("utf-8")
     assert (front["base_model"], front["base_model_relation"]) == ("me/tales", "quantized")
     assert (front["license"], front["quantized_by"]) == ("mit", "me")
+    assert not (copied / "LICENSE").exists()  # which was Apache's
     assert "llama-server -hf me/tales-GGUF:Q" in card
     assert "ollama run hf.co/me/tales-GGUF:Q" in card
     assert "[me/tales](https://huggingface.co/me/tales)" in card
@@ -301,4 +302,4 @@ def test_base_cards_of_all_kinds(
     if card is not None:
         (tmp_path / "README.md").write_text(card, "utf-8")
     base = read_base_model(Source("m", tmp_path, None, None))
-    assert (base.license, base.languages, base.license_file) == (license, languages, None)
+    assert (base.license, base.languages) == (license, languages)
