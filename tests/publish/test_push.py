@@ -26,7 +26,7 @@ def push(copied: Path, checkpoint: Path, tmp_path: Path) -> Any:
         types = [word for name in ("f16", "q8_0", "q4_0") for word in ("-t", name)]
         command = [sys.executable, "-m", "dgpt2_quant", "release", str(checkpoint), "-o", str(copied), *types]
         command += ["--calibrate", "calibration", "--text", str(checkpoint.with_name("tales.txt"))]
-        command += ["--threads", "1", *flags]
+        command += ["--threads", "1", "--rounds", "1", *flags]  # as the release was measured
         return subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
 
     return run

@@ -91,7 +91,11 @@ def test_a_changed_file_fails(copied: Path) -> None:
 
 
 def test_a_file_of_another_type_under_the_name_fails(copied: Path) -> None:
-    (copied / "storybook.Q4_0.gguf").write_bytes((copied / "storybook.Q8_0.gguf").read_bytes())
+    data = (copied / "storybook.Q8_0.gguf").read_bytes()
+    (copied / "storybook.Q4_0.gguf").write_bytes(data)
+    assert f"has {len(data):,} bytes, but bench.json states" in problems(copied)["storybook.Q4_0.gguf"]
+    stated = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    edit(copied / "bench.json", lambda document: document["results"][2].update(stated))
     with_new_sums(copied)
     assert "its header states the type Q8_0" in problems(copied)["run storybook.Q4_0.gguf"]
 
