@@ -80,8 +80,9 @@ def release(
     Example: dgpt2-quant release distilgpt2 --text wikitext2 -o distilgpt2-GGUF
     """
     if verify is not None:
-        given = [p for p in context.command.params if context.get_parameter_source(str(p.name)).name != "DEFAULT"]
-        if others := [p for p in given if p.name not in ("verify", "threads", "json")]:
+        used = [p for p in context.command.params if p.name not in ("verify", "threads", "json")]
+        sources = [context.get_parameter_source(str(p.name)) for p in used]
+        if others := [p for p, source in zip(used, sources, strict=True) if source and source.name != "DEFAULT"]:
             name = "MODEL" if others[0].name == "model" else others[0].opts[0]
             raise UsageError(f"--verify cannot be combined with {name}", "Give only the folder, --threads and --json.")
         _verify(verify, threads, json)

@@ -94,9 +94,10 @@ def _front_matter(card: str) -> dict[str, Any]:
     from huggingface_hub import ModelCard  # takes half a second
 
     try:
-        return ModelCard(card, ignore_metadata_errors=True).data.to_dict()
+        found: dict[str, Any] = ModelCard(card, ignore_metadata_errors=True).data.to_dict()
     except Exception:  # front matter of any kind, for which huggingface_hub and PyYAML raise errors of many classes
         return {}
+    return found
 
 
 def _texts(value: Any) -> list[str]:

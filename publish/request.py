@@ -143,8 +143,9 @@ def read_request(
     elif not stated and calibration:
         stated = "CC0-1.0" if is_bundled(calibration.name, calibration.sha256) else "not stated"
     paths = {t: folder / file_name(checkpoint.name, t, recipe if has_lean(t) else "stock") for t in types}
-    for note in _notes(record, own_model, paths) if announce else ():
-        announce(note)
+    if announce:
+        for note in _notes(record, own_model, paths):
+            announce(note)
     return Request(
         model=model,
         revision=revision,

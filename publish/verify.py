@@ -46,10 +46,12 @@ def verify(folder: str | Path, *, threads: int | None = None, progress: Progress
     sums = read_sums(folder)
     if not sums:
         return [Check(SUMS, "is missing or empty: the release is not finished. Run the same `release` again.")]
+    document: BenchJson | None = None
+    problem = ""
     try:
-        document, problem = read_document(folder / BENCH), ""
+        document = read_document(folder / BENCH)
     except ResultError as error:
-        document, problem = None, error.message
+        problem = error.message
     sizes = {row["path"]: row["bytes"] for row in document["results"]} if document else {}
     found = [Check(name, _changed(folder / name, sha256, sizes.get(name))) for name, sha256 in sums.items()]
     if document is None:
@@ -132,7 +134,7 @@ def _card(folder: Path, sums: dict[str, str], record: ReleaseJson, document: Ben
     if actual == expected:
         return Check(f"{CARD} and {BENCH}")
     pairs = enumerate(zip_longest(actual, expected), 1)
-    number, said, wanted = next((number, *pair) for number, pair in pairs if pair[0] != pair[1])
+    number, (said, wanted) = next((number, pair) for number, pair in pairs if pair[0] != pair[1])
     problem = f"they differ in line {number}. The card has: {_short(said)}. From {BENCH} follows: {_short(wanted)}."
     if (version := record["identity"]["dgpt2_quant"]) != tool_version():
         problem += f" The card is by dgpt2-quant {version}, this is {tool_version()}."
