@@ -90,9 +90,10 @@ def read_request(
     if folder.resolve() in {found.resolve() for found in (source.folder, *(path for path, _ in source.adapters))}:
         raise OutputError(f"{output} is the folder of the checkpoint", "Choose another `output`.")
     own_model = model == BUNDLED and source.folder != user_path(model).resolve()
+    shown = model if own_model or not user_path(model).exists() else f"./{source.name}"
     if source.repository and not source.adapters:
         model, revision = source.repository, source.commit
-    shown = model if own_model or not user_path(model).exists() else f"./{source.name}"
+        shown = model
     checkpoint, base = open_model(model, revision=revision, offline=offline), read_base_model(source)
     _check_use(checkpoint, scored)
     options = {
