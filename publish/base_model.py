@@ -32,8 +32,8 @@ class BaseModel:
 def read_base_model(source: Source) -> BaseModel:
     """Reads the model card and the license file of a checkpoint. What is missing is None or empty."""
     try:
-        with (source.folder / "README.md").open("rb") as file:
-            card = file.read(_LONGEST_CARD).decode("utf-8-sig", errors="replace")
+        with (source.folder / "README.md").open("rb") as stream:
+            card = stream.read(_LONGEST_CARD).decode("utf-8-sig", errors="replace")
     except OSError:
         card = ""
     stated = _front_matter(card)
@@ -94,7 +94,8 @@ def _front_matter(card: str) -> dict[str, Any]:
     from huggingface_hub import ModelCard  # takes half a second
 
     try:
-        found: dict[str, Any] = ModelCard(card, ignore_metadata_errors=True).data.to_dict()
+        data: Any = ModelCard(card, ignore_metadata_errors=True).data
+        found: dict[str, Any] = data.to_dict()
     except Exception:  # front matter of any kind, for which huggingface_hub and PyYAML raise errors of many classes
         return {}
     return found

@@ -75,8 +75,7 @@ def read_request(
     for name, value in {"repo": repo, "base_model": base_model}.items():
         if value is not None:
             check_repo(value, name)
-    license_id = license.lower() if license is not None else None
-    if license_id is not None and not LICENSE_ID.fullmatch(license_id):
+    if license is not None and not LICENSE_ID.fullmatch(license.lower()):
         raise UsageError(
             f"`license` must be an identifier of the Hub, not {license[:100]!r}",
             "For example mit or apache-2.0; the list is at https://huggingface.co/docs/hub/repositories-licenses.",
@@ -124,9 +123,9 @@ def read_request(
             "commit": source.commit,
             "base_model": base_model or source.repository,
             "adapters": [folder_name(path.resolve()) for path, _ in source.adapters],
-            "license": license_id or base.license or UNKNOWN,
-            "license_name": None if license_id else base.license_name,
-            "license_link": None if license_id else base.license_link,
+            "license": license.lower() if license else base.license or UNKNOWN,
+            "license_name": None if license else base.license_name,
+            "license_link": None if license else base.license_link,
             "languages": list(base.languages),
             "has_chat_template": "default" in checkpoint.tokenizer().chat_templates,
             "limits": base.limits,
