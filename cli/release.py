@@ -1,5 +1,6 @@
 """`dgpt2-quant release`: makes, verifies and uploads a folder for the Hub."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 
 def release(
+    context: typer.Context,
     model: Annotated[
         str | None,
         typer.Argument(metavar="MODEL", help="storybook (bundled), a Hub name, or a checkpoint folder."),
@@ -78,10 +80,15 @@ def release(
     Example: dgpt2-quant release distilgpt2 --text wikitext2 -o distilgpt2-GGUF
     """
     if verify is not None:
-        if model or output or push:
-            raise UsageError("--verify cannot be combined with MODEL, --output or --push", "Give only the folder.")
+        used = [p for p in context.command.params if p.name not in ("verify", "threads", "json")]
+        sources = [context.get_parameter_source(str(p.name)) for p in used]
+        if others := [p for p, source in zip(used, sources, strict=True) if source and source.name != "DEFAULT"]:
+            name = "MODEL" if others[0].name == "model" else others[0].opts[0]
+            raise UsageError(f"--verify cannot be combined with {name}", "Give only the folder, --threads and --json.")
         _verify(verify, threads, json)
         return
+    if yes and not push:
+        raise UsageError("--yes needs --push OWNER/NAME", "Name the repository on the Hub, or omit --yes.")
     if output is None:
         raise UsageError("--output is missing", "Name the folder of the release: -o FOLDER.")
     from dgpt2_quant.publish.push import check_repo
@@ -113,9 +120,8 @@ def release(
         print_json({"folder": str(made.folder), "files": made.files, "bench": made.document})
     else:
         print_report(made.document)
-    note(
-        f"Release: {made.folder}, {len(made.files)} files. Check it with `dgpt2-quant release --verify {made.folder}`."
-    )
+    check = shlex.join(["dgpt2-quant", "release", "--verify", str(made.folder)])
+    note(f"Release: {made.folder}, {len(made.files)} files. Check it with `{check}`.")
     _upload(made, push, yes)
 
 
@@ -152,6 +158,7 @@ def _verify(folder: Path, threads: int | None, json: bool) -> None:
             )
         typer.echo(f"{len(checks)} checks, {len(wrong)} failed." if wrong else f"{len(checks)} checks passed.")
     if wrong:
+        note("Download the files that failed again, or make the release again with the command in its README.md.")
         raise typer.Exit(1)
 
 

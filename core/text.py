@@ -63,8 +63,7 @@ def load_text(
     if isinstance(text, NamedText):
         return text
     if str(text) in BUNDLED and not input_exists(text):
-        content = files("dgpt2_quant.demo").joinpath(BUNDLED[str(text)]).read_bytes()
-        return as_text(DataFile(str(text), content), parse_special=parse_special)
+        return bundled_text(str(text), parse_special=parse_special)
     try:
         read = read_input(text, announce=announce)
     except ModelNotFoundError as error:
@@ -75,6 +74,17 @@ def load_text(
     if not found.text:
         raise UsageError(f"the text {found.name} is empty", "Name another text, or - for stdin.")
     return found.announced(announce)
+
+
+def bundled_text(name: str, *, parse_special: bool = True) -> NamedText:
+    """A bundled text, whether or not a file has its name."""
+    content = files("dgpt2_quant.demo").joinpath(BUNDLED[name]).read_bytes()
+    return as_text(DataFile(name, content), parse_special=parse_special)
+
+
+def is_bundled(name: str, sha256: str) -> bool:
+    """Whether the text with this name and hash is a bundled one."""
+    return name in BUNDLED and bundled_text(name).sha256 == sha256
 
 
 def as_text(file: DataFile, *, parse_special: bool = True, keep_crlf: bool = False) -> NamedText:

@@ -8,19 +8,22 @@ from typing import Any
 from dgpt2_quant.quantize.checkpoint.model_card import card_license
 from dgpt2_quant.quantize.checkpoint.resolve import LICENSE_FILES, Source
 
+LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _ABOUT_LIMITS = r"\b(bias|biases|limit|limits|limitations?|risks?|out-of-scope|not for)\b"
+_LONGEST_CARD = 200_000  # characters; the rest is not read
+_LONGEST_PARAGRAPH = 5000  # characters; matching markup in a line of brackets takes the square of its length
 _LONGEST_LIMITS = 900  # characters: a summary, next to the link to the whole card
 _MARKUP = re.compile(r"^\s*(\||<|!\[|>>>|- \[)|^\s*```", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class BaseModel:
-    """`repository` and `commit` are None unless the model is on the Hub; `limits` is text of the card, or empty."""
+    """`license` is the Hub's identifier, with `license_name` and `license_link` if it is `other`, or None; `limits` is
+    text of the card, or empty."""
 
-    name: str
-    repository: str | None
-    commit: str | None
     license: str | None
+    license_name: str | None
+    license_link: str | None
     languages: tuple[str, ...]
     limits: str
     license_file: Path | None
@@ -29,20 +32,24 @@ class BaseModel:
 def read_base_model(source: Source) -> BaseModel:
     """Reads the model card and the license file of a checkpoint. What is missing is None or empty."""
     try:
-        card = (source.folder / "README.md").read_text("utf-8", errors="replace")
+        with (source.folder / "README.md").open("rb") as stream:
+            card = stream.read(_LONGEST_CARD).decode("utf-8-sig", errors="replace")
     except OSError:
         card = ""
-    license = card_license(source.folder)
+    stated = _front_matter(card)
+    licenses = [text.lower() for text in _texts(stated.get("license") or card_license(source.folder))]
+    license, name = " ".join(licenses) or None, next(iter(_texts(stated.get("license_name"))), None)
+    if license and not LICENSE_ID.fullmatch(license):  # words, or several: the Hub refuses them as an identifier
+        license, name = "other", name or re.sub(r"[^a-z0-9.]+", "-", license).strip("-")
     files = (source.folder / name for name in LICENSE_FILES)
     file = next((path for path in files if path.is_file()), None)
     return BaseModel(
-        name=source.name,
-        repository=source.repository,
-        commit=source.commit,
         license=license,
-        languages=tuple(_languages(card)),
+        license_name=name if license == "other" else None,
+        license_link=next(iter(_texts(stated.get("license_link"))), None) if license == "other" else None,
+        languages=tuple(_texts(stated.get("language"))),
         limits=limits_of(card),
-        license_file=file or (_apache_license() if license == "apache-2.0" else None),
+        license_file=file,
     )
 
 
@@ -62,7 +69,7 @@ def limits_of(card: str) -> str:
             text = text[heading.end() :].strip()
         wanted = inside or (bold and re.search(_ABOUT_LIMITS, bold[1], re.IGNORECASE))
         if wanted and text and not _MARKUP.search(text):
-            found.append(_plain(text))
+            found.append(_plain(text[:_LONGEST_PARAGRAPH]))
     return _shortened(" ".join(found))
 
 
@@ -81,17 +88,27 @@ def _shortened(text: str) -> str:
     return cut[: end + 1] + " …" if end > 0 else cut + "…"
 
 
-def _languages(card: str) -> list[str]:
+def _front_matter(card: str) -> dict[str, Any]:
+    if not card.startswith("---"):
+        return {}
     from huggingface_hub import ModelCard  # takes half a second
 
     try:
-        stated: Any = ModelCard(card).data.get("language")
+        data: Any = ModelCard(card, ignore_metadata_errors=True).data
+        found: dict[str, Any] = data.to_dict()
     except Exception:  # front matter of any kind, for which huggingface_hub and PyYAML raise errors of many classes
-        return []
-    return [name for name in ([stated] if isinstance(stated, str) else stated or []) if isinstance(name, str)]
+        return {}
+    return found
 
 
-def _apache_license() -> Path | None:
+def _texts(value: Any) -> list[str]:
+    """The texts of a value that can be one or a list; YAML reads the language code `no` as false."""
+    values = value if isinstance(value, list) else [value]
+    found = ["no" if one is False else one.strip() for one in values if one is False or isinstance(one, str)]
+    return [text for text in found if text]
+
+
+def apache_license() -> Path | None:
     """This package's own license file, whose text is the same for every work under the Apache License."""
     from importlib.metadata import files
 

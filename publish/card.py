@@ -3,7 +3,12 @@
 So every number in it can be traced, and `verify` writes it again to find a card that differs.
 """
 
+import glob
+import json
+import re
+import shlex
 from collections.abc import Collection
+from urllib.parse import quote
 
 from dgpt2_quant.bench.document.format_numbers import (
     DISTURBED,
@@ -20,7 +25,9 @@ from dgpt2_quant.bench.document.schema import BenchJson, Result
 from dgpt2_quant.bench.report.advice import advise, recommend
 from dgpt2_quant.bench.report.markdown import escaped, markdown_table
 from dgpt2_quant.bench.report.plots import CAPTIONS, PLOTS
+from dgpt2_quant.core.text import is_bundled
 
+from .folder import found_by_type
 from .front_matter import UNKNOWN, front_matter
 from .record import ReleaseJson
 
@@ -28,6 +35,7 @@ COLUMNS = [
     *("file", "type", "MB", "bpw", "KLD", "KLD 99.9%", "same top token", "perplexity ratio"),
     *("prompt t/s", "decode t/s", "load ms", "memory MB"),
 ]
+_LONGEST_NAME = 90  # characters of a repository's name; the Hub takes 96
 
 
 def card_text(record: ReleaseJson, document: BenchJson, plots: Collection[str]) -> str:
@@ -47,7 +55,8 @@ def card_text(record: ReleaseJson, document: BenchJson, plots: Collection[str]) 
 
 def repository(record: ReleaseJson) -> str:
     """The name on the Hub; with a placeholder for the user where it is not known yet."""
-    return record["repo"] or f"USER/{record['model']['name']}-GGUF"
+    name = re.sub(r"[^A-Za-z0-9_.]+|\.\.+", "-", record["model"]["name"])[:_LONGEST_NAME].strip("-.")
+    return record["repo"] or f"USER/{name or 'model'}-GGUF"
 
 
 def recommended(document: BenchJson) -> Result:
@@ -61,12 +70,17 @@ def _introduction(record: ReleaseJson, document: BenchJson) -> list[str]:
     model = record["model"]
     name, base = escaped(model["name"]), model["base_model"]
     of = f"[{base}](https://huggingface.co/{base})" if base else name
+    if model["adapters"]:
+        adapter = f"with the LoRA adapter {escaped(', '.join(model['adapters']))} merged"
+        of += f", {adapter if base else 'a LoRA adapter merged into its base model'},"
+    kind = "It is a base model: it continues a text, and has no chat template."
+    if model["has_chat_template"]:
+        kind = "It has a chat template, which is in the files."
     count = len(document["results"])
     return [
         f"# {name}: GGUF files with measurements",
         "",
-        f"{of} in {count} quant type{'s' if count > 1 else ''}, for llama.cpp and programs that use it. It is a base"
-        " model: it continues a text, and has no chat template.",
+        f"{of} in {count} quant type{'s' if count > 1 else ''}, for llama.cpp and programs that use it. {kind}",
         "",
         "Quality, size and speed of every file were measured. Each number below is computed from `bench.json` and"
         " `release.json`; `dgpt2-quant release --verify` computes them again. `sha256sum -c SHA256SUMS` checks all"
@@ -79,7 +93,7 @@ def _choice(document: BenchJson) -> list[str]:
     return [
         "## Which file to take",
         "",
-        f"**[{row['path']}]({row['path']})**. The reasons:",
+        f"**{_link(row['path'])}**. The reasons:",
         "",
         *(f"- {escaped(line)}" for line in advise(document)),
     ]
@@ -87,17 +101,19 @@ def _choice(document: BenchJson) -> list[str]:
 
 def _files(document: BenchJson, plots: Collection[str]) -> list[str]:
     reference, text, environment = document["reference"], document["text"], document["environment"]
-    bits = 8 * reference["bytes"] / document["model"]["parameters"]
-    base_row = ["(reference)", reference["type"], f"{reference['bytes'] / 1e6:.2f}"]
-    base_row += [f"{bits:.2f}", "0", "0", percent(1), "1", speed(reference["prompt_tps"], reference.get("disturbed"))]
-    base_row += [speed(reference["decode_tps"], reference.get("disturbed")), "", ""]
-    lines = ["## Files", "", *markdown_table(COLUMNS, [base_row, *(_row(row) for row in document["results"])]), ""]
+    rows = [_row(row) for row in document["results"]]
+    if all(row["type"] != reference["type"] for row in document["results"]):
+        base = ["(reference, not included)", reference["type"], f"{reference['bytes'] / 1e6:.2f}"]
+        base += ["32.00" if reference["type"] == "F32" else "", "0", "0", percent(1), "1"]
+        base += [speed(reference[key], reference.get("disturbed")) for key in ("prompt_tps", "decode_tps")]
+        rows.insert(0, [*base, "", ""])
+    lines = ["## Files", "", *markdown_table(COLUMNS, rows), ""]
     scored = f"{reference['tokens_scored']:,} of {text['tokens']:,} tokens of {escaped(text['name'])}"
     lines += [
         f"- KLD: mean Kullback-Leibler divergence of the next-token distribution from {reference['type']}'s, in nats,"
         " with its 95 % interval; its 99.9 % quantile. Same top token: how often the likeliest token is"
         f" {reference['type']}'s. Perplexity ratio: to {reference['type']}'s, with its 95 % interval. bpw: bits per"
-        " weight.",
+        " weight, without the tokenizer.",
         f"- Quality over {scored}, in windows of {text['context']} tokens. Perplexity of {reference['type']}:"
         f" {with_error(reference['perplexity'], reference['perplexity_stderr'])}.",
         f"- Speed in tokens per second at batch 1, median (minimum-maximum) of interleaved rounds, on"
@@ -120,7 +136,7 @@ def _files(document: BenchJson, plots: Collection[str]) -> list[str]:
 
 def _row(row: Result) -> list[str]:
     return [
-        f"[{row['path']}]({row['path']})",
+        _link(row["path"]),
         label(row),
         f"{row['bytes'] / 1e6:.2f}",
         f"{row['bits_per_weight']:.2f}",
@@ -138,33 +154,43 @@ def _row(row: Result) -> list[str]:
 def _loading(record: ReleaseJson, document: BenchJson) -> list[str]:
     repo, row = repository(record), recommended(document)
     file, tag = row["path"], row["type"]
+    paths = [result["path"] for result in document["results"]]
+    hidden = [r["path"] for r in document["results"] if found_by_type(paths, r["type"]) != r["path"]]
+    note = [f"By type it does not find {escaped(', '.join(hidden))}: use `-hff` with the file's name.", ""]
+    note, by_type = note if hidden else [], file not in hidden
+    pattern = json.dumps(glob.escape(file), ensure_ascii=False)
+    from_hub = f"-hf {repo}:{tag}" if by_type else f"-hf {repo} -hff {shlex.quote(file)}"
+    chat = record["model"]["has_chat_template"]
+    ollama = "`params` from here and the chat template from the file" if chat else "`template` and `params` from here"
     return [
         "## How to load it",
         "",
         "dgpt2-quant:",
         "",
-        f"    hf download {repo} {file} --local-dir .",
-        f'    dgpt2-quant run "Once upon a time" -m {file}',
+        f"    hf download {repo} {shlex.quote(file)} --local-dir .",
+        f'    dgpt2-quant run "Once upon a time" -m {shlex.quote(file)}',
         "",
         "llama.cpp:",
         "",
-        f'    llama-completion -hf {repo}:{tag} -no-cnv -p "Once upon a time"',
-        f"    llama-server -hf {repo}:{tag}    # then POST /v1/completions, not the chat",
+        f'    llama-completion {from_hub} -no-cnv -p "Once upon a time"',
+        f"    llama-server {from_hub}" + ("" if chat else "    # then POST /v1/completions, not the chat"),
         "",
+        *note,
         "llama-cpp-python:",
         "",
         "```python",
         "from llama_cpp import Llama",
         "",
-        f'llm = Llama.from_pretrained(repo_id="{repo}", filename="{file}")',
+        f'llm = Llama.from_pretrained(repo_id="{repo}", filename={pattern})',
         'print(llm("Once upon a time", max_tokens=64)["choices"][0]["text"])',
         "```",
         "",
-        "Ollama, which takes `template` and `params` from here and so adds no chat template:",
+        f"Ollama, which takes {ollama}:",
         "",
-        f"    ollama run hf.co/{repo}:{tag}",
+        f"    ollama run {shlex.quote(f'hf.co/{repo}:{tag if by_type else file}')}",
         "",
-        f"LM Studio: search for `{repo}`, load `{file}`, and send prompts to `/v1/completions`.",
+        f"LM Studio: search for `{repo}` and load {escaped(file)}"
+        + ("." if chat else ". Send prompts to `/v1/completions`."),
     ]
 
 
@@ -174,6 +200,8 @@ def _origin(record: ReleaseJson, document: BenchJson) -> list[str]:
     source = f"[{model['repository']}](https://huggingface.co/{model['repository']})" if model["repository"] else ""
     if model["commit"]:
         source += f" at commit {model['commit']}"
+    if model["adapters"] and source:
+        source += f", with the LoRA adapter {escaped(', '.join(model['adapters']))} merged"
     lines = [
         "## How it was made",
         "",
@@ -183,15 +211,19 @@ def _origin(record: ReleaseJson, document: BenchJson) -> list[str]:
         f" {escaped(environment['os'])}",
         f"- Source: {source or escaped(model['name'])}; SHA-256 of its files: `{identity['source_sha256']}`",
         f"- Recipe: `{identity['recipe']}`",
-        f"- Evaluation text: {escaped(document['text']['name'])}, SHA-256 `{document['text']['sha256']}`",
+        f"- Evaluation text: {_text(document['text']['name'], document['text']['sha256'])}",
     ]
     if found := record["calibration"]:
         lines.append(
-            f"- Importance matrix: `imatrix.gguf`, over {found['tokens']:,} tokens of {escaped(found['text'])}"
-            + (f", SHA-256 `{found['sha256']}`" if found["sha256"] else "")
-            + f". License of the text: {escaped(found['license'])}"
+            f"- Importance matrix: `imatrix.gguf`, over {found['tokens']:,} tokens of"
+            f" {_text(found['text'], found['sha256'])}. License of the text: {escaped(found['license'])}"
         )
     return lines
+
+
+def _text(name: str, sha256: str) -> str:
+    shown = f"dgpt2-quant's text `{name}`" if is_bundled(name, sha256) else escaped(name)
+    return f"{shown}, SHA-256 `{sha256}`"
 
 
 def _limits(record: ReleaseJson) -> list[str]:
@@ -233,10 +265,16 @@ def _tokens(tokens: list[str]) -> str:
 
 
 def _license(record: ReleaseJson) -> list[str]:
-    license = record["model"]["license"]
-    if license == UNKNOWN:
+    model = record["model"]
+    if model["license"] == UNKNOWN:
         return ["## License", "", "The base model states no license."]
-    return ["## License", "", f"`{license}`, as the base model."]
+    name, link = model["license_name"], model["license_link"]
+    text = f"`{model['license']}`" + (f" ({escaped(name)})" if name else "") + (f": {escaped(link)}" if link else "")
+    return ["## License", "", text]
+
+
+def _link(file: str) -> str:
+    return f"[{escaped(file)}]({quote(file)})"
 
 
 def _count(number: int, what: str) -> str:

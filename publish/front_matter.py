@@ -22,9 +22,14 @@ def front_matter(record: ReleaseJson, document: BenchJson) -> str:
     model = record["model"]
     related: dict[str, Any] = {}
     if model["base_model"]:
-        related = {"base_model": model["base_model"], "base_model_relation": "quantized"}
+        # with an adapter merged it is another model than the adapter's base
+        is_base = not model["adapters"] or model["base_model"] != model["repository"]
+        relation = "quantized" if is_base else "finetune"
+        related = {"base_model": model["base_model"], "base_model_relation": relation}
     data = ModelCardData(
         license=model["license"],
+        license_name=model["license_name"],
+        license_link=model["license_link"],
         language=model["languages"] or None,
         library_name="gguf",
         pipeline_tag="text-generation",

@@ -1,5 +1,6 @@
 """Uploads a release to the Hub, with huggingface_hub."""
 
+import glob
 import re
 import shlex
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from pathlib import Path
 from dgpt2_quant.core.errors import DgptQuantError, RuntimeFailure, UsageError
 from dgpt2_quant.core.versions import tool_version
 
-_REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
 def check_repo(repo: str, what: str = "repo") -> None:
@@ -39,7 +40,7 @@ def push(folder: Path, files: Sequence[str], repo: str, *, private: bool = False
         found = hub.upload_folder(
             repo_id=repo,
             folder_path=folder,
-            allow_patterns=list(files),
+            allow_patterns=[glob.escape(name) for name in files],
             commit_message=f"GGUF files by dgpt2-quant {tool_version()}",
         )
     except (HTTPError, OSError, ValueError, RuntimeError) as error:

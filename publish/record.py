@@ -15,24 +15,29 @@ _HINT = "Make the release again, in another folder."
 
 class ModelJson(TypedDict):
     """The model; `repository` and `commit` are null unless it is on the Hub. `base_model` is its name there: the
-    `repository`, or what the user stated. `limits` is text of its model card."""
+    `repository`, or what the user stated. `adapters` are the names of the LoRA adapters that are merged into it.
+    `license_name` and `license_link` belong to the license `other`. `limits` is text of its model card."""
 
     name: str
     repository: str | None
     commit: str | None
     base_model: str | None
+    adapters: list[str]
     license: str
+    license_name: str | None
+    license_link: str | None
     languages: list[str]
+    has_chat_template: bool
     limits: str
 
 
 class CalibrationJson(TypedDict):
-    """The text of the importance matrix: `sha256` is of its token ids as little-endian 32-bit integers, null for a file
-    of llama-imatrix, which has none; `file_sha256` of imatrix.gguf."""
+    """The text of the importance matrix: `sha256` is of the text, or of the token ids (32-bit integers) of one that the
+    model generated; `file_sha256` is of imatrix.gguf."""
 
     text: str
     tokens: int
-    sha256: str | None
+    sha256: str
     license: str
     file_sha256: str
 

@@ -6,7 +6,8 @@ the texts made from these: the card, the checksums. A step whose result is in th
 
 import hashlib
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,15 +18,16 @@ from dgpt2_quant.bench.document.read import read_document
 from dgpt2_quant.bench.document.schema import BenchJson
 from dgpt2_quant.bench.perplexity import perplexity
 from dgpt2_quant.bench.report.advice import with_advice
-from dgpt2_quant.bench.report.plots import draw_plots
+from dgpt2_quant.bench.report.plots import PLOTS, draw_plots
 from dgpt2_quant.bench.tasks.evaluate import evaluate
+from dgpt2_quant.core.atomic_file import explain_errors
 from dgpt2_quant.core.cores import threads_or_all
-from dgpt2_quant.core.errors import OutputError, ResultError
+from dgpt2_quant.core.errors import OutputError, ResultError, UsageError
 from dgpt2_quant.core.json_text import to_json_text
 from dgpt2_quant.core.progress import Progress
 from dgpt2_quant.core.quant_types import QuantType
 from dgpt2_quant.core.read_input import Announce
-from dgpt2_quant.core.text import NamedText, load_text
+from dgpt2_quant.core.text import NamedText, bundled_text
 from dgpt2_quant.quantize.calibration.collect import SAMPLED, imatrix
 from dgpt2_quant.quantize.calibration.imatrix_file import read_importance
 from dgpt2_quant.quantize.checkpoint.folder import file_sha256
@@ -82,6 +84,9 @@ def release(
 
     Raises `DgptQuantError`. After an interrupt the same call continues.
     """
+    threads = threads_or_all(threads)
+    if rounds < 1:
+        raise UsageError(f"`rounds` must be 1 or more, not {rounds}")
     request = read_request(
         model,
         output=output,
@@ -97,18 +102,53 @@ def release(
         offline=offline,
         announce=announce,
     )
+    with _only_one(request.folder):
+        return _make(
+            request, rounds, threads, overwrite, common={"offline": offline, "progress": progress, "announce": announce}
+        )
+
+
+@contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Creates the folder and keeps other calls out of it. Raises `OutputError` if one is in it."""
+    from filelock import FileLock, Timeout
+
+    is_new = not folder.exists()
+    with explain_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".release.lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise OutputError(
+                f"another process makes a release in {folder}", "Wait until it ends, or choose another `output`."
+            ) from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            Path(lock.lock_file).unlink()  # before it is released, so that nobody else holds it
+            if is_new:
+                folder.rmdir()  # if nothing could be written
+        lock.release(force=True)
+
+
+def _make(request: Request, rounds: int, threads: int, overwrite: bool, common: Mapping[str, Any]) -> Release:
     known = _begin(request, overwrite)
-    common = {"offline": offline, "progress": progress, "announce": announce}
     calibration = _calibrate(request, common)
-    _convert(request, threads_or_all(threads), common)
+    _convert(request, threads, common)
     hashes = {path.name: file_sha256(path) for path in request.paths.values()}
     document = _measured(request, hashes, rounds, threads, common)
     record: ReleaseJson = {**request.record, "calibration": calibration}
     if known:
         record |= {"repo": record["repo"] or known["repo"], "commit": known["commit"]}
     kept = known if known and set(read_sums(request.folder).items()) >= set(hashes.items()) else None
-    record["quick"] = kept["quick"] if kept else [_quick(path, threads) for path in request.paths.values()]
-    record["bias"] = kept["bias"] if kept else [_bias(path, threads, progress) for path in request.paths.values()]
+    if kept:
+        record["quick"] = [one for one in kept["quick"] if one["file"] in hashes]
+        record["bias"] = [one for one in kept["bias"] if one["file"] in hashes]
+    else:
+        record["quick"] = [_quick(path, threads) for path in request.paths.values()]
+        record["bias"] = [_bias(path, threads, common["progress"]) for path in request.paths.values()]
     return Release(request.folder, _finish(request, record, document), record, document)
 
 
@@ -132,7 +172,7 @@ def _begin(request: Request, overwrite: bool) -> ReleaseJson | None:
             "Remove it, add its type as `type`, or choose another `output`.",
         )
     if record is None:
-        texts = (CARD, BENCH, SUMS, IMATRIX)
+        texts = (CARD, BENCH, SUMS, IMATRIX, LICENSE, "template", "params")
         found = [name for name in (*texts, *sorted(ours)) if (folder / name).exists()]
         if found and not overwrite:
             raise OutputError(
@@ -179,7 +219,7 @@ def _convert(request: Request, threads: int, common: Mapping[str, Any]) -> None:
 
 
 def _measured(
-    request: Request, hashes: Mapping[str, str], rounds: int, threads: int | None, common: Mapping[str, Any]
+    request: Request, hashes: Mapping[str, str], rounds: int, threads: int, common: Mapping[str, Any]
 ) -> BenchJson:
     """`bench.json` of exactly these files and this text: the one in the folder, or a new measurement."""
     path = request.folder / BENCH
@@ -188,7 +228,7 @@ def _measured(
             found = read_document(path)
         except ResultError:
             found = None
-        if found and _describes(found, hashes, request.text, rounds, threads_or_all(threads)):
+        if found and _describes(found, hashes, request.text, rounds, threads):
             if announce := common["announce"]:
                 announce(f"{path} has these files already, and is not measured again. To measure again, remove it.")
             return found
@@ -217,16 +257,16 @@ def _describes(document: BenchJson, hashes: Mapping[str, str], text: NamedText, 
 
 def quick_text() -> NamedText:
     """The text of the quick perplexity."""
-    whole = load_text("evaluation")
+    whole = bundled_text("evaluation")
     text = whole.text[:QUICK_CHARACTERS]
     return NamedText(whole.name, hashlib.sha256(text.encode()).hexdigest(), text)
 
 
-def _quick(path: Path, threads: int | None) -> QuickJson:
+def _quick(path: Path, threads: int) -> QuickJson:
     return {"file": path.name, "perplexity": perplexity(str(path), text=quick_text(), threads=threads)["perplexity"]}
 
 
-def _bias(path: Path, threads: int | None, progress: Progress | None) -> BiasJson:
+def _bias(path: Path, threads: int, progress: Progress | None) -> BiasJson:
     (result,) = evaluate(str(path), task="card-prompts", threads=threads, progress=progress)[0]["results"]
     found = result["metrics"]["js_divergence"]
     interval: Any = {"value": found["value"], "low": found["low"], "high": found["high"]}
@@ -240,14 +280,31 @@ def _bias(path: Path, threads: int | None, progress: Progress | None) -> BiasJso
 def _finish(request: Request, record: ReleaseJson, document: BenchJson) -> list[str]:
     """Writes the files made from the measurements, the checksums last; returns the names of all files."""
     document = with_advice(document)
-    plots = {f"plots/{name}": data for name, data in draw_plots(document).items() if name.endswith(".png")}
+    plots = _plots(request.folder, document)
+    for name in set(PLOTS) - {Path(path).stem for path in plots}:
+        (request.folder / "plots" / f"{name}.png").unlink(missing_ok=True)  # of an earlier measurement
     contents: dict[str, str | bytes] = {NAME: record_text(record), **plots}
     contents |= fixed_files(next(iter(request.paths.values())))
     if request.license_file:
         contents[LICENSE] = request.license_file.read_bytes()
+    else:
+        (request.folder / LICENSE).unlink(missing_ok=True)  # of an earlier call with another license
     contents[CARD] = card_text(record, document, [Path(name).stem for name in plots])
     for name, content in contents.items():
         write(request.folder / name, content)
     names = sorted([*contents, BENCH, IMATRIX, *(path.name for path in request.paths.values())])
     write(request.folder / SUMS, sums_text(request.folder, names))
     return [*names, SUMS]
+
+
+def _plots(folder: Path, document: BenchJson) -> dict[str, bytes]:
+    """The plots by name; those in the folder if they are of this measurement, since matplotlib may be another now."""
+    sums = {name: sha256 for name, sha256 in read_sums(folder).items() if (folder / name).is_file()}
+    known = {name: sha256 for name, sha256 in sums.items() if name == BENCH or name.startswith("plots/")}
+    if (
+        len(known) > 1
+        and BENCH in known
+        and all(file_sha256(folder / name) == sha256 for name, sha256 in known.items())
+    ):
+        return {name: (folder / name).read_bytes() for name in sorted(known) if name != BENCH}
+    return {f"plots/{name}": data for name, data in draw_plots(document).items() if name.endswith(".png")}

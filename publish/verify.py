@@ -1,15 +1,16 @@
 """Verifies a release: checksums, metadata, `bench.json` and the card against each other, and that each file runs."""
 
-import difflib
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from dgpt2_quant.bench.document.read import read_document
 from dgpt2_quant.bench.document.schema import BenchJson
 from dgpt2_quant.bench.perplexity import perplexity
 from dgpt2_quant.bench.report.advice import with_advice
-from dgpt2_quant.core.errors import CheckpointError, DgptQuantError, ModelNotFoundError
+from dgpt2_quant.core.errors import DgptQuantError, ModelNotFoundError, ResultError
 from dgpt2_quant.core.gguf_file import read_header
 from dgpt2_quant.core.paths import user_path
 from dgpt2_quant.core.progress import Progress
@@ -17,11 +18,13 @@ from dgpt2_quant.core.versions import tool_version
 from dgpt2_quant.quantize.checkpoint.folder import file_sha256
 
 from .card import card_text
-from .folder import BENCH, CARD, IMATRIX, SUMS, read_sums
+from .folder import BENCH, CARD, IMATRIX, SUMS, fixed_files, read_sums, read_text
 from .record import NAME, ReleaseJson, read_record
 from .release import quick_text
 
 _TOLERANCE = 0.005  # of a perplexity: another instruction set changes it by up to 0.0004 (docs/ci.md)
+_SMALL = 1 << 20  # bytes; a text of a release, or a pointer of Git LFS
+_POINTER = b"version https://git-lfs.github.com/spec/v1"
 
 
 @dataclass(frozen=True)
@@ -42,33 +45,55 @@ def verify(folder: str | Path, *, threads: int | None = None, progress: Progress
         )
     sums = read_sums(folder)
     if not sums:
-        return [Check(SUMS, "is missing: the release is not finished. Run the same `release` again.")]
-    document = read_document(folder / BENCH)
-    found = list(_sums(folder, sums))
+        return [Check(SUMS, "is missing or empty: the release is not finished. Run the same `release` again.")]
+    document: BenchJson | None = None
+    problem = ""
+    try:
+        document = read_document(folder / BENCH)
+    except ResultError as error:
+        problem = error.message
+    sizes = {row["path"]: row["bytes"] for row in document["results"]} if document else {}
+    found = [Check(name, _changed(folder / name, sha256, sizes.get(name))) for name, sha256 in sums.items()]
+    if document is None:
+        return [*found, Check(BENCH, problem)]
+    changed = {check.name for check in found if check.problem}
     found += _listed(folder, sums, document)
+    found += _complete(folder, sums, record, document, changed)
     found.append(_card(folder, sums, record, document))
     for number, row in enumerate(document["results"]):
         if progress:
             progress(number, len(document["results"]), f"run {row['path']}")
-        if row["path"] in sums and (folder / row["path"]).is_file():
+        if row["path"] in sums and row["path"] not in changed:
             found.append(_runs(folder / row["path"], row["type"], record, threads))
     return found
 
 
-def _sums(folder: Path, sums: dict[str, str]) -> Iterator[Check]:
-    for name, sha256 in sums.items():
-        try:
-            actual = file_sha256(folder / name)
-        except CheckpointError as error:
-            yield Check(name, error.message)
-            continue
-        yield Check(name, "" if actual == sha256 else f"has another SHA-256 than {SUMS} states")
+def _changed(path: Path, sha256: str, size: int | None) -> str:
+    """How the file differs from the one with this hash and size (if known); empty if it does not."""
+    try:
+        if not path.is_file():
+            return "is not a file" if path.exists() else "is missing"
+        with path.open("rb") as file:
+            begin = file.read(_SMALL)
+        if begin.startswith(_POINTER):
+            return "is a pointer of Git LFS, not the file itself. Run `git lfs pull` in the folder"
+        if size is not None and (actual_size := path.stat().st_size) != size:  # without reading a huge file
+            return f"has {actual_size:,} bytes, but {BENCH} states {size:,}"
+        actual = file_sha256(path)
+    except (OSError, DgptQuantError) as error:
+        return f"cannot be read: {error}"
+    if actual == sha256:
+        return ""
+    if hashlib.sha256(begin.replace(b"\r\n", b"\n")).hexdigest() == sha256:
+        return "has CRLF line ends, as git's core.autocrlf writes them. Clone again with `-c core.autocrlf=false`"
+    return f"has another SHA-256 than {SUMS} states: {actual[:16]}…, not {sha256[:16]}…"
 
 
 def _listed(folder: Path, sums: dict[str, str], document: BenchJson) -> Iterator[Check]:
     """The files that bench.json describes are those of the folder, and have the same hashes."""
     measured = {row["path"]: row for row in document["results"]}
-    present = {path.name for path in folder.glob("*.gguf")} - {IMATRIX}
+    files = (path for path in folder.rglob("*") if path.suffix.lower() == ".gguf")
+    present = {str(path.relative_to(folder)) for path in files} - {IMATRIX}
     for name in sorted(present | measured.keys()):
         row, problem = measured.get(name), ""
         if row is None:
@@ -77,9 +102,25 @@ def _listed(folder: Path, sums: dict[str, str], document: BenchJson) -> Iterator
             problem = f"{SUMS} does not list it"
         elif row["sha256"] != sums[name]:
             problem = f"{BENCH} states another SHA-256 than {SUMS}"
-        elif name in present and row["bytes"] != (folder / name).stat().st_size:
-            problem = f"has {(folder / name).stat().st_size:,} bytes, but {BENCH} states {row['bytes']:,}"
         yield Check(f"{BENCH}: {name}", problem)
+
+
+def _complete(
+    folder: Path, sums: dict[str, str], record: ReleaseJson, document: BenchJson, changed: Collection[str]
+) -> Iterator[Check]:
+    """The other files of the release are listed, and those for other programs follow from the GGUF files."""
+    try:
+        fixed = fixed_files(folder / document["results"][0]["path"])
+    except (DgptQuantError, LookupError, TypeError):  # a broken file, which its own check reports
+        fixed = {}
+    for name in sorted({CARD, BENCH, NAME, IMATRIX, *fixed} - sums.keys()):
+        yield Check(name, f"{SUMS} does not list it")
+    for name, text in fixed.items():
+        if name in sums and name not in changed and read_text(folder / name) != text:
+            yield Check(name, "is not the one that `release` writes for these GGUF files")
+    calibration = record["calibration"]
+    if not calibration or sums.get(IMATRIX, "") not in ("", calibration["file_sha256"]):
+        yield Check(IMATRIX, f"{NAME} states another SHA-256 than {SUMS}")
 
 
 def _card(folder: Path, sums: dict[str, str], record: ReleaseJson, document: BenchJson) -> Check:
@@ -87,22 +128,21 @@ def _card(folder: Path, sums: dict[str, str], record: ReleaseJson, document: Ben
     plots = [Path(name).stem for name in sums if name.startswith("plots/")]
     expected = card_text(record, with_advice(document), plots).splitlines()
     try:
-        actual = (folder / CARD).read_text("utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        return Check(f"{CARD} and {BENCH}", f"the card cannot be read: {error}")
+        actual = read_text(folder / CARD).splitlines()
+    except ResultError as error:
+        return Check(f"{CARD} and {BENCH}", error.message)
     if actual == expected:
         return Check(f"{CARD} and {BENCH}")
-    changed = [line for line in difflib.ndiff(actual, expected) if line[:2] in ("- ", "+ ")]
-    said = next((line[2:] for line in changed if line[0] == "-"), "")
-    wanted = next((line[2:] for line in changed if line[0] == "+"), "")
-    problem = f"they differ. The card has: {_short(said)}. From {BENCH} follows: {_short(wanted)}."
+    pairs = enumerate(zip_longest(actual, expected), 1)
+    number, (said, wanted) = next((number, pair) for number, pair in pairs if pair[0] != pair[1])
+    problem = f"they differ in line {number}. The card has: {_short(said)}. From {BENCH} follows: {_short(wanted)}."
     if (version := record["identity"]["dgpt2_quant"]) != tool_version():
         problem += f" The card is by dgpt2-quant {version}, this is {tool_version()}."
     return Check(f"{CARD} and {BENCH}", problem)
 
 
-def _short(line: str) -> str:
-    return repr(line if len(line) <= 200 else line[:200] + "…") if line else "no such line"
+def _short(line: str | None) -> str:
+    return "no such line" if line is None else repr(line if len(line) <= 200 else line[:200] + "…")
 
 
 def _runs(path: Path, quant_type: str, record: ReleaseJson, threads: int | None) -> Check:
@@ -118,9 +158,12 @@ def _runs(path: Path, quant_type: str, record: ReleaseJson, threads: int | None)
             return Check(name, f"its header states the type {header.quant_type}, {BENCH} {quant_type}")
         if source != record["identity"]["source_sha256"]:
             return Check(name, f"its header states the source {source}, {NAME} another one")
+        imatrix, calibration = header.metadata.get("dgpt2_quant.imatrix.sha256"), record["calibration"]
+        if imatrix is not None and (not calibration or imatrix != calibration["file_sha256"]):
+            return Check(name, f"its header states the importance matrix {imatrix}, {NAME} another one")
         found = perplexity(str(path), text=quick_text(), threads=threads)["perplexity"]
     except DgptQuantError as error:
         return Check(name, error.message)
-    if abs(found / expected - 1) > _TOLERANCE:
+    if not abs(found / expected - 1) <= _TOLERANCE:  # also for NaN
         return Check(name, f"its perplexity is {found:.4f}, {NAME} states {expected:.4f}")
     return Check(name)

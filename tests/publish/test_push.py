@@ -26,7 +26,7 @@ def push(copied: Path, checkpoint: Path, tmp_path: Path) -> Any:
         types = [word for name in ("f16", "q8_0", "q4_0") for word in ("-t", name)]
         command = [sys.executable, "-m", "dgpt2_quant", "release", str(checkpoint), "-o", str(copied), *types]
         command += ["--calibrate", "calibration", "--text", str(checkpoint.with_name("tales.txt"))]
-        command += ["--threads", "1", "--rounds", "1", *flags]
+        command += ["--threads", "1", "--rounds", "1", *flags]  # as the release was measured
         return subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
 
     return run
@@ -45,6 +45,17 @@ def test_the_files_of_the_release_are_uploaded_and_no_others(push: Any, copied: 
     assert uploads.tokens == {"Bearer hf_secret"}
     assert f"Uploaded: {uploads.url}/me/x/commit/" in result.stderr
     assert "hf_secret" not in result.stdout + result.stderr
+
+
+def test_brackets_in_a_file_name_are_no_pattern(tmp_path: Path) -> None:
+    (tmp_path / "gpt2[v2].Q4_0.gguf").write_bytes(b"GGUF")
+    with taking_uploads() as uploads:
+        script = "import sys; from pathlib import Path; from dgpt2_quant.publish.push import push\n"
+        script += "push(Path(sys.argv[1]), sys.argv[2:], 'me/x')"
+        environment = {**os.environ, "HF_ENDPOINT": uploads.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+        command = [sys.executable, "-c", script, str(tmp_path), "gpt2[v2].Q4_0.gguf"]
+        subprocess.run(command, env={**environment, "HF_TOKEN": "hf_secret"}, check=True)
+    assert uploads.files.keys() == {"gpt2[v2].Q4_0.gguf"}
 
 
 def test_without_a_terminal_nothing_is_uploaded(push: Any) -> None:

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -13,10 +14,15 @@ from dgpt2_quant.core.errors import OutputError, UsageError
 from dgpt2_quant.core.gguf_file import read_header
 from dgpt2_quant.core.quant_types import find_type
 from dgpt2_quant.publish.base_model import limits_of, read_base_model
+from dgpt2_quant.publish.card import card_text, recommended
+from dgpt2_quant.publish.folder import found_by_type
 from dgpt2_quant.publish.release import Release
 from dgpt2_quant.publish.request import Request, read_request
+from dgpt2_quant.publish.verify import verify
 from dgpt2_quant.quantize.checkpoint.resolve import Source
+from filelock import FileLock
 
+from ..classifiers import make_classifier
 from .conftest import make
 
 TEXTS = {".gitattributes", "LICENSE", "README.md", "SHA256SUMS", "bench.json", "params", "release.json", "template"}
@@ -71,6 +77,7 @@ def test_a_card_with_a_repository_and_a_base_model(made: Release, checkpoint: Pa
     front, card = front_of(copied), (copied / "README.md").read_text("utf-8")
     assert (front["base_model"], front["base_model_relation"]) == ("me/tales", "quantized")
     assert (front["license"], front["quantized_by"]) == ("mit", "me")
+    assert not (copied / "LICENSE").exists()  # which was Apache's
     assert "llama-server -hf me/tales-GGUF:Q" in card
     assert "ollama run hf.co/me/tales-GGUF:Q" in card
     assert "[me/tales](https://huggingface.co/me/tales)" in card
@@ -87,6 +94,7 @@ def test_every_row_of_the_card_is_that_of_bench_json(made: Release) -> None:
         assert float(cells[3]) == round(row["bits_per_weight"], 2)
         assert cells[6] == f"{100 * row['top1_agreement']:.1f} %"
         assert cells[9].startswith(f"{row['decode_tps']['median']:.0f} (")
+    assert "| (reference, not included) | F32 | " in card
     assert bench["environment"]["cpu"].split("@")[0].strip().split("(")[0] in card
     assert f"{bench['reference']['tokens_scored']:,} of {bench['text']['tokens']:,} tokens" in card
     assert all(result["path"] == Path(result["path"]).name for result in bench["results"])
@@ -112,19 +120,10 @@ def test_file_names_end_in_the_label_that_the_hub_finds(checkpoint: Path, tmp_pa
         assert not request.folder.exists()
 
 
-def ask(checkpoint: Path, folder: Path, recipe: str) -> Request:
-    options = {"calibration_license": None, "repo": None, "license": None, "base_model": None, "revision": None}
-    return read_request(
-        str(checkpoint),
-        output=folder,
-        type=None,
-        recipe=recipe,
-        calibrate="sampled",
-        text="evaluation",
-        offline=True,
-        announce=None,
-        **options,
-    )
+def ask(checkpoint: Path, folder: Path, **options: Any) -> Request:
+    unset = ("type", "calibration_license", "repo", "license", "base_model", "revision", "announce")
+    defaults = {"recipe": "stock", "calibrate": "sampled", "text": "evaluation", "offline": True}
+    return read_request(str(checkpoint), output=folder, **{**dict.fromkeys(unset), **defaults, **options})
 
 
 def test_quantized_files_have_the_importance_matrix_of_the_folder(made: Release) -> None:
@@ -141,6 +140,12 @@ def test_quantized_files_have_the_importance_matrix_of_the_folder(made: Release)
 
 
 def test_a_second_call_changes_nothing(checkpoint: Path, copied: Path) -> None:
+    """Not even where another matplotlib would draw other plots."""
+    plot = copied / "plots" / "size_kld.png"
+    drawn = hashlib.sha256(plot.read_bytes()).hexdigest()
+    plot.write_bytes(b"by another version")
+    sums = (copied / "SHA256SUMS").read_text("utf-8").replace(drawn, hashlib.sha256(plot.read_bytes()).hexdigest())
+    (copied / "SHA256SUMS").write_text(sums, "utf-8")
     before = files_of(copied)
     make(checkpoint, copied)
     assert files_of(copied) == before
@@ -173,6 +178,17 @@ def test_a_call_interrupted_at_the_end_measures_nothing_again(checkpoint: Path, 
     assert after == before
 
 
+def test_a_file_that_is_removed_from_a_release_leaves_no_trace(checkpoint: Path, copied: Path) -> None:
+    (copied / "storybook.Q4_0.gguf").unlink()
+    bench = json.loads((copied / "bench.json").read_text("utf-8"))
+    bench["results"] = [row for row in bench["results"] if row["type"] != "Q4_0"]  # as measured without it
+    (copied / "bench.json").write_text(json.dumps(bench), "utf-8")
+    again = make(checkpoint, copied, type=["f16", "q8_0"])
+    assert [one["file"] for one in again.record["bias"]] == ["storybook.F16.gguf", "storybook.Q8_0.gguf"]
+    assert "storybook.Q4_0.gguf" not in (copied / "README.md").read_text("utf-8")
+    assert not [check for check in verify(copied, threads=1) if check.problem]
+
+
 def test_a_folder_with_something_else_is_refused(checkpoint: Path, copied: Path, tmp_path: Path) -> None:
     before = files_of(copied)
     with pytest.raises(OutputError, match="has a release with another recipe"):
@@ -189,6 +205,58 @@ def test_a_folder_with_something_else_is_refused(checkpoint: Path, copied: Path,
     assert (tmp_path / "mine" / "README.md").read_text("utf-8") == "mine"
     with pytest.raises(OutputError, match="is not a folder"):
         make(checkpoint, tmp_path / "mine" / "README.md")
+    with pytest.raises(OutputError, match="is the folder of the checkpoint"):
+        make(checkpoint, checkpoint.parent / "." / "storybook", overwrite=True)
+    with FileLock(copied / ".release.lock"), pytest.raises(OutputError, match="another process makes a release in"):
+        make(checkpoint, copied)
+
+
+def test_a_release_that_cannot_succeed_is_refused_before_the_work(checkpoint: Path, tmp_path: Path) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("Once upon a time", "utf-8")
+    with pytest.raises(UsageError, match=r"short\.txt: the text has 4 tokens, and needs at least one chunk of 512"):
+        ask(checkpoint, tmp_path / "new", text=short)
+    with pytest.raises(UsageError, match="is a classifier"):
+        ask(make_classifier(tmp_path / "classifier"), tmp_path / "new")
+    with pytest.raises(UsageError, match=r"`license` must be an identifier of the Hub, not 'MIT License'"):
+        ask(checkpoint, tmp_path / "new", license="MIT License")
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_card_names_the_file_where_its_type_finds_another(made: Release) -> None:
+    assert found_by_type(["g.BF16.gguf", "g.F16.gguf"], "F16") == "g.BF16.gguf"
+    assert found_by_type(["gpt2-q4_0-mine.F16.gguf", "gpt2-q4_0-mine.Q4_0.gguf"], "Q4_0") == "gpt2-q4_0-mine.F16.gguf"
+    assert found_by_type(["imatrix.gguf", "g.Q4_K.gguf", "g.Q4_K_M.gguf"], "Q4_K_M") == "g.Q4_K_M.gguf"
+    tag = recommended(made.document)["type"]
+    paths = [f"my ({tag}-) {'z' if row['type'] == tag else 'a'}.{row['type']}.gguf" for row in made.document["results"]]
+    results = [{**row, "path": path} for row, path in zip(made.document["results"], paths, strict=True)]
+    card = card_text(made.record, {**made.document, "results": results}, [])  # type: ignore[typeddict-item]
+    assert f"llama-server -hf USER/storybook-GGUF -hff 'my ({tag}-) z.{tag}.gguf'" in card
+    assert f"ollama run 'hf.co/USER/storybook-GGUF:my ({tag}-) z.{tag}.gguf'" in card
+    assert f"By type it does not find my ({tag}-) z.{tag}.gguf: use `-hff`" in card
+    assert f"(my%20%28{tag}-%29%20z.{tag}.gguf)" in card
+
+
+def test_a_reference_that_is_in_the_folder_is_one_row(made: Release) -> None:
+    results = [{**made.document["results"][0], "type": "F32", "path": "m.F32.gguf"}, *made.document["results"]]
+    document = {**made.document, "results": results}
+    rows = [line for line in card_text(made.record, document, []).splitlines() if "| F32 |" in line]  # type: ignore[arg-type]
+    assert [row.split(" | ")[0] for row in rows] == ["| [m.F32.gguf](m.F32.gguf)"]
+
+
+def test_the_card_of_a_merged_adapter_with_a_chat_template(made: Release) -> None:
+    model = {"base_model": "me/base", "repository": "me/base", "adapters": ["lora"], "has_chat_template": True}
+    model |= {"license": "other", "license_name": "my-license", "license_link": "LICENSE"}
+    card = card_text({**made.record, "model": {**made.record["model"], **model}}, made.document, [])  # type: ignore[typeddict-item]
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert (front["base_model_relation"], front["license_name"], front["license_link"]) == (
+        "finetune",
+        "my-license",
+        "LICENSE",
+    )
+    assert "with the LoRA adapter lora merged" in card
+    assert "It has a chat template" in card
+    assert "not the chat" not in card
 
 
 def test_a_file_that_changed_is_not_released_again(checkpoint: Path, copied: Path) -> None:
@@ -227,6 +295,11 @@ def test_limits_are_taken_from_headings_and_bold_words() -> None:
         ("---\nlicense: mit\nlanguage: [en, de]\n---\n", "mit", ("en", "de")),
         ("---\nlanguage: en\n---\n", None, ("en",)),
         ("---\nlanguage: {a: [\n---\nbroken", None, ()),
+        ("---\r\nlicense:\r\n- mit\r\nlanguage: [no, en]\r\n---\r\n", "mit", ("no", "en")),  # YAML's `no` is false
+        ("---\nlicense: [mit, gpl-3.0]\n---\n", "other", ()),
+        ("---\nlicense: mit\nbase_model: a: b\n---\n", "mit", ()),
+        ("---\n- mit\n---\n", None, ()),
+        ("# Limits\n\n" + "[<" * 500_000, None, ()),
         ("no front matter", None, ()),
         (None, None, ()),
     ],
@@ -237,4 +310,4 @@ def test_base_cards_of_all_kinds(
     if card is not None:
         (tmp_path / "README.md").write_text(card, "utf-8")
     base = read_base_model(Source("m", tmp_path, None, None))
-    assert (base.license, base.languages, base.license_file) == (license, languages, None)
+    assert (base.license, base.languages) == (license, languages)

@@ -17,8 +17,9 @@ from ..waiting import wait_for
     ("words", "message"),
     [
         (["storybook"], "--output is missing"),
-        (["storybook", "--verify", "x"], "--verify cannot be combined with MODEL, --output or --push"),
-        (["--verify", "x", "--push", "me/x"], "--verify cannot be combined with MODEL, --output or --push"),
+        (["storybook", "--verify", "x"], "--verify cannot be combined with MODEL"),
+        (["--verify", "x", "-t", "q8_0"], "--verify cannot be combined with --type"),
+        (["storybook", "-o", "x", "--yes"], "--yes needs --push OWNER/NAME"),
         (["storybook", "-o", "x", "--push", "x"], "--push must be a name on the Hub, owner/name, not 'x'"),
         (["storybook", "-o", "x", "--base-model", "x y/z"], "--base-model must be a name on the Hub"),
         (["storybook", "-o", "x", "--recipe", "best"], "--recipe must be stock or lean, not 'best'"),
@@ -40,7 +41,8 @@ def test_verify_prints_a_line_for_each_check_and_fails_with_status_1(copied: Pat
     (copied / "params").write_text("{}", "utf-8")
     wrong = run_text("release", "--verify", copied, "--threads", "1")
     assert wrong.returncode == 1
-    assert "FAIL params: has another SHA-256 than SHA256SUMS states" in wrong.stdout.splitlines()
+    assert "\nFAIL params: has another SHA-256 than SHA256SUMS states: 44136fa355b3678a…, not " in wrong.stdout
+    assert "Download the files that failed again" in wrong.stderr
     assert wrong.stdout.splitlines()[-1].endswith(" checks, 1 failed.")
     document = json.loads(run_text("release", "--verify", copied, "--threads", "1", "--json").stdout)
     assert not document["ok"]

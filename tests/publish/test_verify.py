@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,7 +77,7 @@ def test_a_card_that_parts_from_the_measurements_fails(change: Callable[[Path], 
     change(copied)
     with_new_sums(copied)
     (problem,) = problems(copied).values()
-    assert problem.startswith("they differ. The card has: ")
+    assert problem.startswith("they differ in line ")
 
 
 def test_a_changed_file_fails(copied: Path) -> None:
@@ -89,7 +91,11 @@ def test_a_changed_file_fails(copied: Path) -> None:
 
 
 def test_a_file_of_another_type_under_the_name_fails(copied: Path) -> None:
-    (copied / "storybook.Q4_0.gguf").write_bytes((copied / "storybook.Q8_0.gguf").read_bytes())
+    data = (copied / "storybook.Q8_0.gguf").read_bytes()
+    (copied / "storybook.Q4_0.gguf").write_bytes(data)
+    assert f"has {len(data):,} bytes, but bench.json states" in problems(copied)["storybook.Q4_0.gguf"]
+    stated = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    edit(copied / "bench.json", lambda document: document["results"][2].update(stated))
     with_new_sums(copied)
     assert "its header states the type Q8_0" in problems(copied)["run storybook.Q4_0.gguf"]
 
@@ -102,9 +108,44 @@ def test_a_file_that_writes_another_text_fails(copied: Path) -> None:
 
 def test_missing_and_unknown_files_fail(copied: Path) -> None:
     (copied / "storybook.F16.gguf").rename(copied / "storybook.F32.gguf")
+    (copied / "old").mkdir()
+    (copied / "old" / "storybook.GGUF").write_bytes(b"")
+    with (copied / "storybook.Q8_0.gguf").open("r+b") as file:
+        file.truncate(1 << 40)  # sparse; hashing it would take an hour
     found = problems(copied)
-    assert "cannot read" in found["storybook.F16.gguf"]
+    assert found["storybook.F16.gguf"] == "is missing"
     assert found["bench.json: storybook.F32.gguf"] == "bench.json does not describe it"
+    assert found["bench.json: old/storybook.GGUF"] == "bench.json does not describe it"
+    assert "has 1,099,511,627,776 bytes, but bench.json states" in found["storybook.Q8_0.gguf"]
+
+
+def test_a_changed_checkout_is_explained(copied: Path) -> None:
+    """Files as git writes them without LFS and with core.autocrlf, and one that would block a reader."""
+    for gguf in copied.glob("*.gguf"):
+        digest, size = hashlib.sha256(gguf.read_bytes()).hexdigest(), gguf.stat().st_size
+        gguf.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{digest}\nsize {size}\n", "utf-8")
+    for name in ("LICENSE", "SHA256SUMS", "bench.json"):
+        (copied / name).write_bytes((copied / name).read_bytes().replace(b"\n", b"\r\n"))
+    (copied / "README.md").unlink()
+    os.mkfifo(copied / "README.md")
+    (copied / "params").write_bytes(b"\xff")
+    found = problems(copied)
+    assert "git lfs pull" in found["storybook.F16.gguf"]
+    assert "CRLF line ends" in found["LICENSE"]
+    assert "is not a file" in found["README.md"]
+    assert "has another SHA-256" in found["params"]
+    assert not [name for name in found if name.startswith("run ")]
+
+
+def test_checksums_that_fit_changed_files_do_not_hide_them(copied: Path) -> None:
+    (copied / "template").write_text("### {{ .Prompt }}", "utf-8")
+    shutil.copy(copied / "storybook.Q8_0.gguf", copied / "imatrix.gguf")
+    with_new_sums(copied)
+    lines = (copied / "SHA256SUMS").read_text("utf-8").splitlines(keepends=True)
+    (copied / "SHA256SUMS").write_text("".join(line for line in lines if "params" not in line), "utf-8")
+    found = problems(copied)
+    assert found.keys() == {"template", "imatrix.gguf", "params"}
+    assert found["params"] == "SHA256SUMS does not list it"
 
 
 def test_an_unfinished_release_fails(copied: Path) -> None:
@@ -124,7 +165,9 @@ def test_broken_records_are_refused(text: str, copied: Path) -> None:
         verify(copied)
 
 
-@pytest.mark.parametrize("line", ["abc", "ab" * 32 + "  ../x", "ab" * 32 + "  /etc/passwd", "ab" * 32 + " x"])
+@pytest.mark.parametrize(
+    "line", ["abc", "ab" * 32 + "  ../x", "ab" * 32 + "  /etc/passwd", "ab" * 32 + " x", "ab" * 32 + "  README.md"]
+)
 def test_broken_sums_are_refused(line: str, copied: Path) -> None:
     with (copied / "SHA256SUMS").open("a", encoding="utf-8") as file:
         file.write(line + "\n")
