@@ -95,8 +95,13 @@ def _choice(document: BenchJson) -> list[str]:
         "",
         f"**{_link(row['path'])}**. The reasons:",
         "",
-        *(f"- {escaped(line)}" for line in advise(document)),
+        *(f"- {escaped(_to_readers(line))}" for line in advise(document)),
     ]
+
+
+def _to_readers(advice: str) -> str:
+    """A sentence of the advice, which is for the publisher, as one for those who download."""
+    return f"Take {advice.removeprefix('Ship ')}" if advice.startswith("Ship ") else advice
 
 
 def _files(document: BenchJson, plots: Collection[str]) -> list[str]:
