@@ -198,7 +198,7 @@ def assert_whole_or_as_before(folder: Path, whole: dict[str, str], overwrite: bo
             assert sha256(folder / name) == new
 
 
-@pytest.mark.parametrize(("named", "count"), [(False, 36), (True, 15)], ids=["nameless", "named"])
+@pytest.mark.parametrize(("named", "count"), [(False, 24), (True, 12)], ids=["nameless", "named"])
 def test_a_kill_leaves_complete_files_or_the_old_ones(
     named: bool,
     count: int,

@@ -21,7 +21,7 @@ from gguf.constants import Keys
 from ...checkpoints import make_checkpoint
 from ..tokenizer_folders import Folder, byte_spelling, random_folder, random_texts
 
-SEEDS, MORE_SEEDS = range(200), range(5000)
+SEEDS, MORE_SEEDS = range(100), range(5000)
 # A warning about all texts, or, with the names of tokens, about the texts that have one of them
 ABOUT_ALL = [
     "is not added to texts",
@@ -89,7 +89,7 @@ def test_no_folder_gives_other_ids_than_transformers_without_a_warning(
 ) -> None:
     found = tally(SEEDS, tmp_path, auto_tokenizer, caplog)
     assert found.keys() == {"equal", "warned", "refused"}
-    assert found["equal"] >= 60  # of 200: the kinds that can be carried are
+    assert found["equal"] >= 30  # of 100: the kinds that can be carried are
 
 
 @pytest.mark.slow
