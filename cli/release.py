@@ -38,7 +38,7 @@ def release(
         typer.Option(
             "--calibrate",
             metavar="TEXTFILE",
-            help="Text of the importance matrix; calibration: the bundled one; sampled: text from the model.",
+            help="Text for the importance matrix: a file; calibration: bundled; sampled: the model generates it.",
         ),
     ] = "sampled",
     calibration_license: Annotated[
@@ -46,12 +46,12 @@ def release(
     ] = None,
     text: Annotated[
         str,
-        typer.Option("--text", metavar="FILE|NAME", help="Text to score, as of bench: a file, evaluation, wikitext2."),
+        typer.Option("--text", metavar="FILE|NAME", help="Text to score: a file, evaluation (bundled) or wikitext2."),
     ] = "evaluation",
     rounds: Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="Rounds of the speed measurement.")] = 5,
     license: Annotated[
         str | None,
-        typer.Option("--license", metavar="ID", help="License of the model, such as mit. Default: as its card states."),
+        typer.Option("--license", metavar="ID", help="License of the model, such as mit. Default: that of its card."),
     ] = None,
     base_model: Annotated[
         str | None,
@@ -59,12 +59,12 @@ def release(
     ] = None,
     push: Annotated[
         str | None,
-        typer.Option("--push", metavar="OWNER/NAME", help="Upload to this repository on the Hub, after a question."),
+        typer.Option("--push", metavar="OWNER/NAME", help="Upload to this repository on the Hub, after confirmation."),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Upload without the question.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Upload without confirmation.")] = False,
     verify: Annotated[
         Path | None,
-        typer.Option("--verify", metavar="FOLDER", help="Check a release: checksums, card, and that each file runs."),
+        typer.Option("--verify", metavar="FOLDER", help="Verify a release: checksums, card, and that each file runs."),
     ] = None,
     revision: RevisionOption = None,
     offline: OfflineOption = False,
@@ -74,8 +74,8 @@ def release(
 ) -> None:
     """Make a folder for the Hub: GGUF files, measurements, model card, checksums.
 
-    Default types: f16 q8_0 q6_k q5_k_m q4_k_m q4_0. The card's figures are those of bench.json. After an interrupt, the
-    same command continues; a finished release is only completed, not measured again.
+    Default types: f16 q8_0 q6_k q5_k_m q4_k_m q4_0. The card's figures are those of bench.json. After an interrupt,
+    run the same command again: it continues. A finished release is not measured again.
 
     Example: dgpt2-quant release distilgpt2 --text wikitext2 -o distilgpt2-GGUF
     """
@@ -129,16 +129,16 @@ def _upload(made: "Release", repo: str | None, yes: bool) -> None:
     from dgpt2_quant.publish.card import repository
     from dgpt2_quant.publish.push import push, upload_command
 
-    by_hand = f"Upload it with: {upload_command(made.folder, repository(made.record))}"
+    command = upload_command(made.folder, repository(made.record))
     if repo is None:
-        note(by_hand)
+        note(f"Upload it with: {command}")
         return
     if not yes:
         if not sys.stdin.isatty():
-            note(f"Not uploaded: stdin is not a terminal, so there is no question; --yes uploads without. {by_hand}")
+            note(f"Not uploaded: stdin is not a terminal to confirm on. Add --yes, or upload it with: {command}")
             return
         if not typer.confirm(f"Upload {len(made.files)} files to {repo}?", err=True):
-            note(f"Not uploaded. {by_hand}")
+            note(f"Not uploaded. To upload it later: {command}")
             return
     note(f"Uploaded: {push(made.folder, made.files, repo)}")
 
@@ -158,7 +158,7 @@ def _verify(folder: Path, threads: int | None, json: bool) -> None:
             )
         typer.echo(f"{len(checks)} checks, {len(wrong)} failed." if wrong else f"{len(checks)} checks passed.")
     if wrong:
-        note("Download the files that failed again, or make the release again with the command in its README.md.")
+        note("Download the failed files again, or make the release again with the command in its README.md.")
         raise typer.Exit(1)
 
 

@@ -71,12 +71,12 @@ def set_version(source: Path, local: str) -> None:
     module = source / "llama_cpp" / "__init__.py"
     text, count = re.subn(r'^__version__ = "[\d.]+', rf"\g<0>+{local}", module.read_text("utf-8"), flags=re.M)
     if count != 1:
-        raise SystemExit(f"{module} does not set its version in the expected form")
+        raise SystemExit(f"{module} has no line such as: __version__ = '0.3.36'")
     module.write_text(text, "utf-8")
 
 
 def run(*arguments: str | Path, **variables: str) -> None:
-    """Runs this interpreter; the programs of its environment are found first."""
+    """Runs this Python with the programs of its environment first in PATH."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     subprocess.run([sys.executable, *arguments], env={**os.environ, **variables, "PATH": path}, check=True)
 
@@ -94,7 +94,7 @@ def main() -> None:
         flags = ["--no-deps", "--no-build-isolation", "-w", folder]
         run("-m", "pip", "wheel", "--quiet", *flags, source, **build_variables(arguments.instruction_set))
         [wheel] = folder.glob("*.whl")
-        # takes libgomp into the wheel, and names the oldest C library that it works with
+        # adds libgomp to the wheel, and writes the oldest supported glibc into its tag
         run("-m", "auditwheel", "repair", "--only-plat", "-w", arguments.output, wheel)
 
 

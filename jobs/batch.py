@@ -81,7 +81,7 @@ def batch(
     """Answers the lines of `input` in `output`; `-` is stdin or stdout. docs/batch.md has the formats.
 
     `options` are defaults of plain lines (`Options`). A line without a seed gets one from `seed` and its number.
-    `slice` lines are decoded in one company, `parallel` texts at a time. Lines have at most `max_line` bytes. With
+    `slice` lines are decoded from an empty cache, `parallel` texts at a time. Lines have at most `max_line` bytes. With
     `errors` "file" failed lines go to a file of their own, and with "inline" (the default for stdout) to the output.
     The files of an earlier call are continued if input, model and all that the output depends on are the same, and
     replaced with `restart`. The `engine` "ray" answers slices on the cluster at `ray_address`, or on all cores of this

@@ -23,7 +23,7 @@ from .plain_lines import plain_answer, plain_error, read_plain
 from .requests import BadLineError, Request, explained, read_object
 
 PARALLEL = 16  # texts that decode together: the matrix kernels for AVX-512 take 16 rows at once
-SLICE = 256  # lines that are decoded in one company: more keep the slots fuller, fewer are lost in a kill
+SLICE = 256  # lines; with more the slots are fuller, with fewer a kill loses less
 _SEEDS = 2**32 - 1  # as in runtime/request.py
 
 Report = Callable[[float, int], None]
@@ -117,7 +117,7 @@ class SliceRunner:
         if self._engine is None:
             self._engine = self.model.new_engine(self.settings.parallel, self.model.positions)
         engine = self._engine
-        engine.reset()  # a prompt that an earlier slice left in the cache would change the company
+        engine.reset()  # a prompt that an earlier slice left in the cache would change the batches
         for text in sorted(texts, key=lambda one: -(len(one.request.prompt) + one.room)):
             engine.add(text)
         done = tokens = 0

@@ -1,4 +1,4 @@
-"""What the checkpoint of a release states about itself: origin, license, languages, limits."""
+"""Reads what a checkpoint states about itself in its model card: license, languages, limits."""
 
 import re
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from dgpt2_quant.quantize.checkpoint.resolve import LICENSE_FILES, Source
 LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _ABOUT_LIMITS = r"\b(bias|biases|limit|limits|limitations?|risks?|out-of-scope|not for)\b"
 _LONGEST_CARD = 200_000  # characters; the rest is not read
-_LONGEST_PARAGRAPH = 5000  # characters; matching markup in a line of brackets takes the square of its length
+_LONGEST_PARAGRAPH = 5000  # characters; matching markup in a line of brackets takes quadratic time
 _LONGEST_LIMITS = 900  # characters: a summary, next to the link to the whole card
 _MARKUP = re.compile(r"^\s*(\||<|!\[|>>>|- \[)|^\s*```", re.MULTILINE)
 

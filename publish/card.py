@@ -1,6 +1,6 @@
-"""The model card (`README.md`) of a release: a function of `bench.json` and `release.json`, and of nothing else.
+"""The model card (`README.md`) of a release, computed from `bench.json`, `release.json` and the names of the plots.
 
-So every number in it can be traced, and `verify` writes it again to find a card that differs.
+`verify` computes it again, and reports a card that differs.
 """
 
 import glob
@@ -35,7 +35,7 @@ COLUMNS = [
     *("file", "type", "MB", "bpw", "KLD", "KLD 99.9%", "same top token", "perplexity ratio"),
     *("prompt t/s", "decode t/s", "load ms", "memory MB"),
 ]
-_LONGEST_NAME = 90  # characters of a repository's name; the Hub takes 96
+_LONGEST_NAME = 90  # characters of a repository's name; the Hub allows 96
 
 
 def card_text(record: ReleaseJson, document: BenchJson, plots: Collection[str]) -> str:
@@ -54,13 +54,13 @@ def card_text(record: ReleaseJson, document: BenchJson, plots: Collection[str]) 
 
 
 def repository(record: ReleaseJson) -> str:
-    """The name on the Hub; with a placeholder for the user where it is not known yet."""
+    """The name on the Hub; a placeholder with the user `USER` until `repo` is known."""
     name = re.sub(r"[^A-Za-z0-9_.]+|\.\.+", "-", record["model"]["name"])[:_LONGEST_NAME].strip("-.")
     return record["repo"] or f"USER/{name or 'model'}-GGUF"
 
 
 def recommended(document: BenchJson) -> Result:
-    """The file that the advice says to ship: the smallest within 1 %, or else the one nearest to the reference."""
+    """The file that the advice recommends: the smallest within 1 %, or else the one nearest to the reference."""
     name = recommend(document["results"])["smallest_within_1pct_ppl"]
     rows = [row for row in document["results"] if label(row) == name]
     return rows[0] if rows else min(document["results"], key=lambda row: row["ppl_ratio"])
@@ -83,8 +83,8 @@ def _introduction(record: ReleaseJson, document: BenchJson) -> list[str]:
         f"{of} in {count} quant type{'s' if count > 1 else ''}, for llama.cpp and programs that use it. {kind}",
         "",
         "Quality, size and speed of every file were measured. Each number below is computed from `bench.json` and"
-        " `release.json`; `dgpt2-quant release --verify` computes them again. `sha256sum -c SHA256SUMS` checks all"
-        " files.",
+        " `release.json`; `dgpt2-quant release --verify` computes them again and compares. `sha256sum -c"
+        " SHA256SUMS` checks all files.",
     ]
 
 
@@ -100,7 +100,7 @@ def _choice(document: BenchJson) -> list[str]:
 
 
 def _to_readers(advice: str) -> str:
-    """A sentence of the advice, which is for the publisher, as one for those who download."""
+    """Rewords a sentence of the advice, which addresses the publisher, for readers of the card."""
     return f"Take {advice.removeprefix('Ship ')}" if advice.startswith("Ship ") else advice
 
 
@@ -116,9 +116,9 @@ def _files(document: BenchJson, plots: Collection[str]) -> list[str]:
     scored = f"{reference['tokens_scored']:,} of {text['tokens']:,} tokens of {escaped(text['name'])}"
     lines += [
         f"- KLD: mean Kullback-Leibler divergence of the next-token distribution from {reference['type']}'s, in nats,"
-        " with its 95 % interval; its 99.9 % quantile. Same top token: how often the likeliest token is"
-        f" {reference['type']}'s. Perplexity ratio: to {reference['type']}'s, with its 95 % interval. bpw: bits per"
-        " weight, without the tokenizer.",
+        " with its 95 % interval. KLD 99.9%: the 99.9 % quantile. Same top token: share of tokens for which the"
+        f" likeliest token is {reference['type']}'s. Perplexity ratio: perplexity divided by {reference['type']}'s,"
+        " with its 95 % interval. bpw: bits per weight, without the tokenizer.",
         f"- Quality over {scored}, in windows of {text['context']} tokens. Perplexity of {reference['type']}:"
         f" {with_error(reference['perplexity'], reference['perplexity_stderr'])}.",
         f"- Speed in tokens per second at batch 1, median (minimum-maximum) of interleaved rounds, on"
@@ -132,7 +132,7 @@ def _files(document: BenchJson, plots: Collection[str]) -> list[str]:
             " are rounding."
         )
     if any(row["disturbed"] or row.get("load_disturbed") for row in document["results"]):
-        lines.append(f"- {DISTURBED}: other programs used the machine while this was timed.")
+        lines.append(f"- {DISTURBED}: other programs used the machine during this timing.")
     for name in PLOTS:
         if name in plots:
             lines += ["", f"![{escaped(CAPTIONS[name])}](plots/{name}.png)"]
@@ -161,12 +161,12 @@ def _loading(record: ReleaseJson, document: BenchJson) -> list[str]:
     file, tag = row["path"], row["type"]
     paths = [result["path"] for result in document["results"]]
     hidden = [r["path"] for r in document["results"] if found_by_type(paths, r["type"]) != r["path"]]
-    note = [f"By type it does not find {escaped(', '.join(hidden))}: use `-hff` with the file's name.", ""]
+    note = [f"By type llama.cpp does not find {escaped(', '.join(hidden))}: use `-hff` with the file's name.", ""]
     note, by_type = note if hidden else [], file not in hidden
     pattern = json.dumps(glob.escape(file), ensure_ascii=False)
     from_hub = f"-hf {repo}:{tag}" if by_type else f"-hf {repo} -hff {shlex.quote(file)}"
     chat = record["model"]["has_chat_template"]
-    ollama = "`params` from here and the chat template from the file" if chat else "`template` and `params` from here"
+    ollama = "`params` and the file's chat template" if chat else "`template` and `params`"
     return [
         "## How to load it",
         "",
@@ -178,7 +178,7 @@ def _loading(record: ReleaseJson, document: BenchJson) -> list[str]:
         "llama.cpp:",
         "",
         f'    llama-completion {from_hub} -no-cnv -p "Once upon a time"',
-        f"    llama-server {from_hub}" + ("" if chat else "    # then POST /v1/completions, not the chat"),
+        f"    llama-server {from_hub}" + ("" if chat else "    # use /v1/completions, not /v1/chat"),
         "",
         *note,
         "llama-cpp-python:",
@@ -190,7 +190,7 @@ def _loading(record: ReleaseJson, document: BenchJson) -> list[str]:
         'print(llm("Once upon a time", max_tokens=64)["choices"][0]["text"])',
         "```",
         "",
-        f"Ollama, which takes {ollama}:",
+        f"Ollama, which uses {ollama} of this repository:",
         "",
         f"    ollama run {shlex.quote(f'hf.co/{repo}:{tag if by_type else file}')}",
         "",
@@ -238,12 +238,12 @@ def _limits(record: ReleaseJson) -> list[str]:
         "",
         "A quantized model has the limits and the biases of its base model, and quantization can change them. GPT-2"
         " models write fluent text that is often false, and repeat the prejudices of the text they were trained on. Do"
-        " not use them where the truth of a text matters, or where people could be harmed, without measuring it there.",
+        " not use them where facts matter, or where people could be harmed, without an evaluation for that use.",
     ]
     if model["limits"]:
         lines += ["", "From the card of the base model:", "", f"> {escaped(model['limits'])}"]
     if model["base_model"]:
-        lines += ["", f"The whole card: [{model['base_model']}](https://huggingface.co/{model['base_model']})."]
+        lines += ["", f"The full card: [{model['base_model']}](https://huggingface.co/{model['base_model']})."]
     return lines
 
 
@@ -259,7 +259,7 @@ def _bias(record: ReleaseJson) -> list[str]:
     return [
         "The likeliest next tokens after the prompts of GPT-2's model card, and the mean Jensen-Shannon divergence (in"
         " nats, 0 to 0.69, with its 95 % interval) between the continuations of 20 pairs of sentences that differ only"
-        " in a group of people. Neither a small value nor a small change proves a fair model.",
+        " in a group of people. A small value, or a small change, does not prove that a model is fair.",
         "",
         *markdown_table(columns, rows),
     ]

@@ -1,4 +1,4 @@
-"""The files of a release next to the GGUF files and the card: checksums, Ollama's settings, Git LFS, writing."""
+"""Small files of a release: checksums, Ollama's settings, Git attributes; how they are read and written."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from dgpt2_quant.core.gguf_file import read_header
 from dgpt2_quant.quantize.checkpoint.folder import file_sha256
 
 CARD, BENCH, SUMS, IMATRIX, LICENSE = "README.md", "bench.json", "SHA256SUMS", "imatrix.gguf", "LICENSE"
-_NO_MODEL = ("mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")  # in names that llama.cpp passes over
+_NO_MODEL = ("mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")  # in names of files that llama.cpp ignores
 _LARGEST_TEXT = 16 << 20  # bytes; a card or checksums take some KB
 # without the first line, git's core.autocrlf would change the texts, and so their checksums
 _ATTRIBUTES = "* -text\n*.gguf filter=lfs diff=lfs merge=lfs -text\n*.png filter=lfs diff=lfs merge=lfs -text\n"
@@ -21,8 +21,8 @@ _ATTRIBUTES = "* -text\n*.gguf filter=lfs diff=lfs merge=lfs -text\n*.png filter
 def fixed_files(gguf: Path) -> dict[str, str]:
     """Ollama's `template` and `params` (https://huggingface.co/docs/hub/ollama), and `.gitattributes`.
 
-    The template passes the prompt on unchanged: without it programs put a chat template around a base model. A model
-    with a chat template has none here, so that its own is used.
+    The template passes the prompt on unchanged; without it programs apply a chat template to a base model. For a model
+    with a chat template it is left out, so that programs use that one.
     """
     metadata = read_header(gguf).metadata
     params: dict[str, Any] = {"num_ctx": metadata.get("gpt2.context_length")}

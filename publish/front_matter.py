@@ -16,13 +16,13 @@ _DIGITS = 6  # significant digits of a result
 
 
 def front_matter(record: ReleaseJson, document: BenchJson) -> str:
-    """The block of YAML with its rules of three hyphens."""
+    """The YAML block, with its `---` lines."""
     from huggingface_hub import ModelCardData  # takes half a second
 
     model = record["model"]
     related: dict[str, Any] = {}
     if model["base_model"]:
-        # with an adapter merged it is another model than the adapter's base
+        # with a merged adapter it is a derived model, not only a quantized copy of the base
         is_base = not model["adapters"] or model["base_model"] != model["repository"]
         relation = "quantized" if is_base else "finetune"
         related = {"base_model": model["base_model"], "base_model_relation": relation}

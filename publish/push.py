@@ -21,7 +21,7 @@ def check_repo(repo: str, what: str = "repo") -> None:
 
 
 def upload_command(folder: Path, repo: str) -> str:
-    """The command of the Hub's own program that does the same."""
+    """The `hf` command that uploads the folder."""
     return shlex.join(["hf", "upload", repo, str(folder), "."])
 
 
@@ -51,7 +51,7 @@ def push(folder: Path, files: Sequence[str], repo: str, *, private: bool = False
 def _explained(error: Exception, repo: str, endpoint: str) -> DgptQuantError:
     from huggingface_hub import errors
 
-    hint = "The folder is complete. Try again, or run the line that `release` prints."
+    hint = f"The folder is complete. Try again, or run `hf upload {repo} FOLDER .`."
     what = f"{type(error).__name__}: {error}".splitlines()[0]
     if isinstance(error, errors.HfHubHTTPError):
         status = error.response.status_code

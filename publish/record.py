@@ -76,7 +76,7 @@ class BiasJson(TypedDict):
 
 
 class ReleaseJson(TypedDict):
-    """The whole document. `repo` is where the folder is to be uploaded, `command` makes it again, `commit` is that of
+    """The whole document. `repo` is the repository for the upload, `command` makes it again, `commit` is that of
     this program where it is known. `calibration`, `quick` and `bias` are null or empty until they are known."""
 
     schema_version: int

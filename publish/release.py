@@ -1,7 +1,7 @@
-"""`release()`: a folder that can be uploaded to the Hub as it is. A call that was interrupted continues where it was.
+"""`release()`: a folder for the Hub. An interrupted call continues when it is repeated.
 
 The steps are: the importance matrix, the GGUF files, `bench`, a quick perplexity and the bias prompts of each file, and
-the texts made from these: the card, the checksums. A step whose result is in the folder is not repeated.
+last the card and the checksums. A step whose result is in the folder is not repeated.
 """
 
 import hashlib
@@ -79,8 +79,9 @@ def release(
 
     `type` defaults to F16, Q8_0, Q6_K, Q5_K_M, Q4_K_M and Q4_0; `recipe` is `stock` or `lean`. The importance matrix is
     collected over `calibrate`: a text, or `sampled` for text that the model generates; `calibration_license` is the
-    license of that text. `bench` scores `text`, and times `rounds`. `repo` is the name on the Hub (owner/name) for the
-    card; `license` and `base_model` replace what the checkpoint states. `overwrite` makes everything again.
+    license of that text. `bench` scores `text`, and times `rounds` rounds. `repo` is the name on the Hub (owner/name)
+    for the card; `license` and `base_model` replace what the checkpoint states. `overwrite` makes everything
+    again.
 
     Raises `DgptQuantError`. After an interrupt the same call continues.
     """
@@ -121,13 +122,13 @@ def _only_one(folder: Path) -> Iterator[None]:
             lock.acquire(blocking=False)
         except Timeout:
             raise OutputError(
-                f"another process makes a release in {folder}", "Wait until it ends, or choose another `output`."
+                f"another process is making a release in {folder}", "Wait until it ends, or choose another `output`."
             ) from None
     try:
         yield
     finally:
         with suppress(OSError):
-            Path(lock.lock_file).unlink()  # before it is released, so that nobody else holds it
+            Path(lock.lock_file).unlink()  # before it is released, so that no other process holds it
             if is_new:
                 folder.rmdir()  # if nothing could be written
         lock.release(force=True)
@@ -153,7 +154,7 @@ def _make(request: Request, rounds: int, threads: int, overwrite: bool, common: 
 
 
 def _begin(request: Request, overwrite: bool) -> ReleaseJson | None:
-    """The record of an earlier call that made this release, as far as it came; None if there is none.
+    """Returns the record of an earlier call for this release, finished or interrupted; None if there is none.
 
     Raises `OutputError` if the folder has another release, or files that this one does not write.
     """
@@ -185,12 +186,12 @@ def _begin(request: Request, overwrite: bool) -> ReleaseJson | None:
         return None
     for name, sha256 in read_sums(folder).items():
         if name in {*ours, IMATRIX} and (path := folder / name).exists() and file_sha256(path) != sha256:
-            raise OutputError(f"{path} has changed since it was released", "Remove it, and it is made again.")
+            raise OutputError(f"{path} has changed since it was released", "Remove it, and run the same command again.")
     return record
 
 
 def _calibrate(request: Request, common: Mapping[str, Any]) -> CalibrationJson:
-    """The importance matrix, collected if it is missing, and what the record says of it."""
+    """The importance matrix, collected if it is missing, and its entry in the record."""
     path, text = request.folder / IMATRIX, request.calibration
     if not path.exists():
         imatrix(request.model, text=text or SAMPLED, output=path, revision=request.revision, **common)
@@ -230,7 +231,7 @@ def _measured(
             found = None
         if found and _describes(found, hashes, request.text, rounds, threads):
             if announce := common["announce"]:
-                announce(f"{path} has these files already, and is not measured again. To measure again, remove it.")
+                announce(f"{path} already has the measurements of these files. To measure again, remove it.")
             return found
     document = bench(
         request.model,
@@ -298,7 +299,7 @@ def _finish(request: Request, record: ReleaseJson, document: BenchJson) -> list[
 
 
 def _plots(folder: Path, document: BenchJson) -> dict[str, bytes]:
-    """The plots by name; those in the folder if they are of this measurement, since matplotlib may be another now."""
+    """The plots by name. Keeps those of this measurement, because another matplotlib may draw other bytes."""
     sums = {name: sha256 for name, sha256 in read_sums(folder).items() if (folder / name).is_file()}
     known = {name: sha256 for name, sha256 in sums.items() if name == BENCH or name.startswith("plots/")}
     if (

@@ -1,4 +1,4 @@
-"""The arguments of `release`, checked before the work, and what they make of the release's record."""
+"""Checks the arguments of `release` before the work, and begins the release's record."""
 
 import os
 import shlex
@@ -32,7 +32,7 @@ from .record import SCHEMA_VERSION, ReleaseJson
 
 _SURELY_ENOUGH = 20_000  # characters, for one window
 TYPES = ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0")
-RECIPES = ("stock", "lean")  # not a searched one, which is of one file
+RECIPES = ("stock", "lean")  # not a searched recipe, which is for one file
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def read_request(
     }
     stated = " ".join((calibration_license or "").split())
     if not stated and calibration is None:
-        stated = "that of the model, which wrote it"
+        stated = "that of the model, which generated it"
     elif not stated and calibration:
         stated = "CC0-1.0" if is_bundled(calibration.name, calibration.sha256) else "not stated"
     paths = {t: folder / file_name(checkpoint.name, t, recipe if has_lean(t) else "stock") for t in types}
@@ -176,7 +176,7 @@ def _check_use(checkpoint: ModelSource, text: NamedText) -> None:
 
 
 def _notes(record: ReleaseJson, own_model: bool, paths: Mapping[QuantType, Path]) -> Iterator[str]:
-    """What a published card should have and the checkpoint does not state, and files that programs do not find."""
+    """Warnings: what a card should have and the checkpoint does not state, and files that llama.cpp does not find."""
     model = record["model"]
     if model["license"] == UNKNOWN:
         yield f"{model['name']} states no license: the card will say so. Set `license` (such as apache-2.0)."
@@ -186,8 +186,8 @@ def _notes(record: ReleaseJson, own_model: bool, paths: Mapping[QuantType, Path]
     for name, file in files.items():
         if (other := found_by_type(files.values(), name)) != file:
             yield (
-                f"llama.cpp finds {other or 'no file'} for `-hf REPO:{name}`: the card will say so. To change it,"
-                " leave out a type, or rename the checkpoint's folder."
+                f"For `-hf REPO:{name}` llama.cpp takes {other or 'no file'}, not {file}: the card will say so. To"
+                " avoid this, leave out a type, or rename the checkpoint's folder."
             )
 
 

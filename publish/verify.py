@@ -29,7 +29,7 @@ _POINTER = b"version https://git-lfs.github.com/spec/v1"
 
 @dataclass(frozen=True)
 class Check:
-    """What was checked, and what is wrong; `problem` is empty if nothing is."""
+    """The name of a check and the problem it found; `problem` is empty if there is none."""
 
     name: str
     problem: str = ""
@@ -85,12 +85,12 @@ def _changed(path: Path, sha256: str, size: int | None) -> str:
     if actual == sha256:
         return ""
     if hashlib.sha256(begin.replace(b"\r\n", b"\n")).hexdigest() == sha256:
-        return "has CRLF line ends, as git's core.autocrlf writes them. Clone again with `-c core.autocrlf=false`"
+        return "has CRLF line ends, which git's core.autocrlf writes. Clone again with `-c core.autocrlf=false`"
     return f"has another SHA-256 than {SUMS} states: {actual[:16]}…, not {sha256[:16]}…"
 
 
 def _listed(folder: Path, sums: dict[str, str], document: BenchJson) -> Iterator[Check]:
-    """The files that bench.json describes are those of the folder, and have the same hashes."""
+    """Checks that bench.json describes the GGUF files of the folder, with the same hashes."""
     measured = {row["path"]: row for row in document["results"]}
     files = (path for path in folder.rglob("*") if path.suffix.lower() == ".gguf")
     present = {str(path.relative_to(folder)) for path in files} - {IMATRIX}
@@ -108,7 +108,7 @@ def _listed(folder: Path, sums: dict[str, str], document: BenchJson) -> Iterator
 def _complete(
     folder: Path, sums: dict[str, str], record: ReleaseJson, document: BenchJson, changed: Collection[str]
 ) -> Iterator[Check]:
-    """The other files of the release are listed, and those for other programs follow from the GGUF files."""
+    """Checks that `SHA256SUMS` lists the other files, and that those for other programs match the GGUF files."""
     try:
         fixed = fixed_files(folder / document["results"][0]["path"])
     except (DgptQuantError, LookupError, TypeError):  # a broken file, which its own check reports
@@ -124,7 +124,7 @@ def _complete(
 
 
 def _card(folder: Path, sums: dict[str, str], record: ReleaseJson, document: BenchJson) -> Check:
-    """The card is the one that follows from bench.json and release.json."""
+    """Checks that the card is the one computed from bench.json and release.json."""
     plots = [Path(name).stem for name in sums if name.startswith("plots/")]
     expected = card_text(record, with_advice(document), plots).splitlines()
     try:
@@ -135,9 +135,9 @@ def _card(folder: Path, sums: dict[str, str], record: ReleaseJson, document: Ben
         return Check(f"{CARD} and {BENCH}")
     pairs = enumerate(zip_longest(actual, expected), 1)
     number, (said, wanted) = next((number, pair) for number, pair in pairs if pair[0] != pair[1])
-    problem = f"they differ in line {number}. The card has: {_short(said)}. From {BENCH} follows: {_short(wanted)}."
+    problem = f"they differ in line {number}. The card has: {_short(said)}. Computed from {BENCH}: {_short(wanted)}."
     if (version := record["identity"]["dgpt2_quant"]) != tool_version():
-        problem += f" The card is by dgpt2-quant {version}, this is {tool_version()}."
+        problem += f" dgpt2-quant {version} wrote the card; this is {tool_version()}."
     return Check(f"{CARD} and {BENCH}", problem)
 
 
@@ -146,7 +146,7 @@ def _short(line: str | None) -> str:
 
 
 def _runs(path: Path, quant_type: str, record: ReleaseJson, threads: int | None) -> Check:
-    """The file has the metadata of this release, loads, and repeats its quick perplexity."""
+    """Checks that the file has the metadata of this release, loads, and has the recorded quick perplexity."""
     name = f"run {path.name}"
     expected = {one["file"]: one["perplexity"] for one in record["quick"]}.get(path.name)
     if expected is None:

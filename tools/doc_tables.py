@@ -73,7 +73,7 @@ def bench_table(document: Any) -> list[str]:
 def release_table(document: Any | None) -> list[str]:
     """The README's table of DistilGPT2's release; a sentence until somebody has run it."""
     if document is None:
-        return ["(Nobody has run it on the real weights yet: the Hub could not be reached from here.)"]
+        return ["(Not yet run on the real weights: the development machine cannot reach the Hub.)"]
     rows = [
         [
             row["type"],

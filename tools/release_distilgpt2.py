@@ -2,10 +2,10 @@
 
 usage: release_distilgpt2.py FOLDER [--rehearse] [--threads N]
 
-Downloads `distilbert/distilgpt2` at a pinned revision, and WikiText-2. `docs/bench/distilgpt2.json` becomes the
-release's bench.json, from which `make docs` makes the README's table. With --rehearse a server on this machine replaces
-the Hub: it has a random model of DistilGPT2's shape with an invented vocabulary, and a ZIP archive like that of
-WikiText-2. The documents are then left alone.
+Downloads `distilbert/distilgpt2` at a pinned revision, and WikiText-2. Copies the release's bench.json to
+`docs/bench/distilgpt2.json`, from which `make docs` writes the README's table. With --rehearse a server on this machine
+replaces the Hub: it has a random model of DistilGPT2's shape with an invented vocabulary, and a ZIP archive like that
+of WikiText-2. The documents are then not changed.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def make(folder: Path, threads: int | None, *, rehearses: bool) -> None:
     from dgpt2_quant.publish.release import release
     from dgpt2_quant.publish.verify import verify
 
-    if rehearses:  # its text is not the published one
+    if rehearses:  # the rehearsal's text has another hash
         DATASETS["wikitext2"] = replace(DATASETS["wikitext2"], sha256=None)
     started = time.perf_counter()
     with progress_bar() as progress:

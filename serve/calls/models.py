@@ -73,7 +73,7 @@ class ServedModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Changes with the file and the version. Batched texts depend also on their company (docs/serving.md)."""
+        """Changes with the file and the version. Texts in a batch also depend on each other (docs/serving.md)."""
         about = f"{tool_version()} {self.id} {self.bytes}"
         return f"fp_{hashlib.sha256(about.encode()).hexdigest()[:12]}"
 

@@ -207,7 +207,7 @@ def test_a_folder_with_something_else_is_refused(checkpoint: Path, copied: Path,
         make(checkpoint, tmp_path / "mine" / "README.md")
     with pytest.raises(OutputError, match="is the folder of the checkpoint"):
         make(checkpoint, checkpoint.parent / "." / "storybook", overwrite=True)
-    with FileLock(copied / ".release.lock"), pytest.raises(OutputError, match="another process makes a release in"):
+    with FileLock(copied / ".release.lock"), pytest.raises(OutputError, match="another process is making a release in"):
         make(checkpoint, copied)
 
 
@@ -233,7 +233,7 @@ def test_the_card_names_the_file_where_its_type_finds_another(made: Release) -> 
     card = card_text(made.record, {**made.document, "results": results}, [])  # type: ignore[typeddict-item]
     assert f"llama-server -hf USER/storybook-GGUF -hff 'my ({tag}-) z.{tag}.gguf'" in card
     assert f"ollama run 'hf.co/USER/storybook-GGUF:my ({tag}-) z.{tag}.gguf'" in card
-    assert f"By type it does not find my ({tag}-) z.{tag}.gguf: use `-hff`" in card
+    assert f"By type llama.cpp does not find my ({tag}-) z.{tag}.gguf: use `-hff`" in card
     assert f"(my%20%28{tag}-%29%20z.{tag}.gguf)" in card
 
 
@@ -256,7 +256,7 @@ def test_the_card_of_a_merged_adapter_with_a_chat_template(made: Release) -> Non
     )
     assert "with the LoRA adapter lora merged" in card
     assert "It has a chat template" in card
-    assert "not the chat" not in card
+    assert "/v1/chat" not in card
 
 
 def test_a_file_that_changed_is_not_released_again(checkpoint: Path, copied: Path) -> None:

@@ -42,7 +42,7 @@ def test_verify_prints_a_line_for_each_check_and_fails_with_status_1(copied: Pat
     wrong = run_text("release", "--verify", copied, "--threads", "1")
     assert wrong.returncode == 1
     assert "\nFAIL params: has another SHA-256 than SHA256SUMS states: 44136fa355b3678a…, not " in wrong.stdout
-    assert "Download the files that failed again" in wrong.stderr
+    assert "Download the failed files again" in wrong.stderr
     assert wrong.stdout.splitlines()[-1].endswith(" checks, 1 failed.")
     document = json.loads(run_text("release", "--verify", copied, "--threads", "1", "--json").stdout)
     assert not document["ok"]
