@@ -21,7 +21,9 @@ def release(
     context: typer.Context,
     model: Annotated[
         str | None,
-        typer.Argument(metavar="MODEL", help="storybook (bundled), a Hub name, or a checkpoint folder."),
+        typer.Argument(
+            metavar="MODEL", help="storybook (bundled), a Hub name or a checkpoint folder. Default: distilgpt2."
+        ),
     ] = None,
     output: Annotated[
         str | None, typer.Option("--output", "-o", metavar="FOLDER", help="Folder of the release.")
