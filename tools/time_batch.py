@@ -1,7 +1,7 @@
 """Times a batch job in turns with other ways to answer the same prompts: generated tokens per second.
 
 usage: time_batch.py OUTPUT.json MODEL.gguf [--lines N] [--tokens N] [--slice N] [--parallel N] [--rounds N]
-       [--threads N] [--ray] [--llama-server FILE]
+       [--threads N] [--ctx-size N] [--ray] [--llama-server FILE]
 
 Contestants, all with the same prompts (4 to 120 words of the bundled text), threads and sampling:
 - batch: `dgpt2_quant.jobs.batch.batch`, from the file of requests to the complete output, loading the model included;
@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="of each text; all texts are as long")
     parser.add_argument("--slice", type=int, default=SLICE)
     parser.add_argument("--parallel", type=int, default=PARALLEL)
+    parser.add_argument("--ctx-size", type=int, help="of each text; the model's by default")
     parser.add_argument("--ray", action="store_true")
     parser.add_argument("--llama-server", type=Path)
     arguments = parser.parse_args()
@@ -89,10 +90,15 @@ def starts(arguments: argparse.Namespace, prompts: list[str], stack: ExitStack) 
     source = folder / "in.jsonl"
     source.write_text("".join(f"{json.dumps(line)}\n" for line in lines), "utf-8")
     job = {"slice": arguments.slice, "parallel": arguments.parallel}
-    model = stack.enter_context(Model.load(arguments.model, threads=arguments.threads))
+    model = stack.enter_context(Model.load(arguments.model, threads=arguments.threads, ctx_size=arguments.ctx_size))
     process = stack.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
     serial = partial(complete_each, arguments.model, arguments.threads, prompts, arguments.tokens)
-    files = {"model": str(arguments.model), "threads": arguments.threads, "restart": True}
+    files = {
+        "model": str(arguments.model),
+        "threads": arguments.threads,
+        "ctx_size": arguments.ctx_size,
+        "restart": True,
+    }
     found: dict[str, Callable[[], int]] = {
         "batch": lambda: batch(source, folder / "out.jsonl", **job, **files).tokens,
         "batch_lines": lambda: sum(answer["tokens"] for answer in batch_lines(lines, model=model, **job)),
