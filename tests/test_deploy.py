@@ -175,7 +175,7 @@ def test_the_wheel_has_a_local_version(tmp_path: Path) -> None:
     BUILD.set_version(tmp_path, "v3")
     assert module.read_text("utf-8") == f'from .llama import *\n\n__version__ = "{SUPPORTED}+v3"\n'
     module.write_text("from ._version import __version__\n", "utf-8")
-    with pytest.raises(SystemExit, match="does not set its version"):
+    with pytest.raises(SystemExit, match="has no line such as"):
         BUILD.set_version(tmp_path, "v3")
 
 

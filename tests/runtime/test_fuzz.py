@@ -54,7 +54,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return make_sources(tmp_path_factory.mktemp("sources"))
 
 
-@pytest.mark.parametrize("count", [100, pytest.param(4000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [250, pytest.param(4000, marks=pytest.mark.slow)])
 def test_no_damaged_file_ends_the_process_or_takes_much(count: int, tmp_path: Path) -> None:
     outcomes = list(run(range(count), SEED, tmp_path, min(2, usable_cores())))
     assert sorted(outcome.case for outcome in outcomes) == list(range(count))
