@@ -22,7 +22,7 @@ from dgpt2_quant.bench.report.plots import PLOTS, draw_plots
 from dgpt2_quant.bench.tasks.evaluate import evaluate
 from dgpt2_quant.core.atomic_file import explain_errors
 from dgpt2_quant.core.cores import threads_or_all
-from dgpt2_quant.core.errors import OutputError, ResultError, UsageError
+from dgpt2_quant.core.errors import OutputError, ResultError
 from dgpt2_quant.core.json_text import to_json_text
 from dgpt2_quant.core.progress import Progress
 from dgpt2_quant.core.quant_types import QuantType
@@ -39,7 +39,7 @@ from dgpt2_quant.quantize.recipes.tensor_types import has_lean
 from .card import card_text
 from .folder import BENCH, CARD, IMATRIX, LICENSE, SUMS, fixed_files, read_sums, sums_text, write
 from .record import NAME, BiasJson, CalibrationJson, QuickJson, ReleaseJson, read_record, record_text
-from .request import Request, read_request
+from .request import ROUNDS, Request, read_request
 
 QUICK_CHARACTERS = 5000  # of the bundled text: about two windows
 _ON_CARD = 2  # prompts: those of GPT-2's card
@@ -67,7 +67,7 @@ def release(
     repo: str | None = None,
     license: str | None = None,
     base_model: str | None = None,
-    rounds: int = 5,
+    rounds: int = ROUNDS,
     threads: int | None = None,
     revision: str | None = None,
     offline: bool = False,
@@ -86,8 +86,6 @@ def release(
     Raises `DgptQuantError`. After an interrupt the same call continues.
     """
     threads = threads_or_all(threads)
-    if rounds < 1:
-        raise UsageError(f"`rounds` must be 1 or more, not {rounds}")
     request = read_request(
         model,
         output=output,
@@ -99,6 +97,7 @@ def release(
         repo=repo,
         license=license,
         base_model=base_model,
+        rounds=rounds,
         revision=revision,
         offline=offline,
         announce=announce,

@@ -32,6 +32,7 @@ from .record import SCHEMA_VERSION, ReleaseJson
 
 _SURELY_ENOUGH = 20_000  # characters, for one window
 TYPES = ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0")
+ROUNDS = 5  # of the speed measurement, by default
 RECIPES = ("stock", "lean")  # not a searched recipe, which is for one file
 
 
@@ -64,12 +65,15 @@ def read_request(
     repo: str | None,
     license: str | None,
     base_model: str | None,
+    rounds: int,
     revision: str | None,
     offline: bool,
     announce: Announce | None,
 ) -> Request:
     """Parameters as for `release`. Raises `DgptQuantError` for a request that cannot succeed."""
     types = list(dict.fromkeys(find_types(type or TYPES)))
+    if rounds < 1:
+        raise UsageError(f"`rounds` must be 1 or more, not {rounds}")
     if recipe not in RECIPES:
         raise UsageError(f"`recipe` must be {' or '.join(RECIPES)}, not {str(recipe)[:80]!r}")
     for name, value in {"repo": repo, "base_model": base_model}.items():
@@ -100,6 +104,7 @@ def read_request(
         "--recipe": recipe if recipe != "stock" else None,
         "--license": license,
         "--base-model": base_model,
+        "--rounds": str(rounds) if rounds != ROUNDS else None,
     }
     if calibration:
         options |= {
@@ -162,7 +167,7 @@ def read_request(
 
 def _check_use(checkpoint: ModelSource, text: NamedText) -> None:
     """Raises `UsageError` for a model that does not continue texts, and for a text that is too short for `bench`."""
-    if "dgpt2_quant.head.kind" in checkpoint.metadata(checkpoint.sha256(), {}):
+    if "dgpt2_quant.head.kind" in checkpoint.metadata("", {}):
         raise UsageError(
             f"{checkpoint.name} is a classifier, and `release` measures how a model continues texts",
             "Convert it with `dgpt2-quant convert`, and measure it with `dgpt2-quant eval`.",

@@ -115,13 +115,14 @@ def test_file_names_end_in_the_label_that_the_hub_finds(checkpoint: Path, tmp_pa
         for quant_type, path in request.paths.items():  # llama.cpp's `-hf NAME:TYPE`: common/download.cpp
             names = [one.name for one in request.paths.values()]
             assert [name for name in names if re.search(f"{quant_type}[.-]", name, re.IGNORECASE)] == [path.name]
+        assert "--rounds 7" in request.record["command"]
         assert ("--recipe lean" in request.record["command"]) == (recipe == "lean")
         assert not request.folder.exists()
 
 
 def ask(checkpoint: Path, folder: Path, **options: Any) -> Request:
     unset = ("type", "calibration_license", "repo", "license", "base_model", "revision", "announce")
-    defaults = {"recipe": "stock", "calibrate": "sampled", "text": "evaluation", "offline": True}
+    defaults = {"rounds": 7, "recipe": "stock", "calibrate": "sampled", "text": "evaluation", "offline": True}
     return read_request(str(checkpoint), output=folder, **{**dict.fromkeys(unset), **defaults, **options})
 
 
